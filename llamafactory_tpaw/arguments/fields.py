@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every `tpaw_*` key, with its default, help and range. The table in the docs is generated from here."""
+
+# No `from __future__ import annotations`: LlamaFactory's argument parser reads the types of this class from
+# another module, where the names of string annotations would not resolve.
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from ..errors import ConfigError
+
+
+class Range(NamedTuple):
+    """Allowed values of a number: at least `minimum`, or above it where `exclusive`."""
+
+    minimum: float
+    exclusive: bool = False
+
+    def __str__(self) -> str:
+        return f"{'>' if self.exclusive else '>='} {self.minimum:g}"
+
+
+@dataclass
+class TpawArguments:
+    r"""The keys of stage `tpaw`; mixed into LlamaFactory's `FinetuningArguments`, so they keep its flat namespace."""
+
+    tpaw_iteration: int = field(
+        default=0,
+        metadata={"help": "Round of self-play, from 0. Iteration t starts from theta_t and produces theta_{t+1}."},
+    )
+    tpaw_players: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Checkpoints theta_0 to theta_t, oldest first, separated by commas or as a YAML list; the last is "
+                "`model_name_or_path`. The newest `tpaw_team_size` form the team. Default: the model itself, at "
+                "iteration 0."
+            )
+        },
+    )
+    tpaw_team_size: int = field(
+        default=3,
+        metadata={"help": "How many checkpoints are players, and how many rounds of triplets are opponents."},
+    )
+    tpaw_objective: Literal["tpaw", "tspin"] = field(
+        default="tpaw",
+        metadata={"help": "The loss. `tpaw` judges by a team of players; `tspin` (T-SPIN) needs no reference model."},
+    )
+    tpaw_reward_scale: float = field(
+        default=0.1,
+        metadata={"help": "Lambda: factor from log-ratios in nats to rewards (objective `tpaw`)."},
+    )
+    tpaw_eta: float = field(
+        default=6.0,
+        metadata={"help": "Target weight where a player's target reward is not positive (objective `tpaw`)."},
+    )
+    tpaw_gamma: float = field(
+        default=0.5,
+        metadata={
+            "help": (
+                "Sharpness of the player weights, a softmax of -gamma times the margins (objective `tpaw`). "
+                "0 is the plain average over players."
+            )
+        },
+    )
+    tpaw_scale: float = field(
+        default=1.0,
+        metadata={"help": "Factor a on the log-prob differences (objective `tspin`)."},
+    )
+    tpaw_history_weight: float = field(
+        default=0.1,
+        metadata={"help": "Weight b of the term against y_0, from iteration 1 (objective `tspin`)."},
+    )
+    tpaw_proto: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Entry of dataset_info.json with the triplets of iteration 0, which hold y_0. Required by objective "
+                "`tspin` from iteration 1."
+            )
+        },
+    )
+    tpaw_prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "The SFT set whose prompts are answered, an entry of dataset_info.json. Without it nothing is "
+                "generated and every entry of `dataset` must exist."
+            )
+        },
+    )
+    tpaw_max_prompts: int | None = field(
+        default=None,
+        metadata={"help": "How many rows of `tpaw_prompts` are used, chosen once for all iterations. Default: all."},
+    )
+    tpaw_prompts_seed: int = field(
+        default=0,
+        metadata={"help": "Seed of the choice of `tpaw_max_prompts`; independent of `seed`."},
+    )
+    tpaw_turn: Literal["last", "first"] = field(
+        default="last",
+        metadata={
+            "help": (
+                "Which response of a conversation is the target: `last` (everything before it is the prompt) or "
+                "`first` (SPIN's choice)."
+            )
+        },
+    )
+    tpaw_engine: Literal["hf"] = field(
+        default="hf",
+        metadata={"help": "What samples the responses: `hf` is transformers in a process of its own."},
+    )
+    tpaw_generate_batch_tokens: int = field(
+        default=32768,
+        metadata={"help": "Most tokens (prompts and new ones, padding included) in one batch of generation."},
+    )
+    tpaw_reference: Literal["cached", "online"] = field(
+        default="cached",
+        metadata={
+            "help": (
+                "`cached` scores each player once, one in memory at a time, and keeps the log-probs on disk; `online` "
+                "keeps all players in memory and scores in every step, for comparison."
+            )
+        },
+    )
+    tpaw_cache_dir: str = field(
+        default="saves/.tpaw_cache",
+        metadata={"help": "Folder of the players' log-probs and of the checkpoints' fingerprints."},
+    )
+    tpaw_score_batch_tokens: int = field(
+        default=16384,
+        metadata={"help": "Most tokens, padding included, in one batch when players are scored."},
+    )
+    tpaw_min_response: int = field(
+        default=1,
+        metadata={
+            "help": "A prompt that leaves fewer tokens than this for the response under `cutoff_len` is a bad row."
+        },
+    )
+    tpaw_max_bad_rows: int = field(
+        default=0,
+        metadata={"help": "How many bad rows of `tpaw_prompts` may be dropped; beyond that the run is refused."},
+    )
+
+    def __post_init__(self) -> None:
+        """Coerce what YAML leaves as text and check ranges; other stages are left alone."""
+        if getattr(self, "stage", "tpaw") != "tpaw":
+            return
+        problems = []
+        for spec in fields(TpawArguments):
+            value, problem = parse_value(spec.name, getattr(self, spec.name))
+            if problem:
+                problems.append(problem)
+            else:
+                setattr(self, spec.name, value)
+        if problems:
+            raise ConfigError(problems)
+
+
+RANGES: dict[str, Range] = {
+    "tpaw_iteration": Range(0),
+    "tpaw_team_size": Range(1),
+    "tpaw_reward_scale": Range(0, exclusive=True),
+    "tpaw_eta": Range(1),
+    "tpaw_gamma": Range(0),
+    "tpaw_scale": Range(0, exclusive=True),
+    "tpaw_history_weight": Range(0),
+    "tpaw_max_prompts": Range(1),
+    "tpaw_prompts_seed": Range(0),
+    "tpaw_generate_batch_tokens": Range(1),
+    "tpaw_score_batch_tokens": Range(1),
+    "tpaw_min_response": Range(1),
+    "tpaw_max_bad_rows": Range(0),
+}
+FIELDS = {spec.name: spec for spec in fields(TpawArguments)}
+
+
+def parse_value(name: str, value: Any) -> tuple[Any, str | None]:
+    r"""Read one key's value as its type and check its range.
+
+    Args:
+        name: A key of `TpawArguments`.
+        value: What YAML, the command line or Python gave; numbers may be text.
+
+    Returns:
+        The value and None, or the value as given and a message that says what is allowed.
+    """
+    spec = FIELDS[name]
+    if value is None:
+        return None, None if spec.default is None else f"`{name}` is empty. Give a value or leave the key out."
+    kind = spec.type
+    if name == "tpaw_players":
+        names = value if isinstance(value, (list, tuple)) else str(value).split(",")
+        return [str(item).strip() for item in names if str(item).strip()], None
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        return (
+            (value, None) if value in choices else (value, f"`{name}` is {value!r}, but must be {_either(choices)}.")
+        )
+    number = int if kind in (int, int | None) else float if kind is float else None
+    if number is None:
+        return str(value), None
+    try:
+        parsed = number(str(value))
+    except ValueError:
+        return value, f"`{name}` is {value!r}, but must be {'a whole number' if number is int else 'a number'}."
+    allowed = RANGES[name]
+    if not math.isfinite(parsed) or parsed < allowed.minimum or (allowed.exclusive and parsed == allowed.minimum):
+        return value, f"`{name}` is {value}, but must be {allowed}. Change the key or leave it out ({spec.default})."
+    return parsed, None
+
+
+def _either(choices: tuple[str, ...]) -> str:
+    return " or ".join(f"`{choice}`" for choice in choices)
