@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The families of runs that this project ships: `yaml/` and `data/dataset_info.json` are written from here.
+
+`python -m llamafactory_tpaw.iteration.families` writes the files below the working folder; with `--check` it only says
+which of them are stale.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .run_files import Family, Training, dataset_entries, run_files
+
+
+SOURCES: dict[str, dict[str, Any]] = {
+    "ultrachat_200k": {
+        "hf_hub_url": "HuggingFaceH4/ultrachat_200k",
+        "split": "train_sft",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "system_tag": "system",
+        },
+    },
+    "gsm8k": {
+        "hf_hub_url": "openai/gsm8k",
+        "subset": "main",
+        "columns": {"prompt": "question", "response": "answer"},
+    },
+    "ultrafeedback": {
+        "hf_hub_url": "llamafactory/ultrafeedback_binarized",
+        "ranking": True,
+        "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"},
+    },
+    "tiny_train": {"file_name": "demo/train.jsonl", "columns": {"prompt": "question", "response": "answer"}},
+}
+GPU_MODEL = {"flash_attn": "fa2"}
+GPU_OUTPUT = {
+    "logging_steps": 10,
+    "save_steps": 500,
+    "save_total_limit": 1,
+    "save_only_model": False,
+    "plot_loss": True,
+    "report_to": "none",
+}
+ULTRACHAT_PROMPTS = {"tpaw_max_prompts": 50000, "tpaw_turn": "first", "tpaw_max_bad_rows": 500}
+SPIN_OPTIMIZER = {"optim": "rmsprop", "weight_decay": 0.0, "bf16": True, "seed": 42}
+
+
+def _gpu_sft(learning_rate: float, epochs: float, batch: int, accumulation: int, **extra: Any) -> Training:
+    return Training(learning_rate, epochs, batch, accumulation, extra={"bf16": True, "seed": 42, **extra})
+
+
+def _gpu_self_play(epochs: float, batch: int, accumulation: int, **extra: Any) -> Training:
+    """SPIN's published setting: RMSProp, peak 5e-7, linear decay, 10 % warm-up, 64 triplets a step."""
+    return Training(5e-7, epochs, batch, accumulation, "linear", extra={**SPIN_OPTIMIZER, **extra})
+
+
+QWEN_SELF_PLAY = _gpu_self_play(2.0, 4, 16)
+QWEN = Family(
+    name="qwen",
+    note="Qwen2.5-1.5B on UltraChat, one GPU.",
+    model="Qwen/Qwen2.5-1.5B",
+    template="qwen",
+    sft_data="ultrachat_200k",
+    saves="saves/Qwen2.5-1.5B/full",
+    sft=_gpu_sft(2e-5, 1.0, 4, 32),
+    self_play={"tpaw": QWEN_SELF_PLAY, "spin": QWEN_SELF_PLAY, "tspin": QWEN_SELF_PLAY},
+    iterations={"tpaw": 5, "spin": 4, "tspin": 4},
+    preference_data="ultrafeedback",
+    dpo=_gpu_self_play(1.0, 4, 16),
+    prompts=ULTRACHAT_PROMPTS,
+    model_keys=GPU_MODEL,
+    output_keys=GPU_OUTPUT,
+)
+LLAMA = Family(
+    name="llama",
+    note="Llama-3.1-8B on UltraChat, 8 GPUs.",
+    launcher="FORCE_TORCHRUN=1",
+    model="meta-llama/Llama-3.1-8B",
+    template="llama3",
+    sft_data="ultrachat_200k",
+    saves="saves/Llama-3.1-8B/full",
+    sft=_gpu_sft(2e-5, 1.0, 2, 8, ddp_timeout=180000000),
+    self_play={"tpaw": _gpu_self_play(2.0, 2, 4, ddp_timeout=180000000)},
+    iterations={"tpaw": 5},
+    preference_data="ultrafeedback",
+    dpo=_gpu_self_play(1.0, 2, 4, ddp_timeout=180000000),
+    prompts=ULTRACHAT_PROMPTS,
+    model_keys=GPU_MODEL,
+    method_keys={"deepspeed": "yaml/deepspeed/ds_z3_config.json"},
+    output_keys=GPU_OUTPUT,
+)
+QWEN_GSM8K = Family(
+    name="qwen_gsm8k",
+    note="Qwen2.5-1.5B on GSM8K, one GPU.",
+    model="Qwen/Qwen2.5-1.5B",
+    template="qwen",
+    sft_data="gsm8k",
+    saves="saves/Qwen2.5-1.5B/full",
+    run_prefix="gsm8k_",
+    sft=_gpu_sft(1e-5, 3.0, 8, 8),
+    self_play={
+        "tpaw": _gpu_self_play(2.0, 8, 8),
+        "spin": _gpu_self_play(2.0, 8, 8),
+        "tspin": _gpu_self_play(2.0, 8, 8),
+    },
+    iterations={"tpaw": 5, "spin": 4, "tspin": 4},
+    cutoff_len=1024,
+    max_new_tokens=512,
+    prompts={"tpaw_turn": "last"},
+    model_keys=GPU_MODEL,
+    output_keys=GPU_OUTPUT,
+)
+TINY_TRAIN = {"weight_decay": 0.0, "adam_beta2": 0.95, "use_cpu": True, "seed": 0}
+TINY_SELF_PLAY = Training(5e-4, 2.0, 32, 1, "linear", 0.0, extra=TINY_TRAIN)
+TINY = Family(
+    name="tiny",
+    note="The demo: a model of 0.4 M parameters on arithmetic word problems, on the CPU. `make demo` runs it.",
+    model="saves/Tiny/base",
+    template="default",
+    sft_data="tiny_train",
+    saves="saves/Tiny/full",
+    sft=Training(2e-3, 36.0, 32, 1, "cosine", 0.0, extra=TINY_TRAIN),
+    self_play={"tpaw": TINY_SELF_PLAY, "spin": TINY_SELF_PLAY},
+    iterations={"tpaw": 3, "spin": 3},
+    sft_more=Training(5e-4, 12.0, 32, 1, "linear", 0.0, extra=TINY_TRAIN),
+    cutoff_len=256,
+    max_new_tokens=64,
+    prompts={"tpaw_turn": "last"},
+    reward_scale=1.0,
+    dataset_keys={"default_system": ""},
+    output_keys={
+        "logging_steps": 10,
+        "save_steps": 500,
+        "save_total_limit": 1,
+        "plot_loss": True,
+        "report_to": "none",
+    },
+)
+FAMILIES = (QWEN, LLAMA, QWEN_GSM8K, TINY)
+
+
+def dataset_info(families: Iterable[Family]) -> str:
+    """Return the text of `data/dataset_info.json`: the sources, then the triplets of every family."""
+    entries = dict(SOURCES)
+    for family in families:
+        entries |= dataset_entries(family)
+    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+
+
+def committed_files() -> dict[str, str]:
+    """Return every generated file of this project, by path relative to it."""
+    files = {"data/dataset_info.json": dataset_info(FAMILIES)}
+    for family in FAMILIES:
+        files |= run_files(family)
+    return files
+
+
+def main(arguments: list[str]) -> int:
+    """Write the committed files below the working folder, or with `--check` print which of them are stale."""
+    stale = []
+    for name, text in committed_files().items():
+        path = Path(name)
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if "--check" not in arguments:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    for name in stale:
+        print(("stale: " if "--check" in arguments else "wrote ") + name)
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
