@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of what a caller hands to the objectives. Each raises a `ValueError` that names the argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+ROWS_SHOWN = 5
+
+
+def check_shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:
+    r"""Check the shape of a float tensor.
+
+    Args:
+        name: Argument shown in the message.
+        value: Tensor to check.
+        expected: One entry a dimension: the size, or a letter where any size of 1 or more will do.
+
+    Raises:
+        ValueError: If `value` is no float tensor or its shape differs.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        given = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"`{name}` must be a tensor of floats, got {given}. Convert it with `.float()`.")
+    sizes = tuple(value.shape)
+    fits = len(sizes) == len(expected) and all(
+        given >= 1 if isinstance(want, str) else given == want for given, want in zip(sizes, expected, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(size) for size in expected) + ("," if len(expected) == 1 else "")
+        letters = [size for size in expected if isinstance(size, str)]
+        note = f" with {' and '.join(letters)} at least 1" if letters else ""
+        raise ValueError(f"`{name}` must have shape ({wanted}){note}, got {sizes}.")
+
+
+def check_finite(**tensors: Tensor) -> None:
+    r"""Check that no tensor holds NaN or inf.
+
+    Args:
+        **tensors: Tensors by argument name, batch first.
+
+    Raises:
+        ValueError: Naming each argument at fault and its first rows.
+    """
+    # One flag for all of them: on a GPU each read waits for the device.
+    if bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).all()):
+        return
+    raise ValueError(" ".join(_describe_not_finite(name, tensor) for name, tensor in tensors.items()).strip())
+
+
+def _describe_not_finite(name: str, tensor: Tensor) -> str:
+    finite = torch.isfinite(tensor).flatten(1).all(1) if tensor.ndim > 1 else torch.isfinite(tensor)
+    rows = (~finite).nonzero().flatten().tolist()
+    if not rows:
+        return ""
+    more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
+    values = tensor[rows[0]].tolist()
+    return (
+        f"`{name}` holds NaN or inf in rows {rows[:ROWS_SHOWN]}{more} of {len(tensor)} (row {rows[0]}: {values}). "
+        "Log-probs must be finite: look at the model that gave them."
+    )
+
+
+def check_number(name: str, value: float, minimum: float, *, exclusive: bool = False) -> None:
+    r"""Check that a setting is finite and not below `minimum` (above it where `exclusive`).
+
+    Raises:
+        ValueError: If it is not.
+    """
+    too_low = value <= minimum if exclusive else value < minimum
+    if not math.isfinite(value) or too_low:
+        raise ValueError(f"`{name}` must be a finite number {'>' if exclusive else '>='} {minimum:g}, got {value}.")
+
+
+def widen(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    r"""Bring tensors to one dtype of at least float32, so that bf16 is not subtracted in bf16.
+
+    Returns:
+        The tensors in order; float64 where any of them is, else float32. Inputs are left unchanged.
+    """
+    dtype = torch.float32
+    for tensor in tensors.values():
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return [tensor.to(dtype) for tensor in tensors.values()]

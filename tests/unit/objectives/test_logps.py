@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-probs of sequences: hand-worked numbers, equality with LlamaFactory's, gradients, padding, bad input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from llamafactory_tpaw.objectives import sequence_logps
+
+
+def make_batch(lengths: list[int], width: int, vocabulary: int = 17, *, prompt: int = 3) -> tuple[Tensor, Tensor]:
+    """Random logits and labels, padded right; each row has `prompt` masked positions, then its response."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3.0 * torch.randn(len(lengths), width, vocabulary, generator=generator)
+    labels = torch.full((len(lengths), width), -100)
+    for row, length in enumerate(lengths):
+        labels[row, prompt : prompt + length] = torch.randint(vocabulary, (length,), generator=generator)
+    return logits, labels
+
+
+def naive_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    mask = labels[:, 1:] != -100
+    logps = logits[:, :-1].log_softmax(-1).gather(2, labels[:, 1:].clamp(min=0)[..., None]).squeeze(2)
+    return (logps * mask).sum(1)
+
+
+def test_by_hand() -> None:
+    """Vocabulary of 2. Position 0 predicts label 1: log(3 / 4); position 1 predicts label 0: log(1 / 2).
+
+    The label at position 0 and what position 2 predicts do not count. Sum: log(0.375) = -0.9808293.
+    """
+    logits = torch.tensor([[[0.0, math.log(3.0)], [1.0, 1.0], [9.0, -9.0]]])
+    out = sequence_logps(logits, torch.tensor([[0, 1, 0]]))
+    torch.testing.assert_close(out.sums, torch.tensor([-0.9808293]))
+    assert out.token_counts.tolist() == [2]
+
+
+def test_equals_llamafactory() -> None:
+    trainer_utils = pytest.importorskip("llamafactory.train.trainer_utils")
+    logits, labels = make_batch([5, 9, 1, 0], width=14)
+    sums, counts = sequence_logps(logits, labels)
+    expected_sums, expected_counts = trainer_utils.get_batch_logps(logits, labels)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-6, atol=1e-5)
+    assert torch.equal(counts, expected_counts)
+
+
+def test_row_without_response_is_0() -> None:
+    logits, labels = make_batch([0, 4, 0], width=8)
+    logits.requires_grad_()
+    sums, counts = sequence_logps(logits, labels)
+    assert (sums[0].item(), sums[2].item(), counts.tolist()) == (0.0, 0.0, [0, 4, 0])
+    sums.sum().backward()
+    assert (logits.grad[0] == 0).all()
+    assert sequence_logps(*make_batch([0, 0], width=1)).sums.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 256])
+def test_gradient_equals_autograd(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr("llamafactory_tpaw.objectives.logps.CHUNK_POSITIONS", chunk)
+    logits, labels = make_batch([5, 9, 0], width=14)
+    weights = torch.tensor([1.0, -2.5, 3.0])
+    ours, naive = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    sums = sequence_logps(ours, labels).sums
+    torch.testing.assert_close(sums, naive_sums(naive, labels))
+    (weights * sums).sum().backward()
+    (weights * naive_sums(naive, labels)).sum().backward()
+    torch.testing.assert_close(ours.grad, naive.grad, rtol=1e-5, atol=1e-6)
+    assert (ours.grad[labels.roll(-1, 1) == -100] == 0).all()
+
+
+def test_gradient_stays_exact_for_a_certain_token() -> None:
+    """A scalar second use of the same logits must add to the gradient, and a certain token must give none."""
+    logits = torch.zeros(1, 2, 3)
+    logits[0, 0, 1] = 200.0
+    logits.requires_grad_()
+    sums = sequence_logps(logits, torch.tensor([[-100, 1]])).sums
+    (sums.sum() + logits.sum()).backward()
+    assert sums.item() == 0.0
+    torch.testing.assert_close(logits.grad, torch.ones_like(logits))
+
+
+def test_padding_changes_no_bit() -> None:
+    logits, labels = make_batch([5, 9, 2], width=12)
+    expected = sequence_logps(logits, labels).sums
+    more = torch.randn(3, 4, 17)
+    mask = torch.full((3, 4), -100)
+    for wide, wide_labels in (
+        (torch.cat([logits, more], 1), torch.cat([labels, mask], 1)),
+        (torch.cat([more, logits], 1), torch.cat([mask, labels], 1)),
+    ):
+        assert torch.equal(sequence_logps(wide, wide_labels).sums, expected)
+    order = torch.tensor([2, 0, 1])
+    assert torch.equal(sequence_logps(logits[order], labels[order]).sums, expected[order])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_any_dtype_is_computed_in_float32(dtype: torch.dtype) -> None:
+    logits, labels = make_batch([5, 9, 2], width=12)
+    logits = logits.to(dtype).requires_grad_()
+    expected = sequence_logps(logits.detach().float(), labels).sums
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums = sequence_logps(logits, labels).sums
+    assert sums.dtype == torch.float32
+    assert torch.equal(sums, expected)
+    sums.sum().backward()
+    assert logits.grad.dtype == dtype
+
+
+def test_long_sums_keep_float32() -> None:
+    """2,000 tokens of log(1 / 17) in bf16 logits: a bf16 sum would stall near -512."""
+    logits = torch.zeros(1, 2001, 17, dtype=torch.bfloat16)
+    sums, counts = sequence_logps(logits, torch.ones(1, 2001, dtype=torch.long))
+    assert sums.item() == pytest.approx(2000 * math.log(1 / 17), rel=1e-6)
+    assert counts.tolist() == [2000]
+
+
+def test_inputs_are_not_mutated() -> None:
+    logits, labels = make_batch([5, 9], width=12)
+    logits.requires_grad_()
+    copies = logits.detach().clone(), labels.clone()
+    sequence_logps(logits, labels).sums.sum().backward()
+    assert torch.equal(logits, copies[0])
+    assert torch.equal(labels, copies[1])
+
+
+def test_only_the_logits_are_kept_for_the_backward() -> None:
+    logits, labels = make_batch([30] * 4, width=40, vocabulary=500)
+    logits.requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        sequence_logps(logits, labels)
+    extra = [value.numel() for value in kept if value.data_ptr() != logits.data_ptr()]
+    assert max(extra) <= 4 * 30
+
+
+@pytest.mark.parametrize("bad", [17, -1, -99])
+def test_labels_out_of_range(bad: int) -> None:
+    logits, labels = make_batch([5, 9], width=12)
+    labels[1, 4] = bad
+    with pytest.raises(ValueError, match=rf"`labels` holds \[{bad}\] in rows \[1\].* 0 to 16"):
+        sequence_logps(logits, labels)
+
+
+def test_wrong_shapes_and_types() -> None:
+    logits, labels = make_batch([5, 9], width=12)
+    with pytest.raises(ValueError, match=r"`labels` must have shape \(2, 12\).* got \(2, 11\)"):
+        sequence_logps(logits, labels[:, 1:])
+    with pytest.raises(ValueError, match=r"`logits` must have shape \(B, T, V\).* got \(12, 17\)"):
+        sequence_logps(logits[0], labels)
+    with pytest.raises(ValueError, match=r"`labels` must be a tensor of integers, got torch\.float32"):
+        sequence_logps(logits, labels.float())

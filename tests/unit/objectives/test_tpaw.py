@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TPAW loss: hand-worked numbers, the special cases of the algorithm, gradients, extremes, bad input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from llamafactory_tpaw.objectives import TpawLoss, tpaw_loss
+
+
+FP32 = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def make_logps(batch: int = 5, players: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Policy log-probs that carry grad, then players' log-probs within a few nats of them."""
+    generator = torch.Generator().manual_seed(seed)
+    target = -60.0 + 20.0 * torch.randn(batch, generator=generator, dtype=torch.float64)
+    generated = -50.0 + 20.0 * torch.randn(batch, generator=generator, dtype=torch.float64)
+    player_target = target[:, None] + 4.0 * torch.randn(batch, players, generator=generator, dtype=torch.float64)
+    player_generated = generated[:, None] + 4.0 * torch.randn(batch, players, generator=generator, dtype=torch.float64)
+    logps = [value.to(dtype) for value in (target, generated, player_target, player_generated)]
+    return [logps[0].requires_grad_(), logps[1].requires_grad_(), logps[2], logps[3]]
+
+
+def sigmoid_dpo(logps: list[Tensor], beta: float) -> Tensor:
+    """SPIN and sigmoid DPO for one reference, written on its own: log(1 + exp(-beta * (log-ratio difference)))."""
+    target, generated, reference_target, reference_generated = logps
+    policy_ratio = target - generated
+    reference_ratio = reference_target[:, 0] - reference_generated[:, 0]
+    return torch.log1p(torch.exp(-beta * (policy_ratio - reference_ratio)))
+
+
+def test_two_players_by_hand() -> None:
+    """One triplet, two players, lambda 0.5, eta 2, gamma 1.
+
+    Player 1: P(y) = 0.5 * (-10 - -12) = 1, P(y_gen) = 0.5 * (-8 - -7) = -0.5, m = 1.5, alpha = 1.
+    Player 2: P(y) = 0.5 * (-10 - -9) = -0.5, P(y_gen) = 0.5 * (-8 - -10) = 1, m = -1.5, alpha = 2.
+    beta = softmax(-1.5, 1.5) = (1 / (1 + e^3), 1 / (1 + e^-3)) = (0.0474259, 0.9525741).
+    z = (1 * 1 + 0.5, 2 * -0.5 - 1) = (1.5, -2).
+    l = (log(1 + e^-1.5), log(1 + e^2)) = (0.2014133, 2.1269280).
+    loss = 0.0474259 * 0.2014133 + 0.9525741 * 2.1269280 = 0.0095522 + 2.0260566 = 2.0356088.
+    """
+    out = tpaw_loss(
+        torch.tensor([-10.0]),
+        torch.tensor([-8.0]),
+        torch.tensor([[-12.0, -9.0]]),
+        torch.tensor([[-7.0, -10.0]]),
+        reward_scale=0.5,
+        eta=2.0,
+        gamma=1.0,
+    )
+    assert isinstance(out, TpawLoss)
+    torch.testing.assert_close(out.target_rewards, torch.tensor([[1.0, -0.5]]), **FP32)
+    torch.testing.assert_close(out.generated_rewards, torch.tensor([[-0.5, 1.0]]), **FP32)
+    torch.testing.assert_close(out.target_weights, torch.tensor([[1.0, 2.0]]), **FP32)
+    torch.testing.assert_close(out.player_weights, torch.tensor([[0.0474259, 0.9525741]]), **FP32)
+    torch.testing.assert_close(out.losses, torch.tensor([2.0356088]), **FP32)
+    torch.testing.assert_close(out.loss, torch.tensor(2.0356088), **FP32)
+
+
+def test_defaults_by_hand() -> None:
+    """Defaults lambda 0.1, eta 6, gamma 0.5; two triplets, one player.
+
+    Triplet 1: P(y) = 0.1 * (-20 - -15) = -0.5, P(y_gen) = 0.1 * (-30 - -32) = 0.2, z = 6 * -0.5 - 0.2 = -3.2,
+    l = log(1 + e^3.2) = 3.2399531. Triplet 2: P(y) = 0.1 * (-10 - -13) = 0.3, P(y_gen) = 0, z = 0.3,
+    l = log(1 + e^-0.3) = 0.5543552. Mean: 1.8971542.
+    """
+    out = tpaw_loss(
+        torch.tensor([-20.0, -10.0]),
+        torch.tensor([-30.0, -40.0]),
+        torch.tensor([[-15.0], [-13.0]]),
+        torch.tensor([[-32.0], [-40.0]]),
+    )
+    torch.testing.assert_close(out.losses, torch.tensor([3.2399531, 0.5543552]), **FP32)
+    torch.testing.assert_close(out.loss, torch.tensor(1.8971542), **FP32)
+
+
+def test_reward_of_exactly_zero_counts_as_not_positive() -> None:
+    target = torch.tensor([-5.0, -5.0, -5.0])
+    player = torch.tensor([[-5.0], [-5.000001], [-4.999999]])
+    out = tpaw_loss(target, target, player, player, eta=6.0)
+    assert out.target_weights.flatten().tolist() == [6.0, 1.0, 6.0]
+
+
+@pytest.mark.parametrize("reward_scale", [0.1, 0.5])
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_one_player_and_eta_1_is_spin(reward_scale: float, gamma: float) -> None:
+    logps = make_logps(players=1)
+    out = tpaw_loss(*logps, reward_scale=reward_scale, eta=1.0, gamma=gamma)
+    torch.testing.assert_close(out.losses, sigmoid_dpo(logps, reward_scale), **FP32)
+    ours = torch.autograd.grad(out.loss, logps[:2])
+    theirs = torch.autograd.grad(sigmoid_dpo(logps, reward_scale).mean(), logps[:2])
+    torch.testing.assert_close(ours, theirs, **FP32)
+
+
+def test_eta_1_leaves_the_target_unweighted() -> None:
+    logps = make_logps()
+    out = tpaw_loss(*logps, eta=1.0)
+    assert (out.target_weights == 1).all()
+    margins = out.target_rewards - out.generated_rewards
+    expected = (torch.softmax(-0.5 * margins, 1) * torch.log1p(torch.exp(-margins))).sum(1)
+    torch.testing.assert_close(out.losses, expected, **FP32)
+
+
+def test_gamma_0_is_the_plain_average_over_players() -> None:
+    logps = make_logps()
+    out = tpaw_loss(*logps, gamma=0.0)
+    torch.testing.assert_close(out.player_weights, torch.full((5, 3), 1 / 3), **FP32)
+    each = [tpaw_loss(*logps[:2], logps[2][:, j : j + 1], logps[3][:, j : j + 1]).losses for j in range(3)]
+    torch.testing.assert_close(out.losses, torch.stack(each).mean(0), **FP32)
+
+
+def test_one_player_has_weight_1() -> None:
+    logps = make_logps(players=1)
+    out = tpaw_loss(*logps, gamma=7.0)
+    assert (out.player_weights == 1).all()
+    torch.testing.assert_close(out.losses, tpaw_loss(*logps, gamma=0.0).losses, rtol=0, atol=0)
+
+
+def test_policy_equal_to_every_player_and_eta_1_is_log_2() -> None:
+    target, generated = make_logps()[:2]
+    out = tpaw_loss(target, generated, target[:, None].expand(5, 3), generated[:, None].expand(5, 3), eta=1.0)
+    torch.testing.assert_close(out.losses, torch.full((5,), math.log(2.0)), **FP32)
+    assert (out.target_rewards == 0).all()
+    assert (out.generated_rewards == 0).all()
+
+
+def test_smaller_margin_gives_a_player_more_weight() -> None:
+    logps = make_logps()
+    out = tpaw_loss(*logps, gamma=2.0)
+    margins = out.target_rewards - out.generated_rewards
+    assert torch.equal(margins.argsort(1), out.player_weights.argsort(1, descending=True))
+    torch.testing.assert_close(out.player_weights.sum(1), torch.ones(5), **FP32)
+
+
+def test_player_order_only_permutes_the_columns() -> None:
+    logps = make_logps()
+    order = torch.tensor([2, 0, 1])
+    out, other = tpaw_loss(*logps), tpaw_loss(*logps[:2], logps[2][:, order], logps[3][:, order])
+    torch.testing.assert_close(other.losses, out.losses, **FP32)
+    torch.testing.assert_close(other.player_weights, out.player_weights[:, order], **FP32)
+
+
+def test_loss_falls_with_the_target_and_rises_with_the_generated() -> None:
+    logps = make_logps()
+    target_grad, generated_grad = torch.autograd.grad(tpaw_loss(*logps).losses.sum(), logps[:2])
+    assert (target_grad < 0).all()
+    assert (generated_grad > 0).all()
+
+
+def test_gradcheck() -> None:
+    logps = make_logps(dtype=torch.float64)
+    # Frozen weights have no part in the analytic gradient, so they may not move under the numeric one either.
+    kwargs = {"reward_scale": 0.3, "gamma": 0.0}
+    rewards = tpaw_loss(*logps, **kwargs).target_rewards
+    assert rewards.dtype == torch.float64
+    assert rewards.abs().min() > 1e-3
+    assert torch.autograd.gradcheck(lambda t, g: tpaw_loss(t, g, *logps[2:], **kwargs).losses, logps[:2])
+
+
+def test_no_gradient_flows_through_the_weights() -> None:
+    logps = make_logps(dtype=torch.float64)
+    out = tpaw_loss(*logps)
+    ours = torch.autograd.grad(out.loss, logps[:2])
+    alpha, beta = out.target_weights, out.player_weights
+    target_rewards = 0.1 * (logps[0][:, None] - logps[2])
+    generated_rewards = 0.1 * (logps[1][:, None] - logps[3])
+    frozen = (beta * torch.log1p(torch.exp(generated_rewards - alpha * target_rewards))).sum(1).mean()
+    torch.testing.assert_close(ours, torch.autograd.grad(frozen, logps[:2]))
+    for value in (out.target_rewards, out.generated_rewards, alpha, beta):
+        assert not value.requires_grad
+    assert out.loss.requires_grad
+    assert out.losses.requires_grad
+
+
+def test_players_are_constants_even_if_they_carry_grad() -> None:
+    logps = make_logps()
+    players = [value.requires_grad_() for value in logps[2:]]
+    tpaw_loss(*logps[:2], *players).loss.backward()
+    assert [value.grad for value in players] == [None, None]
+
+
+@pytest.mark.parametrize(("reward_scale", "eta", "gamma"), [(10.0, 100.0, 0.5), (10.0, 1.0, 100.0), (0.1, 6.0, 0.0)])
+def test_extremes_stay_finite(reward_scale: float, eta: float, gamma: float) -> None:
+    sizes = torch.tensor([-1e6, -1e6, 0.0, 0.0, -5e5, 1e6])
+    target, generated = sizes.clone().requires_grad_(), sizes.flip(0).clone().requires_grad_()
+    player = torch.stack([sizes.flip(0), sizes, torch.zeros(6)], 1)
+    out = tpaw_loss(target, generated, player, player.flip(1), reward_scale=reward_scale, eta=eta, gamma=gamma)
+    out.loss.backward()
+    assert (out.target_rewards - out.generated_rewards).abs().max() >= 1e6 * reward_scale
+    for value in (*out, target.grad, generated.grad):
+        assert torch.isfinite(value).all()
+
+
+def test_a_won_triplet_keeps_its_small_loss() -> None:
+    """At z = 30 the loss is log(1 + e^-30) = 9.36e-14, not 0, and its gradient -9.36e-14."""
+    target = torch.tensor([0.0], requires_grad=True)
+    out = tpaw_loss(target, torch.tensor([-30.0]), torch.tensor([[0.0]]), torch.tensor([[0.0]]), reward_scale=1.0)
+    out.loss.backward()
+    assert out.loss.item() == pytest.approx(math.exp(-30), rel=1e-5)
+    assert target.grad.item() == pytest.approx(-6.0 * math.exp(-30), rel=1e-5)
+
+
+def test_inputs_are_not_mutated() -> None:
+    logps = make_logps()
+    before = [value.detach().clone() for value in logps]
+    tpaw_loss(*logps).loss.backward()
+    for value, copy in zip(logps, before, strict=True):
+        assert torch.equal(value, copy)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_inputs_are_computed_in_float32(dtype: torch.dtype) -> None:
+    logps = make_logps(dtype=dtype)
+    out = tpaw_loss(*logps)
+    assert {value.dtype for value in out} == {torch.float32}
+    expected = tpaw_loss(*(value.detach().float() for value in logps))
+    for value, wanted in zip(out, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0, check_stride=False)
+    out.loss.backward()
+    assert logps[0].grad.dtype == dtype
+
+
+def test_autocast_changes_nothing() -> None:
+    logps = make_logps()
+    expected = tpaw_loss(*logps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = tpaw_loss(*logps)
+    for value, wanted in zip(out, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0)
+
+
+NAMES = ["policy_target_logps", "policy_generated_logps", "player_target_logps", "player_generated_logps"]
+
+
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nan_and_inf_name_the_argument_and_the_rows(position: int, bad: float) -> None:
+    logps = [value.detach() for value in make_logps(batch=9)]
+    logps[position][3] = bad
+    logps[position][5:] = bad
+    with pytest.raises(ValueError, match=rf"`{NAMES[position]}` holds NaN or inf in rows \[3, 5, 6, 7, 8\] of 9"):
+        tpaw_loss(*logps)
+
+
+def test_nan_names_only_the_first_rows() -> None:
+    logps = [value.detach() for value in make_logps(batch=9)]
+    logps[2][:, 1] = math.nan
+    with pytest.raises(ValueError, match=r"rows \[0, 1, 2, 3, 4\] and 4 more of 9") as error:
+        tpaw_loss(*logps)
+    assert "player_generated_logps" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(4, 1), (4,), (4, 2), (4, 2)], r"`policy_target_logps` must have shape \(B,\).* got \(4, 1\)"),
+        ([(0,), (0,), (0, 2), (0, 2)], r"`policy_target_logps` .* at least 1, got \(0,\)"),
+        ([(4,), (3,), (4, 2), (4, 2)], r"`policy_generated_logps` must have shape \(4,\), got \(3,\)"),
+        ([(4,), (4,), (3, 2), (3, 2)], r"`player_target_logps` must have shape \(4, J\).* got \(3, 2\)"),
+        ([(4,), (4,), (4,), (4,)], r"`player_target_logps` must have shape \(4, J\).* got \(4,\)"),
+        ([(4,), (4,), (4, 0), (4, 0)], r"`player_target_logps` .* J at least 1, got \(4, 0\)"),
+        ([(4,), (4,), (4, 2), (4, 3)], r"`player_generated_logps` must have shape \(4, 2\), got \(4, 3\)"),
+    ],
+)
+def test_wrong_shapes(shapes: list[tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tpaw_loss(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_wrong_types() -> None:
+    with pytest.raises(ValueError, match="`policy_target_logps` must be a tensor of floats, got list"):
+        tpaw_loss([0.0], torch.zeros(1), torch.zeros(1, 1), torch.zeros(1, 1))
+    with pytest.raises(ValueError, match=r"`player_target_logps` must be a tensor of floats, got torch\.int64"):
+        tpaw_loss(torch.zeros(1), torch.zeros(1), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed"),
+    [
+        ({"reward_scale": 0.0}, "> 0"),
+        ({"reward_scale": -0.1}, "> 0"),
+        ({"reward_scale": math.nan}, "> 0"),
+        ({"eta": 0.99}, ">= 1"),
+        ({"eta": math.inf}, ">= 1"),
+        ({"gamma": -0.01}, ">= 0"),
+        ({"gamma": math.nan}, ">= 0"),
+    ],
+)
+def test_settings_out_of_range(setting: dict[str, float], allowed: str) -> None:
+    name, value = next(iter(setting.items()))
+    with pytest.raises(ValueError, match=f"`{name}` must be a finite number {allowed}, got {value}"):
+        tpaw_loss(*make_logps(), **setting)

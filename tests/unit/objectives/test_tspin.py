@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The T-SPIN loss: hand-worked numbers at iteration 0 and later, gradients, extremes, bad input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from llamafactory_tpaw.objectives import tspin_loss
+
+
+FP32 = {"rtol": 1e-5, "atol": 1e-6}
+TARGET, GENERATED, PROTO = torch.tensor([-3.0, -6.0]), torch.tensor([-4.0, -5.0]), torch.tensor([-6.0, -4.5])
+
+
+def test_iteration_0_by_hand() -> None:
+    """a = 1, no second term: z = (1, -1), l = (log(1 + e^-1), log(1 + e)) = (0.3132617, 1.3132617), mean 0.8132617."""
+    out = tspin_loss(TARGET, GENERATED, None)
+    torch.testing.assert_close(out.losses, torch.tensor([0.3132617, 1.3132617]), **FP32)
+    torch.testing.assert_close(out.loss, torch.tensor(0.8132617), **FP32)
+    torch.testing.assert_close(out.target_rewards, TARGET)
+    torch.testing.assert_close(out.generated_rewards, GENERATED)
+    assert out.proto_rewards is None
+
+
+def test_later_iteration_by_hand() -> None:
+    """a = 1, b = 0.1. Second margins: -4 + 6 = 2, -5 + 4.5 = -0.5.
+
+    l = (log(1 + e^-2), log(1 + e^0.5)) = (0.1269280, 0.9740770).
+    losses = (0.3132617 + 0.0126928, 1.3132617 + 0.0974077) = (0.3259545, 1.4106694), mean 0.8683119.
+    """
+    out = tspin_loss(TARGET, GENERATED, PROTO)
+    torch.testing.assert_close(out.losses, torch.tensor([0.3259545, 1.4106694]), **FP32)
+    torch.testing.assert_close(out.loss, torch.tensor(0.8683119), **FP32)
+    torch.testing.assert_close(out.proto_rewards, PROTO)
+
+
+def test_scale_and_history_weight_by_hand() -> None:
+    """a = 0.5, b = 2, first row: l(0.5) + 2 * l(1) = 0.4740770 + 2 * 0.3132617 = 1.1006004."""
+    out = tspin_loss(TARGET[:1], GENERATED[:1], PROTO[:1], scale=0.5, history_weight=2.0)
+    torch.testing.assert_close(out.loss, torch.tensor(1.1006004), **FP32)
+    torch.testing.assert_close(out.target_rewards - out.generated_rewards, torch.tensor([0.5]))
+
+
+def test_history_weight_0_is_iteration_0() -> None:
+    with_zero = tspin_loss(TARGET, GENERATED, PROTO, history_weight=0.0)
+    torch.testing.assert_close(with_zero.losses, tspin_loss(TARGET, GENERATED, None).losses, rtol=0, atol=0)
+
+
+def test_gradients_flow_through_all_three() -> None:
+    logps = [value.double().requires_grad_() for value in (TARGET, GENERATED, PROTO)]
+    assert torch.autograd.gradcheck(lambda t, g, p: tspin_loss(t, g, p).losses, logps)
+    target, generated, proto = torch.autograd.grad(tspin_loss(*logps).losses.sum(), logps)
+    assert (target < 0).all()
+    assert (generated > 0).all()
+    assert (proto > 0).all()
+
+
+def test_only_the_loss_carries_grad() -> None:
+    logps = [value.clone().requires_grad_() for value in (TARGET, GENERATED, PROTO)]
+    out = tspin_loss(*logps)
+    assert [value.requires_grad for value in out] == [True, True, False, False, False]
+
+
+def test_extremes_stay_finite() -> None:
+    values = [torch.tensor([-1e6, 0.0, 1e6]), torch.tensor([0.0, -1e6, -1e6]), torch.tensor([-1e6, 0.0, 1e6])]
+    logps = [value.requires_grad_() for value in values]
+    out = tspin_loss(*logps, scale=10.0, history_weight=100.0)
+    out.loss.backward()
+    for value in (*out, *(value.grad for value in logps)):
+        assert torch.isfinite(value).all()
+
+
+def test_bf16_is_computed_in_float32_and_autocast_changes_nothing() -> None:
+    logps = [value.bfloat16() for value in (TARGET, GENERATED, PROTO)]
+    expected = tspin_loss(*(value.float() for value in logps))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = tspin_loss(*logps)
+    for value, wanted in zip(out, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("position", "name"), enumerate(["policy_target_logps", "policy_generated_logps", "policy_proto_logps"])
+)
+def test_bad_log_probs_name_the_argument(position: int, name: str) -> None:
+    logps = [TARGET.clone(), GENERATED.clone(), PROTO.clone()]
+    logps[position][1] = math.nan
+    with pytest.raises(ValueError, match=rf"`{name}` holds NaN or inf in rows \[1\] of 2"):
+        tspin_loss(*logps)
+    logps[position] = torch.zeros(2, 1)
+    with pytest.raises(ValueError, match=rf"`{name}` must have shape .* got \(2, 1\)"):
+        tspin_loss(*logps)
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed"), [({"scale": 0.0}, "> 0"), ({"history_weight": -1.0}, ">= 0"), ({"scale": math.inf}, "> 0")]
+)
+def test_settings_out_of_range(setting: dict[str, float], allowed: str) -> None:
+    name, value = next(iter(setting.items()))
+    with pytest.raises(ValueError, match=f"`{name}` must be a finite number {allowed}, got {value}"):
+        tspin_loss(TARGET, GENERATED, PROTO, **setting)
