@@ -205,6 +205,13 @@ def test_a_won_triplet_keeps_its_small_loss() -> None:
     assert target.grad.item() == pytest.approx(-6.0 * math.exp(-30), rel=1e-5)
 
 
+def test_a_lost_triplet_is_exact_in_float64() -> None:
+    """At z = -25 the loss is 25 + log(1 + e^-25) = 25 + 1.3888e-11; a softplus with its usual threshold gives 25."""
+    zero, player = torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    out = tpaw_loss(zero, zero + 25.0, player, player, reward_scale=1.0)
+    assert out.loss.item() - 25.0 == pytest.approx(math.exp(-25), rel=1e-3)
+
+
 def test_inputs_are_not_mutated() -> None:
     logps = make_logps()
     before = [value.detach().clone() for value in logps]
