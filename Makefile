@@ -1,0 +1,49 @@
+# make demo and make test work on a fresh machine: they make .venv and install what is missing into it.
+# PYTHON=python3.12 names the interpreter, VENV=path an environment to use instead of .venv.
+
+SHELL := /bin/bash
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+PACKAGING := setup.py pyproject.toml llamafactory_tpaw.pth llamafactory_tpaw.start
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint docs run-files
+
+help:
+	@echo "make demo       play three iterations with a tiny model on the CPU and write a report"
+	@echo "make test       run the whole test suite"
+	@echo "make lint       check style and formatting"
+	@echo "make docs       write docs/configuration.md and the README's table from the arguments' help"
+	@echo "make run-files  write yaml/ and data/dataset_info.json from llamafactory_tpaw/iteration/families.py"
+
+venv: $(VENV)/.tpaw-installed
+
+demo: $(VENV)/.tpaw-installed
+	@$(RUN) -m demo.run
+
+test: $(VENV)/.tpaw-installed-dev
+	@$(RUN) -m pytest
+
+lint: $(VENV)/.tpaw-installed-dev
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+docs: $(VENV)/.tpaw-installed
+	@$(RUN) -m llamafactory_tpaw.arguments.reference --write
+
+run-files: $(VENV)/.tpaw-installed
+	@$(RUN) -m llamafactory_tpaw.iteration.families
+
+# The environment is made here and not in a rule of its own: an interrupted `venv` leaves a python without pip behind.
+$(VENV)/.tpaw-installed: $(PACKAGING)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed and was not found. Name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --editable .
+	@touch $@
+
+$(VENV)/.tpaw-installed-dev: $(VENV)/.tpaw-installed
+	$(RUN) -m pip install --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The reference of the `tpaw_*` keys, written from the fields themselves.
+
+`python -m llamafactory_tpaw.arguments.reference --write` writes `docs/configuration.md` and the table in `README.md`
+below the working folder; with `--check` it only says which of them are stale.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin
+
+from .fields import FIELDS, RANGES
+
+
+TABLE_BEGIN = "<!-- keys: written by `make docs` -->"
+TABLE_END = "<!-- end of keys -->"
+TYPE_NAMES = {int: "whole number", int | None: "whole number", float: "number", str: "text", str | None: "text"}
+
+
+class Group(NamedTuple):
+    """Keys that belong together, and the objectives that read them."""
+
+    heading: str
+    objectives: str
+    keys: tuple[str, ...]
+
+
+GROUPS = (
+    Group(
+        "Iteration and team",
+        "both",
+        ("tpaw_iteration", "tpaw_players", "tpaw_team_size", "tpaw_objective", "tpaw_cache_dir"),
+    ),
+    Group("Objective `tpaw`", "`tpaw`", ("tpaw_reward_scale", "tpaw_eta", "tpaw_gamma")),
+    Group("Objective `tspin`", "`tspin`", ("tpaw_scale", "tpaw_history_weight", "tpaw_proto")),
+    Group(
+        "Prompts and generation",
+        "both",
+        (
+            "tpaw_prompts",
+            "tpaw_max_prompts",
+            "tpaw_prompts_seed",
+            "tpaw_turn",
+            "tpaw_min_response",
+            "tpaw_max_bad_rows",
+            "tpaw_engine",
+            "tpaw_generate_batch_tokens",
+        ),
+    ),
+    Group("Players' log-probs", "`tpaw`", ("tpaw_reference", "tpaw_score_batch_tokens")),
+)
+
+PAGE_HEAD = """\
+# Configuration
+
+<!-- Written by `make docs` from llamafactory_tpaw/arguments/fields.py. Change the help there. -->
+
+A run of stage `tpaw` is one YAML file, an iteration each. Everything that is not listed here is LlamaFactory's own key
+and keeps its meaning. All keys below can be overridden on the command line, as LlamaFactory's own:
+`llamafactory-cli train yaml/qwen_tpaw_iter2.yaml tpaw_eta=4.0`. A key that is not known is refused, and the nearest
+known one is named.
+"""
+
+PAGE_TAIL = """\
+## LlamaFactory's keys that stage `tpaw` reads in its own way
+
+| key | what it does here |
+|---|---|
+| `model_name_or_path` | theta_t: generates D_t, is the newest player, and is then trained. |
+| `dataset` | The triplets to train on, oldest round first. The newest `tpaw_team_size` are used. The last one is \
+generated where it is missing and `tpaw_prompts` is set. Any other ranking set may be named, too. |
+| `temperature`, `top_p`, `top_k` | Sampling. They must be given where `tpaw_prompts` is set, because LlamaFactory's \
+defaults (0.95, 0.7, 50) would cut the distribution unseen. |
+| `max_new_tokens`, `cutoff_len` | A response has at most min(`max_new_tokens`, `cutoff_len` - prompt) tokens. \
+Prompts are never cut. |
+| `seed` | Seeds the sampling and the training. It does not change which prompts are used. |
+| `max_samples` | Limits prompts, never triplets. |
+| `val_size` | Counts prompts: all triplets of a prompt are on one side, the same side in every iteration. |
+"""
+
+
+def configuration_page() -> str:
+    """Return the text of `docs/configuration.md`."""
+    parts = [PAGE_HEAD]
+    for group in GROUPS:
+        rows = ["| key | type | default | allowed | objective | meaning |", "|---|---|---|---|---|---|"]
+        for key in group.keys:
+            cells = (f"`{key}`", _type(key), _default(key), _allowed(key), group.objectives, _help(key))
+            rows.append("| " + " | ".join(cells) + " |")
+        parts.append(f"## {group.heading}\n\n" + "\n".join(rows) + "\n")
+    return "\n".join([*parts, PAGE_TAIL])
+
+
+def readme_table() -> str:
+    """Return the table of `README.md`: key, default and meaning."""
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for group in GROUPS:
+        rows += [f"| `{key}` | {_default(key)} | {_help(key)} |" for key in group.keys]
+    return "\n".join(rows) + "\n"
+
+
+def with_table(readme: str) -> str:
+    r"""Return the README's text with the table between its markers renewed.
+
+    Raises:
+        ValueError: If a marker is missing.
+    """
+    pattern = re.compile(f"({re.escape(TABLE_BEGIN)}\n).*?({re.escape(TABLE_END)})", re.DOTALL)
+    renewed, count = pattern.subn(lambda match: match[1] + readme_table() + match[2], readme)
+    if count != 1:
+        raise ValueError(f"README.md must hold the line {TABLE_BEGIN} and after it {TABLE_END}, once. Put them back.")
+    return renewed
+
+
+def _type(key: str) -> str:
+    if key == "tpaw_players":
+        return "text or list"
+    kind: Any = FIELDS[key].type
+    return "word" if get_origin(kind) is not None and kind not in TYPE_NAMES else TYPE_NAMES[kind]
+
+
+def _default(key: str) -> str:
+    default = FIELDS[key].default
+    return "none" if default is None else f"`{default}`"
+
+
+def _allowed(key: str) -> str:
+    if _type(key) == "word":
+        return ", ".join(f"`{choice}`" for choice in get_args(FIELDS[key].type))
+    return str(RANGES[key]) if key in RANGES else ""
+
+
+def _help(key: str) -> str:
+    return FIELDS[key].metadata["help"].replace("|", "\\|")
+
+
+def main(arguments: list[str]) -> int:
+    """Write both files, or with `--check` print which of them are stale."""
+    readme = Path("README.md")
+    pages = {
+        Path("docs/configuration.md"): configuration_page(),
+        readme: with_table(readme.read_text(encoding="utf-8")),
+    }
+    stale = [path for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        print(("stale: " if "--check" in arguments else "wrote ") + str(path))
+        if "--check" not in arguments:
+            path.write_text(pages[path], encoding="utf-8")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
