@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run's settings must satisfy before anything is read: all problems at once, from the keys alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .fields import FIELDS, TpawArguments, parse_value
+
+
+# Keys of LlamaFactory that stage `tpaw` does not go with, the values that are harmless, and why.
+INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "streaming": ((False,), "triplets are matched with cached log-probs, so all rows are needed"),
+    "packing": ((False,), "a triplet's responses are scored one by one"),
+    "neat_packing": ((False,), "a triplet's responses are scored one by one"),
+    "tokenized_path": ((), "triplets are tokenized from their own files"),
+    "mix_strategy": (("concat",), "every round is used whole"),
+    "mask_history": ((False,), "only the response is scored"),
+    "train_on_prompt": ((False,), "only the response is scored"),
+    "adapter_name_or_path": ((), "this version trains all weights"),
+    "quantization_bit": ((), "this version trains all weights"),
+    "use_unsloth": ((False,), "it replaces the forward pass that players and policy share"),
+    "mixture_of_depths": ((), "it changes the model that players and policy share"),
+    "num_beams": ((1,), "responses are sampled one by one"),
+    "predict_with_generate": ((False,), "generation is part of the stage itself"),
+}
+SAMPLING_KEYS = ("temperature", "top_p", "top_k")
+REQUIRED_KEYS = ("model_name_or_path", "template", "dataset", "output_dir")
+
+
+def read_tpaw_args(given: Mapping[str, Any]) -> tuple[TpawArguments, list[str]]:
+    r"""Read the `tpaw_*` keys of a run.
+
+    Args:
+        given: Every key the user gave, of LlamaFactory and of this package.
+
+    Returns:
+        The arguments, with defaults in place of values that are wrong, and one message for each of these.
+    """
+    values, problems = {}, []
+    for name in FIELDS:
+        if name not in given:
+            continue
+        value, problem = parse_value(name, given[name])
+        if problem:
+            problems.append(problem)
+        else:
+            values[name] = value
+    return TpawArguments(**values), problems
+
+
+def setting_problems(given: Mapping[str, Any]) -> list[str]:
+    r"""Check LlamaFactory's own keys against what stage `tpaw` can do.
+
+    Returns:
+        One message a problem: what was given, what is allowed, what to do.
+    """
+    problems = [f"`{key}` is missing. Stage `tpaw` needs it." for key in REQUIRED_KEYS if not given.get(key)]
+    finetuning_type = given.get("finetuning_type", "lora")
+    if finetuning_type != "full":
+        default = "" if "finetuning_type" in given else " (LlamaFactory's default)"
+        problems.append(
+            f"`finetuning_type` is {finetuning_type}{default}, but this version of stage `tpaw` trains all weights. Set "
+            "`finetuning_type: full`."
+        )
+    for key, (harmless, reason) in INCOMPATIBLE.items():
+        value = given.get(key)
+        if value is not None and value not in harmless:
+            problems.append(f"`{key}: {value}` does not go with stage `tpaw`: {reason}. Remove it.")
+    if given.get("tpaw_prompts"):
+        problems += _sampling_problems(given)
+    return problems
+
+
+def _sampling_problems(given: Mapping[str, Any]) -> list[str]:
+    absent = [key for key in SAMPLING_KEYS if key not in given]
+    if not absent:
+        return []
+    named = ", ".join(f"`{key}`" for key in absent)
+    return [
+        f"{named} must be given where `tpaw_prompts` is set: LlamaFactory's defaults (0.95, 0.7, 50) would apply unseen. "
+        "TPAW samples with `temperature: 1.0`, `top_p: 1.0`, `top_k: 0`."
+    ]

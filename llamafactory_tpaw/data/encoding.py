@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts and responses as token ids, through the template that LlamaFactory trains with.
+
+One encoder serves generation, scoring and training, so that a response is always conditioned on the same prompt tokens,
+and so that target and generated response end by the same rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+
+# Two contents that share no last character: what their encoded turns have in common at the end is the end of turn.
+_PROBES = ("0", "Z")
+
+
+class TurnEncoder:
+    r"""Encode one-turn examples and finish sampled responses.
+
+    Args:
+        tokenizer: The tokenizer, already adapted to the template by LlamaFactory.
+        template: LlamaFactory's template object.
+
+    Attributes:
+        end_of_turn: Token ids that the template writes after a response's text, the final EOS of templates that use
+            an `efficient_eos` included.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Any) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.end_of_turn = self._find_end_of_turn()
+
+    def encode(
+        self, prompt: Sequence[Message], response: Message, system: str | None = None, tools: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        r"""Encode a prompt and its response, end of turn included.
+
+        Args:
+            prompt: Messages with `role` and `content`, the last one from the user's side.
+            response: The message that answers.
+            system: System text, or None for the template's default.
+            tools: Tool descriptions as LlamaFactory keeps them, a JSON text.
+
+        Returns:
+            Prompt ids and response ids, int32 arrays. Nothing is cut.
+        """
+        prompt_ids, response_ids = self.template.encode_oneturn(
+            self.tokenizer, [*prompt, response], system or None, tools or None
+        )
+        if self.template.efficient_eos:
+            response_ids = [*response_ids, self.tokenizer.eos_token_id]
+        return np.asarray(prompt_ids, dtype=np.int32), np.asarray(response_ids, dtype=np.int32)
+
+    def finish(self, sampled: Sequence[int], finish_reason: str) -> np.ndarray:
+        r"""Complete a sampled response with the tokens that end a turn.
+
+        Args:
+            sampled: Ids as the model sampled them, up to and including the stop token.
+            finish_reason: `stop` or `length`. A response that ran into the limit did not end: nothing is added.
+
+        Returns:
+            Response ids as trained on, int32. After a stop token of the template's end of turn the rest of that end
+            follows; after any other stop token nothing does.
+        """
+        ids = list(sampled)
+        if finish_reason == "stop" and ids and ids[-1] in self.end_of_turn:
+            ids += self.end_of_turn[self.end_of_turn.index(ids[-1]) + 1 :]
+        return np.asarray(ids, dtype=np.int32)
+
+    def text_of(self, sampled: Sequence[int], finish_reason: str) -> str:
+        """Decode a sampled response without its stop token; nothing else is stripped or joined."""
+        ids = list(sampled[:-1] if finish_reason == "stop" else sampled)
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def encode_text(self, text: str, finish_reason: str) -> np.ndarray:
+        """Encode a response's text where its sampled ids are of another tokenizer."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return np.asarray([*ids, *(self.end_of_turn if finish_reason == "stop" else [])], dtype=np.int32)
+
+    def stop_token_ids(self, model_eos: int | Sequence[int] | None = None) -> list[int]:
+        """Ids that end a response: the template's, the tokenizer's EOS and those of the model's generation config."""
+        extra = [model_eos] if isinstance(model_eos, int) else list(model_eos or [])
+        return sorted({*self.template.get_stop_token_ids(self.tokenizer), self.tokenizer.eos_token_id, *extra})
+
+    def _find_end_of_turn(self) -> list[int]:
+        question = {"role": "user", "content": "?"}
+        turns = [self.encode([question], {"role": "assistant", "content": text})[1].tolist() for text in _PROBES]
+        end: list[int] = []
+        for first, second in zip(reversed(turns[0]), reversed(turns[1]), strict=False):
+            if first != second:
+                break
+            end.insert(0, first)
+        return end
+
+
+def cut_response(ids: np.ndarray, prompt_tokens: int, cutoff_len: int) -> np.ndarray:
+    """Cut a response to what the prompt leaves of `cutoff_len` tokens; a cut response has no end of turn."""
+    return ids[: max(cutoff_len - prompt_tokens, 0)]
+
+
+def prompt_id(prompt_ids: np.ndarray, target_ids: np.ndarray, seen: dict[str, int]) -> str:
+    r"""Name a prompt by its content.
+
+    Args:
+        prompt_ids: Prompt token ids.
+        target_ids: Target token ids, uncut.
+        seen: How often each content has occurred in this set so far; updated.
+
+    Returns:
+        16 hex digits of SHA-256 over both, `-`, and the number of the occurrence from 0.
+    """
+    digest = hashlib.sha256()
+    for ids in (prompt_ids, target_ids):
+        digest.update(len(ids).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(ids, dtype="<i8").tobytes())
+    content = digest.hexdigest()[:16]
+    occurrence = seen.get(content, 0)
+    seen[content] = occurrence + 1
+    return f"{content}-{occurrence}"
+
+
+def digest_of_ids(ids: Iterable[str]) -> str:
+    """SHA-256 over an ordered list of prompt ids: which prompts a set of triplets answers."""
+    digest = hashlib.sha256()
+    for item in ids:
+        digest.update(item.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what maps text to ids: vocabulary, merges, normalisation and added tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        state.pop("truncation", None)
+        state.pop("padding", None)
+    else:
+        state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    special = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
+    return hashlib.sha256(json.dumps([state, special], sort_keys=True).encode()).hexdigest()
+
+
+def template_digest(template: Any) -> str:
+    """SHA-256 over everything a template writes: slots, default system text, stop and thought words."""
+    return hashlib.sha256(json.dumps(_describe(template), sort_keys=True).encode()).hexdigest()
+
+
+def _describe(value: Any) -> Any:
+    """Turn a template into plain JSON values, with class names so that formatters of other kinds differ."""
+    if is_dataclass(value) and not isinstance(value, type):
+        plain = {spec.name: _describe(getattr(value, spec.name)) for spec in fields(value)}
+        return {"class": type(value).__name__, **plain}
+    if isinstance(value, dict):
+        return {str(key): _describe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_describe(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(item) for item in value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return type(value).__name__

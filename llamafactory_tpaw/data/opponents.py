@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opponent data D_O: the triplets of the last rounds as token ids, and their split for evaluation."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+from .encoding import TurnEncoder, cut_response, prompt_id, template_digest, tokenizer_digest
+from .prompts import BadRow, check_bad_rows
+from .source import Entry, load_rows
+from .triplets import TripletMeta, TripletRow, read_triplets
+
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FOREIGN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """A prompt with its target and one generated response, as int32 token ids ready for training.
+
+    Attributes:
+        id: The prompt's id.
+        iteration: Which θ generated the response; `FOREIGN` for other ranking data.
+        prompt_ids: The prompt, uncut.
+        target_ids: The target, cut to what the prompt leaves of `cutoff_len`.
+        generated_ids: The generated response by the same rule.
+        truncated: Whether the generated response has no end of turn.
+        proto_ids: y_0, the response of θ_0 to the prompt (T-SPIN), or None.
+    """
+
+    id: str
+    iteration: int
+    prompt_ids: np.ndarray
+    target_ids: np.ndarray
+    generated_ids: np.ndarray
+    truncated: bool
+    proto_ids: np.ndarray | None = None
+
+    @property
+    def responses(self) -> tuple[np.ndarray, ...]:
+        """The responses in batch order: target, generated and, where there is one, y_0."""
+        both = (self.target_ids, self.generated_ids)
+        return both if self.proto_ids is None else (*both, self.proto_ids)
+
+    @property
+    def equal(self) -> bool:
+        """Whether the generated response is the target."""
+        return self.target_ids.tobytes() == self.generated_ids.tobytes()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How rows are cut and when they are dropped: `cutoff_len`, `tpaw_min_response`, `tpaw_max_bad_rows`."""
+
+    cutoff_len: int
+    min_response: int
+    max_bad_rows: int
+
+
+def load_triplets(entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits: Limits) -> list[Triplet]:
+    r"""Read a triplet file as token ids.
+
+    The sampled ids are used where tokenizer and template are those of the file's meta; otherwise texts are encoded.
+
+    Raises:
+        DataError: If a row's prompt does not encode to the tokens it was generated from, or rows are bad.
+    """
+    exact = (tokenizer_digest(encoder.tokenizer), template_digest(encoder.template)) == (meta.tokenizer, meta.template)
+    triplets, bad_rows, seen = [], [], {}
+    for number, row in enumerate(read_triplets(entry.path, meta), start=1):
+        prompt_ids, target_ids = encoder.encode(row.messages, row.target, row.system, row.tools)
+        identity = prompt_id(prompt_ids, target_ids, seen)
+        if exact and identity != row.id:
+            raise DataError(
+                f"{entry.path}, row {number}: its prompt and target encode to id {identity}, but the row says {row.id}: "
+                "it was generated from other tokens. Generate the file anew."
+            )
+        generated_ids = _generated_ids(row, encoder, exact)
+        triplet = _cut(
+            Triplet(identity, row.iteration, prompt_ids, target_ids, generated_ids, row.finish_reason == "length"),
+            limits,
+        )
+        _keep(triplet, number, limits, triplets, bad_rows)
+    check_bad_rows(f"`dataset: {entry.name}` ({entry.path})", bad_rows, limits.max_bad_rows)
+    return triplets
+
+
+def load_foreign(
+    entry: Entry, encoder: TurnEncoder, limits: Limits, model_args: Any, data_args: Any, training_args: Any
+) -> list[Triplet]:
+    r"""Read any other ranking dataset: the better response is the target, the worse one counts as generated.
+
+    Raises:
+        DataError: If the entry is not a ranking set, or rows are bad.
+    """
+    if not entry.ranking:
+        raise DataError(
+            f"`dataset: {entry.name}` is not a ranking set (`ranking: true`), so it has no generated responses. SFT sets "
+            "go into `tpaw_prompts`; `dataset` takes triplets."
+        )
+    all_rows = copy.copy(data_args)
+    all_rows.max_samples = None
+    triplets, bad_rows, seen = [], [], {}
+    for number, row in enumerate(load_rows(entry, model_args, all_rows, training_args), start=1):
+        if len(row.prompt) % 2 != 1 or len(row.responses) != 2 or row.has_media:
+            bad_rows.append(BadRow(number, "it is not one prompt with two responses in text"))
+            continue
+        prompt_ids, target_ids = encoder.encode(row.prompt, row.responses[0], row.system, row.tools)
+        generated_ids = encoder.encode(row.prompt, row.responses[1], row.system, row.tools)[1]
+        identity = prompt_id(prompt_ids, target_ids, seen)
+        triplet = _cut(Triplet(identity, FOREIGN, prompt_ids, target_ids, generated_ids, False), limits)
+        _keep(triplet, number, limits, triplets, bad_rows)
+    check_bad_rows(f"`dataset: {entry.name}`", bad_rows, limits.max_bad_rows)
+    return triplets
+
+
+def with_proto(triplets: list[Triplet], proto: list[Triplet], entry_name: str) -> list[Triplet]:
+    r"""Give each triplet y_0, the response that θ_0 generated for the same prompt.
+
+    Raises:
+        DataError: If a prompt has no response in `proto`.
+    """
+    by_id = {triplet.id: triplet.generated_ids for triplet in proto}
+    absent = [triplet.id for triplet in triplets if triplet.id not in by_id]
+    if absent:
+        raise DataError(
+            f"`tpaw_proto: {entry_name}` lacks {len(absent)} of {len(triplets)} prompts, the first with id {absent[0]}. "
+            "Name the triplets that iteration 0 generated for the same prompts."
+        )
+    return [replace(triplet, proto_ids=by_id[triplet.id]) for triplet in triplets]
+
+
+def first_prompts(triplets: list[Triplet], count: int | None) -> list[Triplet]:
+    """Keep all triplets of the first `count` prompts; all of them for None."""
+    if count is None:
+        return triplets
+    kept = set(list(dict.fromkeys(triplet.id for triplet in triplets))[:count])
+    return [triplet for triplet in triplets if triplet.id in kept]
+
+
+def split_by_prompt(triplets: list[Triplet], val_size: float) -> tuple[list[Triplet], list[Triplet]]:
+    r"""Hold out prompts with all their triplets.
+
+    Args:
+        triplets: Triplets of any number of rounds.
+        val_size: Number of prompts, or their share when below 1, as LlamaFactory's `val_size`.
+
+    Returns:
+        Training and held-out triplets. The choice follows a hash of the prompts, so it is the same in every iteration.
+    """
+    contents = {_content(triplet): None for triplet in triplets}
+    ordered = sorted(contents, key=lambda content: hashlib.sha256(content.encode()).hexdigest())
+    count = int(val_size) if val_size >= 1 else round(val_size * len(ordered))
+    held_out = set(ordered[:count])
+    train = [triplet for triplet in triplets if _content(triplet) not in held_out]
+    if not train:
+        raise DataError(
+            f"`val_size` is {val_size:g}, which holds out all {len(ordered)} prompts. Lower it so that some are trained on."
+        )
+    return train, [triplet for triplet in triplets if _content(triplet) in held_out]
+
+
+def _content(triplet: Triplet) -> str:
+    """The id without its occurrence number: duplicates of a row stay on one side."""
+    return triplet.id.partition("-")[0]
+
+
+def _generated_ids(row: TripletRow, encoder: TurnEncoder, exact: bool) -> np.ndarray:
+    if exact and row.generated_ids:
+        return encoder.finish(row.generated_ids, row.finish_reason)
+    return encoder.encode_text(row.generated, row.finish_reason)
+
+
+def _cut(triplet: Triplet, limits: Limits) -> Triplet:
+    prompt_tokens = len(triplet.prompt_ids)
+    generated_ids = cut_response(triplet.generated_ids, prompt_tokens, limits.cutoff_len)
+    return replace(
+        triplet,
+        target_ids=cut_response(triplet.target_ids, prompt_tokens, limits.cutoff_len),
+        generated_ids=generated_ids,
+        truncated=triplet.truncated or len(generated_ids) < len(triplet.generated_ids),
+    )
+
+
+def _keep(triplet: Triplet, number: int, limits: Limits, kept: list[Triplet], bad_rows: list[BadRow]) -> None:
+    left = limits.cutoff_len - len(triplet.prompt_ids)
+    if left < limits.min_response:
+        bad_rows.append(
+            BadRow(
+                number,
+                f"its prompt has {len(triplet.prompt_ids)} tokens, which leaves fewer than {limits.min_response} "
+                f"(`tpaw_min_response`) under `cutoff_len: {limits.cutoff_len}`",
+            )
+        )
+    else:
+        kept.append(triplet)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triplet files: one generated response for each prompt, with the ids that were sampled, and what they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+from .files import read_json, write_json_atomic
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .encoding import Message
+    from .prompts import Prompt
+
+META_SCHEMA = 1
+FINISH_REASONS = ("stop", "length")
+
+# LlamaFactory's common roles and the tags of its sharegpt format.
+ROLE_TO_TAG = {"user": "human", "assistant": "gpt", "observation": "observation", "function": "function_call"}
+TAG_TO_ROLE = {tag: role for role, tag in ROLE_TO_TAG.items()}
+
+
+@dataclass(frozen=True)
+class TripletRow:
+    """One row of a triplet file.
+
+    Attributes:
+        id: The prompt's id.
+        iteration: Which θ generated it.
+        messages: The prompt's messages, with LlamaFactory's roles.
+        system: System text, empty for the template's default.
+        tools: Tool descriptions, empty for none.
+        target: The SFT response.
+        generated: The generated response's text.
+        finish_reason: `stop` or `length`.
+        generated_ids: The ids as sampled, stop token included.
+    """
+
+    id: str
+    iteration: int
+    messages: list[Message]
+    system: str
+    tools: str
+    target: Message
+    generated: str
+    finish_reason: str
+    generated_ids: list[int]
+
+    @classmethod
+    def of(cls, prompt: Prompt, iteration: int, text: str, finish_reason: str, ids: Sequence[int]) -> TripletRow:
+        """Join a prompt with what was generated for it."""
+        return cls(
+            id=prompt.id,
+            iteration=iteration,
+            messages=prompt.messages,
+            system=prompt.system,
+            tools=prompt.tools,
+            target=prompt.target,
+            generated=text,
+            finish_reason=finish_reason,
+            generated_ids=[int(token) for token in ids],
+        )
+
+    def to_json(self) -> str:
+        """One line of the file: a sharegpt ranking row that LlamaFactory's other stages read as well."""
+        row = {
+            "id": self.id,
+            "iteration": self.iteration,
+            "conversations": [_to_tag(message) for message in self.messages],
+            "system": self.system,
+            "tools": self.tools,
+            "chosen": _to_tag(self.target),
+            "rejected": {"from": "gpt", "value": self.generated},
+            "finish_reason": self.finish_reason,
+            "generated_ids": self.generated_ids,
+        }
+        return json.dumps(row, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any], where: str) -> TripletRow:
+        r"""Read one line.
+
+        Raises:
+            DataError: If a column is missing or has a value it cannot have; `where` names file and row.
+        """
+        try:
+            parsed = cls(
+                id=row["id"],
+                iteration=int(row["iteration"]),
+                messages=[_from_tag(message) for message in row["conversations"]],
+                system=row.get("system") or "",
+                tools=row.get("tools") or "",
+                target=_from_tag(row["chosen"]),
+                generated=row["rejected"]["value"],
+                finish_reason=row["finish_reason"],
+                generated_ids=row.get("generated_ids") or [],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{where} is not a triplet: {error!r}. Generate the file anew, or correct the row."
+            ) from error
+        if parsed.finish_reason not in FINISH_REASONS:
+            raise DataError(
+                f"{where}: `finish_reason` is {parsed.finish_reason!r}, but must be `stop` or `length`. Correct the row."
+            )
+        return parsed
+
+
+@dataclass(frozen=True)
+class TripletMeta:
+    """What a triplet file came from, kept beside it as `<name>.meta.json`.
+
+    Attributes:
+        iteration: Which θ generated it.
+        generator: SHA-256 fingerprint of the generator's weights.
+        generator_path: Where it was, for messages; identity is the fingerprint.
+        tokenizer: Digest of the tokenizer.
+        template: Digest of the template.
+        prompts_entry: Entry of the prompts.
+        prompts_digest: SHA-256 over the prompts' ids in order.
+        sampling: Sampling settings, `seed` included.
+        engine: Name and version of the engine.
+        rows: Number of rows.
+        rows_digest: SHA-256 of the file's bytes.
+        counts: How many rows stopped, ran into the limit, equal their target; bad rows; tokens.
+        seconds: Time spent on sampling.
+    """
+
+    iteration: int
+    generator: str
+    generator_path: str
+    tokenizer: str
+    template: str
+    prompts_entry: str
+    prompts_digest: str
+    sampling: dict[str, Any]
+    engine: dict[str, str]
+    rows: int
+    rows_digest: str
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    schema: int = META_SCHEMA
+
+
+def meta_path(path: Path) -> Path:
+    """`data/tpaw/name.jsonl` → `data/tpaw/name.meta.json`."""
+    return path.with_suffix(".meta.json")
+
+
+def write_meta(path: Path, meta: TripletMeta) -> None:
+    """Write the meta file of the triplet file `path`; its presence says that the file is whole."""
+    write_json_atomic(meta_path(path), asdict(meta))
+
+
+def read_meta(path: Path) -> TripletMeta:
+    r"""Read the meta file of the triplet file `path`.
+
+    Raises:
+        DataError: If it is missing, unreadable or of another schema.
+    """
+    where = meta_path(path)
+    if not where.is_file():
+        raise DataError(
+            f"{path} is a triplet file, but {where} is missing, so nobody knows what generated it. Restore it, or "
+            f"delete {path} to have it generated anew."
+        )
+    content = read_json(where)
+    try:
+        meta = TripletMeta(**content)
+    except TypeError as error:
+        raise DataError(f"{where} cannot be read: {error}. Restore it, or delete {path} and it.") from error
+    if meta.schema != META_SCHEMA:
+        raise DataError(
+            f"{where} has schema {meta.schema}, but this version reads {META_SCHEMA}. Generate the file anew."
+        )
+    return meta
+
+
+def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[TripletRow]:
+    r"""Read a triplet file row by row.
+
+    Args:
+        path: The file.
+        meta: Its meta, to check the file against; checked when the last row was read.
+
+    Raises:
+        DataError: If a row cannot be read, or the file is not the one the meta describes.
+    """
+    digest, rows = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        for rows, line in enumerate(stream, start=1):
+            digest.update(line)
+            where = f"{path}, row {rows}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{where} is not valid JSON: {error}. Delete the file to generate it anew.") from error
+            yield TripletRow.from_json(row, where)
+    if meta is not None and (rows != meta.rows or digest.hexdigest() != meta.rows_digest):
+        raise DataError(
+            f"{path} has {rows} rows and digest {digest.hexdigest()[:12]}, but {meta_path(path)} says {meta.rows} rows "
+            f"and {meta.rows_digest[:12]}: the file was changed. Restore it, or delete both to generate it anew."
+        )
+
+
+def _to_tag(message: Message) -> dict[str, str]:
+    return {"from": ROLE_TO_TAG[message["role"]], "value": message["content"]}
+
+
+def _from_tag(message: dict[str, str]) -> Message:
+    return {"role": TAG_TO_ROLE[message["from"]], "content": message["value"]}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tpaw.json`: what a checkpoint of self-play came from, in its own folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data.files import read_json, write_json_atomic
+from ..errors import DataError
+
+
+MANIFEST = "tpaw.json"
+SCHEMA = 1
+
+
+@dataclass
+class Manifest:
+    """Content of `tpaw.json`. Paths are relative to the folder that holds it; identity is by content.
+
+    Attributes:
+        iteration: Iteration t; the folder holds θ_{t+1} once finished.
+        status: `training` from the first step on, `finished` when everything is saved.
+        objective: `tpaw` or `tspin`.
+        policy: θ_t: `name`, `path`, `fingerprint`.
+        players: The team, oldest first, in the same form.
+        triplets: The opponent data: entry, iteration, rows, digest, generator's fingerprint; `foreign` for others.
+        tokenizer: Digest of the tokenizer.
+        template: Name and digest of the template.
+        settings: What the user gave, without keys that cannot change the result and without secrets.
+        result: θ_{t+1}: fingerprint and dtype, once finished.
+        versions: Versions of the packages that matter.
+        hardware: Device and number of processes.
+        seconds: Time spent by part.
+        counts: Rows, scored blocks and tokens.
+    """
+
+    iteration: int
+    status: Literal["training", "finished"]
+    objective: str
+    policy: dict[str, str]
+    players: list[dict[str, str]]
+    triplets: list[dict[str, Any]]
+    tokenizer: str
+    template: dict[str, str]
+    settings: dict[str, Any]
+    result: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def produces(self) -> int:
+        """Number of the θ that the folder holds once finished."""
+        return self.iteration + 1
+
+
+def read_manifest(folder: str | Path) -> Manifest | None:
+    r"""Read a folder's `tpaw.json`; None where it has none.
+
+    Raises:
+        DataError: If it cannot be read or is of another schema.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if content.get("schema") != SCHEMA:
+        raise DataError(
+            f"{path} has schema {content.get('schema')!r}, but this version reads {SCHEMA}. Use the version of "
+            "llamafactory-tpaw that wrote it."
+        )
+    try:
+        return Manifest(**content)
+    except TypeError as error:
+        raise DataError(f"{path} cannot be read: {error}. Restore the file or repeat the iteration.") from error
+
+
+def write_manifest(folder: str | Path, manifest: Manifest) -> None:
+    """Write `tpaw.json`, whole or not at all."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_json_atomic(Path(folder) / MANIFEST, asdict(manifest))
+
+
+def relative_path(path: str | Path, folder: str | Path) -> str:
+    """How a manifest in `folder` names a local path; hub names stay as they are."""
+    return os.path.relpath(path, folder) if Path(path).exists() else str(path)

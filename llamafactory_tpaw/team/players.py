@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who plays: the checkpoints θ_0 … θ_t, the team chosen from them, and the checks that they are what they should be."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.files import read_json
+from ..errors import ConfigError, DataError
+from .fingerprint import check_checkpoint_complete
+from .manifest import MANIFEST, read_manifest
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHT_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Player:
+    """A checkpoint: its number in the run and where it is (a folder or a hub name)."""
+
+    theta: int
+    path: str
+
+    @property
+    def name(self) -> str:
+        """As metrics and messages call it."""
+        return f"theta_{self.theta}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the path is a folder on this machine, or can only be meant as one."""
+        return Path(self.path).exists() or not HUB_NAME.fullmatch(self.path)
+
+    def folder(self, model_args: Any) -> Path:
+        r"""The folder with the weights; a hub name is downloaded (or found in the hub's cache) first.
+
+        Raises:
+            DataError: If the hub does not give it.
+        """
+        if self.is_local:
+            return Path(self.path)
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(
+                self.path,
+                revision=model_args.model_revision,
+                cache_dir=model_args.cache_dir,
+                token=model_args.hf_hub_token,
+                allow_patterns=WEIGHT_FILES,
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.name} is `{self.path}`, which is no folder here and cannot be had from the hub: {error}. Correct "
+                "the path, or run the iteration that makes it."
+            ) from error
+        return Path(folder)
+
+
+def list_players(tpaw_args: Any, model_name_or_path: str) -> list[Player]:
+    r"""Number the checkpoints of `tpaw_players`, oldest first.
+
+    Args:
+        tpaw_args: The `tpaw_*` keys.
+        model_name_or_path: θ_t.
+
+    Returns:
+        All of them; the last is θ_t. Where the key is absent, T-SPIN and iteration 0 have the model itself.
+
+    Raises:
+        ConfigError: If there are too few, the last is not the model, or one is named twice.
+    """
+    iteration, paths = tpaw_args.tpaw_iteration, tpaw_args.tpaw_players
+    if not paths and (iteration == 0 or tpaw_args.tpaw_objective == "tspin"):
+        return [Player(iteration, model_name_or_path)]
+    paths = paths or []
+    needed = min(iteration + 1, tpaw_args.tpaw_team_size) if tpaw_args.tpaw_objective == "tpaw" else 1
+    problems = []
+    if not needed <= len(paths) <= iteration + 1:
+        wanted = f"{needed}" if needed == iteration + 1 else f"{needed} to {iteration + 1}"
+        problems.append(
+            f"`tpaw_players` lists {len(paths)} checkpoint(s), but iteration {iteration} with `tpaw_team_size: "
+            f"{tpaw_args.tpaw_team_size}` takes {wanted}: theta_{iteration + 1 - needed} to theta_{iteration}, oldest "
+            "first. Correct the list, `tpaw_iteration` or `tpaw_team_size`."
+        )
+    if paths and not _same_path(paths[-1], model_name_or_path):
+        problems.append(
+            f"`tpaw_players` ends with {paths[-1]}, but its last checkpoint must be theta_{iteration}, which is "
+            f"`model_name_or_path: {model_name_or_path}`. Write the players oldest first, or correct the model."
+        )
+    repeated = sorted({path for path in paths if sum(_same_path(path, other) for other in paths) > 1})
+    if repeated:
+        problems.append(
+            f"`tpaw_players` names {', '.join(repeated)} more than once. Each player is another checkpoint."
+        )
+    if problems:
+        raise ConfigError(problems)
+    first = iteration + 1 - len(paths)
+    return [Player(first + index, path) for index, path in enumerate(paths)]
+
+
+def team_of(players: Sequence[Player], team_size: int) -> list[Player]:
+    """The newest `team_size` players, oldest first."""
+    return list(players[-team_size:])
+
+
+def player_problems(players: Sequence[Player]) -> list[str]:
+    r"""Check local checkpoints without reading weights: complete, finished, in the right order.
+
+    Returns:
+        One message a problem; empty where all is well.
+    """
+    problems = []
+    for player in players:
+        if not player.is_local:
+            continue
+        incomplete = check_checkpoint_complete(Path(player.path))
+        problems += [f"{player.name} (`tpaw_players`): {problem}" for problem in incomplete]
+        if not incomplete:
+            problems += _lineage_problems(player)
+    return problems
+
+
+def _lineage_problems(player: Player) -> list[str]:
+    """A player from θ_1 on is the output of the iteration before; θ_0 may be any checkpoint."""
+    try:
+        manifest = read_manifest(player.path)
+    except DataError as error:
+        return [str(error)]
+    if player.theta == 0:
+        return []
+    if manifest is None:
+        return [
+            f"`tpaw_players` has {player.path} as {player.name}, but it has no {MANIFEST}, so no iteration made it. Only "
+            "theta_0 may be a checkpoint of another kind: write the players oldest first."
+        ]
+    if manifest.status != "finished":
+        return [
+            f"{player.name} is {player.path}, whose {MANIFEST} says that its training is not finished. Run iteration "
+            f"{manifest.iteration} again: it continues."
+        ]
+    if manifest.produces != player.theta:
+        return [
+            f"`tpaw_players` has {player.path} as {player.name}, but its {MANIFEST} says that it is theta_"
+            f"{manifest.produces}. Write the players oldest first, without gaps, or correct `tpaw_iteration`."
+        ]
+    return []
+
+
+def parent_problems(players: Sequence[Player], fingerprints: dict[str, str]) -> list[str]:
+    r"""Check that each player was trained from the one before it.
+
+    Args:
+        players: Oldest first.
+        fingerprints: Fingerprint of each by name.
+    """
+    problems = []
+    for parent, child in zip(players, players[1:], strict=False):
+        manifest = read_manifest(child.path) if child.is_local else None
+        if manifest is not None and manifest.policy["fingerprint"] != fingerprints[parent.name]:
+            problems.append(
+                f"{child.name} ({child.path}) was trained from a checkpoint with fingerprint "
+                f"{manifest.policy['fingerprint'][:12]}, but `tpaw_players` has {parent.path} with "
+                f"{fingerprints[parent.name][:12]} as {parent.name}. Name the checkpoint it was trained from."
+            )
+    return problems
+
+
+def vocabulary_problems(folders: dict[str, Path], tokenizer_size: int) -> list[str]:
+    r"""Check that all players have one vocabulary and that the tokenizer fits into it.
+
+    Args:
+        folders: Folder of each player by name.
+        tokenizer_size: Number of tokens of the tokenizer.
+    """
+    sizes = {name: _vocabulary_size(folder) for name, folder in folders.items()}
+    problems = []
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        problems.append(
+            f"The players' vocabularies differ ({listed}), so they cannot judge the same tokens; `resize_vocab` does not "
+            "help. Use checkpoints of one model."
+        )
+    too_small = [name for name, size in sizes.items() if size < tokenizer_size]
+    if too_small:
+        problems.append(
+            f"The tokenizer has {tokenizer_size} tokens, but {', '.join(too_small)} only "
+            f"{min(sizes.values())}: `resize_vocab` would give each player other random rows, so stage `tpaw` refuses. "
+            "Choose a template whose tokens are in the vocabulary, or resize and train them in the `sft` stage first."
+        )
+    return problems
+
+
+def _vocabulary_size(folder: Path) -> int:
+    config = read_json(folder / "config.json")
+    return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0))
+
+
+def _same_path(first: str, second: str) -> bool:
+    if Path(first).exists() and Path(second).exists():
+        return Path(first).resolve() == Path(second).resolve()
+    return first.rstrip("/") == second.rstrip("/")
