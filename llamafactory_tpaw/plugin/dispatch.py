@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seams `dispatch` and `launch`: how `llamafactory-cli train` comes to run stage `tpaw`.
+
+LlamaFactory's `_training_function` looks `get_train_args` and `run_ppo` up when it runs. After all of LlamaFactory's
+checks saw stage `tpaw`, the arguments travel to `run_ppo` as stage `ppo` with a mark, and become `tpaw` again there.
+`ppo` is the carrier because its branch alone hands over everything, and because a real PPO run could not start by
+accident: it needs a reward model.
+"""
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from ..errors import ConfigError, TpawError
+from . import facade, given
+from .arguments import STAGE, backend_problems
+from .reporting import report
+from .status import check_function, missing_message, require_seams
+
+
+CARRIER = "ppo"
+MARK = "_carries_tpaw"
+RUN_PARAMETERS = ("model_args", "data_args", "training_args", "finetuning_args", "generating_args")
+FINETUNING_ARGS = RUN_PARAMETERS.index("finetuning_args")
+
+
+def extend_tuner(module: ModuleType) -> None:
+    """Make the module's dispatch run stage `tpaw`.
+
+    Raises:
+        SeamMissing: If the dispatch is not built as expected; nothing is changed then.
+    """
+    check_function(module, "_training_function", parameters=("config",), uses=("get_train_args", "run_ppo"))
+    check_function(module, "run_exp", parameters=("args", "callbacks"), uses=("_training_function",))
+    get_train_args = check_function(module, "get_train_args", parameters=("args",))
+    run_ppo = check_function(module, "run_ppo", parameters=RUN_PARAMETERS)
+    module.get_train_args = _wrap_get_train_args(get_train_args)
+    module.run_ppo = _wrap_run_ppo(run_ppo)
+
+
+def guard_tuner(module: ModuleType) -> None:
+    """Where the dispatch cannot be extended, let `run_exp` say so for stage `tpaw` instead of failing later."""
+    original = getattr(module, "run_exp", None)
+    if not callable(original):
+        return
+
+    @functools.wraps(original)
+    def run_exp(*positional: Any, **named: Any) -> Any:
+        args = positional[0] if positional else named.get("args")
+        if given.stage_of(sys.argv[1:] if args is None else args) == STAGE:
+            raise ConfigError(missing_message() or "Stage `tpaw` is not available.")
+        return original(*positional, **named)
+
+    module.run_exp = run_exp
+
+
+def extend_launcher(module: ModuleType) -> None:
+    """Prepare the iteration before the module's `launch` trains or starts the processes that train.
+
+    Raises:
+        SeamMissing: If `launch` is not built as expected.
+    """
+    original = check_function(module, "launch", uses=("argv", "run_exp"))
+
+    @functools.wraps(original)
+    def launch() -> Any:
+        try:
+            arguments = sys.argv[2:]
+            if sys.argv[1:2] == ["train"] and not _asks_help(arguments) and given.stage_of(arguments) == STAGE:
+                _prepare(arguments)
+            return original()
+        except TpawError as error:
+            sys.exit(report(error))
+
+    module.launch = launch
+
+
+def _prepare(arguments: list[str]) -> None:
+    require_seams()
+    if arguments[0].endswith(".json"):
+        raise ConfigError(
+            f"{arguments[0]} is a JSON file, which LlamaFactory cannot read as a run file. "
+            "JSON is YAML too: give the file a name that ends with `.yaml`."
+        )
+    _refuse_backend_switch()
+    _iteration_launcher().prepare(arguments)
+
+
+def _iteration_launcher() -> ModuleType:
+    return importlib.import_module("llamafactory_tpaw.iteration.launcher")
+
+
+def _asks_help(args: Any) -> bool:
+    return isinstance(args, list) and ("-h" in args or "--help" in args)
+
+
+def _refuse_backend_switch() -> None:
+    if os.environ.get("USE_MCA", "0").lower() in ("true", "y", "1"):
+        raise ConfigError("USE_MCA is set, but stage `tpaw` trains with transformers' Trainer only. Unset USE_MCA.")
+
+
+def _wrap_get_train_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_train_args(args: dict[str, Any] | list[str] | None = None) -> Any:
+        resolved = sys.argv[1:] if args is None else args
+        if _asks_help(resolved) or given.stage_of(resolved) != STAGE:
+            return _refuse_unseen_stage(original(args))
+        require_seams()
+        _refuse_backend_switch()
+        settings = facade.read_args() if args is None else args
+        parsed = original(_iteration_launcher().before_parse(settings))
+        finetuning_args = parsed[FINETUNING_ARGS]
+        if problems := backend_problems(finetuning_args):
+            raise ConfigError(problems)
+        if finetuning_args.stage == STAGE:
+            finetuning_args.stage = CARRIER
+            setattr(finetuning_args, MARK, True)
+        return parsed
+
+    return get_train_args
+
+
+def _refuse_unseen_stage(parsed: Any) -> Any:
+    """Stop where argparse understood an abbreviation such as `--sta tpaw` that the test of the stage did not."""
+    if parsed[FINETUNING_ARGS].stage == STAGE:
+        raise ConfigError("The stage is `tpaw` under an abbreviated flag. Write `--stage tpaw` in full.")
+    return parsed
+
+
+def _wrap_run_ppo(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def run_ppo(*args: Any, **named: Any) -> Any:
+        finetuning_args = args[FINETUNING_ARGS] if len(args) > FINETUNING_ARGS else named.get("finetuning_args")
+        if not getattr(finetuning_args, MARK, False):
+            return original(*args, **named)
+        finetuning_args.stage = STAGE
+        delattr(finetuning_args, MARK)
+        workflow = importlib.import_module("llamafactory_tpaw.train.workflow")
+        return workflow.run_tpaw(*args, **named)
+
+    return run_ppo

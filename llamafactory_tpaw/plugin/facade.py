@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LlamaFactory's functions and classes that the package uses, imported when first asked for.
+
+The rest of the package imports this module and writes `facade.load_model(...)`; nothing else names LlamaFactory.
+"""
+
+import importlib
+from typing import Any
+
+from .. import _hook
+from ..errors import ConfigError
+from .status import PACKAGE, SUPPORTED, installed_version, way_out
+
+
+# Our name -> (LlamaFactory's module, its name there).
+NAMES: dict[str, tuple[str, str]] = {
+    "FILEEXT2TYPE": ("extras.constants", "FILEEXT2TYPE"),
+    "LogCallback": ("train.callbacks", "LogCallback"),
+    "ReasoningTemplate": ("data.template", "ReasoningTemplate"),
+    "SaveProcessorCallback": ("train.callbacks", "SaveProcessorCallback"),
+    "TEMPLATES": ("data.template", "TEMPLATES"),
+    "TRAIN_ARGS": ("hparams.parser", "_TRAIN_ARGS"),
+    "VERSION": ("extras.env", "VERSION"),
+    "calculate_tps": ("extras.misc", "calculate_tps"),
+    "create_custom_optimizer": ("train.trainer_utils", "create_custom_optimizer"),
+    "create_custom_scheduler": ("train.trainer_utils", "create_custom_scheduler"),
+    "create_modelcard_and_push": ("train.trainer_utils", "create_modelcard_and_push"),
+    "get_current_device": ("extras.misc", "get_current_device"),
+    "get_dataset_list": ("data.parser", "get_dataset_list"),
+    "get_infer_args": ("hparams.parser", "get_infer_args"),
+    "get_logger": ("extras.logging", "get_logger"),
+    "get_template_and_fix_tokenizer": ("data.template", "get_template_and_fix_tokenizer"),
+    "get_train_args": ("hparams.parser", "get_train_args"),
+    "load_aligned_dataset": ("data.loader", "_load_single_dataset"),
+    "load_config": ("model.loader", "load_config"),
+    "load_model": ("model.loader", "load_model"),
+    "load_tokenizer": ("model.loader", "load_tokenizer"),
+    "plot_loss": ("extras.ploting", "plot_loss"),
+    "read_args": ("hparams.parser", "read_args"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module_name, attribute = NAMES[name]
+    full_name = f"{PACKAGE}.{module_name}"
+    _hook.install()
+    try:
+        module = importlib.import_module(full_name)
+        value = getattr(module, attribute)
+    except AttributeError:
+        raise ConfigError(_missing(f"{full_name}.{attribute}")) from None
+    except ModuleNotFoundError as error:
+        # Only LlamaFactory's own modules are LlamaFactory's fault.
+        if error.name is None or not full_name.startswith(error.name):
+            raise
+        raise ConfigError(_missing(full_name)) from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(NAMES)
+
+
+def _missing(name: str) -> str:
+    return (
+        f"Stage `tpaw` needs LlamaFactory {SUPPORTED}, but {installed_version()} is installed and has no `{name}`. "
+        f"{way_out()}"
+    )

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user gave to `train`, as a plain dict, and which of its keys nobody knows."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import ConfigError
+
+
+YAML_ENDINGS = (".yaml", ".yml")
+FILE_ENDINGS = (*YAML_ENDINGS, ".json")
+PREFIX = "tpaw_"
+KEYS_HINT = "`llamafactory-cli train -h` lists every key."
+Args = list[str] | dict[str, Any] | None
+
+
+def stage_of(args: Args) -> str | None:
+    """Return the stage that the arguments ask for, without importing torch and without an error of its own.
+
+    A run file that cannot be read has no stage, unless its text says `stage: tpaw`: then it is ours to complain about.
+    """
+    if isinstance(args, dict):
+        stage = args.get("stage")
+    elif args and args[0].endswith(FILE_ENDINGS):
+        try:
+            stage = _read_file(args[0], args[1:]).get("stage")
+        except ConfigError:
+            stage = "tpaw" if _mentions_stage(args) else None
+    else:
+        stage = _last_flag(args or [], "--stage")
+    return None if stage is None else str(stage)
+
+
+def read_given(args: Args) -> dict[str, Any]:
+    r"""Return what the user gave, and nothing else: no defaults, no unknown key dropped.
+
+    Args:
+        args: A dict; or a run file and `key=value` overrides; or flags such as `--key value`. None is empty.
+
+    Raises:
+        ConfigError: If the run file is missing or does not parse, or a flag's value has the wrong type.
+    """
+    if isinstance(args, dict):
+        return {str(key): value for key, value in args.items()}
+    if not args:
+        return {}
+    return _read_file(args[0], args[1:]) if args[0].endswith(FILE_ENDINGS) else _read_flags(args)
+
+
+def known_keys() -> set[str]:
+    """Return every key of LlamaFactory's `train`, the `tpaw_*` ones included."""
+    from . import facade
+
+    return {spec.name for kind in facade.TRAIN_ARGS for spec in dataclasses.fields(kind) if spec.init}
+
+
+def unknown_key_problems(given: dict[str, Any]) -> list[str]:
+    r"""Return a message for each key that nothing reads, naming the nearest key there is.
+
+    With LlamaFactory's ALLOW_EXTRA_ARGS only the keys that begin with `tpaw_` are looked at.
+    """
+    known = known_keys()
+    unknown = [key for key in given if key not in known]
+    if _is_on("ALLOW_EXTRA_ARGS"):
+        unknown = [key for key in unknown if key.startswith(PREFIX)]
+    return [_unknown_message(key, known) for key in unknown]
+
+
+def _unknown_message(key: str, known: set[str]) -> str:
+    ours = key.startswith(PREFIX)
+    choices = sorted(name for name in known if name.startswith(PREFIX) or not ours)
+    nearest = difflib.get_close_matches(key, choices, n=1, cutoff=0.0 if ours else 0.6)
+    advice = f"Did you mean `{nearest[0]}`? " if nearest else ""
+    return f"`{key}` is not a key of `train`. {advice}Correct or remove it; {KEYS_HINT}"
+
+
+def _is_on(variable: str) -> bool:
+    """Read a switch of the environment as LlamaFactory does."""
+    return os.environ.get(variable, "0").lower() in ("true", "y", "1")
+
+
+def _read_file(path: str, overrides: list[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from yaml import YAMLError
+
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"The run file {path} does not exist (looked in {Path.cwd()}). Check the path.")
+    try:
+        text = file.read_text(encoding="utf-8")
+        settings = OmegaConf.create(json.loads(text)) if path.endswith(".json") else OmegaConf.create(text)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"The run file {path} cannot be read: {_one_line(error)}. Correct the file.") from None
+    if not OmegaConf.is_dict(settings):
+        raise ConfigError(f"The run file {path} holds a list or a bare value, but must hold `key: value` lines.")
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(settings, OmegaConf.from_cli(overrides)), resolve=False)
+    except (ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"The overrides {' '.join(overrides)!r} of {path} cannot be read: {_one_line(error)}. "
+            "Write them as `key=value`."
+        ) from None
+    return {str(key): value for key, value in merged.items()}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _mentions_stage(args: list[str]) -> bool:
+    if "stage=tpaw" in args:
+        return True
+    try:
+        text = Path(args[0]).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return re.search(r"""^\s*["']?stage["']?\s*:\s*["']?tpaw\b""", text, re.MULTILINE) is not None
+
+
+def _last_flag(args: list[str], flag: str) -> str | None:
+    value = None
+    for index, item in enumerate(args):
+        name, equals, inline = str(item).partition("=")
+        if name == flag:
+            value = inline if equals else next(iter(args[index + 1 : index + 2]), None)
+    return value
+
+
+def _read_flags(args: list[str]) -> dict[str, Any]:
+    from transformers import HfArgumentParser
+
+    from . import facade
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ConfigError(f"The command line cannot be read: {message}. {KEYS_HINT}")
+
+    parser = Parser(list(facade.TRAIN_ARGS), add_help=False)
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    namespace, rest = parser.parse_known_args(args)
+    return vars(namespace) | _unknown_flags(rest)
+
+
+def _unknown_flags(rest: list[str]) -> dict[str, Any]:
+    """Read `--key value`, `--key=value`, `--key v1 v2` and `--key`; a word without a flag becomes a key itself."""
+    found: dict[str, Any] = {}
+    current = None
+    for item in rest:
+        if item.startswith("--"):
+            current, equals, value = item[2:].partition("=")
+            found[current] = value if equals else True
+        elif current is None:
+            found[item] = True
+        else:
+            before = found[current]
+            found[current] = item if before is True else f"{before} {item}"
+    return found
