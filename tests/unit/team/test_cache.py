@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log-prob cache: keys, round trips, several processes, kills, and every check of what is on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import multiprocessing
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save
+
+from llamafactory_tpaw.errors import CacheError
+from llamafactory_tpaw.team.cache import Entry, LogpCache, sequence_key
+
+
+NUMERICS = {"player": "a" * 64, "dtype": "float32", "schema": 1, "autocast": None}
+REPOSITORY = Path(__file__).parents[3]
+
+
+def key_of(number: int) -> bytes:
+    return sequence_key([number], [1, 2])
+
+
+def opened(root: Path, **numerics: object) -> LogpCache:
+    return LogpCache(root, NUMERICS | numerics).load()
+
+
+def filled(root: Path, numbers: range) -> LogpCache:
+    """A cache with one part, in which sequence i has -i - 0.5 nats over i + 1 tokens."""
+    cache = opened(root)
+    cache.add([key_of(i) for i in numbers], [-i - 0.5 for i in numbers], [i + 1 for i in numbers])
+    cache.flush()
+    return cache
+
+
+def write_part(cache: LogpCache, **tensors: np.ndarray) -> Path:
+    """Write a part whose name fits its content, whatever that is."""
+    content = save(tensors)
+    path = cache.folder / f"part-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+    path.write_bytes(content)
+    return path
+
+
+def arrays(keys: list[bytes], logps: list[float], tokens: list[int]) -> dict[str, np.ndarray]:
+    joined = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 32)
+    return {"keys": joined, "logps": np.array(logps, np.float32), "tokens": np.array(tokens, np.int32)}
+
+
+def test_key_is_sha256_over_lengths_and_ids() -> None:
+    expected = hashlib.sha256(struct.pack("<5q", 2, 1, 7, 300_000, 5)).digest()
+    assert sequence_key([7, 300_000], [5]) == expected
+    assert sequence_key(np.array([7, 300_000], np.int32), (5,)) == expected
+
+
+def test_key_depends_on_the_boundary_and_the_order() -> None:
+    keys = {
+        sequence_key(*ids) for ids in [([1, 2], [3]), ([1], [2, 3]), ([], [1, 2, 3]), ([1, 2, 3], []), ([2, 1], [3])]
+    }
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize("ids", [[1, -100], [1.5], [[1, 2]], ["a"]])
+def test_key_refuses_what_is_no_id(ids: list) -> None:
+    with pytest.raises(ValueError, match="`response_ids` must be a flat list of token ids"):
+        sequence_key([1], ids)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    cache = filled(tmp_path, range(10))
+    for reader in (cache, opened(tmp_path)):
+        assert len(reader) == 10
+        assert reader.lookup(key_of(3), 4) == -3.5
+        assert reader.get([key_of(11), key_of(9)]) == {key_of(9): Entry(-9.5, 10)}
+        assert reader.missing([key_of(12), key_of(1), key_of(11), key_of(12)]) == [key_of(12), key_of(11)]
+        found = reader.lookup_many([key_of(2), key_of(0), key_of(2)], [3, 1, 3])
+        assert found.dtype == np.float32
+        assert found.tolist() == [-2.5, -0.5, -2.5]
+
+
+def test_layout_on_disk(tmp_path: Path) -> None:
+    cache = filled(tmp_path, range(3))
+    assert cache.folder == tmp_path / "logps" / cache.digest[:2] / cache.digest
+    part, numerics = sorted(path.name for path in cache.folder.iterdir())[::-1]
+    assert numerics == "numerics.json"
+    content = (cache.folder / part).read_bytes()
+    assert part == f"part-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+    tensors = load_file(cache.folder / part)
+    assert {name: (str(value.dtype), value.shape) for name, value in tensors.items()} == {
+        "keys": ("uint8", (3, 32)),
+        "logps": ("float32", (3,)),
+        "tokens": ("int32", (3,)),
+    }
+
+
+def test_other_numerics_are_another_cache(tmp_path: Path) -> None:
+    filled(tmp_path, range(3))
+    for change in ({"player": "b" * 64}, {"dtype": "bfloat16"}, {"schema": 2}, {"autocast": "bfloat16"}, {"more": 1}):
+        assert opened(tmp_path, **change).missing([key_of(0)]) == [key_of(0)]
+    assert LogpCache(tmp_path, dict(reversed(NUMERICS.items()))).load().missing([key_of(0)]) == []
+
+
+def test_buffered_entries_are_seen_but_not_written(tmp_path: Path) -> None:
+    cache = opened(tmp_path)
+    cache.add([key_of(0)], [-1.0], [2])
+    assert cache.lookup(key_of(0), 2) == -1.0
+    assert cache.missing([key_of(0)]) == []
+    assert list(tmp_path.iterdir()) == []
+    assert opened(tmp_path).missing([key_of(0)]) == [key_of(0)]
+    assert cache.flush().exists()
+    assert cache.flush() is None
+    assert opened(tmp_path).lookup(key_of(0), 2) == -1.0
+
+
+def test_reload_sees_other_processes_and_keeps_the_buffer(tmp_path: Path) -> None:
+    one, other = opened(tmp_path), opened(tmp_path)
+    one.add([key_of(0)], [-1.0], [2])
+    one.flush()
+    other.add([key_of(0), key_of(1)], [-1.0, -2.0], [2, 2])
+    other.reload()
+    assert len(other) == 2
+    other.flush()
+    assert one.missing([key_of(1)]) == [key_of(1)]
+    assert one.reload().lookup(key_of(1), 2) == -2.0
+    assert len(one) == 2
+    assert len(other.reload()) == 2
+    assert len(list(one.folder.glob("part-*"))) == 2
+
+
+def test_reload_without_new_parts_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = filled(tmp_path, range(3)).reload()
+    monkeypatch.setattr("llamafactory_tpaw.team.cache._read_part", lambda path: pytest.fail(f"read {path}"))
+    assert cache.reload() is cache
+
+
+def test_keys_with_zero_bytes_are_told_apart(tmp_path: Path) -> None:
+    """Fixed-width byte strings in numpy drop trailing zeros; no key may be lost or confused by it."""
+    keys = [bytes(32), bytes(31) + b"\1", b"\1" + bytes(31), b"\1" + bytes(30) + b"\1", b"\1\0\1" + bytes(29)]
+    cache = opened(tmp_path)
+    cache.add(keys, [-1.0, -2.0, -3.0, -4.0, -5.0], [1] * 5)
+    cache.flush()
+    reader = opened(tmp_path)
+    assert reader.lookup_many(keys, [1] * 5).tolist() == [-1.0, -2.0, -3.0, -4.0, -5.0]
+    assert reader.missing([b"\1\1" + bytes(30), bytes(30) + b"\1\0"]) == [b"\1\1" + bytes(30), bytes(30) + b"\1\0"]
+
+
+def test_many_entries_equal_a_dict(tmp_path: Path) -> None:
+    cache, expected = opened(tmp_path), {}
+    for start in range(0, 3000, 500):
+        part = {key_of(i): Entry(float(np.float32(-i / 7)), i % 90) for i in range(start, start + 700)}
+        cache.add(list(part), [entry.logp for entry in part.values()], [entry.tokens for entry in part.values()])
+        cache.flush()
+        expected |= part
+    assert opened(tmp_path).get(list(expected)) == expected
+
+
+def test_absent_is_an_error_and_never_a_default(tmp_path: Path) -> None:
+    cache = filled(tmp_path, range(2))
+    with pytest.raises(CacheError, match=f"lacks 1 of 2 sequences, the first {key_of(5).hex()}"):
+        cache.lookup_many([key_of(0), key_of(5)], [1, 1])
+    with pytest.raises(CacheError, match="lacks 1 of 1"):
+        opened(tmp_path / "empty").lookup(key_of(0), 1)
+
+
+def test_another_token_count_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"with 2 response tokens, but it has 3\. Delete this folder"):
+        filled(tmp_path, range(2)).lookup(key_of(1), 3)
+
+
+@pytest.mark.parametrize("logp", [math.nan, math.inf, -math.inf, 0.5, -1e39])
+def test_add_refuses_impossible_log_probs(tmp_path: Path, logp: float) -> None:
+    cache = opened(tmp_path)
+    with pytest.raises(ValueError, match=r"`logps`, row 1 of 2"):
+        cache.add([key_of(0), key_of(1)], [-1.0, logp], [2, 2])
+    assert cache.flush() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_add_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    cache = opened(tmp_path)
+    with pytest.raises(ValueError, match="`logps` must have one value for each of 2 keys, got 1"):
+        cache.add([key_of(0), key_of(1)], [-1.0], [1, 1])
+    with pytest.raises(ValueError, match="`tokens` must have one value for each of 1 keys, got 2"):
+        cache.add([key_of(0)], [-1.0], [1, 1])
+    with pytest.raises(ValueError, match="a count >= 0"):
+        cache.add([key_of(0)], [-1.0], [-1])
+    with pytest.raises(ValueError, match="must have 32 bytes"):
+        cache.add([b"short"], [-1.0], [1])
+    with pytest.raises(ValueError, match="`tokens` must have one value"):
+        cache.lookup_many([key_of(0)], [])
+    assert cache.flush() is None
+
+
+def test_rounding_above_0_is_allowed(tmp_path: Path) -> None:
+    cache = opened(tmp_path)
+    cache.add([key_of(0), key_of(1)], [1e-6, 0.0], [3, 0])
+    cache.flush()
+    assert len(opened(tmp_path)) == 2
+
+
+def test_agreeing_duplicates_keep_the_first_part(tmp_path: Path) -> None:
+    caches = [opened(tmp_path) for _ in range(3)]
+    for cache, logp in zip(caches, (-100.0, -100.01, -100.02), strict=True):
+        cache.add([key_of(0)], [logp], [40])
+        cache.flush()
+    parts = sorted(caches[0].folder.glob("part-*"))
+    assert len(parts) == 3
+    first = float(load_file(parts[0])["logps"][0])
+    for cache in (*(cache.reload() for cache in caches), opened(tmp_path)):
+        assert cache.lookup(key_of(0), 40) == first
+        assert len(cache) == 1
+
+
+@pytest.mark.parametrize(("logp", "tokens"), [(-100.2, 40), (-100.0, 41)])
+def test_disagreeing_duplicates_are_an_error(tmp_path: Path, logp: float, tokens: int) -> None:
+    one, other = opened(tmp_path), opened(tmp_path)
+    one.add([key_of(7), key_of(0)], [-5.0, -100.0], [40, 40])
+    parts = [one.flush().name]
+    message = f"two log-probs of sequence {key_of(0).hex()}.*Delete the folder"
+    with pytest.raises(CacheError, match=message):
+        one.add([key_of(0)], [logp], [tokens])
+    other.add([key_of(0)], [logp], [tokens])
+    with pytest.raises(CacheError, match=message):
+        other.add([key_of(0)], [-100.0], [40])
+    parts.append(other.flush().name)
+    with pytest.raises(CacheError, match=message) as error:
+        opened(tmp_path)
+    assert all(part in str(error.value) for part in parts)
+
+
+def test_a_buffered_entry_that_disagrees_with_another_process_is_an_error(tmp_path: Path) -> None:
+    one, other = opened(tmp_path), opened(tmp_path)
+    for cache, logp in ((one, -100.0), (other, -103.0)):
+        cache.add([key_of(0)], [logp], [40])
+    one.flush()
+    with pytest.raises(CacheError, match="two log-probs of sequence"):
+        other.reload()
+
+
+def test_tolerance_can_be_wider(tmp_path: Path) -> None:
+    cache = LogpCache(tmp_path, NUMERICS, tolerance=1e-2).load()
+    cache.add([key_of(0)], [-100.0], [40])
+    cache.add([key_of(0)], [-100.9], [40])
+    with pytest.raises(CacheError):
+        cache.add([key_of(0)], [-101.5], [40])
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "rename"])
+def test_damaged_part_is_named_and_deleting_it_is_enough(tmp_path: Path, damage: str) -> None:
+    cache = filled(tmp_path, range(3))
+    part = next(cache.folder.glob("part-*"))
+    cache.add([key_of(9)], [-9.0], [9])
+    cache.flush()
+    content = bytearray(part.read_bytes())
+    if damage == "flip":
+        content[-5] ^= 1
+        part.write_bytes(content)
+    elif damage == "rename":
+        part = part.rename(part.with_name("part-0000.safetensors"))
+    else:
+        part.write_bytes(content[:100] if damage == "cut" else b"")
+    with pytest.raises(CacheError, match=rf"{part.name} is damaged: .* Delete this file; only its sequences"):
+        opened(tmp_path)
+    part.unlink()
+    rest = opened(tmp_path)
+    assert rest.missing([key_of(0), key_of(1), key_of(2), key_of(9)]) == [key_of(0), key_of(1), key_of(2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logps": np.array([-1.0, math.nan], np.float32)}, "row 1 is nan nats over 1 tokens"),
+        ({"logps": np.array([-math.inf, -1.0], np.float32)}, "row 0 is -inf nats"),
+        ({"logps": np.array([-1.0, 0.1], np.float32)}, "row 1 is 0.1"),
+        ({"tokens": np.array([-1, 1], np.int32)}, "row 0 is -1.0 nats over -1 tokens"),
+        ({"logps": np.array([-1.0], np.float32)}, "it holds"),
+        ({"logps": np.array([-1.0, -1.0], np.float64)}, "it holds"),
+        ({"keys": np.zeros((2, 31), np.uint8)}, "it holds"),
+        ({"more": np.zeros(2)}, "it holds"),
+    ],
+)
+def test_impossible_content_is_refused_even_with_the_right_name(
+    tmp_path: Path, change: dict[str, np.ndarray], message: str
+) -> None:
+    cache = filled(tmp_path, range(3))
+    part = write_part(cache, **(arrays([key_of(10), key_of(11)], [-1.0, -1.0], [1, 1]) | change))
+    with pytest.raises(CacheError, match=rf"{part.name} is damaged: {message}"):
+        opened(tmp_path)
+
+
+def test_folder_of_other_numerics_is_refused(tmp_path: Path) -> None:
+    cache = filled(tmp_path, range(3))
+    other = LogpCache(tmp_path, NUMERICS | {"dtype": "bfloat16"})
+    other.folder.parent.mkdir(parents=True, exist_ok=True)
+    cache.folder.rename(other.folder)
+    with pytest.raises(CacheError, match=r"`dtype` is 'float32', not 'bfloat16'\. Delete"):
+        other.load()
+    other.add([key_of(0)], [-1.0], [1])
+    with pytest.raises(CacheError, match="`dtype` is 'float32', not 'bfloat16'"):
+        other.flush()
+
+
+def test_missing_or_broken_numerics_are_refused(tmp_path: Path) -> None:
+    cache = filled(tmp_path, range(3))
+    (cache.folder / "numerics.json").write_text("{")
+    with pytest.raises(CacheError, match=r"numerics\.json is not valid JSON"):
+        opened(tmp_path)
+    (cache.folder / "numerics.json").unlink()
+    with pytest.raises(CacheError, match=r"numerics\.json cannot be read: No such file"):
+        opened(tmp_path)
+
+
+def score_in_process(root: str, first: int) -> None:
+    """Write 20 parts of 5 entries; neighbours share entries, and read each other's meanwhile."""
+    cache = opened(Path(root))
+    for part in range(20):
+        numbers = range(first + 5 * part, first + 5 * part + 5)
+        cache.add([key_of(i) for i in numbers], [-float(i) for i in numbers], list(numbers))
+        cache.flush()
+        if part % 5 == 0:
+            cache.reload()
+
+
+def test_several_processes_write_one_cache(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=score_in_process, args=(str(tmp_path), first)) for first in (1, 51, 101, 51)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    cache = opened(tmp_path)
+    assert len(cache) == 200
+    assert cache.lookup_many([key_of(i) for i in range(1, 201)], range(1, 201)).tolist() == [-i for i in range(1, 201)]
+    assert not list(cache.folder.glob(".*"))
+
+
+def test_a_killed_writer_leaves_only_what_is_ignored(tmp_path: Path) -> None:
+    """A process killed between writing and renaming a part: earlier parts are whole, the rest is scored again."""
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from tests.unit.team.test_cache import filled, key_of\n"
+        "cache = filled(Path(sys.argv[1]), range(3))\n"
+        "cache.add([key_of(9)], [-9.0], [9])\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cache.flush()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY, check=False)
+    assert done.returncode == -signal.SIGKILL
+    cache = opened(tmp_path)
+    assert len(list(cache.folder.glob(".part-*.tmp"))) == 1
+    assert len(cache) == 3
+    assert cache.missing([key_of(9)]) == [key_of(9)]
+    cache.add([key_of(9)], [-9.0], [9])
+    cache.flush()
+    assert len(opened(tmp_path)) == 4
