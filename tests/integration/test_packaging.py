@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installing in each way, into a bare environment, makes the hook active; uninstalling leaves nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "llamafactory_tpaw"
+STARTUP_FILES = {"llamafactory_tpaw.pth", "llamafactory_tpaw.start"}
+SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "README.md", *sorted(STARTUP_FILES))
+BUILD_TOOLS = ("setuptools", "_distutils_hack", "pkg_resources", "wheel")
+HOOK_IS_ACTIVE = (
+    "import sys; print(any(getattr(finder, 'llamafactory_tpaw', False) for finder in sys.meta_path), "
+    "*sorted(name for name in sys.modules if name.startswith('llamafactory')))"
+)
+
+
+class Environment:
+    """A virtual environment without any package, driven by the pip of the running interpreter."""
+
+    def __init__(self, folder: Path, tools: Path) -> None:
+        venv.create(folder, with_pip=False)
+        scripts = "Scripts" if os.name == "nt" else "bin"
+        self.scripts = folder / scripts
+        self.python = self.scripts / Path(sys.executable).name
+        if not self.python.exists():
+            self.python = self.scripts / "python"
+        kept = ("LLAMAFACTORY_TPAW", "PYTHONPATH", "VIRTUAL_ENV")
+        self.variables = {key: value for key, value in os.environ.items() if key not in kept}
+        self.tools = tools
+        (self.site,) = folder.rglob("site-packages")
+
+    def run(self, *arguments: str, **variables: str) -> str:
+        """Run the environment's python and return what it printed."""
+        done = subprocess.run(
+            [str(self.python), *arguments], capture_output=True, text=True, env=self.variables | variables
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def pip(self, *arguments: str) -> None:
+        """Run pip on the environment, offline and with this interpreter's build tools."""
+        command = [sys.executable, "-m", "pip", "--python", str(self.python), "--no-input", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self.variables | {"PYTHONPATH": str(self.tools)}
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def install(self, *what: str) -> None:
+        """Install without dependencies and without fetching build tools."""
+        self.pip("install", "--no-deps", "--no-build-isolation", "--no-index", *what)
+
+    def record(self) -> set[str]:
+        """Return the paths in the installed package's RECORD."""
+        (path,) = self.site.glob("llamafactory_tpaw-*.dist-info/RECORD")
+        return {line.split(",")[0] for line in path.read_text(encoding="utf-8").splitlines()}
+
+    def traces(self) -> list[Path]:
+        """Return every file of the environment with the package's name."""
+        return [path for path in self.site.parents[2].rglob("*") if "tpaw" in path.name]
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the build tools alone, so that the environments see nothing else of this one."""
+    folder = tmp_path_factory.mktemp("tools")
+    if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
+        pytest.skip("pip and setuptools are needed to test the packaging")
+    for name in BUILD_TOOLS:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations:
+            (folder / name).symlink_to(spec.submodule_search_locations[0], target_is_directory=True)
+            for info in Path(spec.submodule_search_locations[0]).parent.glob(f"{name}-*.dist-info"):
+                (folder / info.name).symlink_to(info, target_is_directory=True)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of what is packaged, so that builds leave nothing in the checkout."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path: Path, tools: Path) -> Environment:
+    return Environment(tmp_path / "environment", tools)
+
+
+def package_files(folder: Path) -> set[str]:
+    return {
+        path.relative_to(folder).as_posix()
+        for path in (folder / PACKAGE).rglob("*")
+        if path.suffix in (".py", ".typed")
+    }
+
+
+def check_installed(environment: Environment) -> None:
+    """The hook is active and light, its switch works, and pip knows of the files."""
+    assert environment.run("-c", HOOK_IS_ACTIVE).split()[0] == "True"
+    assert environment.run("-c", HOOK_IS_ACTIVE).split()[1:] == ["llamafactory_tpaw", "llamafactory_tpaw._hook"]
+    assert environment.run("-c", HOOK_IS_ACTIVE, LLAMAFACTORY_TPAW="0").split()[0] == "False"
+    assert environment.record() >= STARTUP_FILES
+    command = [str(environment.scripts / "llamafactory-tpaw"), "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("llamafactory-tpaw ")
+
+
+def check_uninstalls(environment: Environment) -> None:
+    environment.pip("uninstall", "-y", "llamafactory-tpaw")
+    assert environment.traces() == []
+    assert environment.run("-c", HOOK_IS_ACTIVE) == "False"
+
+
+def test_plain_install(environment: Environment, source: Path) -> None:
+    environment.install(str(source))
+    check_installed(environment)
+    assert package_files(environment.site) == package_files(source)
+    check_uninstalls(environment)
+
+
+@pytest.mark.parametrize("mode", ["lenient", "strict"])
+def test_editable_install(environment: Environment, source: Path, mode: str) -> None:
+    environment.install("-e", str(source), "--config-settings", f"editable_mode={mode}")
+    assert environment.run("-c", HOOK_IS_ACTIVE).split()[0] == "True"
+    assert environment.record() >= STARTUP_FILES
+    if mode == "lenient":
+        shutil.rmtree(source)
+        assert environment.run("-c", HOOK_IS_ACTIVE) == "False", "a deleted checkout must not break the interpreter"
+    check_uninstalls(environment)
+
+
+def test_sdist_gives_the_same_wheel(environment: Environment, source: Path, tmp_path: Path) -> None:
+    expected = package_files(source)
+    build = "import sys, setuptools.build_meta as backend; print(backend.build_sdist(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True, check=True
+    )
+    sdist = tmp_path / done.stdout.split()[-1]
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= STARTUP_FILES | {"setup.py", "pyproject.toml", "LICENSE"} | expected
+    environment.install(str(sdist))
+    check_installed(environment)
+    assert package_files(environment.site) == expected
+    check_uninstalls(environment)
+
+
+def test_metadata(environment: Environment, source: Path) -> None:
+    environment.install(str(source))
+    (path,) = environment.site.glob("llamafactory_tpaw-*.dist-info/METADATA")
+    metadata = message_from_string(path.read_text(encoding="utf-8"))
+    assert (metadata["Name"], metadata["Requires-Python"]) == ("llamafactory-tpaw", ">=3.11")
+    assert set(metadata.get_all("Provides-Extra")) == {"vllm", "deepspeed", "flash-attn", "eval", "ray", "dev"}
+    plain = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert plain == ["llamafactory<0.9.6,>=0.9.5"]
+
+
+def test_target_install_needs_and_has_the_command(environment: Environment, source: Path, tmp_path: Path) -> None:
+    """Where no `.pth` is processed, `python -m llamafactory_tpaw train` hooks this process and its children."""
+    target = tmp_path / "target"
+    environment.install("--target", str(target), str(source))
+    fake = tmp_path / "fake" / "llamafactory"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").touch()
+    (fake / "cli.py").write_text(
+        "def main():\n"
+        "    import subprocess, sys\n"
+        f"    code = {HOOK_IS_ACTIVE!r} + '; import sitecustomize'\n"
+        "    print(sys.argv[1:], subprocess.check_output([sys.executable, '-c', code], text=True).split()[0])\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "fake" / "sitecustomize.py").write_text("import os; os.environ['SHADOWED'] = 'ran'\n")
+    path = os.pathsep.join([str(target), str(fake.parent)])
+    assert environment.run("-c", HOOK_IS_ACTIVE, PYTHONPATH=path) == "False"
+    printed = environment.run("-m", PACKAGE, "train", "a.yaml", "b=c", PYTHONPATH=path)
+    assert printed == "['train', 'a.yaml', 'b=c'] True"
+    bootstrap = str(target / PACKAGE / "_bootstrap")
+    shadowed = environment.run(
+        "-c", "import os; print(os.environ.get('SHADOWED'))", PYTHONPATH=os.pathsep.join([bootstrap, path])
+    )
+    assert shadowed == "ran"
