@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fingerprints of weights, when a kept one is trusted, what is found missing, and digests of configs."""
+"""Fingerprints of weights, when a kept one is trusted, and digests of configs."""
 
 from __future__ import annotations
 
@@ -17,65 +17,17 @@ from llamafactory_tpaw.errors import DataError
 from llamafactory_tpaw.team import fingerprint
 from llamafactory_tpaw.team.fingerprint import check_checkpoint_complete, config_digest, fingerprint_checkpoint
 
-
-CONFIG = {"model_type": "qwen2", "hidden_size": 32, "architectures": ["Qwen2ForCausalLM"], "rope": {"theta": 1e4}}
-
-
-def make_tensors() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "model.embed.weight": torch.randn(7, 5, generator=generator),
-        "model.layer.10.weight": torch.randn(3, 4, generator=generator).to(torch.bfloat16),
-        "model.layer.2.weight": torch.randn(2, 3, 4, generator=generator).half(),
-        "model.count": torch.tensor(3),
-        "model.empty": torch.zeros(0, 4),
-        "model.mask": torch.tensor([True, False, True]),
-    }
-
-
-def write_config(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return folder
-
-
-def save_single(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    save_file(tensors, write_config(folder) / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def shard(tensors: dict[str, Tensor], suffix: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """Split tensors over two files, the last names first."""
-    names = sorted(tensors, reverse=True)
-    files = {f"model-{part + 1}-of-2.{suffix}": names[part::2] for part in range(2)}
-    weight_map = {name: file for file, members in files.items() for name in members}
-    return {file: {name: tensors[name] for name in members} for file, members in files.items()}, weight_map
-
-
-def save_sharded(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    files, weight_map = shard(tensors, "safetensors")
-    for file, members in files.items():
-        save_file(members, write_config(folder) / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
-
-
-def save_bin(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    torch.save(tensors, write_config(folder) / "pytorch_model.bin")
-    return folder
-
-
-def save_old_bin(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    torch.save(tensors, write_config(folder) / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    return folder
-
-
-def save_sharded_bin(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    files, weight_map = shard(tensors, "bin")
-    for file, members in files.items():
-        torch.save(members, write_config(folder) / file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
+from .checkpoints import (
+    CONFIG,
+    make_tensors,
+    save_bin,
+    save_old_bin,
+    save_sharded,
+    save_sharded_bin,
+    save_single,
+    shard,
+    write_config,
+)
 
 
 @pytest.fixture
@@ -281,96 +233,6 @@ def test_weights_that_change_meanwhile_are_refused(
     with pytest.raises(DataError, match="changed while they were read"):
         fingerprint_checkpoint(folder, store)
     assert not store.exists()
-
-
-@pytest.mark.parametrize("save", [save_single, save_sharded, save_bin, save_old_bin, save_sharded_bin])
-def test_whole_checkpoints_have_no_problems(tmp_path: Path, save: Callable) -> None:
-    assert check_checkpoint_complete(save(tmp_path / "a", make_tensors())) == []
-
-
-def test_missing_folder_config_and_weights(tmp_path: Path, store: Path) -> None:
-    assert "no does not exist" in check_checkpoint_complete(tmp_path / "no")[0]
-    with pytest.raises(DataError, match="no does not exist"):
-        fingerprint_checkpoint(tmp_path / "no", store)
-    (tmp_path / "file").touch()
-    assert "file is not a folder" in check_checkpoint_complete(tmp_path / "file")[0]
-    (tmp_path / "empty").mkdir()
-    config, weights = check_checkpoint_complete(tmp_path / "empty")
-    assert "config.json cannot be read: No such file" in config
-    assert "empty holds no weights: none of model.safetensors" in weights
-    folder = save_single(tmp_path / "a", make_tensors())
-    (folder / "config.json").write_text("[]")
-    assert "must hold a JSON object" in check_checkpoint_complete(folder)[0]
-
-
-def test_shards_without_an_index_are_mentioned(tmp_path: Path) -> None:
-    folder = save_sharded(tmp_path / "a", make_tensors())
-    (folder / "model.safetensors.index.json").unlink()
-    (problem,) = check_checkpoint_complete(folder)
-    assert "It has model-1-of-2.safetensors, model-2-of-2.safetensors, but no index" in problem
-
-
-@pytest.mark.parametrize("save", [save_sharded, save_sharded_bin])
-def test_absent_shard_is_named(tmp_path: Path, store: Path, save: Callable) -> None:
-    folder = save(tmp_path / "a", make_tensors())
-    path = next(folder.glob("model-2-of-2.*"))
-    path.unlink()
-    (problem,) = check_checkpoint_complete(folder)
-    assert f"{path} is missing, but " in problem
-    with pytest.raises(DataError, match="is missing, but"):
-        fingerprint_checkpoint(folder, store)
-
-
-def test_tensor_that_no_shard_holds_is_named(tmp_path: Path) -> None:
-    folder = save_sharded(tmp_path / "a", make_tensors())
-    index = folder / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"]["model.more"] = "model-1-of-2.safetensors"
-    index.write_text(json.dumps(content))
-    (problem,) = check_checkpoint_complete(folder)
-    assert "names 1 tensors that no shard holds, the first `model.more`" in problem
-
-
-@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
-def test_broken_index_is_named(tmp_path: Path, content: str) -> None:
-    folder = save_sharded(tmp_path / "a", make_tensors())
-    (folder / "model.safetensors.index.json").write_text(content)
-    (problem,) = check_checkpoint_complete(folder)
-    assert "model.safetensors.index.json" in problem
-
-
-@pytest.mark.parametrize("save", [save_single, save_sharded])
-def test_every_cut_of_a_safetensors_file_is_found(tmp_path: Path, save: Callable) -> None:
-    folder = save(tmp_path / "a", make_tensors())
-    path = sorted(folder.glob("*.safetensors"))[-1]
-    content = path.read_bytes()
-    for size in {0, 4, 8, 9, 50, len(content) // 2, len(content) - 1}:
-        path.write_bytes(content[:size])
-        (problem,) = check_checkpoint_complete(folder)
-        assert f"{path} is cut off or damaged: it has {size} bytes" in problem
-    path.write_bytes(content + b"\0")
-    assert "its header says" in check_checkpoint_complete(folder)[0]
-    path.write_bytes(content)
-    assert check_checkpoint_complete(folder) == []
-
-
-@pytest.mark.parametrize("header", [b"[]", b'{"a": 1}', b'{"a": {}}', b"\xff\xff", b'{"a": {"dtype": "F32"}}'])
-def test_damaged_header_is_found(tmp_path: Path, store: Path, header: bytes) -> None:
-    folder = write_config(tmp_path / "a")
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    (problem,) = check_checkpoint_complete(folder)
-    assert "model.safetensors is cut off or damaged" in problem
-    with pytest.raises(DataError, match="is cut off or damaged"):
-        fingerprint_checkpoint(folder, store)
-
-
-def test_cut_bin_is_found(tmp_path: Path) -> None:
-    folder = save_bin(tmp_path / "a", make_tensors())
-    path = folder / "pytorch_model.bin"
-    content = path.read_bytes()
-    for size in (0, 10, len(content) // 2, len(content) - 1):
-        path.write_bytes(content[:size])
-        assert f"cut off at {size} bytes" in check_checkpoint_complete(folder)[0]
 
 
 def test_a_bin_is_never_executed(tmp_path: Path, store: Path) -> None:
