@@ -73,7 +73,11 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["llamafactory_tpaw", "llamafactory_tpaw.*"]),
     package_data={"llamafactory_tpaw": ["py.typed"]},
-    install_requires=["llamafactory" + read_constant("llamafactory_tpaw/plugin/status.py", "SUPPORTED")],
+    install_requires=[
+        "llamafactory" + read_constant("llamafactory_tpaw/plugin/status.py", "SUPPORTED"),
+        # LlamaFactory imports torchaudio, whose newest release (2.11) refuses a torch built for another CUDA than 13.0.
+        "torch<2.15",
+    ],
     extras_require={
         # LlamaFactory 0.9.5 itself accepts vLLM up to 0.11.0.
         "vllm": ["vllm>=0.4.3,<=0.11.0"],
