@@ -61,8 +61,8 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
     if finetuning_type != "full":
         default = "" if "finetuning_type" in given else " (LlamaFactory's default)"
         problems.append(
-            f"`finetuning_type` is {finetuning_type}{default}, but this version of stage `tpaw` trains all weights. Set "
-            "`finetuning_type: full`."
+            f"`finetuning_type` is {finetuning_type}{default}, but this version of stage `tpaw` trains all weights. "
+            "Set `finetuning_type: full`."
         )
     for key, (harmless, reason) in INCOMPATIBLE.items():
         value = given.get(key)
@@ -79,6 +79,6 @@ def _sampling_problems(given: Mapping[str, Any]) -> list[str]:
         return []
     named = ", ".join(f"`{key}`" for key in absent)
     return [
-        f"{named} must be given where `tpaw_prompts` is set: LlamaFactory's defaults (0.95, 0.7, 50) would apply unseen. "
-        "TPAW samples with `temperature: 1.0`, `top_p: 1.0`, `top_k: 0`."
+        f"{named} must be given where `tpaw_prompts` is set: LlamaFactory's defaults (0.95, 0.7, 50) would apply "
+        "unseen. TPAW samples with `temperature: 1.0`, `top_p: 1.0`, `top_k: 0`."
     ]

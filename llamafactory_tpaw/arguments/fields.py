@@ -129,7 +129,7 @@ class TpawArguments:
         metadata={"help": "Folder of the players' log-probs and of the checkpoints' fingerprints."},
     )
     tpaw_score_batch_tokens: int = field(
-        default=16384,
+        default=8192,
         metadata={"help": "Most tokens, padding included, in one batch when players are scored."},
     )
     tpaw_min_response: int = field(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts and responses as token ids, through the template that LlamaFactory trains with.
 
-One encoder serves generation, scoring and training, so that a response is always conditioned on the same prompt tokens,
-and so that target and generated response end by the same rule.
+One encoder serves generation, scoring and training, so that a response is always conditioned on the same prompt
+tokens, and target and generated response end by the same rule.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ def load_triplets(entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits:
         identity = prompt_id(prompt_ids, target_ids, seen)
         if exact and identity != row.id:
             raise DataError(
-                f"{entry.path}, row {number}: its prompt and target encode to id {identity}, but the row says {row.id}: "
-                "it was generated from other tokens. Generate the file anew."
+                f"{entry.path}, row {number}: its prompt and target encode to id {identity}, but the row says "
+                f"{row.id}: it was generated from other tokens. Generate the file anew."
             )
         generated_ids = _generated_ids(row, encoder, exact)
         triplet = _cut(
@@ -102,8 +102,8 @@ def load_foreign(
     """
     if not entry.ranking:
         raise DataError(
-            f"`dataset: {entry.name}` is not a ranking set (`ranking: true`), so it has no generated responses. SFT sets "
-            "go into `tpaw_prompts`; `dataset` takes triplets."
+            f"`dataset: {entry.name}` is not a ranking set (`ranking: true`), so it has no generated responses. SFT "
+            "sets go into `tpaw_prompts`; `dataset` takes triplets."
         )
     all_rows = copy.copy(data_args)
     all_rows.max_samples = None
@@ -131,8 +131,8 @@ def with_proto(triplets: list[Triplet], proto: list[Triplet], entry_name: str) -
     absent = [triplet.id for triplet in triplets if triplet.id not in by_id]
     if absent:
         raise DataError(
-            f"`tpaw_proto: {entry_name}` lacks {len(absent)} of {len(triplets)} prompts, the first with id {absent[0]}. "
-            "Name the triplets that iteration 0 generated for the same prompts."
+            f"`tpaw_proto: {entry_name}` lacks {len(absent)} of {len(triplets)} prompts, the first with id "
+            f"{absent[0]}. Name the triplets that iteration 0 generated for the same prompts."
         )
     return [replace(triplet, proto_ids=by_id[triplet.id]) for triplet in triplets]
 
@@ -162,7 +162,8 @@ def split_by_prompt(triplets: list[Triplet], val_size: float) -> tuple[list[Trip
     train = [triplet for triplet in triplets if _content(triplet) not in held_out]
     if not train:
         raise DataError(
-            f"`val_size` is {val_size:g}, which holds out all {len(ordered)} prompts. Lower it so that some are trained on."
+            f"`val_size` is {val_size:g}, which holds out all {len(ordered)} prompts. Lower it so that some are "
+            "trained on."
         )
     return train, [triplet for triplet in triplets if _content(triplet) in held_out]
 

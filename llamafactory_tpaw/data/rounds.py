@@ -111,8 +111,8 @@ def round_problems(round_: Round, *, may_be_generated: bool) -> list[str]:
             return []
         theta = f"theta_{round_.iteration}"
         return [
-            f"`dataset: {round_.entry.name}` holds the triplets of {theta}, but {round_.path} and its meta file are not "
-            f"there. Run iteration {round_.iteration} (or `llamafactory-tpaw generate` with its YAML) first."
+            f"`dataset: {round_.entry.name}` holds the triplets of {theta}, but {round_.path} and its meta file are "
+            f"not there. Run iteration {round_.iteration} (or `llamafactory-tpaw generate` with its YAML) first."
         ]
     try:
         meta = read_meta(round_.path)
@@ -136,8 +136,8 @@ def _is_round(entry: Entry, tpaw_prompts: str | None) -> bool:
 
 def _round_problems(rounds: list[Round], foreign: list[Entry], size: int, tpaw_args: Any) -> list[str]:
     problems = [
-        f"`dataset: {entry.name}` is not a ranking set (`ranking: true`), so it has no generated responses. SFT sets go "
-        "into `tpaw_prompts`; `dataset` takes triplets, oldest round first."
+        f"`dataset: {entry.name}` is not a ranking set (`ranking: true`), so it has no generated responses. SFT sets "
+        "go into `tpaw_prompts`; `dataset` takes triplets, oldest round first."
         for entry in foreign
         if not entry.ranking
     ]
@@ -151,13 +151,14 @@ def _round_problems(rounds: list[Round], foreign: list[Entry], size: int, tpaw_a
     needed = min(iteration + 1, size)
     if not foreign and len(rounds) < needed:
         problems.append(
-            f"`dataset` lists {len(rounds)} round(s) of triplets, but iteration {iteration} with a team of {size} plays "
-            f"against {needed}: D_{iteration + 1 - needed} to D_{iteration}, oldest first. Add the missing entries."
+            f"`dataset` lists {len(rounds)} round(s) of triplets, but iteration {iteration} with a team of {size} "
+            f"plays against {needed}: D_{iteration + 1 - needed} to D_{iteration}, oldest first. Add the missing "
+            "entries."
         )
     if len(rounds) > iteration + 1:
         problems.append(
-            f"`dataset` lists {len(rounds)} rounds of triplets, but iteration {iteration} has at most {iteration + 1}: "
-            f"D_0 to D_{iteration}. Remove the others, or correct `tpaw_iteration`."
+            f"`dataset` lists {len(rounds)} rounds of triplets, but iteration {iteration} has at most "
+            f"{iteration + 1}: D_0 to D_{iteration}. Remove the others, or correct `tpaw_iteration`."
         )
     return problems
 
@@ -167,6 +168,7 @@ def _proto_round(tpaw_args: Any, dataset_dir: str) -> Round | None:
         return None
     if tpaw_args.tpaw_proto is None:
         raise ConfigError(
-            "`tpaw_objective: tspin` needs `tpaw_proto` from iteration 1 on: the entry with the triplets of iteration 0."
+            "`tpaw_objective: tspin` needs `tpaw_proto` from iteration 1 on: the entry with the triplets of "
+            "iteration 0."
         )
     return Round(0, find_entry(tpaw_args.tpaw_proto, dataset_dir))

@@ -62,8 +62,8 @@ def find_entry(name: str, dataset_dir: str) -> Entry:
     info_path = Path(dataset_dir) / DATASET_INFO
     if not info_path.is_file():
         raise ConfigError(
-            f"`dataset_dir` is {dataset_dir!r}, but {info_path} does not exist. Stage `tpaw` needs a local folder with "
-            f"{DATASET_INFO}; run the command from the project's root or set `dataset_dir`."
+            f"`dataset_dir` is {dataset_dir!r}, but {info_path} does not exist. Stage `tpaw` needs a local folder "
+            f"with {DATASET_INFO}; run the command from the project's root or set `dataset_dir`."
         )
     info = read_json(info_path)
     if name not in info:
@@ -130,7 +130,8 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
         raise DataError(f"`{entry.name}` has no rows. Give a dataset with at least one row.") from None
     except KeyError as error:
         raise DataError(
-            f"`{entry.name}` has no column {error}, which its entry in {DATASET_INFO} asks for. Correct `columns` there."
+            f"`{entry.name}` has no column {error}, which its entry in {DATASET_INFO} asks for. Correct `columns` "
+            "there."
         ) from error
     for row in rows:
         yield AlignedRow(

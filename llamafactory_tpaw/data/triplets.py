@@ -108,7 +108,8 @@ class TripletRow:
             ) from error
         if parsed.finish_reason not in FINISH_REASONS:
             raise DataError(
-                f"{where}: `finish_reason` is {parsed.finish_reason!r}, but must be `stop` or `length`. Correct the row."
+                f"{where}: `finish_reason` is {parsed.finish_reason!r}, but must be `stop` or `length`. Correct the "
+                "row."
             )
         return parsed
 
@@ -126,6 +127,7 @@ class TripletMeta:
         prompts_entry: Entry of the prompts.
         prompts_digest: SHA-256 over the prompts' ids in order.
         sampling: Sampling settings, `seed` included.
+        cutoff_len: `cutoff_len` under which it was sampled.
         engine: Name and version of the engine.
         rows: Number of rows.
         rows_digest: SHA-256 of the file's bytes.
@@ -141,6 +143,7 @@ class TripletMeta:
     prompts_entry: str
     prompts_digest: str
     sampling: dict[str, Any]
+    cutoff_len: int
     engine: dict[str, str]
     rows: int
     rows_digest: str
@@ -205,8 +208,8 @@ def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[Tripl
             yield TripletRow.from_json(row, where)
     if meta is not None and (rows != meta.rows or digest.hexdigest() != meta.rows_digest):
         raise DataError(
-            f"{path} has {rows} rows and digest {digest.hexdigest()[:12]}, but {meta_path(path)} says {meta.rows} rows "
-            f"and {meta.rows_digest[:12]}: the file was changed. Restore it, or delete both to generate it anew."
+            f"{path} has {rows} rows and digest {digest.hexdigest()[:12]}, but {meta_path(path)} says {meta.rows} "
+            f"rows and {meta.rows_digest[:12]}: the file was changed. Restore it, or delete both to generate it anew."
         )
 
 

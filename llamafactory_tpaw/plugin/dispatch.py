@@ -112,12 +112,14 @@ def _wrap_get_train_args(original: Callable[..., Any]) -> Callable[..., Any]:
         require_seams()
         _refuse_backend_switch()
         settings = facade.read_args() if args is None else args
-        parsed = original(_iteration_launcher().before_parse(settings))
+        settings = _iteration_launcher().before_parse(settings)
+        parsed = original(settings)
         finetuning_args = parsed[FINETUNING_ARGS]
         if problems := backend_problems(finetuning_args):
             raise ConfigError(problems)
         if finetuning_args.stage == STAGE:
             finetuning_args.stage = CARRIER
+            finetuning_args.tpaw_given = settings
             setattr(finetuning_args, MARK, True)
         return parsed
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who plays: the checkpoints θ_0 … θ_t, the team chosen from them, and the checks that they are what they should be."""
+"""Who plays: the checkpoints θ_0 … θ_t, the team chosen from them, and the checks that they are the right ones."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,8 @@ class Player:
             )
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{self.name} is `{self.path}`, which is no folder here and cannot be had from the hub: {error}. Correct "
-                "the path, or run the iteration that makes it."
+                f"{self.name} is `{self.path}`, which is no folder here and cannot be had from the hub: {error}. "
+                "Correct the path, or run the iteration that makes it."
             ) from error
         return Path(folder)
 
@@ -138,8 +139,8 @@ def _lineage_problems(player: Player) -> list[str]:
         return []
     if manifest is None:
         return [
-            f"`tpaw_players` has {player.path} as {player.name}, but it has no {MANIFEST}, so no iteration made it. Only "
-            "theta_0 may be a checkpoint of another kind: write the players oldest first."
+            f"`tpaw_players` has {player.path} as {player.name}, but it has no {MANIFEST}, so no iteration made it. "
+            "Only theta_0 may be a checkpoint of another kind: write the players oldest first."
         ]
     if manifest.status != "finished":
         return [
@@ -162,7 +163,7 @@ def parent_problems(players: Sequence[Player], fingerprints: dict[str, str]) -> 
         fingerprints: Fingerprint of each by name.
     """
     problems = []
-    for parent, child in zip(players, players[1:], strict=False):
+    for parent, child in itertools.pairwise(players):
         manifest = read_manifest(child.path) if child.is_local else None
         if manifest is not None and manifest.policy["fingerprint"] != fingerprints[parent.name]:
             problems.append(
@@ -185,15 +186,16 @@ def vocabulary_problems(folders: dict[str, Path], tokenizer_size: int) -> list[s
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
         problems.append(
-            f"The players' vocabularies differ ({listed}), so they cannot judge the same tokens; `resize_vocab` does not "
-            "help. Use checkpoints of one model."
+            f"The players' vocabularies differ ({listed}), so they cannot judge the same tokens; `resize_vocab` does "
+            "not help. Use checkpoints of one model."
         )
     too_small = [name for name, size in sizes.items() if size < tokenizer_size]
     if too_small:
         problems.append(
             f"The tokenizer has {tokenizer_size} tokens, but {', '.join(too_small)} only "
-            f"{min(sizes.values())}: `resize_vocab` would give each player other random rows, so stage `tpaw` refuses. "
-            "Choose a template whose tokens are in the vocabulary, or resize and train them in the `sft` stage first."
+            f"{min(sizes.values())}: `resize_vocab` would give each player other random rows, so stage `tpaw` "
+            "refuses. Choose a template whose tokens are in the vocabulary, or resize and train them in the `sft` "
+            "stage first."
         )
     return problems
 

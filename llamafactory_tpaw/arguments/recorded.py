@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which settings belong to a result, and how two runs' settings are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+# Keys that cannot change θ_{t+1}: what is logged, saved or shown, and how the work is laid out.
+WITHOUT_EFFECT = frozenset(
+    """
+    output_dir overwrite_output_dir resume_from_checkpoint overwrite_cache preprocessing_num_workers
+    preprocessing_batch_size dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
+    logging_steps logging_strategy logging_first_step logging_dir log_level report_to run_name plot_loss disable_tqdm
+    save_steps save_strategy save_total_limit save_only_model eval_steps eval_strategy per_device_eval_batch_size
+    do_eval push_to_hub hub_model_id hub_strategy hub_private_repo ddp_timeout print_param_status
+    include_effective_tokens_per_second include_num_input_tokens_seen cache_dir trust_remote_code
+    use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_logdir
+    tpaw_cache_dir tpaw_reference tpaw_score_batch_tokens tpaw_generate_batch_tokens tpaw_max_bad_rows tpaw_engine
+    model_name_or_path tpaw_players
+    """.split()
+)
+SECRETS = ("token", "api_key", "secret", "webhook")
+
+
+def recorded_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that `tpaw.json` keeps: neither keys without effect nor secrets; checkpoints are recorded apart."""
+    return {
+        key: value
+        for key, value in sorted(given.items())
+        if key not in WITHOUT_EFFECT and not any(key.endswith(secret) for secret in SECRETS)
+    }
+
+
+def different_settings(
+    recorded: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[str]:
+    r"""Compare settings, a key that is left out counting as its default.
+
+    Args:
+        recorded: From `tpaw.json`.
+        given: What the user gives now.
+        defaults: Defaults of all known keys.
+
+    Returns:
+        One text a differing key: the key, what was recorded and what is given.
+    """
+    now = recorded_settings(given)
+    differing = []
+    for key in sorted({*recorded, *now}):
+        before, after = (_plain(values.get(key, defaults.get(key))) for values in (recorded, now))
+        if before != after:
+            differing.append(f"`{key}` was {before} and is {after} now")
+    return differing
+
+
+def _plain(value: Any) -> Any:
+    """One form for values that mean the same: `2.0e-7` as text or number, a list or names with commas."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(str(item) for item in value)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return ",".join(part.strip() for part in value.split(","))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    return value

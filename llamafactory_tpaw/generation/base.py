@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine is asked and what it answers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How responses are sampled; LlamaFactory's keys of the same names.
+
+    Attributes:
+        temperature: Divides the logits; 0 is greedy decoding.
+        top_p: Smallest probability mass that is kept.
+        top_k: Number of tokens kept; 0 keeps all.
+        repetition_penalty: 1 is none.
+        max_new_tokens: Most tokens of a response.
+        seed: With a prompt's id it fixes that prompt's random numbers.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    max_new_tokens: int
+    seed: int
+
+    @classmethod
+    def of(cls, keys: Mapping[str, Any]) -> SamplingSettings:
+        """Read them from the keys of a run, with LlamaFactory's defaults; `do_sample: false` is temperature 0."""
+        greedy = str(keys.get("do_sample", True)).lower() == "false"
+        return cls(
+            temperature=0.0 if greedy else float(keys.get("temperature", 0.95)),
+            top_p=float(keys.get("top_p", 0.7)),
+            top_k=int(keys.get("top_k", 50)),
+            repetition_penalty=float(keys.get("repetition_penalty", 1.0)),
+            max_new_tokens=int(keys.get("max_new_tokens", 1024)),
+            seed=int(keys.get("seed", 42)),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a meta file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt.
+
+    Attributes:
+        id: The prompt's id.
+        prompt_ids: int32 token ids; exactly these are conditioned on.
+        max_new_tokens: What `max_new_tokens` and `cutoff_len` leave for this prompt.
+    """
+
+    id: str
+    prompt_ids: np.ndarray
+    max_new_tokens: int
+
+    def seed(self, seed: int) -> int:
+        """The seed of this prompt's random numbers: it does not depend on order, batch or process."""
+        return int.from_bytes(hashlib.sha256(f"{seed}:{self.id}".encode()).digest()[:8], "little") >> 1
+
+
+@dataclass(frozen=True)
+class Response:
+    """Sampled ids, the stop token included, and why sampling ended: `stop` or `length`."""
+
+    ids: list[int]
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """Samples responses. Made by its own module, so that heavy imports stay there."""
+
+    name: str
+    version: str
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        """Answer one batch, in its order."""
+        ...
+
+
+def plan_batches(requests: Sequence[Request], batch_tokens: int) -> list[list[int]]:
+    r"""Split requests into batches: longest prompts first, bounded by tokens rather than rows.
+
+    Args:
+        requests: The requests.
+        batch_tokens: Most tokens in a batch, prompts padded to the longest and new tokens included. A request that
+            is larger by itself forms a batch of one.
+
+    Returns:
+        Indices of the requests in each batch. The plan depends on nothing else, so a run that was interrupted makes
+        the same batches again.
+    """
+    order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].prompt_ids), index))
+    batches: list[list[int]] = []
+    width = new_tokens = 0
+    for index in order:
+        request = requests[index]
+        if batches:
+            new_tokens = max(new_tokens, request.max_new_tokens)
+            if (len(batches[-1]) + 1) * (width + new_tokens) <= batch_tokens:
+                batches[-1].append(index)
+                continue
+        batches.append([index])
+        width, new_tokens = len(request.prompt_ids), request.max_new_tokens
+    return batches

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation of a round by θ_t in this process."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..data.prompts import load_prompts
+from ..errors import GenerationError
+from ..plugin import facade
+from ..team.forward import autocast_dtype
+from ..team.members import Member, check_tokenizers, load_encoder, load_members
+from .base import SamplingSettings
+from .hf import HfEngine
+from .workflow import Job, run_job
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..arguments.parsed import RunArguments
+    from ..data.encoding import TurnEncoder
+    from ..data.rounds import Round
+    from ..data.triplets import TripletMeta
+    from .base import Request, Response
+
+logger = facade.get_logger(__name__)
+
+
+class _OutOfMemoryAdvice(HfEngine):
+    """The engine, with a message that names the key to turn."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        try:
+            return super().generate(requests)
+        except torch.OutOfMemoryError as error:
+            raise GenerationError(
+                f"The device ran out of memory with {len(requests)} prompts in a batch. Lower "
+                "`tpaw_generate_batch_tokens` and start again: finished rows are kept."
+            ) from error
+
+
+def generate_round(run: RunArguments, round_: Round) -> TripletMeta:
+    r"""Sample D_t from θ_t with the `hf` engine and write its files.
+
+    Args:
+        run: The run's arguments, parsed for one process.
+        round_: The round whose file is missing or half done.
+
+    Raises:
+        TpawError: If the team, the prompts or a half-done file do not fit, before the model is loaded; or if
+            sampling fails.
+    """
+    members, policy = load_members(run)
+    _, _, encoder = load_encoder(run)
+    check_tokenizers(members or [policy], run, encoder)
+    prompts = load_prompts(encoder, run.model, run.data, run.training, run.finetuning)
+    for bad_row in prompts.bad_rows[:1]:
+        logger.warning_rank0(
+            f"Dropped {len(prompts.bad_rows)} rows of `{prompts.entry.name}`; the first is row {bad_row.row}: "
+            f"{bad_row.reason}."
+        )
+    settings = SamplingSettings.of({**vars(run.generating), "seed": run.training.seed})
+    job = Job(
+        round=round_,
+        prompts=prompts,
+        encoder=encoder,
+        generator=policy.fingerprint,
+        generator_path=policy.player.path,
+        settings=settings,
+        engine={"name": HfEngine.name, "version": HfEngine.version},
+        batch_tokens=run.finetuning.tpaw_generate_batch_tokens,
+        cutoff_len=run.data.cutoff_len,
+    )
+    meta = run_job(job, lambda: _load_engine(run, policy, encoder, settings))
+    logger.info_rank0(
+        f"{round_.path}: {meta.rows} triplets of {policy.player.name}, {meta.counts['stop']} ended, "
+        f"{meta.counts['length']} ran into the limit, {meta.counts['equal']} equal their target."
+    )
+    return meta
+
+
+def _load_engine(run: RunArguments, policy: Member, encoder: TurnEncoder, settings: SamplingSettings) -> HfEngine:
+    model_args = copy.copy(run.model)
+    model_args.model_name_or_path = str(policy.folder)
+    model = facade.load_model(encoder.tokenizer, model_args, run.finetuning, False)
+    if run.finetuning.pure_bf16:
+        dtype = torch.bfloat16
+    else:
+        # The file's dtype says nothing: LlamaFactory saves bf16 training in float32.
+        dtype = autocast_dtype(run.training) or torch.float32
+    model = model.to(device=run.training.device, dtype=dtype)
+    stop_token_ids = encoder.stop_token_ids(model.generation_config.eos_token_id)
+    return _OutOfMemoryAdvice(model, settings, stop_token_ids, encoder.tokenizer.pad_token_id)

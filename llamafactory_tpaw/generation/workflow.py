@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From prompts to a triplet file: exactly one row a prompt, whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from ..data.encoding import template_digest, tokenizer_digest
+from ..data.files import read_jsonl_prefix, sha256_hex, write_atomic
+from ..data.triplets import TripletMeta, TripletRow, write_meta
+from ..errors import DataError, GenerationError
+from .base import Request, SamplingSettings, plan_batches
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ..data.encoding import TurnEncoder
+    from ..data.prompts import PromptSet
+    from ..data.rounds import Round
+    from .base import Engine, Response
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be generated, by whom and how; all that the resulting meta file says beforehand.
+
+    Attributes:
+        round: The round and its file.
+        prompts: The prompts.
+        encoder: Tokenizer and template.
+        generator: Fingerprint of θ_t.
+        generator_path: Where it is.
+        settings: Sampling settings.
+        engine: Name and version of the engine.
+        batch_tokens: `tpaw_generate_batch_tokens`.
+        cutoff_len: `cutoff_len`.
+    """
+
+    round: Round
+    prompts: PromptSet
+    encoder: TurnEncoder
+    generator: str
+    generator_path: str
+    settings: SamplingSettings
+    engine: dict[str, str]
+    batch_tokens: int
+    cutoff_len: int
+
+    @property
+    def partial_path(self) -> Path:
+        """Where finished rows are kept until the file is whole."""
+        return self.round.path.with_name(self.round.path.name + ".partial")
+
+    def identity(self) -> dict[str, Any]:
+        """What a half-done file must agree in to be continued."""
+        return {
+            "iteration": self.round.iteration,
+            "generator": self.generator,
+            "tokenizer": tokenizer_digest(self.encoder.tokenizer),
+            "template": template_digest(self.encoder.template),
+            "prompts": self.prompts.digest,
+            "sampling": self.settings.as_dict(),
+            "cutoff_len": self.cutoff_len,
+        }
+
+    def requests(self) -> list[Request]:
+        """One request a prompt, each bounded by what the prompt leaves of `cutoff_len`."""
+        return [
+            Request(
+                prompt.id,
+                prompt.prompt_ids,
+                min(self.settings.max_new_tokens, self.cutoff_len - len(prompt.prompt_ids)),
+            )
+            for prompt in self.prompts.prompts
+        ]
+
+
+def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
+    r"""Generate what is missing of a round and write its files.
+
+    Args:
+        job: What to generate.
+        make_engine: Loads θ_t; called only if a row is missing.
+
+    Returns:
+        The meta of the finished file.
+
+    Raises:
+        DataError: If a half-done file was begun with other settings.
+        GenerationError: If the engine fails.
+    """
+    job.partial_path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(job.partial_path.with_suffix(".lock"), timeout=0)
+    try:
+        with lock:
+            return _run_locked(job, make_engine)
+    except Timeout:
+        raise GenerationError(
+            f"Another process is generating {job.round.path} right now. Wait for it, or stop it and start again: "
+            "what it finished is kept."
+        ) from None
+
+
+def _run_locked(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
+    done, seconds = _read_partial(job)
+    requests = job.requests()
+    # The plan covers all prompts, so that after an interruption the batches that are left are the same ones.
+    batches = [
+        [index for index in batch if requests[index].id not in done]
+        for batch in plan_batches(requests, job.batch_tokens)
+    ]
+    batches = [batch for batch in batches if batch]
+    if batches:
+        engine = make_engine()
+        with (
+            job.partial_path.open("ab") as stream,
+            tqdm(total=len(requests), initial=len(done), unit="prompt", desc=f"D_{job.round.iteration}") as progress,
+        ):
+            for batch in batches:
+                started = time.monotonic()
+                responses = engine.generate([requests[index] for index in batch])
+                rows = [_row(job, index, response) for index, response in zip(batch, responses, strict=True)]
+                elapsed = time.monotonic() - started
+                _append(stream, {"seconds": elapsed, "rows": [row.to_json() for row in rows]})
+                done.update({row.id: row for row in rows})
+                seconds += elapsed
+                progress.update(len(batch))
+    meta = _finish(job, done, seconds)
+    job.partial_path.unlink()
+    return meta
+
+
+def _read_partial(job: Job) -> tuple[dict[str, TripletRow], float]:
+    """Open the half-done file, or begin it, and return its rows by id and the seconds spent on them."""
+    path = job.partial_path
+    prefix = read_jsonl_prefix(path)
+    if not prefix.rows:
+        write_atomic(path, json.dumps(job.identity()) + "\n")
+        return {}, 0.0
+    begun, now = prefix.rows[0], job.identity()
+    different = sorted(key for key in now if begun.get(key) != now[key])
+    if different:
+        raise DataError(
+            f"{path} was begun with another {', '.join(different)} than now. Restore the settings or the checkpoint "
+            "to continue it, or delete it to begin anew."
+        )
+    os.truncate(path, prefix.end)
+    rows = [
+        TripletRow.from_json(json.loads(text), f"{path}, line {number}")
+        for number, batch in enumerate(prefix.rows[1:], start=2)
+        for text in batch["rows"]
+    ]
+    return {row.id: row for row in rows}, sum(batch["seconds"] for batch in prefix.rows[1:])
+
+
+def _append(stream: BinaryIO, batch: dict[str, Any]) -> None:
+    """One line a batch: after a crash a batch is there whole or not at all."""
+    stream.write(json.dumps(batch, ensure_ascii=False).encode() + b"\n")
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _row(job: Job, index: int, response: Response) -> TripletRow:
+    text = job.encoder.text_of(response.ids, response.finish_reason)
+    return TripletRow.of(job.prompts.prompts[index], job.round.iteration, text, response.finish_reason, response.ids)
+
+
+def _finish(job: Job, rows: dict[str, TripletRow], seconds: float) -> TripletMeta:
+    """Write the triplets in the order of the prompts, then the meta file, which says that they are whole."""
+    ordered = [rows[prompt.id] for prompt in job.prompts.prompts]
+    content = "".join(row.to_json() + "\n" for row in ordered).encode()
+    reasons = Counter(row.finish_reason for row in ordered)
+    identity = job.identity()
+    meta = TripletMeta(
+        iteration=job.round.iteration,
+        generator=job.generator,
+        generator_path=job.generator_path,
+        tokenizer=identity["tokenizer"],
+        template=identity["template"],
+        prompts_entry=job.prompts.entry.name,
+        prompts_digest=job.prompts.digest,
+        sampling=identity["sampling"],
+        cutoff_len=job.cutoff_len,
+        engine=job.engine,
+        rows=len(ordered),
+        rows_digest=sha256_hex(content),
+        counts={
+            "stop": reasons["stop"],
+            "length": reasons["length"],
+            "equal": sum(row.generated == row.target["content"] for row in ordered),
+            "bad_rows": len(job.prompts.bad_rows),
+            "generated_tokens": sum(len(row.generated_ids) for row in ordered),
+        },
+        seconds=round(seconds, 3),
+    )
+    write_atomic(job.round.path, content)
+    write_meta(job.round.path, meta)
+    return meta

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One command an iteration: skip what is finished, generate what is missing, choose where training continues."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..data.files import read_json
+from ..errors import ConfigError, DataError
+from ..plugin import facade
+from ..plugin.given import read_given
+from ..team.fingerprint import check_checkpoint_complete
+from ..team.manifest import Manifest
+from .preflight import Plan, finished_manifest, make_plan
+
+
+# Set for the generating child: the process that waits for it and without which it has nothing to do.
+PARENT = "LLAMAFACTORY_TPAW_PARENT"
+PR_SET_PDEATHSIG = 1
+SIGKILL = 9
+
+logger = facade.get_logger(__name__)
+
+
+def prepare(argv: list[str]) -> None:
+    r"""Do before `llamafactory-cli train` starts training what must be done before.
+
+    Args:
+        argv: What stands after `train` on the command line.
+
+    Raises:
+        TpawError: If the iteration cannot work.
+        SystemExit: With 0 if it is finished; with the code of the generating process if that failed.
+    """
+    given = read_given(argv)
+    _stop_if_finished(given)
+    plan = make_plan(given)
+    if plan.to_generate:
+        _generate_in_child(argv)
+
+
+def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
+    r"""Check an iteration in the training process and settle where training continues.
+
+    Args:
+        args: What LlamaFactory was given: flags, or a dict.
+
+    Returns:
+        The settings as a dict, with `resume_from_checkpoint` or `overwrite_output_dir` filled in where the iteration
+        was interrupted.
+
+    Raises:
+        TpawError: If the iteration cannot work, or its triplets are missing.
+        SystemExit: With 0 if it is finished.
+    """
+    given = read_given(args)
+    manifest = _stop_if_finished(given)
+    plan = make_plan(given)
+    if plan.to_generate and _trains(given):
+        missing = ", ".join(str(round_.path) for round_ in plan.to_generate)
+        raise DataError(
+            f"{missing} is not there yet. `llamafactory-cli train` generates it before it starts training; where "
+            "training is started otherwise (Python, torchrun, Ray), run `llamafactory-tpaw generate` with the same "
+            "settings first."
+        )
+    return given | _where_to_continue(given, manifest) if _trains(given) else given
+
+
+def generate(argv: list[str]) -> int:
+    """Generate the triplets that an iteration lacks, in this process."""
+    _die_with_parent()
+    plan = make_plan(read_given(argv))
+    if plan.tpaw_args.tpaw_prompts is None:
+        raise ConfigError(
+            "`tpaw_prompts` is missing, so there is nothing to generate. Name the SFT set with the prompts."
+        )
+    if not plan.to_generate:
+        logger.info_rank0("The triplets of this iteration are there already.")
+        return 0
+    from ..arguments.parsed import parse_single_process
+    from ..generation.local import generate_round
+
+    run = parse_single_process(plan.given)
+    for round_ in plan.to_generate:
+        generate_round(run, round_)
+    return 0
+
+
+def score(argv: list[str]) -> int:
+    """Score the players' log-probs that an iteration lacks, in this process."""
+    plan = make_plan(read_given(argv))
+    _require_triplets(plan)
+    from ..arguments.parsed import parse_single_process
+    from ..train.workflow import score_tpaw
+
+    score_tpaw(parse_single_process(plan.given))
+    return 0
+
+
+def _stop_if_finished(given: dict[str, Any]) -> Manifest | None:
+    if not _trains(given):
+        return None
+    manifest = finished_manifest(given)
+    if manifest is not None and manifest.status == "finished":
+        logger.info_rank0(
+            f"{given['output_dir']} holds theta_{manifest.produces}, finished with these settings: nothing to do."
+        )
+        raise SystemExit(0)
+    return manifest
+
+
+def _trains(given: dict[str, Any]) -> bool:
+    return str(given.get("do_train", False)).lower() == "true"
+
+
+def _require_triplets(plan: Plan) -> None:
+    if plan.to_generate:
+        missing = ", ".join(str(round_.path) for round_ in plan.to_generate)
+        raise DataError(f"{missing} is not there yet. Run `llamafactory-tpaw generate` with the same settings first.")
+
+
+def _generate_in_child(argv: list[str]) -> None:
+    """Generate in a process of its own, so that its memory on the device is free again before training."""
+    command = [sys.executable, "-m", "llamafactory_tpaw", "generate", *argv]
+    environment = os.environ | {PARENT: str(os.getpid())}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # One process samples on one device; with several in sight LlamaFactory would ask for torchrun.
+    environment["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code != 0:
+        raise SystemExit(code if code > 0 else 128 - code)
+
+
+def _die_with_parent() -> None:
+    """Let the kernel end this process when the one that waits for it is killed, so that none generates unseen."""
+    parent = os.environ.get(PARENT)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
+    if os.getppid() != int(parent):
+        raise SystemExit(128 + SIGKILL)
+
+
+def _where_to_continue(given: dict[str, Any], manifest: Manifest | None) -> dict[str, Any]:
+    """Resume from the newest checkpoint that is whole; without one an interrupted run begins again."""
+    if manifest is None or given.get("resume_from_checkpoint"):
+        return {}
+    checkpoints = [path for path in Path(given["output_dir"]).glob("checkpoint-*") if path.name[11:].isdigit()]
+    for checkpoint in sorted(checkpoints, key=lambda path: int(path.name[11:]), reverse=True):
+        if not _is_whole(checkpoint):
+            logger.warning_rank0(f"{checkpoint} was being written when the run was interrupted: it is removed.")
+            shutil.rmtree(checkpoint)
+        elif _has_optimizer(checkpoint):
+            return {"resume_from_checkpoint": str(checkpoint)}
+    return {"overwrite_output_dir": True}
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Weights, and the Trainer's state, which is written last."""
+    if check_checkpoint_complete(checkpoint):
+        return False
+    try:
+        read_json(checkpoint / "trainer_state.json")
+    except DataError:
+        return False
+    return True
+
+
+def _has_optimizer(checkpoint: Path) -> bool:
+    """Whether training can continue exactly; with `save_only_model` it cannot."""
+    deepspeed = any(checkpoint.glob("global_step*"))
+    return deepspeed or all((checkpoint / name).is_file() for name in ("optimizer.pt", "scheduler.pt"))

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LlamaFactory's log file with this stage's metrics: its own callback writes a fixed list of keys."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from . import facade
+
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+GROUPS = ("rewards/", "weights/", "logps/", "length/", "generated/")
+
+
+def with_tpaw_metrics(callbacks: list[TrainerCallback]) -> list[TrainerCallback]:
+    """Let LlamaFactory's log callback write the metrics of stage `tpaw` into `trainer_log.jsonl`, too."""
+
+    class TpawLogCallback(facade.LogCallback):
+        """Adds the metrics of each entry; lines are written one after the other by a thread of its own."""
+
+        def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+            if args.should_save and self.thread_pool is not None:
+                entry = state.log_history[-1]
+                self.tpaw_metrics.append({key: entry[key] for key in entry if _bare(key).startswith(GROUPS)})
+            super().on_log(args, state, control, **kwargs)
+
+        def _write_log(self, output_dir: str, logs: dict[str, Any]) -> None:
+            super()._write_log(output_dir, logs | self.tpaw_metrics.popleft())
+
+    for callback in callbacks:
+        if type(callback) is facade.LogCallback:
+            # The object stays the same one: LlamaBoard's abort signal is bound to it.
+            callback.__class__ = TpawLogCallback
+            callback.tpaw_metrics = deque()
+    return callbacks
+
+
+def _bare(key: str) -> str:
+    return key.removeprefix("eval_")

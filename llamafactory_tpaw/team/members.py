@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The players with their weights at hand: found, fingerprinted, and checked to share one tokenizer and vocabulary."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.encoding import TurnEncoder, tokenizer_digest
+from ..errors import ConfigError
+from ..plugin import facade
+from .fingerprint import fingerprint_checkpoint
+from .players import Player, list_players, parent_problems, player_problems, team_of, vocabulary_problems
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..arguments.parsed import RunArguments
+
+
+@dataclass(frozen=True)
+class Member:
+    """A player whose weights are at hand: where they are and what they are."""
+
+    player: Player
+    folder: Path
+    fingerprint: str
+
+
+def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
+    """Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder)."""
+    module = facade.load_tokenizer(run.model)
+    template = facade.get_template_and_fix_tokenizer(module["tokenizer"], run.data)
+    return module["tokenizer"], module["processor"], TurnEncoder(module["tokenizer"], template)
+
+
+def load_members(run: RunArguments) -> tuple[list[Member], Member]:
+    r"""Find the players' weights and check that they are what `tpaw_players` says.
+
+    Returns:
+        The team, oldest first (empty for T-SPIN), and θ_t.
+
+    Raises:
+        ConfigError: With every problem of every player.
+    """
+    players = list_players(run.finetuning, run.model.model_name_or_path)
+    team = [] if run.finetuning.tpaw_objective == "tspin" else team_of(players, run.finetuning.tpaw_team_size)
+    needed = team or players[-1:]
+    problems = player_problems(needed)
+    if problems:
+        raise ConfigError(problems)
+    store = Path(run.finetuning.tpaw_cache_dir)
+    members = [_member(player, run, store) for player in needed]
+    problems = parent_problems(needed, {member.player.name: member.fingerprint for member in members})
+    if problems:
+        raise ConfigError(problems)
+    return (members if team else []), members[-1]
+
+
+def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: TurnEncoder) -> None:
+    r"""Check that all players read text as the same tokens and have rows for all of them.
+
+    Raises:
+        ConfigError: If a tokenizer or a vocabulary differs.
+    """
+    expected = tokenizer_digest(encoder.tokenizer)
+    problems = []
+    for member in members[:-1]:
+        other = _tokenizer_of(member, run)
+        if tokenizer_digest(other) != expected:
+            problems.append(
+                f"{member.player.name} ({member.player.path}) has another tokenizer than {members[-1].player.name} "
+                f"({members[-1].player.path}): {len(other)} and {len(encoder.tokenizer)} tokens. All players must "
+                "share one; copy the tokenizer files of the SFT model into the checkpoint, or use checkpoints of one "
+                "run."
+            )
+    problems += vocabulary_problems({member.player.name: member.folder for member in members}, len(encoder.tokenizer))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _member(player: Player, run: RunArguments, store: Path) -> Member:
+    folder = player.folder(run.model)
+    return Member(player, folder, fingerprint_checkpoint(folder, store))
+
+
+def _tokenizer_of(member: Member, run: RunArguments) -> Any:
+    model_args = copy.copy(run.model)
+    model_args.model_name_or_path = str(member.folder)
+    tokenizer = facade.load_tokenizer(model_args)["tokenizer"]
+    facade.get_template_and_fix_tokenizer(tokenizer, run.data)
+    return tokenizer

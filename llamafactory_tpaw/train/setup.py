@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything an iteration needs before a model is loaded: tokenizer, team and triplets, each checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..data.encoding import TurnEncoder, template_digest
+from ..data.opponents import (
+    FOREIGN,
+    Limits,
+    Triplet,
+    first_prompts,
+    load_foreign,
+    load_triplets,
+    split_by_prompt,
+    with_proto,
+)
+from ..data.rounds import Opponents, Round, list_opponents, round_problems, split_names
+from ..data.source import Entry, find_entry, is_triplet_file
+from ..data.triplets import TripletMeta, meta_path, read_meta
+from ..errors import DataError
+from ..plugin import facade
+from ..team.members import Member, check_tokenizers, load_encoder, load_members
+from ..team.scorer import Block
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..arguments.parsed import RunArguments
+
+logger = facade.get_logger(__name__)
+
+
+@dataclass
+class Source:
+    """A dataset that was read, for `tpaw.json`."""
+
+    entry: str
+    iteration: int
+    rows: int
+    digest: str = ""
+    generator: str = ""
+
+
+@dataclass
+class IterationSetup:
+    """What `load_setup` found.
+
+    Attributes:
+        tokenizer: Adapted to the template by LlamaFactory.
+        processor: The model's processor, or None.
+        encoder: Tokenizer and template.
+        policy: θ_t with its fingerprint.
+        team: The players, oldest first; empty for T-SPIN.
+        train: Triplets to train on.
+        held_out: Triplets that `val_size` holds out, or those of `eval_dataset`.
+        eval_sets: Triplets of `eval_dataset` by entry, with `eval_on_each_dataset`.
+        sources: The datasets.
+    """
+
+    tokenizer: Any
+    processor: Any
+    encoder: TurnEncoder
+    policy: Member
+    team: list[Member]
+    train: list[Triplet]
+    held_out: list[Triplet]
+    eval_sets: dict[str, list[Triplet]] = field(default_factory=dict)
+    sources: list[Source] = field(default_factory=list)
+
+    def blocks(self) -> list[Block]:
+        """All targets, and for each θ the responses it generated: what every player scores."""
+        triplets = [*self.train, *self.held_out, *(triplet for part in self.eval_sets.values() for triplet in part)]
+        blocks = [
+            Block("target", [triplet.prompt_ids for triplet in triplets], [triplet.target_ids for triplet in triplets])
+        ]
+        for iteration in sorted({triplet.iteration for triplet in triplets}):
+            part = [triplet for triplet in triplets if triplet.iteration == iteration]
+            name = "generated elsewhere" if iteration == FOREIGN else f"generated {iteration}"
+            blocks.append(
+                Block(name, [triplet.prompt_ids for triplet in part], [triplet.generated_ids for triplet in part])
+            )
+        return blocks
+
+
+def load_setup(run: RunArguments) -> IterationSetup:
+    r"""Load and check all that an iteration needs but the models.
+
+    Raises:
+        TpawError: If anything is missing or does not fit.
+    """
+    members, policy = load_members(run)
+    tokenizer, processor, encoder = load_encoder(run)
+    check_tokenizers(members or [policy], run, encoder)
+    reader = _TripletReader(run, encoder, members or [policy])
+    opponents = list_opponents(run.finetuning, split_names(run.data.dataset), run.data.dataset_dir)
+    if opponents.ignored:
+        logger.info_rank0(
+            f"Ignored, beyond the team's {len(opponents.rounds)} rounds: {', '.join(opponents.ignored)}."
+        )
+    triplets = reader.read(opponents)
+    if not run.finetuning.tpaw_prompts:
+        triplets = first_prompts(triplets, run.data.max_samples)
+    train, held_out = split_by_prompt(triplets, run.data.val_size)
+    eval_sets = reader.read_eval(split_names(run.data.eval_dataset), {triplet.id for triplet in train})
+    if not run.data.eval_on_each_dataset:
+        held_out += [triplet for part in eval_sets.values() for triplet in part]
+        eval_sets = {}
+    return IterationSetup(tokenizer, processor, encoder, policy, members, train, held_out, eval_sets, reader.sources)
+
+
+class _TripletReader:
+    """Reads the datasets of an iteration, each checked against what generated it."""
+
+    def __init__(self, run: RunArguments, encoder: TurnEncoder, members: Sequence[Member]) -> None:
+        self.run = run
+        self.encoder = encoder
+        self.members = {member.player.theta: member for member in members}
+        self.limits = Limits(run.data.cutoff_len, run.finetuning.tpaw_min_response, run.finetuning.tpaw_max_bad_rows)
+        self.sources: list[Source] = []
+
+    def read(self, opponents: Opponents) -> list[Triplet]:
+        """Read all rounds and other ranking data, with y_0 where the objective needs it."""
+        problems = [
+            problem
+            for round_ in [*opponents.rounds, *([opponents.proto] if opponents.proto else [])]
+            for problem in round_problems(round_, may_be_generated=False)
+        ]
+        if problems:
+            raise DataError("\n".join(problems))
+        metas = [(round_, read_meta(round_.path)) for round_ in opponents.rounds]
+        self._check_prompts(metas)
+        triplets = [triplet for round_, meta in metas for triplet in self._round(round_, meta)]
+        triplets += [triplet for entry in opponents.foreign for triplet in self._foreign(entry)]
+        if opponents.proto is not None:
+            proto = self._round(opponents.proto, read_meta(opponents.proto.path))
+            triplets = with_proto(triplets, proto, opponents.proto.entry.name)
+        return triplets
+
+    def read_eval(self, names: Sequence[str], trained: set[str]) -> dict[str, list[Triplet]]:
+        """Read `eval_dataset`; its prompts must not be trained on."""
+        sets = {}
+        for name in names:
+            entry = find_entry(name, self.run.data.dataset_dir)
+            if entry.path is not None and is_triplet_file(entry.path):
+                triplets = load_triplets(entry, read_meta(entry.path), self.encoder, self.limits)
+            else:
+                triplets = self._foreign(entry)
+            shared = sum(triplet.id in trained for triplet in triplets)
+            if shared:
+                raise DataError(
+                    f"`eval_dataset: {name}` shares {shared} of its {len(triplets)} rows' prompts with `dataset`, so "
+                    "they are not held out. Use `val_size`, which keeps all triplets of a prompt on one side, or "
+                    "another set."
+                )
+            sets[name] = triplets
+        return sets
+
+    def _round(self, round_: Round, meta: TripletMeta) -> list[Triplet]:
+        member = self.members.get(round_.iteration)
+        if member is not None and meta.generator != member.fingerprint:
+            raise DataError(
+                f"{round_.path} was generated by a checkpoint with fingerprint {meta.generator[:12]} "
+                f"({meta.generator_path}), but {member.player.name} is {member.player.path} with "
+                f"{member.fingerprint[:12]}. Name the checkpoint that generated it, or delete {round_.path} and "
+                f"{meta_path(round_.path)} to generate it anew."
+            )
+        self.sources.append(Source(round_.entry.name, round_.iteration, meta.rows, meta.rows_digest, meta.generator))
+        return load_triplets(round_.entry, meta, self.encoder, self.limits)
+
+    def _foreign(self, entry: Entry) -> list[Triplet]:
+        logger.info_rank0(f"`{entry.name}` is ranking data of another source: no lineage is checked.")
+        run = self.run
+        triplets = load_foreign(entry, self.encoder, self.limits, run.model, run.data, run.training)
+        self.sources.append(Source(entry.name, FOREIGN, len(triplets)))
+        return triplets
+
+    def _check_prompts(self, metas: Sequence[tuple[Round, TripletMeta]]) -> None:
+        """All rounds answer the same prompts; otherwise the team would not be compared on the same data."""
+        digests = {meta.prompts_digest for _, meta in metas}
+        if len(digests) > 1:
+            listed = ", ".join(
+                f"{round_.entry.name} {meta.prompts_digest[:12]} ({meta.rows})" for round_, meta in metas
+            )
+            raise DataError(
+                f"The rounds of `dataset` answer different prompts: {listed}. Generate them from one SFT set with the "
+                "same `tpaw_max_prompts`, `tpaw_prompts_seed`, `tpaw_turn`, `cutoff_len` and template."
+            )
+
+
+def describe_template(run: RunArguments, encoder: TurnEncoder) -> dict[str, str]:
+    """Name and digest of the template, for `tpaw.json`."""
+    return {"name": str(run.data.template), "digest": template_digest(encoder.template)}

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Trainer of stage `tpaw`: a forward pass over all responses, the objective, the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import SequentialSampler
+from transformers import Trainer
+
+from ..errors import TpawError
+from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
+from ..plugin import facade
+from ..team.forward import disable_dropout, response_logps
+from .metrics import FLIPPED, MetricBuffer, sequence_metrics, tpaw_metrics, tspin_metrics
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..team.scorer import OnlineTeam
+
+
+class TpawTrainer(Trainer):
+    r"""Trains a policy on triplets.
+
+    Args:
+        finetuning_args: LlamaFactory's fine-tuning arguments with the `tpaw_*` keys.
+        player_names: Names of the players, oldest first; empty for T-SPIN.
+        online_team: Players that score every batch, or None where the batches carry cached log-probs.
+        processor: Saved beside the checkpoints where the model has one.
+        **kwargs: Of `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        finetuning_args: Any,
+        player_names: Sequence[str],
+        online_team: OnlineTeam | None = None,
+        processor: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        disable_dropout(kwargs["model"])
+        super().__init__(**kwargs)
+        # The loss is divided by the number of triplets in the global batch here, not by the Trainer.
+        self.model_accepts_loss_kwargs = True
+        self.finetuning_args = finetuning_args
+        self.player_names = list(player_names)
+        self.online_team = online_team
+        self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
+        if processor is not None:
+            self.add_callback(facade.SaveProcessorCallback(processor))
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Create the optimizer that LlamaFactory's options ask for."""
+        if self.optimizer is None:
+            self.optimizer = facade.create_custom_optimizer(self.model, self.args, self.finetuning_args)
+        return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create the schedule that LlamaFactory's options ask for."""
+        facade.create_custom_scheduler(self.args, num_training_steps, optimizer)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler | None:
+        if self.finetuning_args.disable_shuffling:
+            return SequentialSampler(self.train_dataset)
+        return super()._get_train_sampler(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
+        """Collect the micro-batches of one step and count their triplets over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(sum(len(batch["equal"]) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(count, reduction="sum")
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, TpawLoss | TspinLoss]:
+        r"""Compute the loss of B triplets.
+
+        Args:
+            model: The policy.
+            inputs: A batch of `TripletCollator`.
+            return_outputs: Whether to return what the objective returned, too.
+            num_items_in_batch: Triplets of the whole step. With it the losses of all micro-batches and processes add
+                up to the mean over these; without it the loss is the mean over the batch.
+        """
+        rounds = self._split(response_logps(model, inputs), len(inputs["equal"]))
+        target, generated = rounds[0], rounds[1]
+        self._check_finite(rounds)
+        if self.finetuning_args.tpaw_objective == "tspin":
+            out, metrics = self._tspin(rounds)
+        else:
+            out, metrics = self._tpaw(target, generated, inputs)
+        self._buffers["train" if model.training else "eval"].add(metrics | sequence_metrics(target, generated, inputs))
+        loss = out.loss
+        if num_items_in_batch is not None:
+            # Gradients and logged losses are averaged over processes, so each one's share is scaled up.
+            loss = out.losses.sum() / num_items_in_batch * self.accelerator.num_processes
+        return (loss, out) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """Compute the loss and the metrics of a batch of held-out triplets."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log with the metrics since the last time."""
+        mode = "train" if "loss" in logs else "eval"
+        prefix = (
+            next((key.removesuffix("loss") for key in logs if key.endswith("_loss")), "") if mode == "eval" else ""
+        )
+        if mode == "train" or prefix:
+            means = self._buffers[mode].drain(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
+            logs |= {prefix + name: value for name, value in means.items()}
+        super().log(logs, *args, **kwargs)
+
+    def _tpaw(
+        self, target: SequenceLogps, generated: SequenceLogps, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[TpawLoss, dict[str, torch.Tensor]]:
+        if self.online_team is None:
+            player_target, player_generated = inputs["player_target_logps"], inputs["player_generated_logps"]
+        else:
+            player_target, player_generated = self.online_team.score(inputs).split(len(target.sums))
+        out = tpaw_loss(
+            target.sums,
+            generated.sums,
+            player_target,
+            player_generated,
+            reward_scale=self.finetuning_args.tpaw_reward_scale,
+            eta=self.finetuning_args.tpaw_eta,
+            gamma=self.finetuning_args.tpaw_gamma,
+        )
+        metrics = tpaw_metrics(out, self.player_names)
+        if self.state.global_step == 0 and self.model.training:
+            # Policy and newest player are the same model here: its reward is 0 but for rounding, which decides alpha.
+            metrics[FLIPPED] = (out.target_rewards[:, -1] > 0).float()
+        return out, metrics
+
+    def _tspin(self, rounds: Sequence[SequenceLogps]) -> tuple[TspinLoss, dict[str, torch.Tensor]]:
+        out = tspin_loss(
+            rounds[0].sums,
+            rounds[1].sums,
+            rounds[2].sums if len(rounds) > 2 else None,
+            scale=self.finetuning_args.tpaw_scale,
+            history_weight=self.finetuning_args.tpaw_history_weight,
+        )
+        return out, tspin_metrics(out)
+
+    def _check_finite(self, rounds: Sequence[SequenceLogps]) -> None:
+        if not all(bool(torch.isfinite(part.sums).all()) for part in rounds):
+            raise TpawError(
+                f"The policy's log-probs are NaN or inf at step {self.state.global_step}. Lower `learning_rate` or "
+                "set `max_grad_norm`, and start again from the last checkpoint; with fp16 use `bf16` where the "
+                "device can."
+            )
+
+    @staticmethod
+    def _split(logps: SequenceLogps, batch_size: int) -> list[SequenceLogps]:
+        """Take the rounds of responses (target, generated, y_0) apart."""
+        parts = zip(logps.sums.split(batch_size), logps.token_counts.split(batch_size), strict=True)
+        return [SequenceLogps(*part) for part in parts]

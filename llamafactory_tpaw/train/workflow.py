@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage `tpaw` in the training process: check, score what the cache lacks, train, save θ_{t+1}."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..arguments.parsed import RunArguments
+from ..data.collator import TripletCollator, TripletDataset
+from ..errors import ConfigError
+from ..plugin import facade
+from ..team.scorer import Block, OnlineTeam, ScoreReport, TeamScorer
+from .lineage import finish_manifest, start_manifest
+from .setup import IterationSetup, load_setup
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import TrainerCallback
+
+    from ..data.opponents import Triplet
+    from .trainer import TpawTrainer
+
+PLOTTED = [
+    "loss",
+    "eval_loss",
+    "rewards/target",
+    "rewards/generated",
+    "rewards/margin",
+    "rewards/accuracy",
+]
+
+
+def run_tpaw(
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    finetuning_args: Any,
+    generating_args: Any,
+    callbacks: list[TrainerCallback] | None = None,
+) -> None:
+    r"""Train one iteration; called by LlamaFactory's dispatch with its arguments.
+
+    Args:
+        model_args: LlamaFactory's model arguments; the model is θ_t.
+        data_args: Its data arguments.
+        training_args: Its training arguments.
+        finetuning_args: Its fine-tuning arguments with the `tpaw_*` keys.
+        generating_args: Its generating arguments.
+        callbacks: LlamaFactory's callbacks.
+
+    Raises:
+        TpawError: If settings, checkpoints, triplets or cache do not fit; before any model is loaded.
+    """
+    run = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
+    if training_args.world_size > 1:
+        raise ConfigError(
+            f"This run has {training_args.world_size} processes, but this version of stage `tpaw` trains in one. "
+            "Start it without torchrun, on one device (`CUDA_VISIBLE_DEVICES=0`)."
+        )
+    setup = load_setup(run)
+    scorer = TeamScorer(run, setup.tokenizer)
+    blocks = setup.blocks()
+    cached = finetuning_args.tpaw_reference == "cached" and bool(setup.team)
+    report = scorer.fill(setup.team, blocks) if cached else ScoreReport()
+    datasets = [_dataset(scorer, setup, part, cached) for part in (setup.train, setup.held_out)]
+    eval_sets = {name: _dataset(scorer, setup, part, cached) for name, part in setup.eval_sets.items()}
+    trainer = _make_trainer(run, setup, scorer, callbacks, datasets, eval_sets)
+    manifest = start_manifest(run, setup, report)
+    started = time.monotonic()
+    if training_args.do_train:
+        _train(trainer, run)
+    if training_args.do_eval:
+        metrics = trainer.evaluate(metric_key_prefix="eval")
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+    if training_args.do_train and trainer.is_world_process_zero() and not _aborted(trainer):
+        finish_manifest(run, manifest, seconds=time.monotonic() - started)
+
+
+def score_tpaw(run: RunArguments) -> ScoreReport:
+    """Only fill the cache with what an iteration's training will look up."""
+    setup = load_setup(run)
+    return TeamScorer(run, setup.tokenizer).fill(setup.team, setup.blocks())
+
+
+def _make_trainer(
+    run: RunArguments,
+    setup: IterationSetup,
+    scorer: TeamScorer,
+    callbacks: list[TrainerCallback] | None,
+    datasets: Sequence[TripletDataset],
+    eval_sets: dict[str, TripletDataset],
+) -> TpawTrainer:
+    from ..plugin.log_callback import with_tpaw_metrics
+    from .trainer import TpawTrainer
+
+    run.training.remove_unused_columns = False
+    # A NaN must stop the run, not be replaced by the running average.
+    run.training.logging_nan_inf_filter = False
+    online = run.finetuning.tpaw_reference == "online" and bool(setup.team)
+    online_team = OnlineTeam(scorer, setup.team) if online else None
+    train, held_out = datasets
+    return TpawTrainer(
+        model=facade.load_model(setup.tokenizer, run.model, run.finetuning, run.training.do_train),
+        args=run.training,
+        finetuning_args=run.finetuning,
+        player_names=[member.player.name for member in setup.team],
+        online_team=online_team,
+        processor=setup.processor,
+        processing_class=setup.tokenizer,
+        data_collator=TripletCollator(setup.tokenizer.pad_token_id, setup.tokenizer.padding_side),
+        train_dataset=train,
+        eval_dataset=eval_sets or (held_out if len(held_out) else None),
+        callbacks=with_tpaw_metrics(callbacks or []),
+    )
+
+
+def _train(trainer: TpawTrainer, run: RunArguments) -> None:
+    result = trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint)
+    trainer.save_model()
+    metrics = result.metrics
+    if run.finetuning.include_effective_tokens_per_second:
+        tokens = sum(
+            len(triplet.prompt_ids) + len(response)
+            for triplet in trainer.train_dataset.triplets
+            for response in triplet.responses
+        )
+        metrics["effective_tokens_per_sec"] = tokens * metrics["epoch"] / metrics["train_runtime"]
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    trainer.save_state()
+    if trainer.is_world_process_zero() and run.finetuning.plot_loss:
+        logged = {key for entry in trainer.state.log_history for key in entry}
+        facade.plot_loss(run.training.output_dir, keys=[key for key in PLOTTED if key in logged])
+
+
+def _dataset(scorer: TeamScorer, setup: IterationSetup, triplets: list[Triplet], cached: bool) -> TripletDataset:
+    if not cached or not triplets:
+        return TripletDataset(triplets)
+    prompts = [triplet.prompt_ids for triplet in triplets]
+    logps: list[np.ndarray] = [
+        scorer.lookup(setup.team, Block(name, prompts, responses))
+        for name, responses in (
+            ("target", [triplet.target_ids for triplet in triplets]),
+            ("generated", [triplet.generated_ids for triplet in triplets]),
+        )
+    ]
+    return TripletDataset(triplets, *logps)
+
+
+def _aborted(trainer: TpawTrainer) -> bool:
+    """Whether training was stopped from outside, so that its result is not θ_{t+1}."""
+    return any(getattr(callback, "aborted", False) for callback in trainer.callback_handler.callbacks)
