@@ -97,6 +97,8 @@ def _apply(seam: Seam, status: SeamStatus, module: ModuleType) -> None:
         _miss(status, f"{type(error).__name__}: {error}")
     else:
         status.state, status.reason = "applied", None
+        if missing_message():
+            stages.withdraw_stage()
         return
     if seam.fallback is not None:
         seam.fallback(module)
