@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documents agree with the code: generated tables are fresh, and what they name exists."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from llamafactory_tpaw.arguments import reference
+from llamafactory_tpaw.arguments.fields import FIELDS
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def test_every_key_stands_in_one_group() -> None:
+    grouped = [key for group in reference.GROUPS for key in group.keys]
+    assert sorted(grouped) == sorted(FIELDS)
+
+
+def test_configuration_page_is_fresh() -> None:
+    assert read(ROOT / "docs" / "configuration.md") == reference.configuration_page(), "stale: make docs"
+
+
+def test_readme_table_is_fresh() -> None:
+    readme = read(ROOT / "README.md")
+    assert reference.with_table(readme) == readme, "stale: make docs"
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_every_key_is_documented(key: str) -> None:
+    assert f"| `{key}` |" in read(ROOT / "docs" / "configuration.md")
+    assert f"| `{key}` |" in read(ROOT / "README.md")
+
+
+def test_configuration_page_names_type_range_and_default() -> None:
+    page = reference.configuration_page()
+    assert "| `tpaw_eta` | number | `6.0` | >= 1 | `tpaw` |" in page
+    assert "| `tpaw_reward_scale` | number | `0.1` | > 0 | `tpaw` |" in page
+    assert "| `tpaw_turn` | word | `last` | `last`, `first` | both |" in page
+    assert "| `tpaw_max_prompts` | whole number | none | >= 1 | both |" in page
+
+
+def test_a_readme_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="Put them back"):
+        reference.with_table("# no table\n")
+
+
+def test_check_names_the_stale_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(f"a\n{reference.TABLE_BEGIN}\nold\n{reference.TABLE_END}\nb\n")
+    assert reference.main(["--check"]) == 1
+    assert "stale: docs/configuration.md" in capsys.readouterr().out
+    assert "old" in (tmp_path / "README.md").read_text()
+    assert reference.main(["--write"]) == 0
+    assert reference.main(["--check"]) == 0
+    assert (tmp_path / "README.md").read_text().startswith(f"a\n{reference.TABLE_BEGIN}\n| key |")
+
+
+@pytest.mark.parametrize("name", re.findall(r"`(llamafactory_tpaw(?:\.\w+)+)`", read(ROOT / "docs" / "algorithm.md")))
+def test_functions_of_the_algorithm_exist(name: str) -> None:
+    module, _, function = name.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("name", re.findall(r"`(tests/[\w/]+\.py::\w+)`", read(ROOT / "docs" / "algorithm.md")))
+def test_tests_of_the_algorithm_exist(name: str) -> None:
+    path, _, function = name.partition("::")
+    tree = ast.parse(read(ROOT / path))
+    assert function in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    missing = [target for target in LINK.findall(read(page)) if not (page.parent / target).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_files_that_exist(page: Path) -> None:
+    names = set(re.findall(r"\byaml/[\w/]+\.(?:yaml|json)\b", read(page)))
+    assert {name for name in names if not (ROOT / name).is_file() and "mine" not in name} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_only_keys_that_exist(page: Path) -> None:
+    words = set(re.findall(r"`(tpaw_[a-z_]+)[`:=]", read(page)))
+    assert words - set(FIELDS) - {"tpaw_loss"} == set()
