@@ -171,7 +171,7 @@ def test_metadata(environment: Environment, source: Path) -> None:
     assert (metadata["Name"], metadata["Requires-Python"]) == ("llamafactory-tpaw", ">=3.11")
     assert set(metadata.get_all("Provides-Extra")) == {"vllm", "deepspeed", "flash-attn", "eval", "ray", "dev"}
     plain = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
-    assert plain == ["llamafactory<0.9.6,>=0.9.5"]
+    assert "llamafactory<0.9.6,>=0.9.5" in plain
 
 
 def test_target_install_needs_and_has_the_command(environment: Environment, source: Path, tmp_path: Path) -> None:
