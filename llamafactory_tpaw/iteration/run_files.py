@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..data.source import triplet_entry
+
 
 Method = Literal["tpaw", "spin", "tspin"]
 Line = tuple[str, Any] | tuple[str, Any, str]
@@ -205,17 +207,10 @@ def iteration_text(family: Family, method: Method, iteration: int) -> str:
 def dataset_entries(family: Family) -> dict[str, dict[str, Any]]:
     """Return the entries of `dataset_info.json` for the triplets that a family's runs generate."""
     return {
-        family.triplets(method, t): triplet_entry(f"tpaw/{family.triplets(method, t)}.jsonl")
+        family.triplets(method, t): triplet_entry(family.triplets(method, t))
         for method in family.self_play
         for t in range(family.iterations[method])
     }
-
-
-def triplet_entry(file_name: str) -> dict[str, Any]:
-    """Return the entry of a triplet file: a LlamaFactory ranking set, target chosen and generated rejected."""
-    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
-    columns |= {"system": "system", "tools": "tools"}
-    return {"file_name": file_name, "formatting": "sharegpt", "ranking": True, "columns": columns}
 
 
 def _team_size(family: Family, method: Method) -> int:
@@ -235,7 +230,7 @@ def _method_lines(family: Family, method: Method, t: int) -> list[Line]:
     thetas, size = [f"theta_{i}" for i in range(t + 1)], _team_size(family, method)
     who = ", ".join(thetas)
     if method == "tspin":
-        who += "; not used by the loss, but checked against the triplets"
+        who += "; the loss of T-SPIN needs none of them"
     elif t + 1 > size:
         who += f"; the newest {size} play" if size > 1 else "; the newest plays"
     lines: list[Line] = [
