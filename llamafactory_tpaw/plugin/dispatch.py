@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import ConfigError, TpawError
-from . import facade, given
+from . import facade, given, ranks
 from .arguments import STAGE, backend_problems
 from .reporting import report
 from .status import check_function, missing_message, require_seams
@@ -70,9 +70,11 @@ def extend_launcher(module: ModuleType) -> None:
     def launch() -> Any:
         try:
             arguments = sys.argv[2:]
-            if sys.argv[1:2] == ["train"] and not _asks_help(arguments) and given.stage_of(arguments) == STAGE:
-                _prepare(arguments)
-            return original()
+            if sys.argv[1:2] != ["train"] or _asks_help(arguments) or given.stage_of(arguments) != STAGE:
+                return original()
+            _prepare(arguments)
+            with ranks.collect_error():
+                return original()
         except TpawError as error:
             sys.exit(report(error))
 
@@ -109,21 +111,24 @@ def _wrap_get_train_args(original: Callable[..., Any]) -> Callable[..., Any]:
         resolved = sys.argv[1:] if args is None else args
         if _asks_help(resolved) or given.stage_of(resolved) != STAGE:
             return _refuse_unseen_stage(original(args))
-        require_seams()
-        _refuse_backend_switch()
-        settings = facade.read_args() if args is None else args
-        settings = _iteration_launcher().before_parse(settings)
-        parsed = original(settings)
-        finetuning_args = parsed[FINETUNING_ARGS]
-        if problems := backend_problems(finetuning_args):
-            raise ConfigError(problems)
-        if finetuning_args.stage == STAGE:
-            finetuning_args.stage = CARRIER
-            finetuning_args.tpaw_given = settings
-            setattr(finetuning_args, MARK, True)
-        return parsed
+        with ranks.record_error():
+            return _parse(original, facade.read_args() if args is None else args)
 
     return get_train_args
+
+
+def _parse(original: Callable[..., Any], settings: dict[str, Any] | list[str]) -> Any:
+    """Check, let LlamaFactory parse stage `tpaw`, and load the parsed arguments onto the carrier."""
+    require_seams()
+    _refuse_backend_switch()
+    parsed = original(_iteration_launcher().before_parse(settings))
+    finetuning_args = parsed[FINETUNING_ARGS]
+    if problems := backend_problems(finetuning_args):
+        raise ConfigError(problems)
+    if finetuning_args.stage == STAGE:
+        finetuning_args.stage = CARRIER
+        setattr(finetuning_args, MARK, True)
+    return parsed
 
 
 def _refuse_unseen_stage(parsed: Any) -> Any:
@@ -141,7 +146,7 @@ def _wrap_run_ppo(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(*args, **named)
         finetuning_args.stage = STAGE
         delattr(finetuning_args, MARK)
-        workflow = importlib.import_module("llamafactory_tpaw.train.workflow")
-        return workflow.run_tpaw(*args, **named)
+        with ranks.record_error():
+            return importlib.import_module("llamafactory_tpaw.train.workflow").run_tpaw(*args, **named)
 
     return run_ppo
