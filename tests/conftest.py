@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import runs, tiny
 
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
@@ -33,3 +33,16 @@ def gsm8k() -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2-architecture checkpoint in float32 whose tokenizer holds the tokens of `qwen`, `llama3`, `qwen3`."""
     return tiny.save_model(tmp_path_factory.mktemp("tiny") / "theta_0")
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[runs.Project, list[runs.Result]]:
+    """A run of iterations 0, 1, 2, each by one `llamafactory-cli train`, and what each printed. Do not change it."""
+    project = runs.Project(tmp_path_factory.mktemp("played"), tiny_model)
+    results = [
+        project.train(project.settings(iteration, plot_loss=True, num_train_epochs=2.0), name=f"iter{iteration}.yaml")
+        for iteration in range(3)
+    ]
+    for result in results:
+        assert result.code == 0, result.output
+    return project, results

@@ -11,6 +11,7 @@ import torch
 from ..data.prompts import load_prompts
 from ..errors import GenerationError
 from ..plugin import facade
+from ..plugin.logs import get_logger
 from ..team.forward import autocast_dtype
 from ..team.members import Member, check_tokenizers, load_encoder, load_members
 from .base import SamplingSettings
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..data.triplets import TripletMeta
     from .base import Request, Response
 
-logger = facade.get_logger(__name__)
+logger = get_logger(__name__)
 
 
 class _OutOfMemoryAdvice(HfEngine):

@@ -100,7 +100,7 @@ def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
         GenerationError: If the engine fails.
     """
     job.partial_path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.partial_path.with_suffix(".lock"), timeout=0)
+    lock = FileLock(job.round.path.with_name(f".{job.round.path.name}.lock"), timeout=0)
     try:
         with lock:
             return _run_locked(job, make_engine)

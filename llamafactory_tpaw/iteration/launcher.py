@@ -12,8 +12,8 @@ from typing import Any
 
 from ..data.files import read_json
 from ..errors import ConfigError, DataError
-from ..plugin import facade
 from ..plugin.given import read_given
+from ..plugin.logs import get_logger
 from ..team.fingerprint import check_checkpoint_complete
 from ..team.manifest import Manifest
 from .preflight import Plan, finished_manifest, make_plan
@@ -24,7 +24,7 @@ PARENT = "LLAMAFACTORY_TPAW_PARENT"
 PR_SET_PDEATHSIG = 1
 SIGKILL = 9
 
-logger = facade.get_logger(__name__)
+logger = get_logger(__name__)
 
 
 def prepare(argv: list[str]) -> None:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.collator import pad_sequences
 from ..plugin import facade
+from ..plugin.logs import get_logger
 from .cache import LogpCache, sequence_key
 from .fingerprint import config_digest
 from .forward import autocast, autocast_dtype, freeze, numerics, response_logps
@@ -33,7 +34,7 @@ CACHE_SCHEMA = 1
 FLUSH_SECONDS = 60.0
 TOLERANCE = {None: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
-logger = facade.get_logger(__name__)
+logger = get_logger(__name__)
 
 
 class Block(NamedTuple):

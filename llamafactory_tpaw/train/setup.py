@@ -21,7 +21,7 @@ from ..data.rounds import Opponents, Round, list_opponents, round_problems, spli
 from ..data.source import Entry, find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, meta_path, read_meta
 from ..errors import DataError
-from ..plugin import facade
+from ..plugin.logs import get_logger
 from ..team.members import Member, check_tokenizers, load_encoder, load_members
 from ..team.scorer import Block
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ..arguments.parsed import RunArguments
 
-logger = facade.get_logger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass
