@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ..data.files import TEMP_SUFFIX, digest_json, read_json, sha256_hex, write_atomic, write_json_atomic
+from ..data.files import digest_json, read_json, sha256_hex, write_atomic, write_json_atomic
 from ..errors import CacheError, DataError
 
 
@@ -216,7 +216,7 @@ class LogpCache:
         return part
 
     def _list_parts(self) -> list[str]:
-        return sorted(path.name for path in self.folder.glob("part-*") if path.suffix != TEMP_SUFFIX)
+        return sorted(path.name for path in self.folder.glob("part-*.safetensors"))
 
     def _check_numerics(self, *, required: bool) -> bool:
         """Say whether `numerics.json` is there; raise where it differs, or is absent though `required`."""
