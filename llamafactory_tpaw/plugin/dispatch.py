@@ -121,11 +121,13 @@ def _parse(original: Callable[..., Any], settings: dict[str, Any] | list[str]) -
     """Check, let LlamaFactory parse stage `tpaw`, and load the parsed arguments onto the carrier."""
     require_seams()
     _refuse_backend_switch()
+    settings_given = given.read_given(settings)
     parsed = original(_iteration_launcher().before_parse(settings))
     finetuning_args = parsed[FINETUNING_ARGS]
     if problems := backend_problems(finetuning_args):
         raise ConfigError(problems)
     if finetuning_args.stage == STAGE:
+        finetuning_args.tpaw_given = settings_given  # what `tpaw.json` records: no defaults
         finetuning_args.stage = CARRIER
         setattr(finetuning_args, MARK, True)
     return parsed

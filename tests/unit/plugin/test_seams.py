@@ -138,6 +138,8 @@ def test_run_exp_runs_our_workflow(tuner: ModuleType, settings: dict[str, Any], 
     ((model_args, data_args, training_args, finetuning_args, generating_args, callbacks),) = calls.run_tpaw
     assert (finetuning_args.stage, finetuning_args.tpaw_eta) == ("tpaw", 2.5)
     assert not hasattr(finetuning_args, dispatch.MARK)
+    assert finetuning_args.tpaw_given == settings
+    assert "tpaw_given" not in finetuning_args.to_dict()
     assert (model_args.model_name_or_path, data_args.dataset) == ("anything", ["anything"])
     assert (training_args.output_dir, generating_args.do_sample) == (settings["output_dir"], True)
     assert "LogCallback" in [type(callback).__name__ for callback in callbacks]
