@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import yaml
 from llamafactory_tpaw.arguments import reference
 from llamafactory_tpaw.arguments.fields import FIELDS
+from llamafactory_tpaw.data.source import triplet_entry
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,3 +104,26 @@ def test_commands_name_files_that_exist(page: Path) -> None:
 def test_pages_name_only_keys_that_exist(page: Path) -> None:
     words = set(re.findall(r"`(tpaw_[a-z_]+)[`:=]", read(page)))
     assert words - set(FIELDS) - {"tpaw_loss"} == set()
+
+
+def test_the_sed_command_of_the_readme_makes_run_files(tmp_path: Path) -> None:
+    """Step 3 of the README, run as it stands there."""
+    shutil.copytree(ROOT / "yaml", tmp_path / "yaml")
+    command = re.search(r"^ +for run in sft .*?^ +done$", read(ROOT / "README.md"), re.DOTALL | re.MULTILINE)[0]
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
+    runs = [
+        yaml.safe_load(read(tmp_path / "yaml" / f"mine_{run}.yaml")) for run in ("sft", "tpaw_iter0", "tpaw_iter2")
+    ]
+    sft, first, last = runs
+    assert {run["template"] for run in runs} == {"llama3"}
+    assert sft["model_name_or_path"] == "my-org/my-base-model"
+    assert sft["dataset"] == first["tpaw_prompts"] == "my_sft"
+    assert first["model_name_or_path"] == first["tpaw_players"] == sft["output_dir"] == "saves/mine/full/sft"
+    assert last["dataset"] == "mine_tpaw_iter0,mine_tpaw_iter1,mine_tpaw_iter2"
+    assert last["model_name_or_path"] == "saves/mine/full/tpaw_iter1"
+    assert "qwen_" not in read(tmp_path / "yaml" / "mine_tpaw_iter2.yaml")
+
+
+def test_the_dataset_entries_of_the_readme_are_the_generated_ones() -> None:
+    text = re.search(r'^ +"my_sft".*?^       \}$', read(ROOT / "README.md"), re.DOTALL | re.MULTILINE)[0]
+    assert json.loads("{" + text + "}")["mine_tpaw_iter0"] == triplet_entry("mine_tpaw_iter0")
