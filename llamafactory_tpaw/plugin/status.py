@@ -94,6 +94,7 @@ def require_seams() -> None:
     """
     from .. import _hook
 
+    importlib.import_module(PACKAGE)  # fills the record
     reason = _hook.inactive_reason()
     if reason:
         raise ConfigError(f"Stage `tpaw` is not available: {reason}")
