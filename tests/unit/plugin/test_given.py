@@ -123,7 +123,9 @@ def test_stage_of_a_run_file_imports_nothing_heavy(run_file: Path) -> None:
 
 
 def test_unknown_keys_name_the_nearest() -> None:
-    problems = given.unknown_key_problems({"tpaw_gama": 1, "learning_rat": 2, "xqzw": 3, "stage": 4, "tpaw_zzz": 5})
+    problems = given.unknown_key_problems(
+        {"tpaw_gama": 1, "learning_rat": 2, "xqzw": 3, "stage": 4, "tpaw_kkkkkkkkkkkkkkkkkkkkkkkkk": 5}
+    )
     assert len(problems) == 4
     assert problems[0].startswith("`tpaw_gama` is not a key of `train`. Did you mean `tpaw_gamma`?")
     assert "`learning_rate`" in problems[1]
