@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 
+# What templates and their tool formats raise for messages or tools that they cannot write.
+UNENCODABLE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 # Two contents that share no last character: what their encoded turns have in common at the end is the end of turn.
 _PROBES = ("0", "Z")
 
@@ -56,6 +59,9 @@ class TurnEncoder:
 
         Returns:
             Prompt ids and response ids, int32 arrays. Nothing is cut.
+
+        Raises:
+            UNENCODABLE: One of these, if the template cannot write a message or the tools.
         """
         prompt_ids, response_ids = self.template.encode_oneturn(
             self.tokenizer, [*prompt, response], system or None, tools or None
@@ -81,8 +87,22 @@ class TurnEncoder:
         return np.asarray(ids, dtype=np.int32)
 
     def text_of(self, sampled: Sequence[int], finish_reason: str) -> str:
-        """Decode a sampled response without its stop token; nothing else is stripped or joined."""
-        ids = list(sampled[:-1] if finish_reason == "stop" else sampled)
+        r"""Decode a sampled response without its end of turn; nothing else is stripped or joined.
+
+        Args:
+            sampled: Ids as the model sampled them, up to and including the stop token.
+            finish_reason: `stop` or `length`.
+
+        Returns:
+            The text. The stop token is left out, and so are the tokens that an end of turn has before it (a line
+            break in some templates).
+        """
+        ids = list(sampled)
+        if finish_reason == "stop" and ids:
+            stop = ids.pop()
+            begun = self.end_of_turn[: self.end_of_turn.index(stop)] if stop in self.end_of_turn else []
+            if begun and ids[-len(begun) :] == begun:
+                del ids[-len(begun) :]
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def encode_text(self, text: str, finish_reason: str) -> np.ndarray:

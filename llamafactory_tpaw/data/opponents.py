@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .encoding import TurnEncoder, cut_response, prompt_id, template_digest, tokenizer_digest
+from .encoding import UNENCODABLE, TurnEncoder, cut_response, prompt_id, template_digest, tokenizer_digest
 from .prompts import BadRow, check_bad_rows
 from .source import Entry, load_rows
 from .triplets import TripletMeta, TripletRow, read_triplets
@@ -75,7 +75,11 @@ def load_triplets(entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits:
     exact = (tokenizer_digest(encoder.tokenizer), template_digest(encoder.template)) == (meta.tokenizer, meta.template)
     triplets, bad_rows, seen = [], [], {}
     for number, row in enumerate(read_triplets(entry.path, meta), start=1):
-        prompt_ids, target_ids = encoder.encode(row.messages, row.target, row.system, row.tools)
+        try:
+            prompt_ids, target_ids = encoder.encode(row.messages, row.target, row.system, row.tools)
+        except UNENCODABLE as error:
+            bad_rows.append(BadRow(number, f"the template cannot encode it: {error!r}"))
+            continue
         identity = prompt_id(prompt_ids, target_ids, seen)
         if exact and identity != row.id:
             raise DataError(
@@ -112,8 +116,12 @@ def load_foreign(
         if len(row.prompt) % 2 != 1 or len(row.responses) != 2 or row.has_media:
             bad_rows.append(BadRow(number, "it is not one prompt with two responses in text"))
             continue
-        prompt_ids, target_ids = encoder.encode(row.prompt, row.responses[0], row.system, row.tools)
-        generated_ids = encoder.encode(row.prompt, row.responses[1], row.system, row.tools)[1]
+        try:
+            prompt_ids, target_ids = encoder.encode(row.prompt, row.responses[0], row.system, row.tools)
+            generated_ids = encoder.encode(row.prompt, row.responses[1], row.system, row.tools)[1]
+        except UNENCODABLE as error:
+            bad_rows.append(BadRow(number, f"the template cannot encode it: {error!r}"))
+            continue
         identity = prompt_id(prompt_ids, target_ids, seen)
         triplet = _cut(Triplet(identity, FOREIGN, prompt_ids, target_ids, generated_ids, False), limits)
         _keep(triplet, number, limits, triplets, bad_rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
-from .encoding import TurnEncoder, digest_of_ids, prompt_id
+from .encoding import UNENCODABLE, TurnEncoder, digest_of_ids, prompt_id
 from .source import AlignedRow, Entry, find_entry, load_rows
 
 
@@ -135,8 +135,8 @@ def _encode_row(
         raise _UnusableError("its response is empty")
     try:
         prompt_ids, target_ids = encoder.encode(prompt, target, row.system, row.tools)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise _UnusableError(f"the template cannot encode it: {error}") from error
+    except UNENCODABLE as error:
+        raise _UnusableError(f"the template cannot encode it: {error!r}") from error
     cutoff_len, min_response = room
     if cutoff_len - len(prompt_ids) < min_response:
         raise _UnusableError(

@@ -119,8 +119,11 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
         Every row, also those that no prompt can be made of.
 
     Raises:
-        DataError: If the file is absent, empty or not JSON (naming the row), or lacks a column the entry names.
+        DataError: If the file is absent, empty or not JSON objects (naming the row), lacks a column the entry names,
+            or cannot be read as the entry says.
     """
+    from datasets.exceptions import DatasetsError
+
     if entry.path is not None:
         _check_local_file(entry)
     attr = facade.get_dataset_list([entry.name], data_args.dataset_dir)[0]
@@ -132,6 +135,11 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
         raise DataError(
             f"`{entry.name}` has no column {error}, which its entry in {DATASET_INFO} asks for. Correct `columns` "
             "there."
+        ) from error
+    except (AttributeError, DatasetsError, LookupError, OSError, TypeError, ValueError) as error:
+        raise DataError(
+            f"`{entry.name}` ({entry.path or 'on the hub'}) cannot be read as its entry in {DATASET_INFO} says: "
+            f"{error.__cause__ or error}. Correct the entry, or the row: in a column all values have one type."
         ) from error
     for row in rows:
         yield AlignedRow(
@@ -171,6 +179,8 @@ def _check_json_array(path: Path, text: str) -> None:
         raise DataError(f"{path} is not valid JSON: {error}. Correct the file.") from error
     if not rows:
         raise DataError(f"{path} has no rows. Give a dataset with at least one row.")
+    for number, row in enumerate(rows, start=1):
+        _check_object(path, number, row)
 
 
 def _check_json_lines(path: Path, text: str) -> None:
@@ -178,6 +188,15 @@ def _check_json_lines(path: Path, text: str) -> None:
         if not line.strip():
             continue
         try:
-            json.loads(line)
+            row = json.loads(line)
         except ValueError as error:
             raise DataError(f"{path}, row {number} is not valid JSON: {error}. Correct or remove the row.") from error
+        _check_object(path, number, row)
+
+
+def _check_object(path: Path, number: int, row: Any) -> None:
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{path}, row {number} must be a JSON object in braces, got {type(row).__name__}. Correct or remove the "
+            "row."
+        )

@@ -175,15 +175,13 @@ def read_meta(path: Path) -> TripletMeta:
             f"delete {path} to have it generated anew."
         )
     content = read_json(where)
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != META_SCHEMA:
+        raise DataError(f"{where} has schema {schema}, but this version reads {META_SCHEMA}. Generate the file anew.")
     try:
-        meta = TripletMeta(**content)
+        return TripletMeta(**content)
     except TypeError as error:
         raise DataError(f"{where} cannot be read: {error}. Restore it, or delete {path} and it.") from error
-    if meta.schema != META_SCHEMA:
-        raise DataError(
-            f"{where} has schema {meta.schema}, but this version reads {META_SCHEMA}. Generate the file anew."
-        )
-    return meta
 
 
 def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[TripletRow]:
