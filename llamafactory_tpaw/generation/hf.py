@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+NAN_ADVICE = (
+    "The model's probabilities are NaN. Look at the checkpoint and its dtype; a model trained in bf16 may not be run "
+    "in fp16."
+)
+
+
 class SeededSampler(LogitsProcessor):
     r"""Sample by inverting the cumulative distribution with random numbers that belong to the prompt.
 
@@ -51,15 +57,22 @@ class SeededSampler(LogitsProcessor):
         """Leave the sampled token of each row at 0 and all others at -inf."""
         cumulative = scores.float().softmax(-1).to(torch.float64).cumsum(-1)
         if not torch.isfinite(cumulative[:, -1]).all():
-            raise GenerationError(
-                "The model's probabilities are NaN. Look at the checkpoint and its dtype; a model trained in bf16 "
-                "may not be run in fp16."
-            )
+            raise GenerationError(NAN_ADVICE)
         drawn = self.uniforms[:, self.step, None].to(scores.device) * cumulative[:, -1:]
         # The first token whose cumulative probability exceeds the drawn one; tokens of probability 0 never do.
         token = torch.searchsorted(cumulative, drawn, right=True).clamp(max=scores.shape[-1] - 1)
         self.step += 1
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+class NanGuard(LogitsProcessor):
+    """Refuse NaN where greedy search would take it for the largest logit."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Leave the scores as they are."""
+        if scores.isnan().any():
+            raise GenerationError(NAN_ADVICE)
+        return scores
 
 
 class HfEngine:
@@ -128,6 +141,7 @@ class HfEngine:
         if settings.repetition_penalty != 1.0:
             processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
         if settings.temperature == 0.0:
+            processors.append(NanGuard())
             return processors
         if settings.temperature != 1.0:
             processors.append(TemperatureLogitsWarper(float(settings.temperature)))

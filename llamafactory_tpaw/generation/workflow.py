@@ -10,12 +10,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from ..data.encoding import template_digest, tokenizer_digest
+from ..data.encoding import cut_response, template_digest, tokenizer_digest
 from ..data.files import read_jsonl_prefix, sha256_hex, write_atomic
-from ..data.triplets import TripletMeta, TripletRow, write_meta
+from ..data.triplets import TripletMeta, TripletRow, read_meta, write_meta
 from ..errors import DataError, GenerationError
 from .base import Request, SamplingSettings, plan_batches
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..data.encoding import TurnEncoder
-    from ..data.prompts import PromptSet
+    from ..data.prompts import Prompt, PromptSet
     from ..data.rounds import Round
     from .base import Engine, Response
 
@@ -112,6 +113,8 @@ def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
 
 
 def _run_locked(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
+    if job.round.complete:  # by another process, while this one was starting
+        return read_meta(job.round.path)
     done, seconds = _read_partial(job)
     requests = job.requests()
     # The plan covers all prompts, so that after an interruption the batches that are left are the same ones.
@@ -175,6 +178,12 @@ def _row(job: Job, index: int, response: Response) -> TripletRow:
     return TripletRow.of(job.prompts.prompts[index], job.round.iteration, text, response.finish_reason, response.ids)
 
 
+def _equal(job: Job, prompt: Prompt, row: TripletRow) -> bool:
+    """Whether the generated response is the target, token by token, as in training."""
+    target_ids = cut_response(prompt.target_ids, len(prompt.prompt_ids), job.cutoff_len)
+    return np.array_equal(job.encoder.finish(row.generated_ids, row.finish_reason), target_ids)
+
+
 def _finish(job: Job, rows: dict[str, TripletRow], seconds: float) -> TripletMeta:
     """Write the triplets in the order of the prompts, then the meta file, which says that they are whole."""
     ordered = [rows[prompt.id] for prompt in job.prompts.prompts]
@@ -197,7 +206,7 @@ def _finish(job: Job, rows: dict[str, TripletRow], seconds: float) -> TripletMet
         counts={
             "stop": reasons["stop"],
             "length": reasons["length"],
-            "equal": sum(row.generated == row.target["content"] for row in ordered),
+            "equal": sum(_equal(job, *pair) for pair in zip(job.prompts.prompts, ordered, strict=True)),
             "bad_rows": len(job.prompts.bad_rows),
             "generated_tokens": sum(len(row.generated_ids) for row in ordered),
         },
