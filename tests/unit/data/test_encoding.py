@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns as token ids through LlamaFactory's real templates; prompt ids; digests of tokenizers and templates."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from llamafactory_tpaw.data.encoding import (
+    UNENCODABLE,
+    cut_response,
+    digest_of_ids,
+    prompt_id,
+    template_digest,
+    tokenizer_digest,
+)
+from llamafactory_tpaw.plugin import facade
+from tests import encoders, tiny
+
+
+if TYPE_CHECKING:
+    from llamafactory_tpaw.arguments.parsed import RunArguments
+    from llamafactory_tpaw.data.encoding import TurnEncoder
+    from tests.runs import Project
+
+QUESTION = {"role": "user", "content": "How many?"}
+ANSWER = {"role": "assistant", "content": "48 clips."}
+THOUGHT = "<think>\nHm.\n</think>\n\n"
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+def encoder_of(run: RunArguments, template: str, thinking: bool | None = True, **fields: Any) -> TurnEncoder:
+    run.data.template, run.data.enable_thinking = template, thinking
+    return encoders.build_encoder(run, **fields)
+
+
+def text(encoder: TurnEncoder, ids: Any) -> str:
+    return encoder.tokenizer.decode(ids)
+
+
+def ids_of(encoder: TurnEncoder, *tokens: str) -> list[int]:
+    return encoder.tokenizer.convert_tokens_to_ids(list(tokens))
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "end"),
+    [
+        ("default", True, "<|endoftext|>\n"),
+        ("qwen", True, "<|im_end|>\n"),
+        ("llama3", True, "<|eot_id|>"),
+        ("qwen3", True, "<|im_end|>\n"),
+        ("qwen3", False, "<|im_end|>\n"),
+        ("qwen3", None, "<|im_end|>\n"),
+        ("breeze", True, "<|endoftext|>"),  # `efficient_eos`: LlamaFactory adds the token beside the template
+        ("falcon", True, "\n<|endoftext|>"),
+    ],
+)
+def test_end_of_turn(run: RunArguments, template: str, thinking: bool | None, end: str) -> None:
+    encoder = encoder_of(run, template, thinking)
+    assert text(encoder, encoder.end_of_turn) == end
+    target = encoder.encode([QUESTION], ANSWER)[1].tolist()
+    assert target[-len(encoder.end_of_turn) :] == encoder.end_of_turn
+    assert text(encoder, target).endswith("48 clips." + end)
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "target"),
+    [
+        ("default", "Human: How many?<|endoftext|>\nAssistant:", "48 clips.<|endoftext|>\n"),
+        (
+            "qwen",
+            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n",
+            "48 clips.<|im_end|>\n",
+        ),
+        (
+            "llama3",
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHow many?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            "48 clips.<|eot_id|>",
+        ),
+    ],
+)
+def test_encode_writes_the_template_once(run: RunArguments, template: str, prompt: str, target: str) -> None:
+    encoder = encoder_of(run, template)
+    prompt_ids, target_ids = encoder.encode([QUESTION], ANSWER)
+    assert (text(encoder, prompt_ids), text(encoder, target_ids)) == (prompt, target)
+    assert prompt_ids.dtype == target_ids.dtype == np.int32
+    with_system = encoder.encode([QUESTION], ANSWER, system="Be brief.")[0]
+    assert "Be brief." in text(encoder, with_system)
+    assert "Qwen" not in text(encoder, with_system)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "content", "prompt_end", "target"),
+    [
+        (True, "48", "assistant\n", NO_THOUGHT + "48"),
+        (False, "48", "assistant\n" + NO_THOUGHT, "48"),
+        (None, "48", "assistant\n" + NO_THOUGHT, "48"),
+        (True, THOUGHT + "48", "assistant\n", THOUGHT + "48"),
+        (False, THOUGHT + "48", "assistant\n" + NO_THOUGHT, "48"),
+        (None, THOUGHT + "48", "assistant\n", THOUGHT + "48"),
+    ],
+)
+def test_thoughts(run: RunArguments, thinking: bool | None, content: str, prompt_end: str, target: str) -> None:
+    encoder = encoder_of(run, "qwen3", thinking)
+    prompt_ids, target_ids = encoder.encode([QUESTION], {"role": "assistant", "content": content})
+    assert text(encoder, prompt_ids).endswith(prompt_end)
+    assert text(encoder, target_ids) == target + "<|im_end|>\n"
+
+
+def test_finish_adds_what_follows_the_stop_token(run: RunArguments) -> None:
+    encoder = encoder_of(run, "qwen")
+    body = encoder.tokenizer.encode("48 clips.")
+    im_end, endoftext, newline = ids_of(encoder, "<|im_end|>", "<|endoftext|>", "Ċ")
+    assert encoder.finish([*body, im_end], "stop").tolist() == [*body, im_end, newline]
+    assert encoder.finish([*body, endoftext], "stop").tolist() == [*body, endoftext]
+    assert encoder.finish(body, "length").tolist() == body
+    assert encoder.finish([im_end], "stop").tolist() == [im_end, newline]
+    assert encoder.finish([], "length").tolist() == []
+    assert encoder.finish([*body, im_end], "stop").dtype == np.int32
+
+
+def test_a_limit_at_a_token_of_the_end_adds_nothing(run: RunArguments) -> None:
+    """A response whose last token before the limit happens to be a line break did not end its turn."""
+    encoder = encoder_of(run, "falcon")
+    ids = [*encoder.tokenizer.encode("48"), encoder.end_of_turn[0]]
+    assert encoder.finish(ids, "length").tolist() == ids
+    assert encoder.text_of(ids, "length") == "48\n"
+
+
+@pytest.mark.parametrize("template", [*encoders.TEMPLATES, "falcon"])
+@pytest.mark.parametrize("content", ["48 clips.", "", " \n ", "x\n<|im_start|>y</think>", "größer — 漢字 🙂"])
+def test_target_ids_survive_as_sampled_ids_and_as_text(run: RunArguments, template: str, content: str) -> None:
+    encoder = encoder_of(run, template)
+    target = encoder.encode([QUESTION], {"role": "assistant", "content": content})[1].tolist()
+    stop = next(index for index, token in enumerate(target) if token in encoder.stop_token_ids())
+    sampled = target[: stop + 1]
+    assert encoder.finish(sampled, "stop").tolist() == target
+    written = encoder.text_of(sampled, "stop")
+    assert written == (NO_THOUGHT if template == "qwen3" and "</think>" not in content else "") + content
+    assert encoder.encode_text(written, "stop").tolist() == target
+    assert encoder.encode_text(written, "length").tolist() == target[: len(target) - len(encoder.end_of_turn)]
+
+
+def test_text_of_another_stop_token(encoder: TurnEncoder) -> None:
+    body = encoder.tokenizer.encode("48\n")
+    assert encoder.text_of([*body, *ids_of(encoder, "<|endoftext|>")], "stop") == "48\n"
+    assert encoder.text_of([], "length") == ""
+
+
+def test_stop_token_ids(run: RunArguments) -> None:
+    encoder = encoder_of(run, "llama3")
+    eot, eom, other = ids_of(encoder, "<|eot_id|>", "<|eom_id|>", "<|endoftext|>")
+    assert encoder.stop_token_ids() == sorted([eot, eom])
+    assert encoder.stop_token_ids(other) == sorted([eot, eom, other])
+    assert encoder.stop_token_ids([other, eot]) == sorted([eot, eom, other])
+    assert encoder_of(run, "default").stop_token_ids() == [other]
+
+
+@pytest.mark.parametrize(
+    ("response", "tools"),
+    [
+        (ANSWER, "not JSON"),
+        (ANSWER, "3"),
+        (ANSWER, '{"x": 1}'),
+        (ANSWER, "[null]"),
+        ({"role": "function", "content": '{"name": "add"}'}, None),
+        ({"role": "function", "content": "3"}, None),
+        ({"role": "assistant", "content": None}, None),
+        ({"role": "nobody", "content": "x"}, None),
+    ],
+)
+def test_what_a_template_cannot_write_is_one_of_the_listed_errors(
+    encoder: TurnEncoder, response: dict[str, Any], tools: str | None
+) -> None:
+    with pytest.raises(UNENCODABLE):
+        encoder.encode([QUESTION], response, tools=tools)
+
+
+def test_cut_response() -> None:
+    ids = np.arange(5, dtype=np.int32)
+    assert cut_response(ids, 10, 15).tolist() == [0, 1, 2, 3, 4]
+    assert cut_response(ids, 10, 13).tolist() == [0, 1, 2]
+    assert cut_response(ids, 10, 10).tolist() == []
+    assert cut_response(ids, 10, 8).tolist() == []
+
+
+def array(*ids: int) -> np.ndarray:
+    return np.asarray(ids, dtype=np.int32)
+
+
+def test_prompt_id_is_content_and_occurrence() -> None:
+    seen: dict[str, int] = {}
+    plain = struct.pack("<q2q", 2, 1, 2) + struct.pack("<q1q", 1, 3)
+    expected = hashlib.sha256(plain).hexdigest()[:16]
+    assert prompt_id(array(1, 2), array(3), seen) == f"{expected}-0"
+    assert prompt_id(array(1, 2), array(3), seen) == f"{expected}-1"
+    assert prompt_id(np.asarray([1, 2], dtype=np.int64), array(3), seen) == f"{expected}-2"
+    others = {prompt_id(array(*prompt), array(*target), {}) for prompt, target in [([1], [2, 3]), ([1, 3], [2])]}
+    assert len(others | {f"{expected}-0"}) == 3
+
+
+def test_digest_of_ids_depends_on_the_order() -> None:
+    assert digest_of_ids(["a-0", "b-0"]) == hashlib.sha256(b"a-0\nb-0\n").hexdigest()
+    assert digest_of_ids(["b-0", "a-0"]) != digest_of_ids(["a-0", "b-0"])
+
+
+def test_tokenizer_digest_survives_saving_and_padding(run: RunArguments, tmp_path: Path) -> None:
+    for template in encoders.TEMPLATES:
+        encoder = encoder_of(run, template)
+        digest = tokenizer_digest(encoder.tokenizer)
+        encoder.tokenizer.save_pretrained(tmp_path / template)
+        loaded = encoders.build_encoder(run, AutoTokenizer.from_pretrained(tmp_path / template))
+        assert tokenizer_digest(loaded.tokenizer) == digest
+        loaded.tokenizer(["a", "b c"], padding=True, truncation=True, max_length=1)
+        loaded.tokenizer.chat_template = "{{ messages }}"
+        assert tokenizer_digest(loaded.tokenizer) == digest
+
+
+def test_tokenizer_digest_sees_what_changes_ids() -> None:
+    added = tiny.build_tokenizer()
+    added.add_tokens(["Natalia"])
+    ended = tiny.build_tokenizer()
+    ended.eos_token = "<|im_end|>"
+    others = [added, ended, tiny.build_tokenizer("<|begin_of_text|>"), tiny.build_tokenizer()]
+    assert len({tokenizer_digest(tokenizer) for tokenizer in others}) == 4
+    assert tokenizer_digest(others[-1]) == tokenizer_digest(tiny.build_tokenizer())
+
+
+def test_tokenizer_digest_without_a_backend() -> None:
+    class Slow:
+        eos_token_id, bos_token_id = 0, None
+
+        def __init__(self, vocab: dict[str, int]) -> None:
+            self.get_vocab = lambda: vocab
+
+    assert tokenizer_digest(Slow({"a": 0, "b": 1})) == tokenizer_digest(Slow({"b": 1, "a": 0}))
+    assert tokenizer_digest(Slow({"a": 0, "b": 1})) != tokenizer_digest(Slow({"a": 1, "b": 0}))
+
+
+def test_template_digest_sees_what_a_template_writes(project: Project) -> None:
+    run = encoders.parse(project)
+    plain = template_digest(encoder_of(run, "qwen3").template)
+    assert template_digest(encoder_of(run, "qwen3").template) == plain
+    others = [
+        template_digest(encoder_of(run, "qwen3", default_system="Be brief.").template),
+        template_digest(encoder_of(run, "qwen3", stop_words=["<|im_end|>", "<|endoftext|>"]).template),
+        template_digest(encoder_of(run, "qwen3", thought_words=("<think>", "</think>")).template),
+        template_digest(encoder_of(run, "qwen3", format_user=facade.TEMPLATES["llama3"].format_user).template),
+        template_digest(encoder_of(run, "qwen3", False).template),
+        template_digest(encoder_of(run, "qwen3", None).template),
+        template_digest(encoder_of(run, "qwen3_nothink").template),
+        template_digest(encoder_of(run, "qwen").template),
+    ]
+    with_system = encoders.parse(project, default_system="Be brief.", template="qwen3")
+    assert template_digest(encoders.build_encoder(with_system).template) == others[0]
+    with_tools = encoders.parse(project, tool_format="llama3", template="qwen3")
+    others.append(template_digest(encoders.build_encoder(with_tools).template))
+    assert len({plain, *others}) == len(others) + 1

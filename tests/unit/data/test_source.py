@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entries of dataset_info.json, and rows through LlamaFactory's loader with errors that name file and row."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llamafactory_tpaw.data.source import AlignedRow, find_entry, is_triplet_file, load_rows, triplet_entry
+from llamafactory_tpaw.errors import ConfigError, DataError
+
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llamafactory_tpaw.arguments.parsed import RunArguments
+    from tests.runs import Project
+
+COLUMNS = {"prompt": "question", "response": "answer"}
+GOOD = {"question": "1 + 1?", "answer": "2"}
+
+
+def rows_of(project: Project, run: RunArguments, name: str) -> list[AlignedRow]:
+    entry = find_entry(name, run.data.dataset_dir)
+    return list(load_rows(entry, run.model, run.data, run.training))
+
+
+def write(project: Project, text: str, file_name: str = "sft.jsonl", **entry: Any) -> None:
+    (project.root / "data" / file_name).write_text(text)
+    project.add_entry("sft", {"file_name": file_name, "columns": COLUMNS, **entry})
+
+
+def lines(*rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_find_entry(project: Project) -> None:
+    project.add_entry("hub", {"hf_hub_url": "openai/gsm8k", "subset": "main", "ranking": True})
+    project.add_entry("both", {"hf_hub_url": "openai/gsm8k", "file_name": "x.json"})
+    folder = project.root / "data"
+    entry = find_entry("additions", str(folder))
+    assert (entry.name, entry.path, entry.ranking) == ("additions", folder / "additions.jsonl", False)
+    assert find_entry("hub", str(folder)).path is None
+    assert find_entry("hub", str(folder)).ranking
+    assert find_entry("both", str(folder)).path is None  # LlamaFactory takes the hub first
+
+
+def test_entries_that_are_not_there(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"`nothing` is not an entry of .*dataset_info\.json\. Add it, for example: "
+    ):
+        find_entry("nothing", str(project.root / "data"))
+    with pytest.raises(ConfigError, match=r"`dataset_dir` is .*empty', but .*dataset_info\.json does not exist"):
+        find_entry("additions", str(tmp_path / "empty"))
+
+
+def test_the_suggested_entry_is_one_that_works(project: Project) -> None:
+    project.add_entry("mine", triplet_entry("mine"))
+    entry = find_entry("mine", str(project.root / "data"))
+    assert entry.ranking
+    assert entry.path == project.root / "data" / "tpaw" / "mine.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (lines({"id": "a-0", "iteration": 0, "finish_reason": "stop"}), True),
+        (lines({"id": "a-0", "iteration": 0}), False),
+        ('["id", "iteration", "finish_reason"]\n', False),
+        ("", False),
+        ("no JSON\n", False),
+    ],
+)
+def test_is_triplet_file(tmp_path: Path, text: str, answer: bool) -> None:
+    (tmp_path / "a.jsonl").write_text(text)
+    assert is_triplet_file(tmp_path / "a.jsonl") is answer
+    assert not is_triplet_file(tmp_path / "b.jsonl")
+
+
+def test_rows_of_each_format(project: Project, run: RunArguments) -> None:
+    history = {"prompt": "question", "response": "answer", "history": "before", "system": "system"}
+    project.add_dataset("alpaca", [GOOD | {"before": [["a", "b"]], "system": None}], columns=history)
+    turns = [("system", "Be brief."), ("human", "q"), ("gpt", "a")]
+    sharegpt = {"talk": [{"from": role, "value": content} for role, content in turns], "tools": "[]"}
+    project.add_dataset("sharegpt", [sharegpt], formatting="sharegpt", columns={"messages": "talk", "tools": "tools"})
+    (alpaca,) = rows_of(project, run, "alpaca")
+    assert [message["content"] for message in alpaca.prompt] == ["a", "b", "1 + 1?"]
+    assert (alpaca.responses, alpaca.system, alpaca.tools) == ([{"role": "assistant", "content": "2"}], "", "")
+    (talk,) = rows_of(project, run, "sharegpt")
+    assert (talk.prompt, talk.system, talk.tools) == ([{"role": "user", "content": "q"}], "Be brief.", "[]")
+    assert not talk.has_media
+
+
+def test_max_samples_takes_the_first_rows(project: Project, run: RunArguments) -> None:
+    run.data.max_samples = 3
+    rows = rows_of(project, run, "additions")
+    assert [row.responses[0]["content"] for row in rows] == ["0 + 0 = 0.", "0 + 1 = 1.", "0 + 2 = 2."]
+
+
+@pytest.mark.parametrize(
+    ("text", "file_name", "message"),
+    [
+        (lines(GOOD) + '\n{"question": "x"', "sft.jsonl", r"sft\.jsonl, row 3 is not valid JSON: .*remove the row"),
+        (lines(GOOD, "x"), "sft.jsonl", r"sft\.jsonl, row 2 must be a JSON object in braces, got str"),
+        (json.dumps([GOOD, 3]), "sft.json", r"sft\.json, row 2 must be a JSON object in braces, got int"),
+        (json.dumps([GOOD])[:-2], "sft.json", r"sft\.json is not valid JSON: .*Correct the file"),
+        ("[]", "sft.json", r"sft\.json has no rows"),
+        (" \n", "sft.jsonl", r"`sft`: .*sft\.jsonl is empty"),
+        (
+            lines(GOOD, GOOD | {"answer": 3}),
+            "sft.jsonl",
+            r"`sft` \(.*sft\.jsonl\) cannot be read .*/answer\) changed from string to number",
+        ),
+        ("question,answer\n", "sft.csv", r"`sft` \(.*sft\.csv\) cannot be read as its entry"),
+        (lines({"question": "x"}), "sft.jsonl", r"`sft` has no column 'answer', which its entry .* Correct `columns`"),
+        (lines({"q": "x", "answer": "y"}), "sft.jsonl", r"`sft` has no column 'question'"),
+    ],
+)
+def test_unreadable_files(project: Project, run: RunArguments, text: str, file_name: str, message: str) -> None:
+    write(project, text, file_name)
+    with pytest.raises(DataError, match=message):
+        rows_of(project, run, "sft")
+
+
+def test_a_file_that_is_not_there(project: Project, run: RunArguments) -> None:
+    project.add_entry("sft", {"file_name": "absent.json"})
+    with pytest.raises(DataError, match=r"`sft` names .*absent\.json, which does not exist\. .*`file_name`"):
+        rows_of(project, run, "sft")
+
+
+def test_rows_that_the_converter_stumbles_over(project: Project, run: RunArguments) -> None:
+    write(project, lines({"talk": None}, {"talk": []}), formatting="sharegpt", columns={"messages": "talk"})
+    with pytest.raises(DataError, match=r"`sft` \(.*\) cannot be read as its entry .*NoneType"):
+        rows_of(project, run, "sft")
