@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads what runs left on disk: their logs, their `tpaw.json` and a file of accuracies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.files import read_json
+from ..errors import DataError
+from ..team.manifest import read_manifest
+
+
+TRAINER_STATE = "trainer_state.json"
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How many of `n` problems a checkpoint solved, with a 95 % interval; `hits` says which ones, as `0` and `1`."""
+
+    n: int
+    correct: int
+    interval: tuple[float, float]
+    hits: str = ""
+
+    @property
+    def share(self) -> float:
+        """Solved problems as a fraction."""
+        return self.correct / self.n
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more of the same problems one checkpoint solves than another, as fractions; `p` is McNemar's, exact."""
+
+    share: float
+    interval: tuple[float, float]
+    p: float
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    r"""Where a method's runs are.
+
+    Args:
+        label: Its name on the page.
+        note: What it is, in a sentence.
+        start: Checkpoint that its first run started from.
+        runs: Output folders in the order in which they ran.
+    """
+
+    label: str
+    note: str
+    start: Path
+    runs: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    r"""One training run.
+
+    Attributes:
+        folder: Its output folder.
+        produces: `theta_k` where `tpaw.json` says so, otherwise the folder's name.
+        steps: Optimizer steps.
+        seen: Triplets or examples that passed through training, repeats counted.
+        distinct: Distinct triplets; None where the run has no `tpaw.json`.
+        seconds: Seconds by part.
+        players: Names of the players, oldest first; empty where the run has no team.
+        logs: What was logged, one mapping a logged step.
+    """
+
+    folder: Path
+    produces: str
+    steps: int
+    seen: int
+    distinct: int | None
+    seconds: Mapping[str, float]
+    players: tuple[str, ...]
+    logs: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured checkpoint: `label`, and `steps` optimizer steps after the method's start."""
+
+    label: str
+    steps: int
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's runs and every checkpoint of theirs that was measured."""
+
+    label: str
+    note: str
+    runs: tuple[Run, ...]
+    points: tuple[Point, ...] = field(default=())
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all runs."""
+        return sum(run.steps for run in self.runs)
+
+    @property
+    def last(self) -> Point | None:
+        """The measured checkpoint after the most steps."""
+        return self.points[-1] if self.points else None
+
+
+def collect_method(spec: MethodSpec, accuracies: Mapping[Path, Accuracy]) -> Method:
+    r"""Read a method's runs and line up its measured checkpoints.
+
+    Args:
+        spec: Where they are.
+        accuracies: What `read_accuracies` returned; folders `checkpoint-<step>` of a run count, too.
+
+    Raises:
+        DataError: If a run is missing or unfinished, or its start was not measured.
+    """
+    runs = tuple(read_run(folder) for folder in spec.runs)
+    start = accuracies.get(spec.start.resolve())
+    if start is None:
+        raise DataError(f"No accuracy of {spec.start}, from which {spec.label} started. Measure it and try again.")
+    points, before = [Point("theta_0", 0, start)], 0
+    for run in runs:
+        for folder, accuracy in accuracies.items():
+            if folder.parent == run.folder.resolve() and folder.name.startswith("checkpoint-"):
+                step = int(folder.name.removeprefix("checkpoint-"))
+                if step < run.steps:
+                    points.append(Point(f"step {before + step}", before + step, accuracy))
+        before += run.steps
+        if (accuracy := accuracies.get(run.folder.resolve())) is not None:
+            points.append(Point(run.produces, before, accuracy))
+    return Method(spec.label, spec.note, runs, tuple(sorted(points, key=lambda point: point.steps)))
+
+
+def read_run(folder: Path) -> Run:
+    r"""Read `trainer_state.json` and, where present, `tpaw.json` of a finished run.
+
+    Raises:
+        DataError: If the folder has no `trainer_state.json` or one without steps.
+    """
+    path = folder / TRAINER_STATE
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. Give the `output_dir` of a finished run.")
+    state = read_json(path)
+    history = [row for row in state.get("log_history", []) if "step" in row]
+    if not history:
+        raise DataError(f"{path} has no logged step. Set `logging_steps` below the number of steps and train again.")
+    totals: dict[str, Any] = next((row for row in reversed(history) if "train_runtime" in row), {})
+    manifest = read_manifest(folder)
+    seconds = dict(manifest.seconds) if manifest else {}
+    if not seconds and totals:
+        seconds = {"train": totals["train_runtime"]}
+    return Run(
+        folder=folder,
+        produces=f"theta_{manifest.produces}" if manifest else folder.name,
+        steps=int(state["global_step"]),
+        seen=round(totals.get("train_runtime", 0.0) * totals.get("train_samples_per_second", 0.0)),
+        distinct=manifest.counts.get("train_triplets") if manifest else None,
+        seconds=seconds,
+        players=tuple(player["name"] for player in manifest.players) if manifest else (),
+        logs=tuple(row for row in history if "loss" in row),
+    )
+
+
+def read_accuracies(path: Path) -> dict[Path, Accuracy]:
+    r"""Read a JSON list of objects with `checkpoint`, `n`, `correct`, `interval` and, if known, `hits`.
+
+    Returns:
+        Accuracy by resolved folder; relative folders count from the working folder.
+
+    Raises:
+        DataError: If the file cannot be read, or a row lacks a field.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            Path(row["checkpoint"]).resolve(): Accuracy(
+                int(row["n"]), int(row["correct"]), (row["interval"][0], row["interval"][1]), row.get("hits", "")
+            )
+            for row in rows
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{path} is no file of accuracies ({error!r}). Measure the checkpoints again.") from error
+
+
+def compare(first: Accuracy, second: Accuracy) -> Difference | None:
+    r"""Compare two checkpoints problem by problem.
+
+    Returns:
+        First minus second with a 95 % interval of the paired difference, or None where `hits` are unknown or differ in
+        number. The interval holds the noise of which problems were drawn, not that of the training seed.
+    """
+    if not first.hits or len(first.hits) != len(second.hits):
+        return None
+    pairs = list(zip(first.hits, second.hits, strict=True))
+    gained, lost, total = pairs.count(("1", "0")), pairs.count(("0", "1")), len(pairs)
+    share = (gained - lost) / total
+    half = Z95 * math.sqrt(max(0.0, (gained + lost) / total - share**2) / total)
+    return Difference(share, (share - half, share + half), _sign_test(gained, lost))
+
+
+def series(runs: Sequence[Run], key: str) -> list[tuple[int, float]]:
+    """Return one metric over the steps of all runs, one after the other; steps that did not log it are left out."""
+    values, before = [], 0
+    for run in runs:
+        values += [(before + int(row["step"]), float(row[key])) for row in run.logs if key in row]
+        before += run.steps
+    return values
+
+
+def mean(run: Run, key: str) -> float | None:
+    """Return a metric's mean over the logged steps of a run, or None where it was not logged."""
+    values = [row[key] for row in run.logs if key in row]
+    return sum(values) / len(values) if values else None
+
+
+def _sign_test(gained: int, lost: int) -> float:
+    """Two-sided exact probability of so uneven a split of `gained + lost` fair coin tosses."""
+    total, small = gained + lost, min(gained, lost)
+    if total == 0:
+        return 1.0
+    return min(1.0, 2 * sum(math.comb(total, index) for index in range(small + 1)) / 2**total)
