@@ -23,6 +23,7 @@ MODEL = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": False,
     "attention_dropout": 0.0,
+    "initializer_range": 0.03,
 }
 
 

@@ -12,7 +12,7 @@ ITEMS = ("apples", "books", "coins", "pens", "cards", "cups")
 GAINS = ("buys", "finds", "wins", "makes")
 LOSSES = ("loses", "sells", "gives", "drops")
 MAX_START = 60
-MAX_STEP = 30
+MAX_STEP = 9
 ANSWER_MARK = "answer "
 
 

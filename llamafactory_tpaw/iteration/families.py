@@ -120,7 +120,16 @@ QWEN_GSM8K = Family(
     model_keys=GPU_MODEL,
     output_keys=GPU_OUTPUT,
 )
-TINY_TRAIN = {"weight_decay": 0.0, "adam_beta2": 0.95, "use_cpu": True, "seed": 0}
+TINY_TRAIN = {
+    "weight_decay": 0.0,
+    "adam_beta2": 0.95,
+    "use_cpu": True,
+    "seed": 0,
+    "save_steps": 500,
+    "save_total_limit": 1,
+}
+# The steps of three iterations of tpaw: 2 epochs of 1,000, 2,000 and 3,000 triplets. Every 63 steps a checkpoint stays.
+TINY_SFT_MORE = TINY_TRAIN | {"max_steps": 378, "save_steps": 63, "save_total_limit": 6, "save_only_model": True}
 TINY_SELF_PLAY = Training(5e-4, 2.0, 32, 1, "linear", 0.0, extra=TINY_TRAIN)
 TINY = Family(
     name="tiny",
@@ -129,22 +138,16 @@ TINY = Family(
     template="default",
     sft_data="tiny_train",
     saves="saves/Tiny/full",
-    sft=Training(2e-3, 36.0, 32, 1, "cosine", 0.0, extra=TINY_TRAIN),
+    sft=Training(2e-3, 20.0, 32, 1, "cosine", 0.0, extra=TINY_TRAIN),
     self_play={"tpaw": TINY_SELF_PLAY, "spin": TINY_SELF_PLAY},
     iterations={"tpaw": 3, "spin": 3},
-    sft_more=Training(5e-4, 12.0, 32, 1, "linear", 0.0, extra=TINY_TRAIN),
-    cutoff_len=256,
+    sft_more=Training(5e-4, 12.0, 32, 1, "linear", 0.0, extra=TINY_SFT_MORE),
+    cutoff_len=128,
     max_new_tokens=64,
     prompts={"tpaw_turn": "last"},
     reward_scale=1.0,
     dataset_keys={"default_system": ""},
-    output_keys={
-        "logging_steps": 10,
-        "save_steps": 500,
-        "save_total_limit": 1,
-        "plot_loss": True,
-        "report_to": "none",
-    },
+    output_keys={"logging_steps": 5, "plot_loss": True, "report_to": "none"},
 )
 FAMILIES = (QWEN, LLAMA, QWEN_GSM8K, TINY)
 
