@@ -18,7 +18,7 @@ from ..plugin import facade
 from ..plugin.logs import get_logger
 from .cache import LogpCache, sequence_key
 from .fingerprint import config_digest
-from .forward import autocast, autocast_dtype, freeze, numerics, response_logps
+from .forward import ROUNDING, autocast, autocast_dtype, freeze, numerics, response_logps
 
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 CACHE_SCHEMA = 1
 # A part of the cache is written after this many seconds, so that a crash loses no more than that.
 FLUSH_SECONDS = 60.0
-TOLERANCE = {None: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 logger = get_logger(__name__)
 
@@ -94,7 +93,7 @@ class TeamScorer:
             "config": config_digest(member.folder),
             **self.numerics,
         }
-        cache = LogpCache(self.run.finetuning.tpaw_cache_dir, key, tolerance=TOLERANCE[self.dtype])
+        cache = LogpCache(self.run.finetuning.tpaw_cache_dir, key, tolerance=ROUNDING[self.dtype])
         self._caches[member.fingerprint] = cache.load()
         return cache
 

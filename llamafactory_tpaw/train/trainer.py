@@ -13,7 +13,7 @@ from transformers import Trainer
 from ..errors import TpawError
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
 from ..plugin import facade
-from ..team.forward import disable_dropout, response_logps
+from ..team.forward import ROUNDING, autocast_dtype, disable_dropout, response_logps
 from .metrics import FLIPPED, MetricBuffer, sequence_metrics, tpaw_metrics, tspin_metrics
 
 
@@ -141,20 +141,42 @@ class TpawTrainer(Trainer):
             player_target, player_generated = inputs["player_target_logps"], inputs["player_generated_logps"]
         else:
             player_target, player_generated = self.online_team.score(inputs).split(len(target.sums))
+        first_step = self.state.global_step == 0 and self.model.training
         out = tpaw_loss(
             target.sums,
             generated.sums,
-            player_target,
+            self._anchored(target, player_target) if first_step else player_target,
             player_generated,
             reward_scale=self.finetuning_args.tpaw_reward_scale,
             eta=self.finetuning_args.tpaw_eta,
             gamma=self.finetuning_args.tpaw_gamma,
         )
-        metrics = tpaw_metrics(out, self.player_names)
-        if self.state.global_step == 0 and self.model.training:
-            # Policy and newest player are the same model here: its reward is 0 but for rounding, which decides alpha.
-            metrics[FLIPPED] = (out.target_rewards[:, -1] > 0).float()
+        measured = self.finetuning_args.tpaw_reward_scale * (target.sums.detach()[:, None] - player_target)
+        metrics = tpaw_metrics(out._replace(target_rewards=measured), self.player_names)
+        if first_step:
+            metrics[FLIPPED] = (measured[:, -1] > 0).float()
         return out, metrics
+
+    def _anchored(self, target: SequenceLogps, player_target: torch.Tensor) -> torch.Tensor:
+        r"""Give the newest player the policy's own log-probs of the targets, before the first update.
+
+        Policy and newest player are the same weights then, so the reward is 0 and the target weight eta. What was
+        measured differs by rounding when the player was scored in a batch of another shape, and its sign would decide
+        between eta and 1.
+
+        Raises:
+            TpawError: If they differ by more than rounding: the scores are not this policy's.
+        """
+        policy, newest = target.sums.detach(), player_target[:, -1]
+        allowed = ROUNDING[autocast_dtype(self.args)] * torch.maximum(policy.abs(), target.token_counts)
+        apart = (policy - newest).abs()
+        if bool((apart > allowed).any()):
+            raise TpawError(
+                f"Before the first update {self.player_names[-1]} and the policy are one model, but their log-probs "
+                f"of a target differ by {float(apart.max()):.3g} nats. The policy is not loaded as the players are: "
+                "look at `model_name_or_path`, or delete `tpaw_cache_dir` to have all players scored anew."
+            )
+        return torch.cat([player_target[:, :-1], policy[:, None]], dim=1)
 
     def _tspin(self, rounds: Sequence[SequenceLogps]) -> tuple[TspinLoss, dict[str, torch.Tensor]]:
         out = tspin_loss(

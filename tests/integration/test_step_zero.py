@@ -133,3 +133,17 @@ def test_padding_changes_nothing(tmp_path: Path, padding: dict[str, Any]) -> Non
     assert plain.token_counts.tolist() == padded.token_counts.tolist() == [12, 40, 3]
     assert bool(((plain.sums - padded.sums).abs() <= bound).all())
     assert bool(((plain.sums - torch.cat(alone)).abs() <= bound).all())
+
+
+def test_scores_of_other_weights_are_noticed(
+    projects: dict[torch.dtype, Project], train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the players' log-probs are not those of the policy at the first step, training does not start."""
+    from llamafactory_tpaw.errors import TpawError
+    from llamafactory_tpaw.team.scorer import TeamScorer
+
+    lookup = TeamScorer.lookup
+    monkeypatch.setattr(TeamScorer, "lookup", lambda *args: lookup(*args) - 3.0)
+    project = projects[torch.float32]
+    with pytest.raises(TpawError, match=r"theta_0 and the policy are one model.*differ by 3 nats"):
+        train_here(project, pair_settings(project, "mixed", output_dir="saves/foreign_scores"))
