@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which entries of `dataset` are which rounds, and every message about those that do not fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llamafactory_tpaw.arguments.fields import TpawArguments
+from llamafactory_tpaw.data.rounds import Opponents, Round, list_opponents, round_problems, split_names
+from llamafactory_tpaw.data.source import find_entry, triplet_entry
+from llamafactory_tpaw.data.triplets import meta_path
+from llamafactory_tpaw.errors import ConfigError
+from tests.unit.data.writing import make_prompt, make_row, write_round
+
+
+if TYPE_CHECKING:
+    from llamafactory_tpaw.data.encoding import TurnEncoder
+    from tests.runs import Project
+
+
+@pytest.fixture
+def rounds(project: Project, encoder: TurnEncoder) -> Project:
+    """Finished rounds d0 and d1, entries d2 and d3 without files, other pairs, and an SFT set."""
+    for iteration in (0, 1):
+        row = make_row(encoder, make_prompt(encoder), "3", iteration=iteration)
+        write_round(project, encoder, [row], f"d{iteration}")
+    for name in ("d2", "d3"):
+        project.add_entry(name, triplet_entry(name))
+    columns = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    project.add_dataset("pairs", [{"q": "?", "a": "x", "b": "y"}], ranking=True, columns=columns)
+    project.add_entry("hub", {"hf_hub_url": "some/pairs", "ranking": True})
+    return project
+
+
+def opponents(project: Project, *names: str, **keys: Any) -> Opponents:
+    return list_opponents(TpawArguments(**({"tpaw_prompts": "additions"} | keys)), names, str(project.root / "data"))
+
+
+def problems(project: Project, *names: str, **keys: Any) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        opponents(project, *names, **keys)
+    return error.value.problems
+
+
+def names_of(found: Opponents) -> list[tuple[int, str]]:
+    return [(round_.iteration, round_.entry.name) for round_ in found.rounds]
+
+
+def test_split_names() -> None:
+    assert split_names("a, b,,c ") == split_names(["a", " b", "c"]) == ["a", "b", "c"]
+    assert split_names(None) == split_names("") == []
+
+
+def test_rounds_are_numbered_from_the_last(rounds: Project) -> None:
+    found = opponents(rounds, "d0", "d1", "d2", tpaw_iteration=2)
+    assert names_of(found) == [(0, "d0"), (1, "d1"), (2, "d2")]
+    assert found.missing == found.rounds[2:]
+    assert (found.foreign, found.ignored, found.proto) == ([], [], None)
+    assert names_of(opponents(rounds, "d1", "d2", "d3", tpaw_iteration=3)) == [(1, "d1"), (2, "d2"), (3, "d3")]
+
+
+def test_older_rounds_are_ignored(rounds: Project) -> None:
+    found = opponents(rounds, "d0", "d1", "d2", tpaw_iteration=2, tpaw_team_size=2)
+    assert names_of(found) == [(1, "d1"), (2, "d2")]
+    assert found.ignored == ["d0"]
+    found = opponents(rounds, "d0", "d1", tpaw_iteration=1, tpaw_objective="tspin", tpaw_proto="d0")
+    assert names_of(found) == [(1, "d1")]
+    assert (found.proto.iteration, found.proto.entry.name) == (0, "d0")
+    assert opponents(rounds, "d0", tpaw_objective="tspin").proto is None
+
+
+def test_other_ranking_data_needs_no_rounds(rounds: Project) -> None:
+    found = opponents(rounds, "pairs", "hub", tpaw_iteration=2, tpaw_prompts=None)
+    assert names_of(found) == []
+    assert [entry.name for entry in found.foreign] == ["pairs", "hub"]
+    mixed = opponents(rounds, "d1", "pairs", tpaw_iteration=1)
+    assert names_of(mixed) == [(1, "d1")]
+    assert [entry.name for entry in mixed.foreign] == ["pairs"]
+
+
+def test_a_round_is_complete_with_its_meta_file(rounds: Project) -> None:
+    round_ = Round(0, find_entry("d0", str(rounds.root / "data")))
+    assert round_.complete
+    meta_path(round_.path).unlink()
+    assert not round_.complete
+    assert opponents(rounds, "d0").missing == [round_]
+
+
+def test_too_few_rounds(rounds: Project) -> None:
+    assert problems(rounds, "d1", tpaw_iteration=1) == [
+        "`dataset` lists 1 round(s) of triplets, but iteration 1 with a team of 3 plays against 2: D_0 to D_1, oldest "
+        "first. Add the missing entries."
+    ]
+    assert problems(rounds, "d2", tpaw_iteration=3, tpaw_team_size=2)[0].startswith(
+        "`dataset` lists 1 round(s) of triplets, but iteration 3 with a team of 2 plays against 2: D_2 to D_3"
+    )
+    assert problems(rounds)[0].startswith("`dataset` lists 0 round(s)")
+
+
+def test_too_many_rounds(rounds: Project) -> None:
+    assert problems(rounds, "d0", "d1", "d2", tpaw_iteration=1) == [
+        "`dataset` lists 3 rounds of triplets, but iteration 1 has at most 2: D_0 to D_1. Remove the others, or "
+        "correct `tpaw_iteration`."
+    ]
+
+
+def test_entries_that_do_not_exist_are_all_named(rounds: Project) -> None:
+    first, second = problems(rounds, "d8", "d0", "d9", tpaw_iteration=2)
+    assert first.startswith("`d8` is not an entry of ")
+    assert second.startswith("`d9` is not an entry of ")
+
+
+def test_sets_that_are_no_opponents(rounds: Project) -> None:
+    (sft,) = problems(rounds, "d0", "additions")
+    assert sft.startswith("`dataset: additions` is not a ranking set (`ranking: true`), so it has no generated")
+    assert problems(rounds, "d0", "d2", tpaw_iteration=1, tpaw_prompts=None) == [
+        f"`dataset: d2` names {rounds.root / 'data' / 'tpaw' / 'd2.jsonl'}, which does not exist, and without "
+        "`tpaw_prompts` nothing is generated. Set `tpaw_prompts`, or correct `file_name`."
+    ]
+
+
+def test_tspin_needs_y0(rounds: Project) -> None:
+    keys = {"tpaw_iteration": 1, "tpaw_objective": "tspin"}
+    assert problems(rounds, "d1", **keys) == [
+        "`tpaw_objective: tspin` needs `tpaw_proto` from iteration 1 on: the entry with the triplets of iteration 0."
+    ]
+    assert problems(rounds, "d1", tpaw_proto="d9", **keys)[0].startswith("`d9` is not an entry of ")
+
+
+def test_round_problems(rounds: Project) -> None:
+    folder = str(rounds.root / "data")
+    d0, d2 = find_entry("d0", folder), find_entry("d2", folder)
+    assert round_problems(Round(0, d0), may_be_generated=False) == []
+    assert round_problems(Round(2, d2), may_be_generated=True) == []
+    (absent,) = round_problems(Round(2, d2), may_be_generated=False)
+    assert absent == (
+        f"`dataset: d2` holds the triplets of theta_2, but {d2.path} and its meta file are not there. Run iteration 2 "
+        "(or `llamafactory-tpaw generate` with its YAML) first."
+    )
+    (swapped,) = round_problems(Round(1, d0), may_be_generated=True)
+    assert swapped == (
+        f"`dataset: d0` stands where the triplets of theta_1 belong, but {meta_path(d0.path)} says that theta_0 "
+        "generated them. List the rounds oldest first, the last one of this iteration."
+    )
+    meta_path(d0.path).write_text("{")
+    (broken,) = round_problems(Round(0, d0), may_be_generated=False)
+    assert "d0.meta.json is not valid JSON" in broken

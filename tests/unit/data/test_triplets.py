@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triplet files: rows, meta files, and that LlamaFactory's own stages read them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from llamafactory.data import get_dataset
+
+from llamafactory_tpaw.data.opponents import Limits, load_triplets
+from llamafactory_tpaw.data.triplets import TripletRow, meta_path, read_meta, read_triplets, write_meta
+from llamafactory_tpaw.errors import DataError
+from tests import encoders
+from tests.unit.data.writing import make_meta, make_prompt, make_row, write_round
+
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llamafactory_tpaw.data.encoding import TurnEncoder
+    from tests.runs import Project
+
+TOOLS = json.dumps([{"name": "add", "description": "", "parameters": {"type": "object", "properties": {}}}])
+CALL = {"role": "function", "content": '{"name": "add", "arguments": {"a": 1}}'}
+HISTORY = [
+    {"role": "user", "content": "q1\u2028\n"},
+    CALL,
+    {"role": "observation", "content": "2"},
+    {"role": "assistant", "content": "It is 2 — “so”."},
+    {"role": "user", "content": "And?"},
+]
+
+
+def rows_of(encoder: TurnEncoder) -> list[TripletRow]:
+    plain = make_prompt(encoder, "1 + 1?", "2")
+    rich = make_prompt(encoder, HISTORY, "3\n", system="Be brief.", tools=TOOLS)
+    return [
+        make_row(encoder, plain, "2"),
+        make_row(encoder, rich, " x\ny <|im_start|>", "length"),
+        make_row(encoder, make_prompt(encoder, "?", "!"), ""),
+    ]
+
+
+def test_rows_round_trip(project: Project, encoder: TurnEncoder) -> None:
+    rows = rows_of(encoder)
+    entry, meta = write_round(project, encoder, rows)
+    assert list(read_triplets(entry.path, meta)) == rows
+    assert read_meta(entry.path) == meta
+    assert meta_path(entry.path).name == "d0.meta.json"
+    assert json.loads(rows[1].to_json())["conversations"][1] == {"from": "function_call", "value": CALL["content"]}
+
+
+@pytest.mark.parametrize("template", encoders.TEMPLATES)
+def test_llamafactorys_pairs_have_the_same_tokens(project: Project, template: str) -> None:
+    """The `dpo` stage's loader makes of the text what training makes of the ids, where a response ended."""
+    run = encoders.parse(project, template=template, enable_thinking=False, dataset="d0")
+    encoder = encoders.build_encoder(run)
+    rows = [row for row in rows_of(encoder) if row.finish_reason == "stop"]
+    rich = make_prompt(encoder, HISTORY, "3\n", system="Be brief.", tools=TOOLS)
+    entry, meta = write_round(project, encoder, [*rows, make_row(encoder, rich, "4 “z”")])
+    triplets = load_triplets(entry, meta, encoder, Limits(2048, 1, 0))
+    run.data.cutoff_len = 2048
+    pairs = get_dataset(encoder.template, run.model, run.data, run.training, "rm", encoder.tokenizer)["train_dataset"]
+    assert len(pairs) == len(triplets) == 3
+    for pair, triplet in zip(pairs, triplets, strict=True):
+        assert pair["chosen_input_ids"] == [*triplet.prompt_ids, *triplet.target_ids]
+        assert pair["rejected_input_ids"] == [*triplet.prompt_ids, *triplet.generated_ids]
+        assert [label for label in pair["rejected_labels"] if label != -100] == triplet.generated_ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"finish_reason": "eos"}, r"d0, row 7: `finish_reason` is 'eos', but must be `stop` or `length`"),
+        ({"chosen": {"from": "nobody", "value": "x"}}, r"d0, row 7 is not a triplet: KeyError\('nobody'\)"),
+        ({"iteration": "x"}, r"d0, row 7 is not a triplet: ValueError"),
+        ({"rejected": "text"}, r"d0, row 7 is not a triplet: TypeError"),
+    ],
+)
+def test_rows_that_are_no_triplets(encoder: TurnEncoder, change: dict[str, Any], message: str) -> None:
+    row = json.loads(rows_of(encoder)[0].to_json()) | change
+    with pytest.raises(DataError, match=message):
+        TripletRow.from_json(row, "d0, row 7")
+
+
+def test_a_row_without_a_column(encoder: TurnEncoder) -> None:
+    row = json.loads(rows_of(encoder)[0].to_json())
+    for optional in ("system", "tools", "generated_ids"):
+        assert TripletRow.from_json({key: row[key] for key in row if key != optional}, "x").id == row["id"]
+    for needed in ("id", "iteration", "conversations", "chosen", "rejected", "finish_reason"):
+        with pytest.raises(DataError, match=rf"KeyError\('{needed}'\)"):
+            TripletRow.from_json({key: row[key] for key in row if key != needed}, "x")
+
+
+def changed(content: bytes, how: str) -> bytes:
+    lines = content.splitlines(keepends=True)
+    return {
+        "fewer": b"".join(lines[:-1]),
+        "more": content + lines[0],
+        "other": b"".join([lines[1], lines[0], *lines[2:]]),
+        "edited": content.replace(b'"!"', b'"?"'),
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["fewer", "more", "other", "edited"])
+def test_a_changed_file_is_refused(project: Project, encoder: TurnEncoder, how: str) -> None:
+    entry, meta = write_round(project, encoder, rows_of(encoder))
+    content = entry.path.read_bytes()
+    entry.path.write_bytes(changed(content, how))
+    assert entry.path.read_bytes() != content
+    with pytest.raises(DataError, match=r"d0\.jsonl has \d rows and digest .*, but .*d0\.meta\.json says 3 rows"):
+        list(read_triplets(entry.path, meta))
+    assert len(list(read_triplets(entry.path))) in (2, 3, 4)
+
+
+def test_a_torn_row_is_named(project: Project, encoder: TurnEncoder) -> None:
+    entry, meta = write_round(project, encoder, rows_of(encoder))
+    entry.path.write_bytes(entry.path.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"d0\.jsonl, row 3 is not valid JSON: .* Delete the file"):
+        list(read_triplets(entry.path, meta))
+
+
+def test_meta_files_that_cannot_be_used(encoder: TurnEncoder, tmp_path: Path) -> None:
+    path = tmp_path / "d0.jsonl"
+    with pytest.raises(DataError, match=r"d0\.jsonl is a triplet file, but .*d0\.meta\.json is missing"):
+        read_meta(path)
+    write_meta(path, make_meta(encoder, [], b""))
+    content = json.loads(meta_path(path).read_text())
+    for wrong, message in [
+        (content | {"schema": 2, "new": 1}, r"d0\.meta\.json has schema 2, but this version reads 1"),
+        ({key: content[key] for key in content if key != "schema"}, "has schema None"),
+        ([content], "has schema None"),
+        (content | {"colour": "red"}, r"d0\.meta\.json cannot be read: .*'colour'"),
+        ({key: content[key] for key in content if key != "rows"}, r"cannot be read: .*'rows'"),
+    ]:
+        meta_path(path).write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match=message):
+            read_meta(path)
+    meta_path(path).write_text("{")
+    with pytest.raises(DataError, match=r"d0\.meta\.json is not valid JSON"):
+        read_meta(path)
