@@ -77,7 +77,9 @@ def draw_weights(method: Method) -> bytes:
     axes[0].set_title("mean weight of each player", loc="left", fontsize=10)
     if names:
         axes[0].legend(frameon=False, fontsize=9, loc="upper right")
-    axes[1].plot(*_columns(series(method.runs, "weights/target_eta_fraction")), color=METHOD_COLORS[0], linewidth=2)
+    for number, run in enumerate(method.runs):
+        points = _shifted(method, number, series([run], "weights/target_eta_fraction"))
+        axes[1].plot(*_columns(points), color=METHOD_COLORS[0], linewidth=2)
     axes[1].set_ylim(0, 1.05)
     axes[1].set_title("share of target weights that are eta", loc="left", fontsize=10)
     for axis in axes:
@@ -114,16 +116,27 @@ def _accuracy_panel(axis: Axes, methods: Sequence[Method], what: str) -> None:
             at, shares, [below, above], color=color, marker=marker, markersize=6, linewidth=1.8,
             elinewidth=1, capsize=3, label=_plain(method.label),
         )  # fmt: skip
-        for point, x, share in zip(method.points, at, shares, strict=True):
-            if point.label.startswith("theta_") and (point.steps or index == 0):
-                offset = (7, 7) if index == 0 else (7, -14)
-                axis.annotate(
-                    _theta(point.label), (x, share), offset, textcoords="offset points", color=color, fontsize=10
-                )
+        _name_thetas(axis, method, at, color, above=index == 0)
     axis.set_xlabel("optimizer steps since $\\theta_0$")
     axis.set_ylabel(f"{what}, %")
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, fontsize=9, loc="best")
+
+
+def _name_thetas(axis: Axes, method: Method, at: Sequence[float], color: str, above: bool) -> None:
+    """Write the name of each theta at the end of its interval; theta_0, which all share, only once."""
+    for point, x in zip(method.points, at, strict=True):
+        if point.label.startswith("theta_") and (point.steps or above):
+            axis.annotate(
+                _theta(point.label),
+                (x, 100 * point.accuracy.interval[above]),
+                (0, 3 if above else -3),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                color=color,
+                fontsize=10,
+            )
 
 
 def _line(axis: Axes, method: Method, key: str, index: int) -> None:

@@ -19,7 +19,9 @@ body { font: 16px/1.55 system-ui, sans-serif; color: #1f2933 }
 body { max-width: 60rem; margin: 2.5rem auto; padding: 0 1.2rem }
 h1 { font-size: 1.7rem; margin: 0 0 .4rem } h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem }
 p { margin: .5rem 0 } .lead { font-size: 1.1rem } .quiet, figcaption { color: #52606d; font-size: .92rem }
-table { border-collapse: collapse; margin: .8rem 0; font-size: .93rem; width: 100% }
+table { border-collapse: collapse; margin: .8rem 0; font-size: .9rem; width: 100% }
+th:last-child, td:last-child { padding-right: 0 } th:first-child, td:first-child { padding-left: 0 }
+td.text:first-child { white-space: nowrap }
 th, td { text-align: right; padding: .32rem .6rem; border-bottom: 1px solid #e4e7eb; vertical-align: top }
 th { font-weight: 600; border-bottom-color: #9aa5b1 } td { font-variant-numeric: tabular-nums }
 th.text, td.text { text-align: left; font-variant-numeric: normal } .best { font-weight: 600 }
@@ -90,7 +92,7 @@ def render_page(page: Page, pictures: Mapping[str, bytes]) -> str:
         f'<p class="lead">{_headline(page)}</p>',
         *_paragraphs(page.introduction),
         "<h2>Accuracy</h2>",
-        _figure(pictures, "accuracy", f"{page.what}; bars are 95 % intervals (Wilson) over the problems."),
+        _figure(pictures, "accuracy", f"{_capital(page.what)}; the bars are 95 % intervals (Wilson)."),
         _accuracy_table(page.methods),
         "<h2>What was compared</h2>",
         _methods_table(page.methods),
@@ -117,7 +119,7 @@ def _headline(page: Page) -> str:
         if method.last is not None:
             first, last = method.points[0].accuracy, method.last.accuracy
             gains.append(f"{escape(method.label)} {_percent(first.share)} → <b>{_percent(last.share)}</b>")
-    return f"{escape(page.what[:1].upper() + page.what[1:])}: {'; '.join(gains)}."
+    return f"{escape(_capital(page.what))}: {'; '.join(gains)}."
 
 
 def _accuracy_table(methods: Sequence[Method]) -> str:
@@ -218,6 +220,10 @@ def _paragraphs(texts: Iterable[str]) -> list[str]:
 def _theta(label: str) -> str:
     index = label.removeprefix("theta_")
     return f"θ<sub>{index}</sub>" if label.startswith("theta_") and index.isdigit() else escape(label)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _percent(share: float) -> str:
