@@ -24,9 +24,9 @@ LABELS = {
 }
 NOTES = {
     "TPAW": (
-        "Self-play against a team: in iteration t, theta_t answers the training problems, and is trained on these "
-        "and the earlier rounds of answers against up to three past checkpoints, with target weights (eta 6) and "
-        "player weights."
+        "Self-play against a team: in iteration t, θₜ answers the training problems, and is trained on these and the "
+        "earlier rounds of answers against up to three past checkpoints, with target weights (eta 6) and player "
+        "weights."
     ),
     "SPIN": (
         "Self-play against the newest checkpoint and its answers alone, without weights, at a learning rate of its "
@@ -34,28 +34,28 @@ NOTES = {
         "steps."
     ),
     "continued SFT": (
-        "Plain supervised fine-tuning of theta_0 on the same training problems for as many optimizer steps as TPAW "
-        "takes; no generated answers."
+        "Plain supervised fine-tuning of θ₀ on the same training problems for as many optimizer steps as TPAW takes; "
+        "no generated answers."
     ),
 }
 INTRODUCTION = (
     "A Qwen2-architecture model of 0.37 million parameters with random weights learned to solve word problems by "
-    "supervised fine-tuning on 1,000 worked answers (theta_0, stopped at middling accuracy), and then went on in "
-    "three ways from the same theta_0 on the same 1,000 problems. Every training is a plain `llamafactory-cli train` "
-    "of a file in yaml/.",
+    "supervised fine-tuning on 1,000 worked answers (θ₀, stopped at middling accuracy), and then went on in three "
+    "ways from the same θ₀ on the same 1,000 problems. Every training is a plain “llamafactory-cli train” of a file "
+    "in yaml/.",
     "A problem: “{question}” Its worked answer: “{answer}”. Accuracy is the share of held-out problems whose final "
     "number is right when the model answers greedily. No calculation of a test problem appears in training. Settings "
     "were chosen on a separate validation set.",
 )
 NOISE = (
     "The intervals hold the noise of drawing {n:,} problems, not that of the training seed, which is larger: in this "
-    "demo theta_0 alone varies by many points from seed to seed. docs/demo.md has two further seeds. One tiny model "
-    "on one synthetic task, where every problem has one right wording, shows that the machinery works; it does not "
-    "rank methods.",
-    "theta_0 was stopped before supervised fine-tuning had given all it can, so further passes over the targets "
-    "still help, and all methods train on the targets. Compare at equal optimizer steps; a step of self-play costs "
-    "about twice one of SFT, because it also passes the generated answers through the model, and its answers have to "
-    "be sampled first.",
+    "demo θ₀ alone varies by many points from seed to seed. docs/demo.md has two further seeds. One tiny model on "
+    "one synthetic task, where every problem has one right wording, shows that the machinery works; it does not rank "
+    "methods.",
+    "θ₀ was stopped before supervised fine-tuning had given all it can, so further passes over the targets still "
+    "help, and all methods train on the targets. Compare at equal optimizer steps; a step of self-play costs about "
+    "twice one of SFT, because it also passes the generated answers through the model, and its answers have to be "
+    "sampled first.",
 )
 
 
