@@ -11,7 +11,6 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -75,6 +74,30 @@ class NanGuard(LogitsProcessor):
         return scores
 
 
+class RepetitionPenalty(LogitsProcessor):
+    r"""Transformers' repetition penalty, but for padding.
+
+    Its own counts the padding as seen, so that a shorter prompt's end-of-turn token, which often pads, would be
+    penalized by how long its neighbours are.
+
+    Args:
+        penalty: Divides positive logits of tokens that were seen and multiplies negative ones.
+        attention_mask: Of the prompts, (B, P).
+    """
+
+    def __init__(self, penalty: float, attention_mask: torch.Tensor) -> None:
+        self.penalty = penalty
+        self.prompt_mask = attention_mask
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Penalize what the prompt and the response so far hold."""
+        mask = torch.ones_like(input_ids)
+        mask[:, : self.prompt_mask.shape[1]] = self.prompt_mask
+        seen = torch.zeros_like(scores, dtype=mask.dtype).scatter_add_(1, input_ids, mask) > 0
+        penalized = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
+        return torch.where(seen, penalized, scores)
+
+
 class HfEngine:
     r"""Sample with transformers.
 
@@ -121,7 +144,7 @@ class HfEngine:
             input_ids=input_ids,
             attention_mask=attention_mask,
             generation_config=config,
-            logits_processor=self._processors(requests, longest),
+            logits_processor=self._processors(requests, longest, attention_mask),
         )
         sampled = output[:, input_ids.shape[1] :].tolist()
         return [self._finish(ids, request) for ids, request in zip(sampled, requests, strict=True)]
@@ -135,11 +158,13 @@ class HfEngine:
             attention_mask[row, width - len(request.prompt_ids) :] = 1
         return input_ids.to(self.model.device), attention_mask.to(self.model.device)
 
-    def _processors(self, requests: Sequence[Request], steps: int) -> LogitsProcessorList:
+    def _processors(
+        self, requests: Sequence[Request], steps: int, attention_mask: torch.Tensor
+    ) -> LogitsProcessorList:
         settings = self.settings
         processors = LogitsProcessorList()
         if settings.repetition_penalty != 1.0:
-            processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+            processors.append(RepetitionPenalty(settings.repetition_penalty, attention_mask))
         if settings.temperature == 0.0:
             processors.append(NanGuard())
             return processors
