@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .fields import FIELDS, TpawArguments, parse_value
+from .fields import FIELDS, Range, TpawArguments, parse_number, parse_value
 
 
 # Keys of LlamaFactory that stage `tpaw` does not go with, the values that are harmless, and why.
@@ -26,7 +26,20 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "predict_with_generate": ((False,), "generation is part of the stage itself"),
 }
 SAMPLING_KEYS = ("temperature", "top_p", "top_k")
-REQUIRED_KEYS = ("model_name_or_path", "template", "dataset", "output_dir")
+SAMPLING_NUMBERS: dict[str, tuple[type[int] | type[float], Range]] = {
+    "temperature": (float, Range(0)),
+    "top_p": (float, Range(0, exclusive=True, maximum=1)),
+    "top_k": (int, Range(0)),
+    "repetition_penalty": (float, Range(0, exclusive=True)),
+    "max_new_tokens": (int, Range(1)),
+    "seed": (int, Range(0)),
+}
+REQUIRED_KEYS = {
+    "model_name_or_path": "the checkpoint theta_t to start from",
+    "template": "the template of the model, as in the `sft` stage",
+    "dataset": "the entries of the rounds of triplets, oldest first",
+    "output_dir": "the folder for theta_{t+1}",
+}
 
 
 def read_tpaw_args(given: Mapping[str, Any]) -> tuple[TpawArguments, list[str]]:
@@ -56,7 +69,7 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
     Returns:
         One message a problem: what was given, what is allowed, what to do.
     """
-    problems = [f"`{key}` is missing. Stage `tpaw` needs it." for key in REQUIRED_KEYS if not given.get(key)]
+    problems = [f"`{key}` is missing. Give {what}." for key, what in REQUIRED_KEYS.items() if not given.get(key)]
     finetuning_type = given.get("finetuning_type", "lora")
     if finetuning_type != "full":
         default = "" if "finetuning_type" in given else " (LlamaFactory's default)"
@@ -74,11 +87,16 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
 
 
 def _sampling_problems(given: Mapping[str, Any]) -> list[str]:
-    absent = [key for key in SAMPLING_KEYS if key not in given]
-    if not absent:
-        return []
-    named = ", ".join(f"`{key}`" for key in absent)
-    return [
-        f"{named} must be given where `tpaw_prompts` is set: LlamaFactory's defaults (0.95, 0.7, 50) would apply "
-        "unseen. TPAW samples with `temperature: 1.0`, `top_p: 1.0`, `top_k: 0`."
-    ]
+    problems = []
+    absent = [key for key in SAMPLING_KEYS if given.get(key) is None]
+    if absent:
+        named = ", ".join(f"`{key}`" for key in absent)
+        problems.append(
+            f"{named} must be given where `tpaw_prompts` is set: LlamaFactory's defaults (0.95, 0.7, 50) would apply "
+            "unseen. TPAW samples with `temperature: 1.0`, `top_p: 1.0`, `top_k: 0`."
+        )
+    for key, (kind, allowed) in SAMPLING_NUMBERS.items():
+        if given.get(key) is not None:
+            problem = parse_number(key, given[key], kind, allowed)[1]
+            problems += [f"{problem} Correct the key."] if problem else []
+    return problems

@@ -12,13 +12,20 @@ from ..errors import ConfigError
 
 
 class Range(NamedTuple):
-    """Allowed values of a number: at least `minimum`, or above it where `exclusive`."""
+    """Allowed values of a number: at least `minimum`, or above it where `exclusive`; at most `maximum`."""
 
     minimum: float
     exclusive: bool = False
+    maximum: float = math.inf
 
     def __str__(self) -> str:
-        return f"{'>' if self.exclusive else '>='} {self.minimum:g}"
+        above = f"{'>' if self.exclusive else '>='} {self.minimum:g}"
+        return above if math.isinf(self.maximum) else f"{above} and <= {self.maximum:g}"
+
+    def holds(self, value: float) -> bool:
+        """Whether a finite `value` is allowed."""
+        above = value > self.minimum if self.exclusive else value >= self.minimum
+        return math.isfinite(value) and above and value <= self.maximum
 
 
 @dataclass
@@ -201,14 +208,17 @@ def parse_value(name: str, value: Any) -> tuple[Any, str | None]:
     number = int if kind in (int, int | None) else float if kind is float else None
     if number is None:
         return str(value), None
+    parsed, problem = parse_number(name, value, number, RANGES[name])
+    return parsed, f"{problem} Change the key or leave it out ({spec.default})." if problem else None
+
+
+def parse_number(name: str, value: Any, kind: type[int] | type[float], allowed: Range) -> tuple[Any, str | None]:
+    """Read a number as `kind` and check its range: (number, None) or (value, message)."""
     try:
-        parsed = number(str(value))
+        parsed = kind(str(value))
     except ValueError:
-        return value, f"`{name}` is {value!r}, but must be {'a whole number' if number is int else 'a number'}."
-    allowed = RANGES[name]
-    if not math.isfinite(parsed) or parsed < allowed.minimum or (allowed.exclusive and parsed == allowed.minimum):
-        return value, f"`{name}` is {value}, but must be {allowed}. Change the key or leave it out ({spec.default})."
-    return parsed, None
+        return value, f"`{name}` is {value!r}, but must be {'a whole number' if kind is int else 'a number'}."
+    return (parsed, None) if allowed.holds(parsed) else (value, f"`{name}` is {value}, but must be {allowed}.")
 
 
 def _either(choices: tuple[str, ...]) -> str:

@@ -49,8 +49,8 @@ def different_settings(
     now = recorded_settings(given)
     differing = []
     for key in sorted({*recorded, *now}):
-        before, after = (_plain(values.get(key, defaults.get(key))) for values in (recorded, now))
-        if before != after:
+        before, after = (values.get(key, defaults.get(key)) for values in (recorded, now))
+        if _plain(before) != _plain(after):
             differing.append(f"`{key}` was {before} and is {after} now")
     return differing
 

@@ -16,7 +16,7 @@ from ..plugin.given import read_given
 from ..plugin.logs import get_logger
 from ..team.fingerprint import check_checkpoint_complete
 from ..team.manifest import Manifest
-from .preflight import Plan, finished_manifest, make_plan
+from .preflight import Plan, finished_manifest, key_problems, make_plan
 
 
 # Set for the generating child: the process that waits for it and without which it has nothing to do.
@@ -40,6 +40,7 @@ def prepare(argv: list[str]) -> None:
     given = read_given(argv)
     _stop_if_finished(given)
     plan = make_plan(given)
+    _refuse_several_processes()
     if plan.to_generate:
         _generate_in_child(argv)
 
@@ -103,8 +104,8 @@ def score(argv: list[str]) -> int:
 
 
 def _stop_if_finished(given: dict[str, Any]) -> Manifest | None:
-    if not _trains(given):
-        return None
+    if not _trains(given) or key_problems(given):
+        return None  # `make_plan` says what is wrong with the keys, together with everything else.
     manifest = finished_manifest(given)
     if manifest is not None and manifest.status == "finished":
         logger.info_rank0(
@@ -112,6 +113,26 @@ def _stop_if_finished(given: dict[str, Any]) -> Manifest | None:
         )
         raise SystemExit(0)
     return manifest
+
+
+def _refuse_several_processes() -> None:
+    """Count the training processes that LlamaFactory would start, before an hour of generation is spent."""
+    import torch
+
+    devices = torch.cuda.device_count()
+    if not _is_on("FORCE_TORCHRUN") and (devices <= 1 or _is_on("USE_RAY") or _is_on("USE_KT")):
+        return
+    nodes, per_node = os.environ.get("NNODES", "1"), os.environ.get("NPROC_PER_NODE", str(devices))
+    if nodes.isdigit() and per_node.isdigit() and int(nodes) * int(per_node) > 1:
+        raise ConfigError(
+            f"LlamaFactory would start {nodes} x {per_node} training processes (NNODES x NPROC_PER_NODE, by default "
+            "one for each device in sight), but this version of stage `tpaw` trains in one. Set "
+            "`CUDA_VISIBLE_DEVICES=0`, or `NPROC_PER_NODE=1` and `NNODES=1` with FORCE_TORCHRUN."
+        )
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "0").lower() in ("true", "y", "1")
 
 
 def _trains(given: dict[str, Any]) -> bool:
@@ -159,6 +180,7 @@ def _where_to_continue(given: dict[str, Any], manifest: Manifest | None) -> dict
             shutil.rmtree(checkpoint)
         elif _has_optimizer(checkpoint):
             return {"resume_from_checkpoint": str(checkpoint)}
+    logger.info_rank0(f"{given['output_dir']} was interrupted before its first checkpoint: training begins again.")
     return {"overwrite_output_dir": True}
 
 

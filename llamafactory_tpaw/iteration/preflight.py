@@ -4,22 +4,24 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments.checks import read_tpaw_args, setting_problems
-from ..arguments.fields import FIELDS
+from ..arguments.fields import FIELDS, parse_value
 from ..arguments.recorded import different_settings
 from ..data.rounds import Opponents, Round, list_opponents, round_problems, split_names
+from ..data.source import find_entry
 from ..data.triplets import read_meta
-from ..errors import ConfigError, TpawError
+from ..errors import ConfigError, DataError, TpawError
 from ..generation.base import SamplingSettings
 from ..plugin import facade
 from ..plugin.given import unknown_key_problems
 from ..team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint
-from ..team.manifest import Manifest, read_manifest
-from ..team.players import Player, list_players, player_problems, team_of
+from ..team.manifest import MANIFEST, Manifest, read_manifest
+from ..team.players import Player, list_players, player_problems, same_path, team_of
 
 
 if TYPE_CHECKING:
@@ -48,6 +50,15 @@ class Plan:
         return [round_ for round_ in self.opponents.missing if round_.iteration == self.tpaw_args.tpaw_iteration]
 
 
+# Keys on which players and rounds depend; where one is wrong, what would be said of those is not to be relied on.
+LAYOUT_KEYS = ("tpaw_iteration", "tpaw_team_size", "tpaw_objective")
+
+
+def key_problems(given: dict[str, Any]) -> list[str]:
+    """Say what is wrong with the keys by themselves: unknown, out of range, or not for this stage."""
+    return unknown_key_problems(given) + read_tpaw_args(given)[1] + setting_problems(given) + _template_problems(given)
+
+
 def make_plan(given: dict[str, Any]) -> Plan:
     r"""Check the settings of an iteration and find its players and datasets.
 
@@ -57,23 +68,25 @@ def make_plan(given: dict[str, Any]) -> Plan:
     Raises:
         ConfigError: With every problem found.
     """
-    problems = unknown_key_problems(given)
-    tpaw_args, wrong = read_tpaw_args(given)
-    problems += wrong + setting_problems(given)
+    problems = key_problems(given)
+    tpaw_args, _ = read_tpaw_args(given)
     players: list[Player] = []
     opponents: Opponents | None = None
-    if given.get("model_name_or_path"):
+    reliable = not any(parse_value(key, given[key])[1] for key in LAYOUT_KEYS if key in given)
+    if reliable and given.get("model_name_or_path"):
         try:
             players = list_players(tpaw_args, str(given["model_name_or_path"]))
             problems += player_problems(team_of(players, tpaw_args.tpaw_team_size))
         except ConfigError as error:
             problems += error.problems
-    if given.get("dataset"):
+        problems += _output_problems(given, players)
+    if reliable and given.get("dataset"):
         try:
-            opponents = list_opponents(tpaw_args, split_names(given["dataset"]), str(given.get("dataset_dir", "data")))
+            opponents = list_opponents(tpaw_args, split_names(given["dataset"]), _dataset_dir(given))
             problems += _opponent_problems(opponents, tpaw_args, given)
         except ConfigError as error:
             problems += error.problems
+        problems += _entry_problems("eval_dataset", split_names(given.get("eval_dataset")), given)
     if problems or opponents is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return Plan(given, tpaw_args, players, opponents)
@@ -86,31 +99,115 @@ def finished_manifest(given: dict[str, Any]) -> Manifest | None:
         Its manifest, or None where the folder holds none or is to be overwritten.
 
     Raises:
-        ConfigError: If the folder holds a run with other settings, naming the keys.
+        ConfigError: If the folder holds a run with other settings or checkpoints, naming the keys.
+        DataError: If the iteration is finished, but its checkpoint is damaged.
     """
     folder = given.get("output_dir")
-    if not folder or str(given.get("overwrite_output_dir", False)).lower() == "true":
+    if not folder or _overwrites(given):
         return None
     manifest = read_manifest(folder)
     if manifest is None:
         return None
-    differing = different_settings(manifest.settings, given, _defaults()) + _different_policy(manifest, given)
+    differing = different_settings(manifest.settings, given, _defaults()) + _different_checkpoints(manifest, given)
     if differing and (manifest.status == "finished" or any(Path(folder).glob("checkpoint-*"))):
         state = "finished" if manifest.status == "finished" else "begun"
         raise ConfigError(
             f"`output_dir: {folder}` holds a run that was {state} with other settings: {'; '.join(differing)}. "
             "Restore them, choose another `output_dir`, or set `overwrite_output_dir: true` to repeat the iteration."
         )
+    damaged = check_checkpoint_complete(Path(folder)) if manifest.status == "finished" else []
+    if damaged:
+        raise DataError(
+            f"`output_dir: {folder}` holds theta_{manifest.produces}, finished, but damaged since: {damaged[0]} "
+            "Restore the file, or set `overwrite_output_dir: true` to repeat the iteration."
+        )
     return manifest
+
+
+def _overwrites(given: dict[str, Any]) -> bool:
+    return str(given.get("overwrite_output_dir", False)).lower() == "true"
+
+
+def _dataset_dir(given: dict[str, Any]) -> str:
+    return str(given.get("dataset_dir", "data"))
+
+
+def _template_problems(given: dict[str, Any]) -> list[str]:
+    name = given.get("template")
+    if not name or name in facade.TEMPLATES:
+        return []
+    nearest = difflib.get_close_matches(str(name), list(facade.TEMPLATES), n=1)
+    advice = f"Did you mean `{nearest[0]}`?" if nearest else "LlamaFactory's README lists them."
+    return [f"`template: {name}` is not a template of LlamaFactory. {advice}"]
+
+
+def _output_problems(given: dict[str, Any], players: list[Player]) -> list[str]:
+    """Refuse to write over a player, or over a model that no iteration made."""
+    folder = given.get("output_dir")
+    if not folder:
+        return []
+    for player in players:
+        if player.is_local and same_path(player.path, str(folder)):
+            return [
+                f"`output_dir: {folder}` is the folder of {player.name}, which would be overwritten. Choose another "
+                "folder."
+            ]
+    occupied = any(any(Path(folder).glob(pattern)) for pattern in ("checkpoint-*", "*.safetensors", "*.bin"))
+    if (
+        not occupied
+        or (Path(folder) / MANIFEST).is_file()
+        or _overwrites(given)
+        or given.get("resume_from_checkpoint")
+    ):
+        return []
+    return [
+        f"`output_dir: {folder}` holds a model or checkpoints, but no {MANIFEST}, so no iteration of stage `tpaw` "
+        "wrote them. Choose another folder, or set `overwrite_output_dir: true` to write over them."
+    ]
 
 
 def _opponent_problems(opponents: Opponents, tpaw_args: TpawArguments, given: dict[str, Any]) -> list[str]:
     problems = []
     for round_ in [*opponents.rounds, *([opponents.proto] if opponents.proto else [])]:
         own = round_.iteration == tpaw_args.tpaw_iteration and tpaw_args.tpaw_prompts is not None
-        problems += round_problems(round_, may_be_generated=own)
-        if own and round_.complete and not problems:
-            problems += _sampling_problems(round_, given)
+        found = _meta_problems(round_) or round_problems(round_, may_be_generated=own)
+        if own and not round_.complete:
+            found += _entry_problems("tpaw_prompts", [str(tpaw_args.tpaw_prompts)], given)
+        elif own and not found:
+            found += _sampling_problems(round_, given)
+        problems += found
+    return problems
+
+
+def _meta_problems(round_: Round) -> list[str]:
+    """Refuse to write over triplets that lost their meta file; while they are generated it is not there yet."""
+    partial = round_.path.with_name(round_.path.name + ".partial")
+    if not round_.path.is_file() or partial.exists():
+        return []
+    try:
+        read_meta(round_.path)
+    except DataError as error:
+        return [str(error)]
+    return []
+
+
+def _entry_problems(key: str, names: list[str], given: dict[str, Any]) -> list[str]:
+    """Check that datasets are known and, where they are local, there."""
+    problems = []
+    for name in names:
+        try:
+            entry = find_entry(name, _dataset_dir(given))
+        except TpawError:
+            problems.append(
+                f"`{key}: {name}` is not an entry of {Path(_dataset_dir(given)) / 'dataset_info.json'}. Add its entry "
+                "there, or correct the name."
+            )
+            continue
+        if entry.path is not None and not entry.path.exists():
+            problems.append(
+                f"`{key}: {name}` names {entry.path}, which does not exist. Put the file there, or correct "
+                "`file_name` in dataset_info.json."
+            )
     return problems
 
 
@@ -131,19 +228,30 @@ def _sampling_problems(round_: Round, given: dict[str, Any]) -> list[str]:
     ]
 
 
-def _different_policy(manifest: Manifest, given: dict[str, Any]) -> list[str]:
-    """Compare θ_t by place, then by content: the checkpoint may have been trained again since."""
-    model, folder = str(given.get("model_name_or_path")), Path(given["output_dir"])
-    recorded, fingerprint = manifest.policy["path"], manifest.policy["fingerprint"]
-    if recorded != model and (folder / recorded).resolve() != Path(model).resolve():
-        return [f"`model_name_or_path` was {recorded} (from {folder}) and is {model} now"]
-    if not Path(model).is_dir() or check_checkpoint_complete(Path(model)):
+def _different_checkpoints(manifest: Manifest, given: dict[str, Any]) -> list[str]:
+    """Compare θ_t and the other players with the recorded ones."""
+    differing = _difference("model_name_or_path", manifest.policy, str(given.get("model_name_or_path")), given)
+    if manifest.objective != "tpaw":
+        return differing
+    tpaw_args, _ = read_tpaw_args(given)
+    asked = team_of(list_players(tpaw_args, str(given.get("model_name_or_path"))), tpaw_args.tpaw_team_size)
+    # The newest player is θ_t; another number of players comes with another `tpaw_iteration` or `tpaw_team_size`.
+    for recorded, player in zip(manifest.players[:-1], asked[:-1], strict=False):
+        differing += _difference("tpaw_players", recorded, player.path, given)
+    return differing
+
+
+def _difference(key: str, recorded: dict[str, str], path: str, given: dict[str, Any]) -> list[str]:
+    """Compare by content where it is at hand, else by place: a player may be deleted once it is not needed."""
+    folder = Path(given["output_dir"])
+    before = f"`{key}`: {recorded['name']} was {recorded['path']} (from {folder})"
+    if Path(path).is_dir() and not check_checkpoint_complete(Path(path)):
+        store = Path(given.get("tpaw_cache_dir", FIELDS["tpaw_cache_dir"].default))
+        then, now = recorded["fingerprint"], fingerprint_checkpoint(Path(path), store)
+        return [] if now == then else [f"{before} with fingerprint {then[:12]} and is {path} with {now[:12]} now"]
+    if recorded["path"] == path or (folder / recorded["path"]).resolve() == Path(path).resolve():
         return []
-    store = Path(given.get("tpaw_cache_dir", FIELDS["tpaw_cache_dir"].default))
-    now = fingerprint_checkpoint(Path(model), store)
-    if now == fingerprint:
-        return []
-    return [f"`model_name_or_path: {model}` had fingerprint {fingerprint[:12]} and has {now[:12]} now"]
+    return [f"{before} and is {path} now"]
 
 
 def _defaults() -> dict[str, Any]:

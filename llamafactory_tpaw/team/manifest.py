@@ -68,7 +68,12 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         return None
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except DataError as error:
+        raise DataError(_damaged(path, error.__cause__)) from error
+    if not isinstance(content, dict):
+        raise DataError(_damaged(path, "it holds no object in braces"))
     if content.get("schema") != SCHEMA:
         raise DataError(
             f"{path} has schema {content.get('schema')!r}, but this version reads {SCHEMA}. Use the version of "
@@ -77,7 +82,14 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     try:
         return Manifest(**content)
     except TypeError as error:
-        raise DataError(f"{path} cannot be read: {error}. Restore the file or repeat the iteration.") from error
+        raise DataError(_damaged(path, str(error).removeprefix("Manifest.__init__() "))) from error
+
+
+def _damaged(path: Path, cause: object) -> str:
+    return (
+        f"{path} is damaged ({cause}), so nobody knows what the checkpoint came from. Restore the file, or repeat the "
+        "iteration with `overwrite_output_dir: true`."
+    )
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from ..arguments.parsed import RunArguments
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+
 
 @dataclass(frozen=True)
 class Member:
@@ -31,8 +33,12 @@ class Member:
 
 
 def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
-    """Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder)."""
-    module = facade.load_tokenizer(run.model)
+    r"""Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder).
+
+    Raises:
+        ConfigError: If there is no tokenizer that transformers can load.
+    """
+    module = _load_tokenizer(run.model, "`model_name_or_path`")
     template = facade.get_template_and_fix_tokenizer(module["tokenizer"], run.data)
     return module["tokenizer"], module["processor"], TurnEncoder(module["tokenizer"], template)
 
@@ -71,9 +77,10 @@ def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: Turn
     for member in members[:-1]:
         other = _tokenizer_of(member, run)
         if tokenizer_digest(other) != expected:
+            sizes = len(other), len(encoder.tokenizer)
             problems.append(
                 f"{member.player.name} ({member.player.path}) has another tokenizer than {members[-1].player.name} "
-                f"({members[-1].player.path}): {len(other)} and {len(encoder.tokenizer)} tokens. All players must "
+                f"({members[-1].player.path}): {sizes[0]} and {sizes[1]} tokens, not the same ones. All players must "
                 "share one; copy the tokenizer files of the SFT model into the checkpoint, or use checkpoints of one "
                 "run."
             )
@@ -90,6 +97,19 @@ def _member(player: Player, run: RunArguments, store: Path) -> Member:
 def _tokenizer_of(member: Member, run: RunArguments) -> Any:
     model_args = copy.copy(run.model)
     model_args.model_name_or_path = str(member.folder)
-    tokenizer = facade.load_tokenizer(model_args)["tokenizer"]
+    tokenizer = _load_tokenizer(model_args, f"{member.player.name} (`tpaw_players`)")["tokenizer"]
     facade.get_template_and_fix_tokenizer(tokenizer, run.data)
     return tokenizer
+
+
+def _load_tokenizer(model_args: Any, whose: str) -> dict[str, Any]:
+    folder = Path(model_args.model_name_or_path)
+    advice = "Copy the tokenizer files of the SFT model into the folder."
+    # Without files transformers makes a tokenizer that knows no text instead of failing.
+    if folder.is_dir() and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        raise ConfigError(f"{whose}: {folder} holds no tokenizer. {advice}")
+    try:
+        return facade.load_tokenizer(model_args)
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise ConfigError(f"{whose}: the tokenizer in {folder} cannot be loaded ({cause}). {advice}") from error

@@ -37,7 +37,9 @@ class Player:
     @property
     def is_local(self) -> bool:
         """Whether the path is a folder on this machine, or can only be meant as one."""
-        return Path(self.path).exists() or not HUB_NAME.fullmatch(self.path)
+        path = Path(self.path)
+        # From θ_1 on a player is an output folder: `saves/iter0` beside other saves is none of the hub's names.
+        return path.exists() or not HUB_NAME.fullmatch(self.path) or (self.theta > 0 and path.parent.is_dir())
 
     def folder(self, model_args: Any) -> Path:
         r"""The folder with the weights; a hub name is downloaded (or found in the hub's cache) first.
@@ -58,9 +60,10 @@ class Player:
                 allow_patterns=WEIGHT_FILES,
             )
         except (OSError, ValueError) as error:
+            cause = " ".join(str(error).split()).rstrip(".")
             raise DataError(
-                f"{self.name} is `{self.path}`, which is no folder here and cannot be had from the hub: {error}. "
-                "Correct the path, or run the iteration that makes it."
+                f"{self.name} is `{self.path}`, which is no folder here and cannot be had from the hub: {cause}. "
+                "Correct the path."
             ) from error
         return Path(folder)
 
@@ -86,17 +89,18 @@ def list_players(tpaw_args: Any, model_name_or_path: str) -> list[Player]:
     problems = []
     if not needed <= len(paths) <= iteration + 1:
         wanted = f"{needed}" if needed == iteration + 1 else f"{needed} to {iteration + 1}"
+        given = f"lists {_counted(len(paths), 'checkpoint')}" if paths else "is missing"
         problems.append(
-            f"`tpaw_players` lists {len(paths)} checkpoint(s), but iteration {iteration} with `tpaw_team_size: "
-            f"{tpaw_args.tpaw_team_size}` takes {wanted}: theta_{iteration + 1 - needed} to theta_{iteration}, oldest "
-            "first. Correct the list, `tpaw_iteration` or `tpaw_team_size`."
+            f"`tpaw_players` {given}, but iteration {iteration} with `tpaw_team_size: {tpaw_args.tpaw_team_size}` "
+            f"takes {wanted}: {_thetas(iteration + 1 - needed, iteration)}, oldest first. "
+            f"{'Correct' if paths else 'Give'} the list, or correct `tpaw_iteration` or `tpaw_team_size`."
         )
-    if paths and not _same_path(paths[-1], model_name_or_path):
+    if paths and not same_path(paths[-1], model_name_or_path):
         problems.append(
             f"`tpaw_players` ends with {paths[-1]}, but its last checkpoint must be theta_{iteration}, which is "
             f"`model_name_or_path: {model_name_or_path}`. Write the players oldest first, or correct the model."
         )
-    repeated = sorted({path for path in paths if sum(_same_path(path, other) for other in paths) > 1})
+    repeated = sorted({path for path in paths if sum(same_path(path, other) for other in paths) > 1})
     if repeated:
         problems.append(
             f"`tpaw_players` names {', '.join(repeated)} more than once. Each player is another checkpoint."
@@ -123,7 +127,8 @@ def player_problems(players: Sequence[Player]) -> list[str]:
         if not player.is_local:
             continue
         incomplete = check_checkpoint_complete(Path(player.path))
-        problems += [f"{player.name} (`tpaw_players`): {problem}" for problem in incomplete]
+        key = "model_name_or_path" if player is players[-1] else "tpaw_players"
+        problems += [f"{player.name} (`{key}`): {problem}" for problem in incomplete]
         if not incomplete:
             problems += _lineage_problems(player)
     return problems
@@ -135,19 +140,17 @@ def _lineage_problems(player: Player) -> list[str]:
         manifest = read_manifest(player.path)
     except DataError as error:
         return [str(error)]
-    if player.theta == 0:
-        return []
-    if manifest is None:
+    if manifest is None and player.theta > 0:
         return [
             f"`tpaw_players` has {player.path} as {player.name}, but it has no {MANIFEST}, so no iteration made it. "
             "Only theta_0 may be a checkpoint of another kind: write the players oldest first."
         ]
-    if manifest.status != "finished":
+    if manifest is not None and manifest.status != "finished":
         return [
             f"{player.name} is {player.path}, whose {MANIFEST} says that its training is not finished. Run iteration "
             f"{manifest.iteration} again: it continues."
         ]
-    if manifest.produces != player.theta:
+    if manifest is not None and manifest.produces != player.theta > 0:
         return [
             f"`tpaw_players` has {player.path} as {player.name}, but its {MANIFEST} says that it is theta_"
             f"{manifest.produces}. Write the players oldest first, without gaps, or correct `tpaw_iteration`."
@@ -156,15 +159,22 @@ def _lineage_problems(player: Player) -> list[str]:
 
 
 def parent_problems(players: Sequence[Player], fingerprints: dict[str, str]) -> list[str]:
-    r"""Check that each player was trained from the one before it.
+    r"""Check that each player is what its iteration saved, trained from the one before it.
 
     Args:
         players: Oldest first.
         fingerprints: Fingerprint of each by name.
     """
-    problems = []
+    manifests = {player.name: read_manifest(player.path) for player in players if player.is_local and player.theta > 0}
+    problems = [
+        f"{player.name} ({player.path}) has fingerprint {fingerprints[player.name][:12]}, but its {MANIFEST} says "
+        f"{manifest.result['fingerprint'][:12]}: the weights were changed after the iteration. Restore them, or "
+        f"repeat iteration {manifest.iteration} with `overwrite_output_dir: true`."
+        for player in players
+        if (manifest := manifests.get(player.name)) and manifest.result["fingerprint"] != fingerprints[player.name]
+    ]
     for parent, child in itertools.pairwise(players):
-        manifest = read_manifest(child.path) if child.is_local else None
+        manifest = manifests.get(child.name)
         if manifest is not None and manifest.policy["fingerprint"] != fingerprints[parent.name]:
             problems.append(
                 f"{child.name} ({child.path}) was trained from a checkpoint with fingerprint "
@@ -194,8 +204,8 @@ def vocabulary_problems(folders: dict[str, Path], tokenizer_size: int) -> list[s
         problems.append(
             f"The tokenizer has {tokenizer_size} tokens, but {', '.join(too_small)} only "
             f"{min(sizes.values())}: `resize_vocab` would give each player other random rows, so stage `tpaw` "
-            "refuses. Choose a template whose tokens are in the vocabulary, or resize and train them in the `sft` "
-            "stage first."
+            "refuses. Choose a template whose tokens are in the vocabulary and leave `add_tokens` out, or resize and "
+            "train the tokens in the `sft` stage first."
         )
     return problems
 
@@ -205,7 +215,16 @@ def _vocabulary_size(folder: Path) -> int:
     return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0))
 
 
-def _same_path(first: str, second: str) -> bool:
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _thetas(first: int, last: int) -> str:
+    return f"theta_{last}" if first == last else f"theta_{first} to theta_{last}"
+
+
+def same_path(first: str, second: str) -> bool:
+    """Whether two names mean one checkpoint."""
     if Path(first).exists() and Path(second).exists():
         return Path(first).resolve() == Path(second).resolve()
     return first.rstrip("/") == second.rstrip("/")
