@@ -24,6 +24,15 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "mixture_of_depths": ((), "it changes the model that players and policy share"),
     "num_beams": ((1,), "responses are sampled one by one"),
     "predict_with_generate": ((False,), "generation is part of the stage itself"),
+    "do_predict": ((False,), "it trains and evaluates on triplets; predict in the `sft` stage"),
+    "neftune_noise_alpha": ((), "players are scored without noise, so the policy must be too"),
+    "label_smoothing_factor": ((0, 0.0), "the loss is over pairs of responses"),
+    "train_sampling_strategy": (("random", "sequential"), "triplets have no single length to group by"),
+    "pref_beta": ((), "the reward scale is `tpaw_reward_scale` here"),
+    "pref_loss": ((), "the loss is chosen by `tpaw_objective` here"),
+    "pref_ftx": ((0, 0.0), "the loss has no SFT term"),
+    "dpo_label_smoothing": ((0, 0.0), "the loss has no label smoothing"),
+    "ref_model": ((), "the reference models are `tpaw_players` here"),
 }
 SAMPLING_KEYS = ("temperature", "top_p", "top_k")
 SAMPLING_NUMBERS: dict[str, tuple[type[int] | type[float], Range]] = {
