@@ -9,7 +9,6 @@ import os
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["DISABLE_VERSION_CHECK"] = "1"
 
 from pathlib import Path
 
