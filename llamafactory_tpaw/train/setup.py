@@ -105,7 +105,8 @@ def load_setup(run: RunArguments) -> IterationSetup:
     if not run.finetuning.tpaw_prompts:
         triplets = first_prompts(triplets, run.data.max_samples)
     train, held_out = split_by_prompt(triplets, run.data.val_size)
-    eval_sets = reader.read_eval(split_names(run.data.eval_dataset), {triplet.id for triplet in train})
+    trained = {triplet.id for triplet in train} if run.training.do_train else set()
+    eval_sets = reader.read_eval(split_names(run.data.eval_dataset), trained)
     if not run.data.eval_on_each_dataset:
         held_out += [triplet for part in eval_sets.values() for triplet in part]
         eval_sets = {}
