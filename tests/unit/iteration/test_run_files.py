@@ -37,6 +37,9 @@ from llamafactory_tpaw import _hook
 _hook.install()
 from llamafactory.data.parser import get_dataset_list
 from llamafactory.hparams.parser import _TRAIN_ARGS
+from llamafactory_tpaw.data.rounds import list_opponents
+from llamafactory_tpaw.iteration.preflight import key_problems
+from llamafactory_tpaw.team.players import list_players
 from omegaconf import OmegaConf
 from transformers import HfArgumentParser
 
@@ -47,9 +50,17 @@ for path in sys.argv[1:]:
     model, data, training, finetuning, generating = HfArgumentParser(_TRAIN_ARGS).parse_dict(
         keys | {"bf16": False, "use_cpu": True}
     )
+    problems = []
+    if finetuning.stage == "tpaw":
+        problems = key_problems(keys)
+        players = list_players(finetuning, keys["model_name_or_path"])
+        opponents = list_opponents(finetuning, data.dataset, "data")
+        assert [player.theta for player in players] == list(range(finetuning.tpaw_iteration + 1)), path
+        assert opponents.rounds[-1].iteration == finetuning.tpaw_iteration and not opponents.ignored, path
     names = [*data.dataset, *filter(None, [getattr(finetuning, "tpaw_prompts", None)])]
     results[path] = {
         "keys": keys,
+        "problems": problems,
         "stage": finetuning.stage,
         "learning_rate": training.learning_rate,
         "players": getattr(finetuning, "tpaw_players", None),
@@ -118,6 +129,7 @@ def test_llamafactory_reads_the_file(path: Path, read_by_llamafactory: dict[str,
     keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     keys.pop("deepspeed", None)
     assert read["keys"] == keys, "OmegaConf and PyYAML read different types"
+    assert read["problems"] == []
     assert read["stage"] == keys["stage"]
     assert read["learning_rate"] == keys["learning_rate"] > 0
     assert read["template"] == keys["template"]
