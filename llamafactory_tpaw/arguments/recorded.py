@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,20 +18,17 @@ WITHOUT_EFFECT = frozenset(
     do_eval push_to_hub hub_model_id hub_strategy hub_private_repo ddp_timeout print_param_status
     include_effective_tokens_per_second include_num_input_tokens_seen cache_dir trust_remote_code
     use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_logdir
+    project trackio_space_id trackio_bucket_id trackio_static_space_id
     tpaw_cache_dir tpaw_reference tpaw_score_batch_tokens tpaw_generate_batch_tokens tpaw_max_bad_rows tpaw_engine
     model_name_or_path tpaw_players
     """.split()
 )
-SECRETS = ("token", "api_key", "secret", "webhook")
+SECRET = re.compile(r"_(token|key|secret|password)$|webhook")
 
 
 def recorded_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that `tpaw.json` keeps: neither keys without effect nor secrets; checkpoints are recorded apart."""
-    return {
-        key: value
-        for key, value in sorted(given.items())
-        if key not in WITHOUT_EFFECT and not any(key.endswith(secret) for secret in SECRETS)
-    }
+    return {key: value for key, value in sorted(given.items()) if key not in WITHOUT_EFFECT and not SECRET.search(key)}
 
 
 def different_settings(

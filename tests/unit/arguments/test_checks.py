@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of a run's keys before anything is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.arguments.checks import INCOMPATIBLE, read_tpaw_args, setting_problems
+
+
+GIVEN: dict[str, Any] = {
+    "model_name_or_path": "saves/sft",
+    "template": "qwen",
+    "dataset": "play_iter0",
+    "output_dir": "saves/iter0",
+    "finetuning_type": "full",
+    "tpaw_prompts": "additions",
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+}
+
+
+def test_good_settings_have_no_problem() -> None:
+    assert setting_problems(GIVEN) == []
+    harmless = {key: values[0] for key, (values, _) in INCOMPATIBLE.items() if values}
+    assert len(harmless) > 5
+    assert setting_problems(GIVEN | harmless) == []
+
+
+@pytest.mark.parametrize("key", ["model_name_or_path", "template", "dataset", "output_dir"])
+@pytest.mark.parametrize("value", [None, ""])
+def test_missing_keys(key: str, value: str | None) -> None:
+    (problem,) = setting_problems(GIVEN | {key: value})
+    assert problem.startswith(f"`{key}` is missing. Give the ")
+
+
+def test_finetuning_type() -> None:
+    (problem,) = setting_problems(GIVEN | {"finetuning_type": "lora"})
+    assert problem.startswith("`finetuning_type` is lora, but")
+    (problem,) = setting_problems({key: value for key, value in GIVEN.items() if key != "finetuning_type"})
+    assert problem.startswith("`finetuning_type` is lora (LlamaFactory's default), but")
+    assert problem.endswith("Set `finetuning_type: full`.")
+
+
+@pytest.mark.parametrize("key", INCOMPATIBLE)
+def test_keys_that_do_not_go_with_the_stage(key: str) -> None:
+    value = "something"
+    assert setting_problems(GIVEN | {key: value}) == [
+        f"`{key}: something` does not go with stage `tpaw`: {INCOMPATIBLE[key][1]}. Remove it."
+    ]
+
+
+def test_sampling_keys_are_required_where_something_is_sampled() -> None:
+    sampling = {"temperature": None, "top_k": None}
+    (problem,) = setting_problems(GIVEN | sampling)
+    assert problem.startswith("`temperature`, `top_k` must be given where `tpaw_prompts` is set")
+    assert setting_problems(GIVEN | sampling | {"tpaw_prompts": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("temperature", -0.5, ">= 0"),
+        ("top_p", 0, "> 0 and <= 1"),
+        ("top_p", 1.5, "> 0 and <= 1"),
+        ("top_k", -1, ">= 0"),
+        ("top_k", 0.5, "a whole number"),
+        ("repetition_penalty", 0, "> 0"),
+        ("max_new_tokens", 0, ">= 1"),
+        ("seed", "x", "a whole number"),
+    ],
+)
+def test_sampling_values(key: str, value: Any, allowed: str) -> None:
+    assert setting_problems(GIVEN | {key: value}) == [f"`{key}` is {value!r}, but must be {allowed}. Correct the key."]
+
+
+def test_wrong_tpaw_keys_fall_back_to_their_defaults() -> None:
+    arguments, problems = read_tpaw_args({"tpaw_eta": 0.5, "tpaw_gamma": "2", "tpaw_team_size": -1, "stage": "tpaw"})
+    assert (arguments.tpaw_eta, arguments.tpaw_gamma, arguments.tpaw_team_size) == (6.0, 2.0, 3)
+    assert [problem.split("`")[1] for problem in problems] == ["tpaw_team_size", "tpaw_eta"]

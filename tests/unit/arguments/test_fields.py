@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `tpaw_*` keys: types, ranges and messages."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.arguments.fields import FIELDS, RANGES, Range, TpawArguments, parse_number, parse_value
+from llamafactory_tpaw.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parsed"),
+    [
+        ("tpaw_iteration", "2", 2),
+        ("tpaw_eta", 1, 1.0),
+        ("tpaw_eta", "6e0", 6.0),
+        ("tpaw_gamma", 0, 0.0),
+        ("tpaw_reward_scale", "1.0e-2", 0.01),
+        ("tpaw_max_prompts", None, None),
+        ("tpaw_max_prompts", 1, 1),
+        ("tpaw_objective", "tspin", "tspin"),
+        ("tpaw_prompts", 7, "7"),
+        ("tpaw_players", "a, b,", ["a", "b"]),
+        ("tpaw_players", ["a ", "b"], ["a", "b"]),
+        ("tpaw_players", None, None),
+    ],
+)
+def test_values_are_read_as_their_type(name: str, value: Any, parsed: Any) -> None:
+    result = parse_value(name, value)
+    assert result == (parsed, None)
+    assert type(result[0]) is type(parsed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("tpaw_eta", 0.99, "`tpaw_eta` is 0.99, but must be >= 1. Change the key or leave it out (6.0)."),
+        ("tpaw_gamma", -0.1, "`tpaw_gamma` is -0.1, but must be >= 0."),
+        ("tpaw_gamma", "inf", "`tpaw_gamma` is inf, but must be >= 0."),
+        ("tpaw_gamma", math.nan, "`tpaw_gamma` is nan, but must be >= 0."),
+        ("tpaw_team_size", 0, "`tpaw_team_size` is 0, but must be >= 1."),
+        ("tpaw_reward_scale", 0, "`tpaw_reward_scale` is 0, but must be > 0."),
+        ("tpaw_reward_scale", -1, "`tpaw_reward_scale` is -1, but must be > 0."),
+        ("tpaw_iteration", 1.5, "`tpaw_iteration` is 1.5, but must be a whole number."),
+        ("tpaw_iteration", True, "`tpaw_iteration` is True, but must be a whole number."),
+        ("tpaw_eta", "six", "`tpaw_eta` is 'six', but must be a number."),
+        ("tpaw_eta", None, "`tpaw_eta` is empty. Give a value or leave the key out."),
+        ("tpaw_objective", "spin", "`tpaw_objective` is 'spin', but must be `tpaw` or `tspin`."),
+        ("tpaw_max_prompts", 0, "`tpaw_max_prompts` is 0, but must be >= 1."),
+    ],
+)
+def test_wrong_values_are_told(name: str, value: Any, message: str) -> None:
+    kept, problem = parse_value(name, value)
+    assert kept is value
+    assert problem.startswith(message)
+
+
+def test_ranges_with_both_ends() -> None:
+    share = Range(0, exclusive=True, maximum=1)
+    assert str(share) == "> 0 and <= 1"
+    assert [share.holds(value) for value in (0, 0.1, 1, 1.1, math.nan)] == [False, True, True, False, False]
+    assert str(Range(1)) == ">= 1"
+    assert parse_number("top_p", "0.5", float, share) == (0.5, None)
+    assert parse_number("top_p", 0, float, share) == (0, "`top_p` is 0, but must be > 0 and <= 1.")
+
+
+def test_every_number_has_a_range_that_holds_its_default() -> None:
+    numbers = {name for name, spec in FIELDS.items() if spec.type in (int, float, int | None)}
+    assert numbers == set(RANGES)
+    for name in numbers:
+        default = FIELDS[name].default
+        assert default is None or RANGES[name].holds(default)
+
+
+def test_class_coerces_and_tells_everything_at_once() -> None:
+    arguments = TpawArguments(tpaw_players="a,b", tpaw_eta="2")
+    assert (arguments.tpaw_players, arguments.tpaw_eta) == (["a", "b"], 2.0)
+    with pytest.raises(ConfigError) as caught:
+        TpawArguments(tpaw_eta=0, tpaw_gamma=-1)
+    assert len(caught.value.problems) == 2
+
+
+def test_other_stages_are_left_alone() -> None:
+    class Other(TpawArguments):
+        stage = "sft"
+
+    assert Other(tpaw_eta=0).tpaw_eta == 0

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which settings `tpaw.json` keeps, and when two runs' settings are the same."""
+
+from __future__ import annotations
+
+from llamafactory_tpaw.arguments.recorded import different_settings, recorded_settings
+
+
+DEFAULTS = {"tpaw_eta": 6.0, "learning_rate": 5e-5, "bf16": False, "seed": 42}
+
+
+def test_keys_without_effect_and_secrets_are_left_out() -> None:
+    given = {
+        "tpaw_eta": 6.0,
+        "learning_rate": 1e-3,
+        "output_dir": "x",
+        "logging_steps": 5,
+        "tpaw_cache_dir": "c",
+        "hf_hub_token": "hf_secret",
+        "swanlab_api_key": "k",
+        "swanlab_lark_webhook_url": "https://example.org/w",
+        "swanlab_lark_secret": "s",
+        "model_name_or_path": "m",
+        "tpaw_players": "m",
+    }
+    kept = recorded_settings(given)
+    assert kept == {"learning_rate": 1e-3, "tpaw_eta": 6.0}
+    assert list(kept) == sorted(kept)
+
+
+def test_same_meaning_is_no_difference() -> None:
+    recorded = {"learning_rate": 2e-7, "dataset": "a,b", "seed": 42}
+    given = {"learning_rate": "2.0e-7", "dataset": ["a", "b"], "tpaw_eta": 6, "bf16": False, "save_steps": 9}
+    assert different_settings(recorded, given, DEFAULTS) == []
+    assert different_settings({"dataset": "a, b"}, {"dataset": "a,b"}, DEFAULTS) == []
+
+
+def test_differences_name_key_and_both_values() -> None:
+    recorded = {"tpaw_eta": 4, "learning_rate": 2e-7, "dataset": "a,b"}
+    given = {"learning_rate": 2e-6, "dataset": "b,a", "bf16": True}
+    assert different_settings(recorded, given, DEFAULTS) == [
+        "`bf16` was False and is True now",
+        "`dataset` was a,b and is b,a now",
+        "`learning_rate` was 2e-07 and is 2e-06 now",
+        "`tpaw_eta` was 4 and is 6.0 now",
+    ]
