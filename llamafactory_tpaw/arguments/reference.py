@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
+from .checks import INCOMPATIBLE
 from .fields import FIELDS, RANGES
 
 
@@ -91,7 +92,16 @@ def configuration_page() -> str:
             cells = (f"`{key}`", _type(key), _default(key), _allowed(key), group.objectives, _help(key))
             rows.append("| " + " | ".join(cells) + " |")
         parts.append(f"## {group.heading}\n\n" + "\n".join(rows) + "\n")
-    return "\n".join([*parts, PAGE_TAIL])
+    return "\n".join([*parts, PAGE_TAIL, _refused_keys()])
+
+
+def _refused_keys() -> str:
+    rows = ["## LlamaFactory's keys that stage `tpaw` refuses", "", "| key | allowed | because |", "|---|---|---|"]
+    for key, (harmless, reason) in INCOMPATIBLE.items():
+        # As YAML writes them; 0 and 0.0 are one.
+        words = dict.fromkeys(str(value).lower().removesuffix(".0") for value in harmless)
+        rows.append(f"| `{key}` | {', '.join(f'`{word}`' for word in words) or 'not at all'} | {reason} |")
+    return "\n".join(rows) + "\n"
 
 
 def readme_table() -> str:
