@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens before training: finished iterations, interrupted ones, and the child that generates."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.errors import ConfigError, DataError
+from llamafactory_tpaw.iteration import launcher
+from tests.unit.team.checkpoints import make_tensors, save_single
+from tests.unit.team.test_manifest import make_manifest
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def save_checkpoint(output: Path, step: int, *, optimizer: bool = True, state: str = "{}") -> Path:
+    folder = save_single(output / f"checkpoint-{step}", make_tensors())
+    (folder / "trainer_state.json").write_text(state)
+    for name in ("optimizer.pt", "scheduler.pt") if optimizer else ():
+        (folder / name).touch()
+    return folder
+
+
+def continue_in(output: Path, **given: Any) -> dict[str, Any]:
+    return launcher._where_to_continue({"output_dir": str(output)} | given, make_manifest(status="training"))
+
+
+def test_new_iteration_begins(output: Path) -> None:
+    assert launcher._where_to_continue({"output_dir": str(output)}, None) == {}
+
+
+def test_interrupted_iteration_without_checkpoint_begins_again(output: Path) -> None:
+    assert continue_in(output) == {"overwrite_output_dir": True}
+
+
+def test_newest_checkpoint_is_resumed_by_number(output: Path) -> None:
+    for step in (2, 10, 9):
+        save_checkpoint(output, step)
+    (output / "checkpoint-best").mkdir()
+    assert continue_in(output) == {"resume_from_checkpoint": str(output / "checkpoint-10")}
+
+
+def test_half_written_ones_are_removed(output: Path) -> None:
+    kept = save_checkpoint(output, 2)
+    cut, stateless, torn = (save_checkpoint(output, step) for step in (4, 6, 8))
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1])
+    (stateless / "trainer_state.json").unlink()
+    (torn / "trainer_state.json").write_text('{"epoch": 1')
+    assert continue_in(output) == {"resume_from_checkpoint": str(kept)}
+    assert [path.name for path in output.iterdir()] == ["checkpoint-2"]
+
+
+def test_checkpoints_of_weights_only_are_kept_but_not_resumed(output: Path) -> None:
+    save_checkpoint(output, 4, optimizer=False)
+    assert continue_in(output) == {"overwrite_output_dir": True}
+    assert (output / "checkpoint-4").is_dir()
+    older = save_checkpoint(output, 2)
+    assert continue_in(output) == {"resume_from_checkpoint": str(older)}
+
+
+def test_choice_of_the_user_is_left_alone(output: Path) -> None:
+    save_checkpoint(output, 4, state="")
+    assert continue_in(output, resume_from_checkpoint="mine") == {}
+    assert (output / "checkpoint-4").is_dir()
+
+
+class TestChild:
+    @pytest.fixture
+    def commands(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+        """Commands that would be started; they end with `code`."""
+        found: list[tuple[list[str], dict[str, str]]] = []
+
+        def run(command: list[str], env: dict[str, str], check: bool) -> SimpleNamespace:
+            found.append((command, env))
+            return SimpleNamespace(returncode=self.code)
+
+        monkeypatch.setattr(subprocess, "run", run)
+        return found
+
+    code = 0
+
+    @pytest.mark.parametrize(("visible", "first"), [(None, "0"), ("3,1", "3"), ("", "")])
+    def test_sees_one_device_and_knows_its_parent(
+        self, commands: list[Any], monkeypatch: pytest.MonkeyPatch, visible: str | None, first: str
+    ) -> None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        launcher._generate_in_child(["run.yaml", "seed=1"])
+        ((command, environment),) = commands
+        assert command == [sys.executable, "-m", "llamafactory_tpaw", "generate", "run.yaml", "seed=1"]
+        assert environment["CUDA_VISIBLE_DEVICES"] == first
+        assert environment[launcher.PARENT] == str(os.getpid())
+        assert launcher.PARENT not in os.environ
+
+    @pytest.mark.parametrize(("code", "ends_with"), [(3, 3), (-9, 137), (1, 1)])
+    def test_failure_ends_the_command(self, commands: list[Any], code: int, ends_with: int) -> None:
+        self.__class__.code = code
+        try:
+            with pytest.raises(SystemExit) as caught:
+                launcher._generate_in_child([])
+        finally:
+            self.__class__.code = 0
+        assert caught.value.code == ends_with
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's signal is Linux's")
+    def test_orphan_ends_itself(self) -> None:
+        assert outcome_with_parent(os.getpid()) == 0
+        assert outcome_with_parent(os.getppid()) == 128 + signal.SIGKILL
+
+
+def outcome_with_parent(parent: int) -> int:
+    """Exit code of a child that is told who waits for it."""
+    child = os.fork()
+    if child == 0:
+        os.environ[launcher.PARENT] = str(parent)
+        try:
+            launcher._die_with_parent()
+            os._exit(0)
+        except SystemExit as end:
+            os._exit(int(end.code))
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class TestProcesses:
+    @pytest.fixture(autouse=True)
+    def _one_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("FORCE_TORCHRUN", "NNODES", "NPROC_PER_NODE", "USE_RAY", "USE_KT"):
+            monkeypatch.delenv(name, raising=False)
+
+    @pytest.mark.parametrize(
+        ("devices", "environment", "refused"),
+        [
+            (0, {}, False),
+            (1, {}, False),
+            (2, {}, True),
+            (2, {"USE_RAY": "1"}, False),
+            (1, {"FORCE_TORCHRUN": "1"}, False),
+            (1, {"FORCE_TORCHRUN": "1", "NNODES": "2"}, True),
+            (8, {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "1"}, False),
+            (0, {"FORCE_TORCHRUN": "true", "NPROC_PER_NODE": "2"}, True),
+        ],
+    )
+    def test_several_are_refused_before_generation(
+        self, monkeypatch: pytest.MonkeyPatch, devices: int, environment: dict[str, str], refused: bool
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        if not refused:
+            launcher._refuse_several_processes()
+            return
+        with pytest.raises(ConfigError, match=r"training processes .* trains in one"):
+            launcher._refuse_several_processes()
+
+
+GIVEN = {"stage": "tpaw", "do_train": True, "output_dir": "out"}
+
+
+class TestSteps:
+    """`prepare`, `before_parse` and `generate` around a plan that is given."""
+
+    @pytest.fixture
+    def plan(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        plan = SimpleNamespace(
+            to_generate=[],
+            given={},
+            tpaw_args=SimpleNamespace(tpaw_prompts="additions"),
+        )
+        monkeypatch.setattr(launcher, "make_plan", lambda given: plan)
+        monkeypatch.setattr(launcher, "key_problems", lambda given: [])
+        monkeypatch.setattr(launcher, "finished_manifest", lambda given: None)
+        return plan
+
+    def test_missing_triplets_are_generated_by_the_command(
+        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started: list[Any] = []
+        monkeypatch.setattr(launcher, "_generate_in_child", started.append)
+        launcher.prepare(GIVEN)
+        assert started == []
+        plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
+        launcher.prepare(GIVEN)
+        assert started == [GIVEN]
+
+    def test_missing_triplets_are_told_where_training_is_started_otherwise(self, plan: SimpleNamespace) -> None:
+        assert launcher.before_parse(GIVEN) == GIVEN
+        plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
+        with pytest.raises(DataError, match=r"d\.jsonl is not there yet.*run `llamafactory-tpaw generate`"):
+            launcher.before_parse(GIVEN)
+        with pytest.raises(DataError, match=r"d\.jsonl is not there yet"):
+            launcher.score(GIVEN)
+
+    @pytest.mark.parametrize("step", [launcher.prepare, launcher.before_parse])
+    def test_finished_iteration_ends_well(
+        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, step: Any
+    ) -> None:
+        monkeypatch.setattr(launcher, "finished_manifest", lambda given: make_manifest())
+        plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
+        with pytest.raises(SystemExit) as caught:
+            step(GIVEN)
+        assert caught.value.code == 0
+
+    def test_wrong_keys_are_told_before_the_output_folder_is_looked_at(
+        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(launcher, "finished_manifest", lambda given: make_manifest())
+        monkeypatch.setattr(launcher, "key_problems", lambda given: ["`x` is wrong."])
+        launcher.prepare(GIVEN)  # and make_plan raises
+
+    def test_nothing_to_generate(self, plan: SimpleNamespace) -> None:
+        assert launcher.generate(GIVEN) == 0
+        plan.tpaw_args.tpaw_prompts = None
+        with pytest.raises(ConfigError, match="`tpaw_prompts` is missing, so there is nothing to generate"):
+            launcher.generate(GIVEN)
+
+
+def test_interrupted_run_resumes_by_the_given_settings(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = save_checkpoint(output, 4)
+    given = {"stage": "tpaw", "do_train": True, "output_dir": str(output)}
+    monkeypatch.setattr(launcher, "make_plan", lambda given: SimpleNamespace(to_generate=[]))
+    monkeypatch.setattr(launcher, "key_problems", lambda given: [])
+    monkeypatch.setattr(launcher, "finished_manifest", lambda given: make_manifest(status="training"))
+    assert launcher.before_parse(given) == given | {"resume_from_checkpoint": str(checkpoint)}
+    assert json.loads((checkpoint / "trainer_state.json").read_text()) == {}

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Players with their weights: who is fingerprinted, and what tokenizers must share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
+from llamafactory_tpaw.errors import ConfigError
+from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
+from llamafactory_tpaw.team.manifest import write_manifest
+from llamafactory_tpaw.team.members import check_tokenizers, load_encoder, load_members
+from tests import tiny
+from tests.unit.team.test_manifest import make_manifest
+
+
+@pytest.fixture
+def thetas(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """θ_0 and θ_1, which was trained from it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, "theta_0")
+    tiny.save_model(Path("theta_1"), seed=1)
+    first, second = (fingerprint_checkpoint(Path(f"theta_{theta}"), Path("cache")) for theta in range(2))
+    policy = {"name": "theta_0", "path": "../theta_0", "fingerprint": first}
+    write_manifest("theta_1", make_manifest(policy=policy, result={"name": "theta_1", "fingerprint": second}))
+    return [Path("theta_0"), Path("theta_1")]
+
+
+@pytest.fixture
+def run_of(thetas: list[Path]) -> Callable[..., RunArguments]:
+    def parse(**changes: Any) -> RunArguments:
+        given = {
+            "stage": "tpaw",
+            "do_train": True,
+            "model_name_or_path": "theta_1",
+            "tpaw_players": ["theta_0", "theta_1"],
+            "tpaw_iteration": 1,
+            "tpaw_cache_dir": "cache",
+            "finetuning_type": "full",
+            "dataset": "d",
+            "template": "qwen",
+            "output_dir": "out",
+            "use_cpu": True,
+        }
+        return parse_single_process(given | changes)
+
+    return parse
+
+
+def test_team_and_policy(run_of: Callable[..., RunArguments]) -> None:
+    team, policy = load_members(run_of())
+    assert [member.player.name for member in team] == ["theta_0", "theta_1"]
+    assert [str(member.folder) for member in team] == ["theta_0", "theta_1"]
+    assert policy == team[-1]
+    assert team[0].fingerprint != team[1].fingerprint
+    assert policy.fingerprint == fingerprint_checkpoint(Path("theta_1"), Path("other_cache"))
+
+
+def test_team_of_one(run_of: Callable[..., RunArguments]) -> None:
+    shutil.rmtree("theta_0")
+    team, policy = load_members(run_of(tpaw_team_size=1))
+    assert team == [policy]
+
+
+def test_tspin_has_a_policy_and_no_team(run_of: Callable[..., RunArguments]) -> None:
+    team, policy = load_members(run_of(tpaw_objective="tspin", tpaw_proto="p"))
+    assert team == []
+    assert policy.player.name == "theta_1"
+
+
+def test_problems_of_all_players_at_once(run_of: Callable[..., RunArguments]) -> None:
+    for theta in range(2):
+        Path(f"theta_{theta}/model.safetensors").unlink()
+    with pytest.raises(ConfigError) as caught:
+        load_members(run_of())
+    assert len(caught.value.problems) == 2
+
+
+def test_another_parent_is_refused(run_of: Callable[..., RunArguments]) -> None:
+    shutil.rmtree("theta_0")
+    tiny.save_model(Path("theta_0"), seed=7)
+    with pytest.raises(ConfigError, match=r"theta_1 \(theta_1\) was trained from a checkpoint with fingerprint"):
+        load_members(run_of())
+
+
+def check(run: RunArguments) -> list[str]:
+    members, _ = load_members(run)
+    _, _, encoder = load_encoder(run)
+    try:
+        check_tokenizers(members, run, encoder)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def test_equal_tokenizers_pass(run_of: Callable[..., RunArguments]) -> None:
+    assert check(run_of()) == []
+
+
+def test_tokenizer_with_other_tokens(run_of: Callable[..., RunArguments]) -> None:
+    path = Path("theta_0/tokenizer.json")
+    content = json.loads(path.read_text())
+    content["model"]["merges"].pop()
+    path.write_text(json.dumps(content))
+    (problem,) = check(run_of())
+    assert problem.startswith("theta_0 (theta_0) has another tokenizer than theta_1 (theta_1): 395 and 395 tokens")
+
+
+def test_vocabularies_are_compared(run_of: Callable[..., RunArguments]) -> None:
+    shutil.rmtree("theta_0")
+    tiny.save_model(Path("theta_0"), vocab_size=400)
+    policy = {
+        "name": "theta_0",
+        "path": "../theta_0",
+        "fingerprint": fingerprint_checkpoint(Path("theta_0"), Path("c")),
+    }
+    result = {"name": "theta_1", "fingerprint": fingerprint_checkpoint(Path("theta_1"), Path("c"))}
+    write_manifest("theta_1", make_manifest(policy=policy, result=result))
+    (problem,) = check(run_of(resize_vocab=True))
+    assert problem.startswith("The players' vocabularies differ (theta_0 400, theta_1 395)")
+
+
+def test_folder_without_tokenizer(run_of: Callable[..., RunArguments]) -> None:
+    for path in Path("theta_1").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="`model_name_or_path`: theta_1 holds no tokenizer"):
+        load_encoder(run_of())
