@@ -112,6 +112,29 @@ def test_iteration_2_scores_only_what_is_new(played: tuple[Project, list[Result]
     ] == [2, 4]
 
 
+def test_generate_and_score_alone_leave_nothing_but_training(
+    tmp_path: Path, tiny_model: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llamafactory_tpaw import cli
+
+    project = Project(tmp_path, tiny_model)
+    settings = project.settings(0, max_steps=1)
+    monkeypatch.chdir(tmp_path)
+    name = project.write("iter0.yaml", settings)
+    assert cli.main(["generate", name]) == 0
+    rows = project.triplets("play_iter0")
+    assert len(rows) == 16
+    assert not (tmp_path / "saves/.tpaw_cache/logps").exists()
+    assert cli.main(["score", name, "tpaw_score_batch_tokens=512"]) == 0
+    parts = sorted((tmp_path / "saves/.tpaw_cache/logps").rglob("part-*"))
+    assert parts
+    train_here(project, settings)
+    assert project.triplets("play_iter0") == rows
+    assert sorted((tmp_path / "saves/.tpaw_cache/logps").rglob("part-*")) == parts
+    counts = json.loads((tmp_path / "saves/play_iter0/tpaw.json").read_text())["counts"]
+    assert (counts["blocks"], counts["scored_blocks"]) == (2, 0)
+
+
 def test_every_triplet_meets_every_player(played: tuple[Project, list[Result]]) -> None:
     project, _ = played
     assert len(project.history("play_iter2")) == 3 * 16 * 2 // 4
