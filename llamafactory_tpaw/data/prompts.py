@@ -86,7 +86,7 @@ def load_prompts(
     """
     entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir)
     _check_entry(entry)
-    rows = list(load_rows(entry, model_args, data_args, training_args))
+    rows = load_rows(entry, model_args, data_args, training_args)
     if not rows:
         raise DataError(f"`tpaw_prompts: {entry.name}` has no rows. Give an SFT set with at least one row.")
     prompts, bad_rows, seen = [], [], {}

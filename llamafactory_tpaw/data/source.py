@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,6 @@ from .files import read_json
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .encoding import Message
 
 DATASET_INFO = "dataset_info.json"
@@ -51,6 +50,28 @@ class AlignedRow:
     system: str
     tools: str
     has_media: bool
+
+
+class AlignedRows(Sequence[AlignedRow]):
+    """The rows of a dataset in LlamaFactory's common form, read from disk one by one."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> AlignedRow:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        row = self._dataset[index]
+        return AlignedRow(
+            prompt=row["_prompt"],
+            responses=row["_response"],
+            system=row["_system"] or "",
+            tools=row["_tools"] or "",
+            has_media=any(row[key] for key in ("_images", "_videos", "_audios")),
+        )
 
 
 def find_entry(name: str, dataset_dir: str) -> Entry:
@@ -106,7 +127,7 @@ def is_triplet_file(path: Path) -> bool:
     return isinstance(row, dict) and all(column in row for column in TRIPLET_COLUMNS)
 
 
-def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any) -> Iterator[AlignedRow]:
+def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any) -> AlignedRows:
     r"""Read an entry through LlamaFactory's loader and converters, in the order of its rows.
 
     Args:
@@ -115,7 +136,7 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
         data_args: LlamaFactory's data arguments; `max_samples` keeps its meaning of the first rows.
         training_args: The training arguments.
 
-    Yields:
+    Returns:
         Every row, also those that no prompt can be made of.
 
     Raises:
@@ -141,14 +162,7 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
             f"`{entry.name}` ({entry.path or 'on the hub'}) cannot be read as its entry in {DATASET_INFO} says: "
             f"{error.__cause__ or error}. Correct the entry, or the row: in a column all values have one type."
         ) from error
-    for row in rows:
-        yield AlignedRow(
-            prompt=row["_prompt"],
-            responses=row["_response"],
-            system=row["_system"] or "",
-            tools=row["_tools"] or "",
-            has_media=any(row[key] for key in ("_images", "_videos", "_audios")),
-        )
+    return AlignedRows(rows)
 
 
 def _check_local_file(entry: Entry) -> None:
