@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import torch
+
     from llamafactory_tpaw.data.encoding import TurnEncoder
 
 pytestmark = pytest.mark.integration
@@ -165,15 +167,17 @@ class TargetEngine:
 
 
 class RecordingEngine(HfEngine):
-    """The transformers engine, which writes down what it was asked."""
+    """The transformers engine, which writes down what the model is given."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.asked: dict[str, list[int]] = {}
 
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
-        self.asked |= {request.id: request.prompt_ids.tolist() for request in requests}
-        return super().generate(requests)
+    def _pad(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+        input_ids, attention_mask = super()._pad(requests)
+        for request, ids, mask in zip(requests, input_ids, attention_mask, strict=True):
+            self.asked[request.id] = ids[mask == 1].tolist()
+        return input_ids, attention_mask
 
 
 @pytest.fixture(params=[*((name, True) for name in encoders.TEMPLATES), ("qwen3", False)], ids=str)
