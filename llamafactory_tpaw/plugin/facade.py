@@ -25,6 +25,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "create_custom_optimizer": ("train.trainer_utils", "create_custom_optimizer"),
     "create_custom_scheduler": ("train.trainer_utils", "create_custom_scheduler"),
     "create_modelcard_and_push": ("train.trainer_utils", "create_modelcard_and_push"),
+    "download_from_other_hub": ("extras.misc", "try_download_model_from_other_hub"),
     "get_current_device": ("extras.misc", "get_current_device"),
     "get_dataset_list": ("data.parser", "get_dataset_list"),
     "get_infer_args": ("hparams.parser", "get_infer_args"),

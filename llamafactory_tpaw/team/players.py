@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.files import read_json
 from ..errors import ConfigError, DataError
+from ..plugin import facade
 from .fingerprint import check_checkpoint_complete
 from .manifest import MANIFEST, read_manifest
 
@@ -44,11 +46,18 @@ class Player:
     def folder(self, model_args: Any) -> Path:
         r"""The folder with the weights; a hub name is downloaded (or found in the hub's cache) first.
 
+        LlamaFactory's switches for ModelScope and openMind hold here, too.
+
         Raises:
             DataError: If the hub does not give it.
         """
         if self.is_local:
             return Path(self.path)
+        other_hub = copy.copy(model_args)
+        other_hub.model_name_or_path = self.path
+        downloaded = Path(facade.download_from_other_hub(other_hub))
+        if downloaded.is_dir():
+            return downloaded
         from huggingface_hub import snapshot_download
 
         try:
