@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from llamafactory_tpaw.data.source import triplet_entry
 
 

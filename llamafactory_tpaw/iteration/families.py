@@ -129,7 +129,12 @@ TINY_TRAIN = {
     "save_total_limit": 1,
 }
 # The steps of three iterations of tpaw: 2 epochs of 1,000, 2,000 and 3,000 triplets. Every 63 steps a checkpoint stays.
-TINY_SFT_MORE = TINY_TRAIN | {"max_steps": 378, "save_steps": 63, "save_total_limit": 6, "save_only_model": True}
+TINY_SFT_MORE = TINY_TRAIN | {
+    "max_steps": 378,
+    "save_steps": 63,
+    "save_total_limit": 6,
+    "save_only_model": True,
+}
 TINY_SELF_PLAY = Training(5e-4, 2.0, 32, 1, "linear", 0.0, extra=TINY_TRAIN)
 TINY = Family(
     name="tiny",

@@ -88,7 +88,6 @@ def _is_on(variable: str) -> bool:
 def _read_file(path: str, overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-
     from yaml import YAMLError
 
     file = Path(path)

@@ -12,8 +12,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 import yaml
+
 from llamafactory_tpaw.arguments import reference
 from llamafactory_tpaw.arguments.fields import FIELDS
 from llamafactory_tpaw.data.source import triplet_entry

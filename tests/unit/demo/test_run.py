@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import yaml
+
 from demo import evaluate, run
 from demo.page import LABELS, METHODS
 from demo.steps import DATA, RUNS, Layout, command, layout, prepare_data_folder

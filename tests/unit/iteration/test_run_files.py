@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import yaml
+
 from llamafactory_tpaw.iteration import families
 from llamafactory_tpaw.iteration.run_files import Family, Training, iteration_text, run_files
 
