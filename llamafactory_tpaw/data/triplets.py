@@ -128,7 +128,7 @@ class TripletMeta:
         prompts_digest: SHA-256 over the prompts' ids in order.
         sampling: Sampling settings, `seed` included.
         cutoff_len: `cutoff_len` under which it was sampled.
-        engine: Name and version of the engine.
+        engine: Name and version of the engine, and the dtype it computed in.
         rows: Number of rows.
         rows_digest: SHA-256 of the file's bytes.
         counts: How many rows stopped, ran into the limit, equal their target; bad rows; tokens.

@@ -80,15 +80,19 @@ class Request:
         id: The prompt's id.
         prompt_ids: int32 token ids; exactly these are conditioned on.
         max_new_tokens: What `max_new_tokens` and `cutoff_len` leave for this prompt.
+        iteration: Which θ answers. Its number is part of the seed: with the same random numbers in every iteration,
+            players that differ little would give the same response, and D_O would hold it several times.
     """
 
     id: str
     prompt_ids: np.ndarray
     max_new_tokens: int
+    iteration: int
 
     def seed(self, seed: int) -> int:
         """The seed of this prompt's random numbers: it does not depend on order, batch or process."""
-        return int.from_bytes(hashlib.sha256(f"{seed}:{self.id}".encode()).digest()[:8], "little") >> 1
+        digest = hashlib.sha256(f"{seed}:{self.iteration}:{self.id}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def generate_round(run: RunArguments, round_: Round) -> TripletMeta:
             f"{bad_row.reason}."
         )
     settings = SamplingSettings.of({**vars(run.generating), "seed": run.training.seed})
+    dtype = _compute_dtype(run)
     job = Job(
         round=round_,
         prompts=prompts,
@@ -72,11 +73,11 @@ def generate_round(run: RunArguments, round_: Round) -> TripletMeta:
         generator=policy.fingerprint,
         generator_path=policy.player.path,
         settings=settings,
-        engine={"name": HfEngine.name, "version": HfEngine.version},
+        engine={"name": HfEngine.name, "version": HfEngine.version, "dtype": str(dtype).removeprefix("torch.")},
         batch_tokens=run.finetuning.tpaw_generate_batch_tokens,
         cutoff_len=run.data.cutoff_len,
     )
-    meta = run_job(job, lambda: _load_engine(run, policy, encoder, settings))
+    meta = run_job(job, lambda: _load_engine(run, policy, encoder, settings, dtype))
     logger.info_rank0(
         f"{round_.path}: {meta.rows} triplets of {policy.player.name}, {meta.counts['stop']} ended, "
         f"{meta.counts['length']} ran into the limit, {meta.counts['equal']} equal their target."
@@ -84,15 +85,19 @@ def generate_round(run: RunArguments, round_: Round) -> TripletMeta:
     return meta
 
 
-def _load_engine(run: RunArguments, policy: Member, encoder: TurnEncoder, settings: SamplingSettings) -> HfEngine:
+def _compute_dtype(run: RunArguments) -> torch.dtype:
+    """What the run trains in. The file's dtype says nothing: LlamaFactory saves bf16 training in float32."""
+    if run.finetuning.pure_bf16:
+        return torch.bfloat16
+    return autocast_dtype(run.training) or torch.float32
+
+
+def _load_engine(
+    run: RunArguments, policy: Member, encoder: TurnEncoder, settings: SamplingSettings, dtype: torch.dtype
+) -> HfEngine:
     model_args = copy.copy(run.model)
     model_args.model_name_or_path = str(policy.folder)
     model = facade.load_model(encoder.tokenizer, model_args, run.finetuning, False)
-    if run.finetuning.pure_bf16:
-        dtype = torch.bfloat16
-    else:
-        # The file's dtype says nothing: LlamaFactory saves bf16 training in float32.
-        dtype = autocast_dtype(run.training) or torch.float32
     model = model.to(device=run.training.device, dtype=dtype)
     stop_token_ids = encoder.stop_token_ids(model.generation_config.eos_token_id)
     return _OutOfMemoryAdvice(model, settings, stop_token_ids, encoder.tokenizer.pad_token_id)

@@ -42,7 +42,7 @@ class Job:
         generator: Fingerprint of θ_t.
         generator_path: Where it is.
         settings: Sampling settings.
-        engine: Name and version of the engine.
+        engine: Name and version of the engine, and the dtype it computes in.
         batch_tokens: `tpaw_generate_batch_tokens`.
         cutoff_len: `cutoff_len`.
     """
@@ -72,6 +72,7 @@ class Job:
             "prompts": self.prompts.digest,
             "sampling": self.settings.as_dict(),
             "cutoff_len": self.cutoff_len,
+            "dtype": self.engine["dtype"],
         }
 
     def requests(self) -> list[Request]:
@@ -81,6 +82,7 @@ class Job:
                 prompt.id,
                 prompt.prompt_ids,
                 min(self.settings.max_new_tokens, self.cutoff_len - len(prompt.prompt_ids)),
+                self.round.iteration,
             )
             for prompt in self.prompts.prompts
         ]

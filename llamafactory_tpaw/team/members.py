@@ -36,11 +36,18 @@ def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
     r"""Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder).
 
     Raises:
-        ConfigError: If there is no tokenizer that transformers can load.
+        ConfigError: If there is no tokenizer that transformers can load, or it lacks tokens of the template.
     """
     module = _load_tokenizer(run.model, "`model_name_or_path`")
     template = facade.get_template_and_fix_tokenizer(module["tokenizer"], run.data)
-    return module["tokenizer"], module["processor"], TurnEncoder(module["tokenizer"], template)
+    try:
+        encoder = TurnEncoder(module["tokenizer"], template)
+    except TypeError as error:
+        raise ConfigError(
+            f"`template: {run.data.template}` writes tokens that the tokenizer of {run.model.model_name_or_path} "
+            "does not have. Use the template of the model, as in the `sft` stage."
+        ) from error
+    return module["tokenizer"], module["processor"], encoder
 
 
 def load_members(run: RunArguments) -> tuple[list[Member], Member]:

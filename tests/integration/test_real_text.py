@@ -202,7 +202,7 @@ def make_job(project: Project, run: Any, encoder: TurnEncoder, form: str) -> Job
         generator="a" * 64,
         generator_path="theta_0",
         settings=SamplingSettings.of(vars(run.generating) | {"seed": 0}),
-        engine={"name": "test", "version": "1"},
+        engine={"name": "test", "version": "1", "dtype": "float32"},
         batch_tokens=2000,
         cutoff_len=CUTOFF,
     )

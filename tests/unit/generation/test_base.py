@@ -16,8 +16,8 @@ from llamafactory_tpaw.generation.base import Request, SamplingSettings, plan_ba
 GIVEN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 16, "seed": 3}
 
 
-def request(length: int, max_new_tokens: int = 16, name: str = "a-0") -> Request:
-    return Request(name, np.zeros(length, dtype=np.int32), max_new_tokens)
+def request(length: int, max_new_tokens: int = 16, name: str = "a-0", iteration: int = 0) -> Request:
+    return Request(name, np.zeros(length, dtype=np.int32), max_new_tokens, iteration)
 
 
 def cost(requests: list[Request], batch: list[int]) -> int:
@@ -52,9 +52,10 @@ def test_longer_answers_count_for_the_whole_batch() -> None:
     assert plan_batches(requests, 120) == [[0, 1, 2]]
 
 
-def test_seed_is_fixed_by_seed_and_id() -> None:
-    seeds = {request(1, name=name).seed(seed) for name in ("a-0", "a-1", "b-0") for seed in (0, 1)}
-    assert len(seeds) == 6
+def test_seed_is_fixed_by_seed_iteration_and_id() -> None:
+    names = ("a-0", "a-1", "b-0")
+    seeds = {request(1, 16, name, theta).seed(seed) for name in names for theta in (0, 1, 10) for seed in (0, 1)}
+    assert len(seeds) == 18
     assert request(1).seed(0) == request(9, 3).seed(0)
     assert all(0 <= seed < 2**63 for seed in seeds)
 

@@ -38,7 +38,7 @@ def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_frequencies_follow_the_softmax() -> None:
-    drawn = draw([Request(f"{number:016x}-0", None, 1).seed(0) for number in range(10_000)], steps=2)
+    drawn = draw([Request(f"{number:016x}-0", None, 1, 0).seed(0) for number in range(10_000)], steps=2)
     possible = PROBABILITIES > 0
     for tokens in drawn.T:
         counts = torch.bincount(tokens, minlength=8)
@@ -82,7 +82,7 @@ def settings(**changes: Any) -> SamplingSettings:
 def requests_of(*limits: int) -> list[Request]:
     limits = limits or (12,) * len(PROMPTS)
     return [
-        Request(f"{number}-0", np.asarray(prompt, dtype=np.int32), limit)
+        Request(f"{number}-0", np.asarray(prompt, dtype=np.int32), limit, 0)
         for number, (prompt, limit) in enumerate(zip(PROMPTS, limits, strict=True))
     ]
 

@@ -83,7 +83,7 @@ def job(tmp_path: Path) -> Job:
         generator="a" * 64,
         generator_path="saves/theta_1",
         settings=SamplingSettings.of(vars(run.generating) | {"seed": run.training.seed}),
-        engine={"name": "fake", "version": "1"},
+        engine={"name": "fake", "version": "1", "dtype": "float32"},
         batch_tokens=250,
         cutoff_len=CUTOFF,
     )
@@ -153,6 +153,11 @@ def test_meta_says_where_the_rows_come_from(job: Job) -> None:
     assert meta.rows_digest == sha256_hex(job.round.path.read_bytes())
     names = sorted(path.name for path in job.round.path.parent.iterdir() if not path.name.startswith("."))
     assert names == ["d1.jsonl", "d1.meta.json"]
+
+
+def test_each_iteration_has_its_own_random_numbers(job: Job) -> None:
+    other = replace(job, round=Round(2, job.round.entry))
+    assert not {each.seed(0) for each in job.requests()} & {each.seed(0) for each in other.requests()}
 
 
 def test_requests_leave_room_under_the_cutoff(job: Job) -> None:
