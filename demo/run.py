@@ -23,7 +23,9 @@ from .steps import RUNS, Layout, command, layout, prepare_data_folder
 
 LOG_TAIL_LINES = 25
 PERCENT = re.compile(rb"(\d+)%\|")
+# One thread: for so small a model more only wait for each other, and the numbers do not depend on the number of cores.
 ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "DISABLE_VERSION_CHECK": "1",
     "HF_HUB_OFFLINE": "1",
