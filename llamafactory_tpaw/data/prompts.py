@@ -112,8 +112,8 @@ def check_bad_rows(what: str, bad_rows: list[BadRow], allowed: int) -> None:
     """Refuse more bad rows than allowed, showing the first."""
     if len(bad_rows) > allowed:
         raise DataError(
-            f"{what} has {len(bad_rows)} bad rows, but `tpaw_max_bad_rows` allows {allowed}. {_first(bad_rows)} "
-            "Correct the rows, or raise `tpaw_max_bad_rows` to drop them."
+            f"{what} has {len(bad_rows)} bad row{'' if len(bad_rows) == 1 else 's'}, but `tpaw_max_bad_rows` allows "
+            f"{allowed}. {_first(bad_rows)} Correct the rows, or raise `tpaw_max_bad_rows` to drop them."
         )
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.prompts import load_prompts
-from ..errors import GenerationError
+from ..data.rounds import list_opponents, origin_problems, prompts_problems, split_names
+from ..data.triplets import read_meta
+from ..errors import DataError, GenerationError
 from ..plugin import facade
 from ..plugin.logs import get_logger
 from ..team.forward import autocast_dtype
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from ..arguments.parsed import RunArguments
     from ..data.encoding import TurnEncoder
+    from ..data.prompts import PromptSet
     from ..data.rounds import Round
     from ..data.triplets import TripletMeta
     from .base import Request, Response
@@ -59,6 +62,7 @@ def generate_round(run: RunArguments, round_: Round) -> TripletMeta:
     _, _, encoder = load_encoder(run)
     check_tokenizers(members or [policy], run, encoder)
     prompts = load_prompts(encoder, run.model, run.data, run.training, run.finetuning)
+    _check_earlier_rounds(run, round_, members, prompts)
     for bad_row in prompts.bad_rows[:1]:
         logger.warning_rank0(
             f"Dropped {len(prompts.bad_rows)} rows of `{prompts.entry.name}`; the first is row {bad_row.row}: "
@@ -90,6 +94,18 @@ def _compute_dtype(run: RunArguments) -> torch.dtype:
     if run.finetuning.pure_bf16:
         return torch.bfloat16
     return autocast_dtype(run.training) or torch.float32
+
+
+def _check_earlier_rounds(run: RunArguments, round_: Round, members: Sequence[Member], prompts: PromptSet) -> None:
+    """Find before sampling what training would refuse afterwards: rounds of other checkpoints or prompts."""
+    rounds = list_opponents(run.finetuning, split_names(run.data.dataset), run.data.dataset_dir).rounds
+    metas = [(other, read_meta(other.path)) for other in rounds if other.iteration != round_.iteration]
+    digests = {other.entry.name: (meta.prompts_digest, meta.rows) for other, meta in metas}
+    problems = prompts_problems(digests | {round_.entry.name: (prompts.digest, len(prompts.prompts))})
+    players = {member.player.theta: (member.player.path, member.fingerprint) for member in members}
+    problems += origin_problems(metas, players)
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def _load_engine(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,6 +68,8 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
         },
     )
     if run.training.do_train and run.training.should_save:
+        if not run.training.resume_from_checkpoint:
+            _remove_older_checkpoints(folder)
         write_manifest(folder, manifest)
     return manifest
 
@@ -79,6 +82,13 @@ def finish_manifest(run: RunArguments, manifest: Manifest, seconds: float) -> No
     manifest.seconds["train"] = round(seconds, 3)
     manifest.status = "finished"
     write_manifest(folder, manifest)
+
+
+def _remove_older_checkpoints(folder: Path) -> None:
+    """Of a run that is overwritten: an interruption of this one would be continued from them."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if checkpoint.name[11:].isdigit():
+            shutil.rmtree(checkpoint)
 
 
 def _describe(member: Member, folder: Path) -> dict[str, str]:

@@ -131,7 +131,7 @@ def test_prompts_that_leave_no_room(project: Project, encoder: TurnEncoder) -> N
     entry, meta = write_round(project, encoder, [make_row(encoder, prompt, "3") for prompt in prompts])
     cutoff_len = len(prompts[1].prompt_ids) + 1
     assert len(load_triplets(entry, meta, encoder, Limits(cutoff_len, 1, 0))) == 2
-    with pytest.raises(DataError, match=r"`dataset: d0` \(.*\) has 1 bad rows.*First: row 2, because its prompt has"):
+    with pytest.raises(DataError, match=r"`dataset: d0` \(.*\) has 1 bad row,.*First: row 2, because its prompt has"):
         load_triplets(entry, meta, encoder, Limits(cutoff_len, 2, 0))
     assert len(load_triplets(entry, meta, encoder, Limits(cutoff_len, 2, 1))) == 1
 

@@ -124,7 +124,7 @@ def test_bad_rows_are_named_and_counted(
 
 def test_absent_responses(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
     project.add_dataset("sft", [{"question": "a", "answer": "b"}, {"question": "c"}], columns=COLUMNS)
-    with pytest.raises(DataError, match=r"has 1 bad rows.*First: row 2, because it has no response"):
+    with pytest.raises(DataError, match=r"has 1 bad row,.*First: row 2, because it has no response"):
         load(run, encoder)
 
 
