@@ -128,7 +128,7 @@ TINY_TRAIN = {
     "save_steps": 500,
     "save_total_limit": 1,
 }
-# The steps of three iterations of tpaw: 2 epochs of 1,000, 2,000 and 3,000 triplets. Every 63 steps a checkpoint stays.
+# The steps of three iterations of tpaw: 2 epochs of 1,000, 2,000 and 3,000 triplets; a checkpoint every 63 steps.
 TINY_SFT_MORE = TINY_TRAIN | {
     "max_steps": 378,
     "save_steps": 63,
