@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "DISABLE_VERSION_CHECK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -49,8 +50,11 @@ def prepare(place: Layout, progress: dict[str, str]) -> None:
     _record(place, progress, "task", digest)
 
 
-def train(place: Layout, run: str, number: int, progress: dict[str, str]) -> None:
+def train(place: Layout, run: str, number: int, progress: dict[str, str]) -> float:
     r"""Run one training in a process of its own; its output goes to a log.
+
+    Returns:
+        Seconds that it took; 0 where it was done before.
 
     Raises:
         DemoError: If it fails, with the command and the end of the log.
@@ -60,7 +64,7 @@ def train(place: Layout, run: str, number: int, progress: dict[str, str]) -> Non
     title = f"[{number}/{len(RUNS)}] {LABELS[run]}"
     if _is_done(place, progress, run, digest, place.output(run) / "trainer_state.json", parts[2]):
         print(f"{title}: there already", flush=True)
-        return
+        return 0.0
     log = place.saves / "logs" / f"{run}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{title}: {shlex.join(parts)}", flush=True)
@@ -77,7 +81,7 @@ def train(place: Layout, run: str, number: int, progress: dict[str, str]) -> Non
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])
         raise DemoError(f"{tail}\n\n{shlex.join(parts)}\nended with status {process.returncode}; its log is {log}.")
     _record(place, progress, run, digest)
-    print(f"      {time.monotonic() - start:.0f} s", end="", flush=True)
+    return time.monotonic() - start
 
 
 def measure(place: Layout, split: str, folders: list[Path]) -> list[dict[str, Any]]:
@@ -110,23 +114,23 @@ def play(place: Layout, split: str) -> Path:
     progress = json.loads(progress_file.read_text(encoding="utf-8")) if progress_file.is_file() else {}
     prepare(place, progress)
     for number, run in enumerate(RUNS, start=1):
-        train(place, run, number, progress)
-        share = measure(place, split, [*checkpoints(place)])
-        accuracy = next(row for row in share if row["checkpoint"] == str(place.output(run)))["accuracy"]
-        print(f"      {split} accuracy {100 * accuracy:.1f} %", flush=True)
+        seconds = train(place, run, number, progress)
+        rows = measure(place, split, checkpoints(place))
+        accuracy = next(row for row in rows if row["checkpoint"] == str(place.output(run)))["accuracy"]
+        print(f"      {seconds:.0f} s, {split} accuracy {100 * accuracy:.1f} %", flush=True)
     return build_report(place, split, place.saves / f"accuracy_{split}.json")
 
 
 def print_table(place: Layout, split: str) -> None:
     """Print the accuracy of every theta."""
     rows = {row["checkpoint"]: row for row in json.loads((place.saves / f"accuracy_{split}.json").read_text())}
-    print(f"\n{'':34}theta_0  theta_1  theta_2  theta_3")
+    print(f"\n{'accuracy, ' + split:22} theta_0  theta_1  theta_2  theta_3")
     for label, runs in METHODS.items():
         shares = [rows[str(place.output(run))]["accuracy"] for run in ("sft", *runs)]
-        cells = [f"{100 * share:6.1f} %" for share in shares]
+        cells = [f"{100 * share:5.1f} %" for share in shares]
         if len(runs) == 1:
-            cells = [cells[0], " " * 8, " " * 8, cells[1]]
-        print(f"{label:33}" + " ".join(cells))
+            cells = [cells[0], "", "", cells[1]]
+        print(f"{label:22}" + "".join(f"{cell:>8} " for cell in cells))
 
 
 def main() -> int:
@@ -142,6 +146,9 @@ def main() -> int:
     except DemoError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 130
     print_table(place, arguments.split)
     print(f"\nReport: {page.resolve()}  ({(time.monotonic() - start) / 60:.1f} minutes)")
     return 0
