@@ -87,7 +87,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Point:
-    """A measured checkpoint: `label`, and `steps` optimizer steps after the method's start."""
+    """A measured checkpoint, `steps` optimizer steps after the method's start: `theta_k`, `step n`, or `end`."""
 
     label: str
     steps: int
@@ -137,7 +137,8 @@ def collect_method(spec: MethodSpec, accuracies: Mapping[Path, Accuracy]) -> Met
                     points.append(Point(f"step {before + step}", before + step, accuracy))
         before += run.steps
         if (accuracy := accuracies.get(run.folder.resolve())) is not None:
-            points.append(Point(run.produces, before, accuracy))
+            is_end = run is runs[-1] and not run.produces.startswith("theta_")
+            points.append(Point("end" if is_end else run.produces, before, accuracy))
     return Method(spec.label, spec.note, runs, tuple(sorted(points, key=lambda point: point.steps)))
 
 

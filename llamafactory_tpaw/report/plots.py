@@ -120,22 +120,27 @@ def _accuracy_panel(axis: Axes, methods: Sequence[Method], what: str) -> None:
     axis.set_xlabel("optimizer steps since $\\theta_0$")
     axis.set_ylabel(f"{what}, %")
     axis.set_ylim(bottom=0)
+    axis.margins(x=0.09)
     axis.legend(frameon=False, fontsize=9, loc="best")
 
 
 def _name_thetas(axis: Axes, method: Method, at: Sequence[float], color: str, above: bool) -> None:
     """Write the name of each theta at the end of its interval; theta_0, which all share, only once."""
+    from matplotlib.patheffects import withStroke
+
     for point, x in zip(method.points, at, strict=True):
         if point.label.startswith("theta_") and (point.steps or above):
             axis.annotate(
                 _theta(point.label),
                 (x, 100 * point.accuracy.interval[above]),
-                (0, 3 if above else -3),
+                (-3, 1) if above else (4, -1),
                 textcoords="offset points",
-                ha="center",
+                ha="right" if above else "left",
                 va="bottom" if above else "top",
                 color=color,
                 fontsize=10,
+                zorder=10,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
             )
 
 

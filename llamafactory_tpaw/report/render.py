@@ -21,7 +21,7 @@ h1 { font-size: 1.7rem; margin: 0 0 .4rem } h2 { font-size: 1.2rem; margin: 2.4r
 p { margin: .5rem 0 } .lead { font-size: 1.1rem } .quiet, figcaption { color: #52606d; font-size: .92rem }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .9rem; width: 100% }
 th:last-child, td:last-child { padding-right: 0 } th:first-child, td:first-child { padding-left: 0 }
-td.text:first-child { white-space: nowrap }
+td.text:first-child, td:last-child { white-space: nowrap }
 th, td { text-align: right; padding: .32rem .6rem; border-bottom: 1px solid #e4e7eb; vertical-align: top }
 th { font-weight: 600; border-bottom-color: #9aa5b1 } td { font-variant-numeric: tabular-nums }
 th.text, td.text { text-align: left; font-variant-numeric: normal } .best { font-weight: 600 }
@@ -35,8 +35,8 @@ REWARD_HELP = (
 )
 WEIGHTS_HELP = (
     "Left: how much each past checkpoint counts in the loss; equal weights mean that all of them separate target and "
-    "generated alike. Right: the share of targets whose reward is not positive, which are weighted by eta; it is 1 "
-    "at the first step of an iteration, where the newest player is the model itself."
+    "generated alike. Right: the share of target rewards, over triplets and players, that are not positive and so are "
+    "weighted by eta. At the first step of an iteration the newest player is the model itself: its rewards are 0."
 )
 
 

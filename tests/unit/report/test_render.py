@@ -61,7 +61,7 @@ def test_numbers_are_on_the_page(page_text):
 def test_the_main_method_is_compared_with_its_start_and_the_others(page_text):
     text = Reader(page_text).text
     assert "θ 0 , its start +50.0 +19.0 to +81.0 0.0625" in text
-    assert "plain, more +40.0" in text
+    assert "plain, end +40.0" in text
 
 
 def test_every_tag_is_closed(page_text):
