@@ -35,7 +35,7 @@ NOTES = {
     ),
     "continued SFT": (
         "Plain supervised fine-tuning of θ₀ on the same training problems for as many optimizer steps as TPAW takes; "
-        "no generated answers."
+        "no generated answers. Its checkpoints on the way were taken before its learning rate had come down."
     ),
 }
 INTRODUCTION = (

@@ -117,7 +117,8 @@ def play(place: Layout, split: str) -> Path:
         seconds = train(place, run, number, progress)
         rows = measure(place, split, checkpoints(place))
         accuracy = next(row for row in rows if row["checkpoint"] == str(place.output(run)))["accuracy"]
-        print(f"      {seconds:.0f} s, {split} accuracy {100 * accuracy:.1f} %", flush=True)
+        duration = f"{seconds:.0f} s, " if seconds else ""
+        print(f"      {duration}{split} accuracy {100 * accuracy:.1f} %", flush=True)
     return build_report(place, split, place.saves / f"accuracy_{split}.json")
 
 
@@ -130,7 +131,7 @@ def print_table(place: Layout, split: str) -> None:
         cells = [f"{100 * share:5.1f} %" for share in shares]
         if len(runs) == 1:
             cells = [cells[0], "", "", cells[1]]
-        print(f"{label:22}" + "".join(f"{cell:>8} " for cell in cells))
+        print(f"{label:22}" + " ".join(f"{cell:>8}" for cell in cells))
 
 
 def main() -> int:
