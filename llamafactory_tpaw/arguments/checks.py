@@ -22,6 +22,7 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "quantization_bit": ((), "this version trains all weights"),
     "use_unsloth": ((False,), "it replaces the forward pass that players and policy share"),
     "mixture_of_depths": ((), "it changes the model that players and policy share"),
+    "use_badam": ((False,), "its hooks on the Trainer are not there"),
     "num_beams": ((1,), "responses are sampled one by one"),
     "predict_with_generate": ((False,), "generation is part of the stage itself"),
     "do_predict": ((False,), "it trains and evaluates on triplets; predict in the `sft` stage"),

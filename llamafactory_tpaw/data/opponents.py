@@ -5,20 +5,25 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .encoding import UNENCODABLE, TurnEncoder, cut_response, prompt_id, template_digest, tokenizer_digest
 from .prompts import BadRow, check_bad_rows
-from .source import Entry, load_rows
+from .source import TRIPLET_COLUMNS, Entry, load_rows
 from .triplets import TripletMeta, TripletRow, read_triplets
 
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
 FOREIGN = -1
+# How much of a JSON file is looked at for the columns of its first row.
+HEAD_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,11 @@ class Limits:
     max_bad_rows: int
 
 
+def is_exact(meta: TripletMeta, encoder: TurnEncoder) -> bool:
+    """Whether a file was generated with this tokenizer and template, so that its sampled ids can be trained on."""
+    return (tokenizer_digest(encoder.tokenizer), template_digest(encoder.template)) == (meta.tokenizer, meta.template)
+
+
 def load_triplets(entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits: Limits) -> list[Triplet]:
     r"""Read a triplet file as token ids.
 
@@ -72,7 +82,7 @@ def load_triplets(entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits:
     Raises:
         DataError: If a row's prompt does not encode to the tokens it was generated from, or rows are bad.
     """
-    exact = (tokenizer_digest(encoder.tokenizer), template_digest(encoder.template)) == (meta.tokenizer, meta.template)
+    exact = is_exact(meta, encoder)
     triplets, bad_rows, seen = [], [], {}
     for number, row in enumerate(read_triplets(entry.path, meta), start=1):
         try:
@@ -108,6 +118,11 @@ def load_foreign(
         raise DataError(
             f"`dataset: {entry.name}` is not a ranking set (`ranking: true`), so it has no generated responses. SFT "
             "sets go into `tpaw_prompts`; `dataset` takes triplets."
+        )
+    if entry.path is not None and _holds_triplets(entry.path):
+        raise DataError(
+            f"`dataset: {entry.name}` ({entry.path}) holds triplets, but not as the JSON lines they were generated "
+            "as, so the ends of their responses would be lost. Use the generated file and its meta file."
         )
     all_rows = copy.copy(data_args)
     all_rows.max_samples = None
@@ -165,7 +180,7 @@ def split_by_prompt(triplets: list[Triplet], val_size: float) -> tuple[list[Trip
     """
     contents = {_content(triplet): None for triplet in triplets}
     ordered = sorted(contents, key=lambda content: hashlib.sha256(content.encode()).hexdigest())
-    count = int(val_size) if val_size >= 1 else round(val_size * len(ordered))
+    count = int(val_size) if val_size >= 1 else math.ceil(val_size * len(ordered))
     held_out = set(ordered[:count])
     train = [triplet for triplet in triplets if _content(triplet) not in held_out]
     if not train:
@@ -174,6 +189,15 @@ def split_by_prompt(triplets: list[Triplet], val_size: float) -> tuple[list[Trip
             "trained on."
         )
     return train, [triplet for triplet in triplets if _content(triplet) in held_out]
+
+
+def _holds_triplets(path: Path) -> bool:
+    """Whether a local JSON file in another form than JSON lines has the columns of triplets."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        head = stream.read(HEAD_CHARACTERS)
+    return all(f'"{column}"' in head for column in (*TRIPLET_COLUMNS, "generated_ids"))
 
 
 def _content(triplet: Triplet) -> str:

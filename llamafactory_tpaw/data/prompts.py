@@ -7,17 +7,29 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..arguments.fields import FIELDS
 from ..errors import ConfigError, DataError
+from ..plugin.logs import get_logger
 from .encoding import UNENCODABLE, TurnEncoder, digest_of_ids, prompt_id
 from .source import AlignedRow, Entry, find_entry, load_rows
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
 
     from .encoding import Message
+
+
+# Beside the SFT set's name, the keys on which the prompts of a run depend.
+SELECTION = (
+    "tpaw_max_prompts",
+    "tpaw_prompts_seed",
+    "tpaw_turn",
+    "tpaw_min_response",
+    "max_samples",
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,16 @@ def load_prompts(
     return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompt.id for prompt in prompts))
 
 
+def selection(given: Mapping[str, Any]) -> dict[str, Any]:
+    r"""The keys that settle which prompts there are, for a triplet file's meta.
+
+    Args:
+        given: Keys of a run with their values; one that is absent counts as its default.
+    """
+    defaults = {name: FIELDS[name].default for name in SELECTION if name in FIELDS}
+    return {name: given.get(name, defaults.get(name)) for name in SELECTION}
+
+
 def choose_rows(rows: int, max_prompts: int | None, seed: int) -> list[int]:
     """Indices of the rows that are prompts, ascending; the same for every iteration whatever `seed` of the run is."""
     if max_prompts is None or max_prompts >= rows:
@@ -109,7 +131,9 @@ def choose_rows(rows: int, max_prompts: int | None, seed: int) -> list[int]:
 
 
 def check_bad_rows(what: str, bad_rows: list[BadRow], allowed: int) -> None:
-    """Refuse more bad rows than allowed, showing the first."""
+    """Refuse more bad rows than allowed; say how many are dropped otherwise. The first is shown."""
+    if 0 < len(bad_rows) <= allowed:
+        get_logger(__name__).warning_rank0(f"{what}: dropped {len(bad_rows)} bad rows. {_first(bad_rows)}")
     if len(bad_rows) > allowed:
         raise DataError(
             f"{what} has {len(bad_rows)} bad row{'' if len(bad_rows) == 1 else 's'}, but `tpaw_max_bad_rows` allows "

@@ -184,7 +184,7 @@ def _round_problems(rounds: list[Round], foreign: list[Entry], size: int, tpaw_a
     ]
     iteration = tpaw_args.tpaw_iteration
     needed = min(iteration + 1, size)
-    if not foreign and len(rounds) < needed:
+    if not problems and (rounds or not foreign) and len(rounds) < needed:
         problems.append(
             f"`dataset` lists {len(rounds)} round(s) of triplets, but iteration {iteration} with a team of {size} "
             f"plays against {needed}: D_{iteration + 1 - needed} to D_{iteration}, oldest first. Add the missing "
@@ -206,4 +206,10 @@ def _proto_round(tpaw_args: Any, dataset_dir: str) -> Round | None:
             "`tpaw_objective: tspin` needs `tpaw_proto` from iteration 1 on: the entry with the triplets of "
             "iteration 0."
         )
-    return Round(0, find_entry(tpaw_args.tpaw_proto, dataset_dir))
+    entry = find_entry(tpaw_args.tpaw_proto, dataset_dir)
+    if entry.path is None or (entry.path.exists() and not is_triplet_file(entry.path)):
+        raise ConfigError(
+            f"`tpaw_proto: {entry.name}` is not a file of triplets that were generated here. Name the entry with the "
+            "triplets of iteration 0."
+        )
+    return Round(0, entry)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import ConfigError, DataError
 from ..plugin import facade
@@ -93,6 +93,11 @@ def find_entry(name: str, dataset_dir: str) -> Entry:
             f"{json.dumps({name: triplet_entry(name)})}, or correct the name."
         )
     attributes = info[name]
+    if not isinstance(attributes, dict):
+        raise ConfigError(
+            f"`{name}` in {info_path} is {attributes!r}, but must be an object, for example: "
+            f"{json.dumps(triplet_entry(name))}. Correct it."
+        )
     file_name = attributes.get("file_name")
     local = file_name is not None and not any(key.endswith("_url") for key in attributes)
     return Entry(name, attributes, Path(dataset_dir) / file_name if local else None)
@@ -177,18 +182,20 @@ def _check_local_file(entry: Entry) -> None:
         )
     if path.suffix not in (".json", ".jsonl"):
         return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if not text.strip():
-        raise DataError(f"`{entry.name}`: {path} is empty. Give a dataset with at least one row.")
-    if text.lstrip().startswith("["):
-        _check_json_array(path, text)
-    else:
-        _check_json_lines(path, text)
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        first = next((line.lstrip() for line in stream if line.strip()), "")
+        if not first:
+            raise DataError(f"`{entry.name}`: {path} is empty. Give a dataset with at least one row.")
+        stream.seek(0)
+        if first.startswith("["):
+            _check_json_array(path, stream)
+        else:
+            _check_json_lines(path, stream)
 
 
-def _check_json_array(path: Path, text: str) -> None:
+def _check_json_array(path: Path, stream: TextIO) -> None:
     try:
-        rows = json.loads(text)
+        rows = json.load(stream)
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}. Correct the file.") from error
     if not rows:
@@ -197,8 +204,8 @@ def _check_json_array(path: Path, text: str) -> None:
         _check_object(path, number, row)
 
 
-def _check_json_lines(path: Path, text: str) -> None:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _check_json_lines(path: Path, stream: TextIO) -> None:
+    for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
         try:

@@ -126,6 +126,7 @@ class TripletMeta:
         template: Digest of the template.
         prompts_entry: Entry of the prompts.
         prompts_digest: SHA-256 over the prompts' ids in order.
+        selection: The keys that settled which rows are prompts.
         sampling: Sampling settings, `seed` included.
         cutoff_len: `cutoff_len` under which it was sampled.
         engine: Name and version of the engine, and the dtype it computed in.
@@ -142,6 +143,7 @@ class TripletMeta:
     template: str
     prompts_entry: str
     prompts_digest: str
+    selection: dict[str, Any]
     sampling: dict[str, Any]
     cutoff_len: int
     engine: dict[str, str]
@@ -172,7 +174,7 @@ def read_meta(path: Path) -> TripletMeta:
     if not where.is_file():
         raise DataError(
             f"{path} is a triplet file, but {where} is missing, so nobody knows what generated it. Restore it, or "
-            f"delete {path} to have it generated anew."
+            "generate the round anew: delete the file and run the iteration that generates it."
         )
     content = read_json(where)
     schema = content.get("schema") if isinstance(content, dict) else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.prompts import load_prompts
+from ..data.prompts import load_prompts, selection
 from ..data.rounds import list_opponents, origin_problems, prompts_problems, split_names
 from ..data.triplets import read_meta
 from ..errors import DataError, GenerationError
@@ -63,16 +63,12 @@ def generate_round(run: RunArguments, round_: Round) -> TripletMeta:
     check_tokenizers(members or [policy], run, encoder)
     prompts = load_prompts(encoder, run.model, run.data, run.training, run.finetuning)
     _check_earlier_rounds(run, round_, members, prompts)
-    for bad_row in prompts.bad_rows[:1]:
-        logger.warning_rank0(
-            f"Dropped {len(prompts.bad_rows)} rows of `{prompts.entry.name}`; the first is row {bad_row.row}: "
-            f"{bad_row.reason}."
-        )
     settings = SamplingSettings.of({**vars(run.generating), "seed": run.training.seed})
     dtype = _compute_dtype(run)
     job = Job(
         round=round_,
         prompts=prompts,
+        selection=selection({**vars(run.data), **vars(run.finetuning)}),
         encoder=encoder,
         generator=policy.fingerprint,
         generator_path=policy.player.path,

@@ -38,6 +38,7 @@ class Job:
     Attributes:
         round: The round and its file.
         prompts: The prompts.
+        selection: The keys that settled which rows are prompts.
         encoder: Tokenizer and template.
         generator: Fingerprint of θ_t.
         generator_path: Where it is.
@@ -49,6 +50,7 @@ class Job:
 
     round: Round
     prompts: PromptSet
+    selection: dict[str, Any]
     encoder: TurnEncoder
     generator: str
     generator_path: str
@@ -115,7 +117,8 @@ def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
 
 
 def _run_locked(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
-    if job.round.complete:  # by another process, while this one was starting
+    if job.round.complete:  # by another process while this one was starting, or by one killed at its very end
+        job.partial_path.unlink(missing_ok=True)
         return read_meta(job.round.path)
     done, seconds = _read_partial(job)
     requests = job.requests()
@@ -200,6 +203,7 @@ def _finish(job: Job, rows: dict[str, TripletRow], seconds: float) -> TripletMet
         template=identity["template"],
         prompts_entry=job.prompts.entry.name,
         prompts_digest=job.prompts.digest,
+        selection=job.selection,
         sampling=identity["sampling"],
         cutoff_len=job.cutoff_len,
         engine=job.engine,

@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+from ..arguments.parsed import DISTRIBUTED_KEYS
 from ..data.files import read_json
 from ..errors import ConfigError, DataError
 from ..plugin.given import read_given
@@ -40,8 +42,8 @@ def prepare(argv: list[str]) -> None:
     given = read_given(argv)
     _stop_if_finished(given)
     plan = make_plan(given)
-    _refuse_several_processes()
-    if plan.to_generate:
+    _refuse_several_processes(given)
+    if plan.to_generate and _trains(given):
         _generate_in_child(argv)
 
 
@@ -62,6 +64,7 @@ def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
     given = read_given(args)
     manifest = _stop_if_finished(given)
     plan = make_plan(given)
+    _refuse_distributed(given)
     if plan.to_generate and _trains(given):
         missing = ", ".join(str(round_.path) for round_ in plan.to_generate)
         raise DataError(
@@ -75,6 +78,7 @@ def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
 def generate(argv: list[str]) -> int:
     """Generate the triplets that an iteration lacks, in this process."""
     _die_with_parent()
+    _use_one_device(os.environ)
     plan = make_plan(read_given(argv))
     if plan.tpaw_args.tpaw_prompts is None:
         raise ConfigError(
@@ -94,6 +98,7 @@ def generate(argv: list[str]) -> int:
 
 def score(argv: list[str]) -> int:
     """Score the players' log-probs that an iteration lacks, in this process."""
+    _use_one_device(os.environ)
     plan = make_plan(read_given(argv))
     _require_triplets(plan)
     from ..arguments.parsed import parse_single_process
@@ -115,10 +120,23 @@ def _stop_if_finished(given: dict[str, Any]) -> Manifest | None:
     return manifest
 
 
-def _refuse_several_processes() -> None:
+def _refuse_distributed(given: dict[str, Any]) -> None:
+    """Players are loaded without an engine for several processes, so the policy may not have one either."""
+    keys = [f"`{key}`" for key in DISTRIBUTED_KEYS if given.get(key)]
+    if keys and _trains(given):
+        raise ConfigError(
+            f"{', '.join(keys)} is for training in several processes, but this version of stage `tpaw` trains in one. "
+            "Remove it, or switch it off on the command line (`deepspeed=null`)."
+        )
+
+
+def _refuse_several_processes(given: dict[str, Any]) -> None:
     """Count the training processes that LlamaFactory would start, before an hour of generation is spent."""
     import torch
 
+    _refuse_distributed(given)
+    if not _trains(given) and str(given.get("do_eval", False)).lower() != "true":
+        raise ConfigError("Neither `do_train` nor `do_eval` is true, so there is nothing to do. Set `do_train: true`.")
     devices = torch.cuda.device_count()
     if not _is_on("FORCE_TORCHRUN") and (devices <= 1 or _is_on("USE_RAY") or _is_on("USE_KT")):
         return
@@ -149,12 +167,16 @@ def _generate_in_child(argv: list[str]) -> None:
     """Generate in a process of its own, so that its memory on the device is free again before training."""
     command = [sys.executable, "-m", "llamafactory_tpaw", "generate", *argv]
     environment = os.environ | {PARENT: str(os.getpid())}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # One process samples on one device; with several in sight LlamaFactory would ask for torchrun.
-    environment["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
+    _use_one_device(environment)
     code = subprocess.run(command, env=environment, check=False).returncode
     if code != 0:
         raise SystemExit(code if code > 0 else 128 - code)
+
+
+def _use_one_device(environment: MutableMapping[str, str]) -> None:
+    """One process samples or scores on one device; with several in sight LlamaFactory would ask for torchrun."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    environment["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
 
 
 def _die_with_parent() -> None:
@@ -180,7 +202,7 @@ def _where_to_continue(given: dict[str, Any], manifest: Manifest | None) -> dict
             shutil.rmtree(checkpoint)
         elif _has_optimizer(checkpoint):
             return {"resume_from_checkpoint": str(checkpoint)}
-    logger.info_rank0(f"{given['output_dir']} was interrupted before its first checkpoint: training begins again.")
+    logger.info_rank0(f"{given['output_dir']} has no checkpoint with an optimizer's state: training begins again.")
     return {"overwrite_output_dir": True}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments.checks import read_tpaw_args, setting_problems
 from ..arguments.fields import FIELDS, parse_value
 from ..arguments.recorded import different_settings
+from ..data.prompts import selection
 from ..data.rounds import Opponents, Round, list_opponents, round_problems, split_names
 from ..data.source import find_entry
 from ..data.triplets import read_meta
@@ -76,7 +77,8 @@ def make_plan(given: dict[str, Any]) -> Plan:
     if reliable and given.get("model_name_or_path"):
         try:
             players = list_players(tpaw_args, str(given["model_name_or_path"]))
-            problems += player_problems(team_of(players, tpaw_args.tpaw_team_size))
+            needed = 1 if tpaw_args.tpaw_objective == "tspin" else tpaw_args.tpaw_team_size
+            problems += player_problems(team_of(players, needed))
         except ConfigError as error:
             problems += error.problems
         problems += _output_problems(given, players)
@@ -174,7 +176,7 @@ def _opponent_problems(opponents: Opponents, tpaw_args: TpawArguments, given: di
         if own and not round_.complete:
             found += _entry_problems("tpaw_prompts", [str(tpaw_args.tpaw_prompts)], given)
         elif own and not found:
-            found += _sampling_problems(round_, given)
+            found += _origin_problems(round_, tpaw_args, given)
         problems += found
     return problems
 
@@ -211,20 +213,23 @@ def _entry_problems(key: str, names: list[str], given: dict[str, Any]) -> list[s
     return problems
 
 
-def _sampling_problems(round_: Round, given: dict[str, Any]) -> list[str]:
-    """A finished file that was sampled otherwise than asked for now."""
+def _origin_problems(round_: Round, tpaw_args: TpawArguments, given: dict[str, Any]) -> list[str]:
+    """A finished file whose prompts were chosen, or whose responses were sampled, otherwise than asked for now."""
     try:
-        sampled, asked = read_meta(round_.path).sampling, SamplingSettings.of(given).as_dict()
+        meta, asked = read_meta(round_.path), SamplingSettings.of(given).as_dict()
     except (TpawError, ValueError) as error:
         return [str(error)]
+    known = _defaults() | given | vars(tpaw_args)
+    asked |= {"tpaw_prompts": tpaw_args.tpaw_prompts, "cutoff_len": known["cutoff_len"], **selection(known)}
+    made = {**meta.sampling, "tpaw_prompts": meta.prompts_entry, "cutoff_len": meta.cutoff_len, **meta.selection}
     differing = [
-        f"`{key}` was {sampled.get(key)} and is {asked[key]} now" for key in asked if sampled.get(key) != asked[key]
+        f"`{key}` was {made.get(key)} and is {asked[key]} now" for key in asked if made.get(key) != asked[key]
     ]
     if not differing:
         return []
     return [
-        f"{round_.path} was sampled with other settings: {'; '.join(differing)}. Restore them, or delete the file "
-        "and its meta file to sample anew."
+        f"{round_.path} was made with other settings: {'; '.join(differing)}. Restore them, or delete the file and "
+        "its meta file to sample anew."
     ]
 
 

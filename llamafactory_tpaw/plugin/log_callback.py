@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from . import facade
 if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-GROUPS = ("rewards/", "weights/", "logps/", "length/", "generated/")
+METRIC = re.compile(r"(eval_(\S*_)?)?(rewards|weights|logps|length|generated)/")
 
 
 def with_tpaw_metrics(callbacks: list[TrainerCallback]) -> list[TrainerCallback]:
@@ -24,11 +25,12 @@ def with_tpaw_metrics(callbacks: list[TrainerCallback]) -> list[TrainerCallback]
         def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
             if args.should_save and self.thread_pool is not None:
                 entry = state.log_history[-1]
-                self.tpaw_metrics.append({key: entry[key] for key in entry if _bare(key).startswith(GROUPS)})
+                self.tpaw_metrics.append({key: entry[key] for key in entry if METRIC.match(key)})
             super().on_log(args, state, control, **kwargs)
 
         def _write_log(self, output_dir: str, logs: dict[str, Any]) -> None:
-            super()._write_log(output_dir, logs | self.tpaw_metrics.popleft())
+            # An evaluation without training writes its progress without having logged.
+            super()._write_log(output_dir, logs | (self.tpaw_metrics.popleft() if self.tpaw_metrics else {}))
 
     for callback in callbacks:
         if type(callback) is facade.LogCallback:
@@ -36,7 +38,3 @@ def with_tpaw_metrics(callbacks: list[TrainerCallback]) -> list[TrainerCallback]
             callback.__class__ = TpawLogCallback
             callback.tpaw_metrics = deque()
     return callbacks
-
-
-def _bare(key: str) -> str:
-    return key.removeprefix("eval_")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,6 +84,22 @@ def fingerprint_checkpoint(folder: Path, store_dir: Path, *, trust_stat: bool = 
     record = {"schema": SCHEMA, "path": str(folder), "fingerprint": fingerprint, "files": state}
     write_json_atomic(record_path, record)
     return fingerprint
+
+
+def weight_dtype(folder: Path) -> str:
+    r"""Name the dtype that most of a checkpoint's bytes are in, as safetensors does (`F32`, `BF16`); `bin` for others.
+
+    Raises:
+        DataError: If there are no weights or a header cannot be read.
+    """
+    main = _main_file(folder)
+    if not _is_safetensors(main):
+        return "bin"
+    sizes: Counter[str] = Counter()
+    for shard in [main] if main.suffix == ".safetensors" else _shards(main):
+        for tensor in _read_header(shard):
+            sizes[tensor.dtype] += tensor.size
+    return sizes.most_common(1)[0][0]
 
 
 def check_checkpoint_complete(folder: Path) -> list[str]:

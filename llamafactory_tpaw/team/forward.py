@@ -89,6 +89,8 @@ def numerics(model_args: Any, training_args: Any, finetuning_args: Any) -> dict[
         "attention": str(model_args.flash_attn),
         "rope_scaling": str(model_args.rope_scaling),
         "shift_attn": str(model_args.shift_attn),
+        "tf32": str(training_args.tf32),
+        "upcast_layernorm": str(model_args.upcast_layernorm),
         "liger_kernel": str(model_args.enable_liger_kernel),
         "v1_kernels": str(model_args.use_v1_kernels),
         "device": training_args.device.type,

@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.collator import pad_sequences
+from ..errors import TpawError
 from ..plugin import facade
 from ..plugin.logs import get_logger
 from .cache import LogpCache, sequence_key
@@ -145,7 +146,14 @@ class TeamScorer:
         with tqdm(total=len(todo), unit="sequence", desc=member.player.name) as progress:
             for batch in plan_score_batches(todo, self.batch_tokens):
                 pairs = [todo[key] for key in batch]
-                sums, counts = self.score_batch(model, pairs)
+                try:
+                    sums, counts = self.score_batch(model, pairs)
+                except torch.OutOfMemoryError as error:
+                    cache.flush()
+                    raise TpawError(
+                        f"The device ran out of memory with {len(batch)} sequences in a batch. Lower "
+                        "`tpaw_score_batch_tokens` and start again: what was scored is kept."
+                    ) from error
                 cache.add(batch, sums.tolist(), counts.tolist())
                 if time.monotonic() - flushed > FLUSH_SECONDS:
                     cache.flush()

@@ -17,10 +17,12 @@ from ..arguments.recorded import recorded_settings
 from ..data.encoding import tokenizer_digest
 from ..data.opponents import FOREIGN
 from ..data.rounds import split_names
-from ..data.source import find_entry
-from ..data.triplets import read_meta
-from ..team.fingerprint import fingerprint_checkpoint
-from ..team.manifest import Manifest, relative_path, write_manifest
+from ..data.source import find_entry, is_triplet_file
+from ..data.triplets import TripletMeta, read_meta
+from ..errors import DataError
+from ..plugin.logs import get_logger
+from ..team.fingerprint import fingerprint_checkpoint, weight_dtype
+from ..team.manifest import Manifest, read_manifest, relative_path, write_manifest
 from .setup import describe_template
 
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from ..team.members import Member
     from ..team.scorer import ScoreReport
     from .setup import IterationSetup
+
+logger = get_logger(__name__)
 
 PACKAGES = (
     "llamafactory",
@@ -45,6 +49,7 @@ PACKAGES = (
 def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport) -> Manifest:
     """Record what the iteration starts from, with status `training`, and write it when the run trains."""
     folder = Path(run.training.output_dir)
+    generated = _own_round(run)
     manifest = Manifest(
         iteration=run.finetuning.tpaw_iteration,
         status="training",
@@ -57,7 +62,7 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
         settings=recorded_settings(run.finetuning.tpaw_given),
         versions=_versions(),
         hardware=_hardware(run),
-        seconds={"generate": _generation_seconds(run), "score": round(report.seconds, 3)},
+        seconds={"generate": generated.seconds if generated else 0.0, "score": round(report.seconds, 3)},
         counts={
             "train_triplets": len(setup.train),
             "held_out_triplets": len(setup.held_out),
@@ -65,20 +70,42 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
             "scored_blocks": report.scored_blocks,
             "scored_sequences": report.scored_sequences,
             "scored_tokens": report.scored_tokens,
+            "generated_tokens": generated.counts["generated_tokens"] if generated else 0,
         },
     )
     if run.training.do_train and run.training.should_save:
-        if not run.training.resume_from_checkpoint:
+        if run.training.resume_from_checkpoint:
+            _add_earlier_work(manifest, read_manifest(folder))
+        else:
             _remove_older_checkpoints(folder)
         write_manifest(folder, manifest)
     return manifest
+
+
+def _add_earlier_work(manifest: Manifest, earlier: Manifest | None) -> None:
+    """Count what was done before an interruption, and see that the rest is trained on the same data."""
+    if earlier is None:
+        return
+    if earlier.triplets != manifest.triplets:
+        raise DataError(
+            "The triplets changed since this iteration was begun: "
+            f"{_rows(earlier.triplets)} then and {_rows(manifest.triplets)} now. Restore them, or set "
+            "`overwrite_output_dir: true` to train anew."
+        )
+    manifest.seconds["score"] = round(manifest.seconds["score"] + earlier.seconds.get("score", 0.0), 3)
+    for name in ("scored_blocks", "scored_sequences", "scored_tokens"):
+        manifest.counts[name] += earlier.counts.get(name, 0)
+
+
+def _rows(triplets: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{source['entry']} {source['digest'][:12] or source['rows']}" for source in triplets)
 
 
 def finish_manifest(run: RunArguments, manifest: Manifest, seconds: float) -> None:
     """Record θ_{t+1} and set status `finished`: the last file that an iteration writes."""
     folder = Path(run.training.output_dir)
     fingerprint = fingerprint_checkpoint(folder, Path(run.finetuning.tpaw_cache_dir))
-    manifest.result = {"name": f"theta_{manifest.produces}", "fingerprint": fingerprint}
+    manifest.result = {"name": f"theta_{manifest.produces}", "fingerprint": fingerprint, "dtype": weight_dtype(folder)}
     manifest.seconds["train"] = round(seconds, 3)
     manifest.status = "finished"
     write_manifest(folder, manifest)
@@ -86,9 +113,12 @@ def finish_manifest(run: RunArguments, manifest: Manifest, seconds: float) -> No
 
 def _remove_older_checkpoints(folder: Path) -> None:
     """Of a run that is overwritten: an interruption of this one would be continued from them."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        if checkpoint.name[11:].isdigit():
-            shutil.rmtree(checkpoint)
+    older = [checkpoint for checkpoint in sorted(folder.glob("checkpoint-*")) if checkpoint.name[11:].isdigit()]
+    if older:
+        names = ", ".join(checkpoint.name for checkpoint in older)
+        logger.warning_rank0(f"{folder} is overwritten: {names} of the run before are removed.")
+    for checkpoint in older:
+        shutil.rmtree(checkpoint)
 
 
 def _describe(member: Member, folder: Path) -> dict[str, str]:
@@ -99,12 +129,12 @@ def _describe(member: Member, folder: Path) -> dict[str, str]:
     }
 
 
-def _generation_seconds(run: RunArguments) -> float:
-    """What this iteration's own round took, from its meta file; 0 where nothing is generated."""
+def _own_round(run: RunArguments) -> TripletMeta | None:
+    """The meta of the round that this iteration generated; None where it generated none."""
     if not run.finetuning.tpaw_prompts:
-        return 0.0
+        return None
     entry = find_entry(split_names(run.data.dataset)[-1], run.data.dataset_dir)
-    return read_meta(entry.path).seconds if entry.path is not None else 0.0
+    return read_meta(entry.path) if entry.path is not None and is_triplet_file(entry.path) else None
 
 
 def _versions() -> dict[str, str]:

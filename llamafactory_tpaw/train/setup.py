@@ -6,12 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..data.encoding import TurnEncoder, template_digest
+from ..data.encoding import TurnEncoder, template_digest, tokenizer_digest
 from ..data.opponents import (
     FOREIGN,
     Limits,
     Triplet,
     first_prompts,
+    is_exact,
     load_foreign,
     load_triplets,
     split_by_prompt,
@@ -28,8 +29,9 @@ from ..data.rounds import (
 )
 from ..data.source import Entry, find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, read_meta
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..plugin.logs import get_logger
+from ..team.manifest import MANIFEST, read_manifest
 from ..team.members import Member, check_tokenizers, load_encoder, load_members
 from ..team.scorer import Block
 
@@ -113,8 +115,9 @@ def load_setup(run: RunArguments) -> IterationSetup:
     if not run.finetuning.tpaw_prompts:
         triplets = first_prompts(triplets, run.data.max_samples)
     train, held_out = split_by_prompt(triplets, run.data.val_size)
-    trained = {triplet.id for triplet in train} if run.training.do_train else set()
-    eval_sets = reader.read_eval(split_names(run.data.eval_dataset), trained)
+    if not run.training.do_train:
+        train = []
+    eval_sets = reader.read_eval(split_names(run.data.eval_dataset), train)
     if not run.data.eval_on_each_dataset:
         held_out += [triplet for part in eval_sets.values() for triplet in part]
         eval_sets = {}
@@ -149,20 +152,28 @@ class _TripletReader:
         triplets = [triplet for round_, meta in metas for triplet in self._round(round_, meta)]
         triplets += [triplet for entry in opponents.foreign for triplet in self._foreign(entry)]
         if opponents.proto is not None:
-            proto = self._round(opponents.proto, read_meta(opponents.proto.path))
+            meta = read_meta(opponents.proto.path)
+            self._check_proto(opponents.proto, meta)
+            proto = self._round(opponents.proto, meta)
             triplets = with_proto(triplets, proto, opponents.proto.entry.name)
         return triplets
 
-    def read_eval(self, names: Sequence[str], trained: set[str]) -> dict[str, list[Triplet]]:
+    def read_eval(self, names: Sequence[str], train: Sequence[Triplet]) -> dict[str, list[Triplet]]:
         """Read `eval_dataset`; its prompts must not be trained on."""
+        if names and any(triplet.proto_ids is not None for triplet in train):
+            raise ConfigError(
+                "`eval_dataset` has no y_0 to compare with, which `tpaw_objective: tspin` needs from iteration 1 on. "
+                "Use `val_size` to hold out prompts of `dataset`."
+            )
+        trained = {triplet.prompt_ids.tobytes() for triplet in train}
         sets = {}
         for name in names:
             entry = find_entry(name, self.run.data.dataset_dir)
             if entry.path is not None and is_triplet_file(entry.path):
                 triplets = load_triplets(entry, read_meta(entry.path), self.encoder, self.limits)
             else:
-                triplets = self._foreign(entry)
-            shared = sum(triplet.id in trained for triplet in triplets)
+                triplets = self._foreign(entry, is_opponent=False)
+            shared = sum(triplet.prompt_ids.tobytes() in trained for triplet in triplets)
             if shared:
                 raise DataError(
                     f"`eval_dataset: {name}` shares {shared} of its {len(triplets)} rows' prompts with `dataset`, so "
@@ -173,14 +184,44 @@ class _TripletReader:
         return sets
 
     def _round(self, round_: Round, meta: TripletMeta) -> list[Triplet]:
+        self._check_encoding(round_, meta)
         self.sources.append(Source(round_.entry.name, round_.iteration, meta.rows, meta.rows_digest, meta.generator))
         return load_triplets(round_.entry, meta, self.encoder, self.limits)
 
-    def _foreign(self, entry: Entry) -> list[Triplet]:
+    def _check_encoding(self, round_: Round, meta: TripletMeta) -> None:
+        """The prompts generated from are those trained on, unless the triplets are only borrowed."""
+        if is_exact(meta, self.encoder):
+            return
+        what = "tokenizer" if meta.tokenizer != tokenizer_digest(self.encoder.tokenizer) else "template"
+        if self.run.finetuning.tpaw_prompts:
+            raise DataError(
+                f"{round_.path} was generated with another {what} than this run's (`template: "
+                f"{self.run.data.template}`, with `default_system`, `enable_thinking` and the like), so other tokens "
+                "would be trained on than were sampled. Restore the setting, or delete the file and its meta file to "
+                "sample anew."
+            )
+        logger.warning_rank0(
+            f"{round_.path} was generated with another {what}: its {meta.rows} responses are encoded from their texts."
+        )
+
+    def _check_proto(self, round_: Round, meta: TripletMeta) -> None:
+        """y_0 is what θ_0 of this run generated: the iteration before trained on the same file."""
+        newest = self.members[max(self.members)]
+        manifest = read_manifest(newest.folder)
+        if manifest is None or meta.rows_digest in {source["digest"] for source in manifest.triplets}:
+            return
+        raise DataError(
+            f"`tpaw_proto: {round_.entry.name}` ({round_.path}) is not what {newest.player.name} "
+            f"({newest.player.path}) was trained on: its {MANIFEST} does not list the file. Name the triplets of "
+            "iteration 0 of this run."
+        )
+
+    def _foreign(self, entry: Entry, *, is_opponent: bool = True) -> list[Triplet]:
         logger.info_rank0(f"`{entry.name}` is ranking data of another source: no lineage is checked.")
         run = self.run
         triplets = load_foreign(entry, self.encoder, self.limits, run.model, run.data, run.training)
-        self.sources.append(Source(entry.name, FOREIGN, len(triplets)))
+        if is_opponent:
+            self.sources.append(Source(entry.name, FOREIGN, len(triplets)))
         return triplets
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from ..errors import TpawError
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
@@ -20,7 +20,27 @@ from .metrics import FLIPPED, MetricBuffer, sequence_metrics, tpaw_metrics, tspi
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers import TrainerControl, TrainerState
+
     from ..team.scorer import OnlineTeam
+
+
+class _PolicyMoves(TrainerCallback):
+    """Tells the trainer when the policy is no longer θ_t: after the first update, if warm-up does not make it nil."""
+
+    def __init__(self, trainer: TpawTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A training that is resumed has moved."""
+        self.trainer.policy_moved = state.global_step > 0
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """An update moves the policy unless every learning rate is 0."""
+        if optimizer is None or any(group["lr"] > 0 for group in optimizer.param_groups):
+            self.trainer.policy_moved = True
 
 
 class TpawTrainer(Trainer):
@@ -50,6 +70,8 @@ class TpawTrainer(Trainer):
         self.finetuning_args = finetuning_args
         self.player_names = list(player_names)
         self.online_team = online_team
+        self.policy_moved = False
+        self.add_callback(_PolicyMoves(self))
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         if processor is not None:
             self.add_callback(facade.SaveProcessorCallback(processor))
@@ -141,11 +163,11 @@ class TpawTrainer(Trainer):
             player_target, player_generated = inputs["player_target_logps"], inputs["player_generated_logps"]
         else:
             player_target, player_generated = self.online_team.score(inputs).split(len(target.sums))
-        first_step = self.state.global_step == 0 and self.model.training
+        is_newest = self.model.training and not self.policy_moved
         out = tpaw_loss(
             target.sums,
             generated.sums,
-            self._anchored(target, player_target) if first_step else player_target,
+            self._anchored(target, player_target) if is_newest else player_target,
             player_generated,
             reward_scale=self.finetuning_args.tpaw_reward_scale,
             eta=self.finetuning_args.tpaw_eta,
@@ -153,12 +175,12 @@ class TpawTrainer(Trainer):
         )
         measured = self.finetuning_args.tpaw_reward_scale * (target.sums.detach()[:, None] - player_target)
         metrics = tpaw_metrics(out._replace(target_rewards=measured), self.player_names)
-        if first_step:
+        if is_newest and self.state.global_step == 0:
             metrics[FLIPPED] = (measured[:, -1] > 0).float()
         return out, metrics
 
     def _anchored(self, target: SequenceLogps, player_target: torch.Tensor) -> torch.Tensor:
-        r"""Give the newest player the policy's own log-probs of the targets, before the first update.
+        r"""Give the newest player the policy's own log-probs of the targets, until the first update that moves it.
 
         Policy and newest player are the same weights then, so the reward is 0 and the target weight eta. What was
         measured differs by rounding when the player was scored in a batch of another shape, and its sign would decide

@@ -78,8 +78,12 @@ def run_tpaw(
         metrics = trainer.evaluate(metric_key_prefix="eval")
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    finished = training_args.do_train and trainer.is_world_process_zero() and not _aborted(trainer)
+    if finished and training_args.push_to_hub:
+        # What is pushed says that it is finished.
+        finish_manifest(run, manifest, seconds=time.monotonic() - started)
     facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
-    if training_args.do_train and trainer.is_world_process_zero() and not _aborted(trainer):
+    if finished and not training_args.push_to_hub:
         finish_manifest(run, manifest, seconds=time.monotonic() - started)
 
 
@@ -107,7 +111,7 @@ def _make_trainer(
     online_team = OnlineTeam(scorer, setup.team) if online else None
     train, held_out = datasets
     return TpawTrainer(
-        model=facade.load_model(setup.tokenizer, run.model, run.finetuning, run.training.do_train),
+        model=facade.load_model(setup.tokenizer, run.model, run.finetuning, True),
         args=run.training,
         finetuning_args=run.finetuning,
         player_names=[member.player.name for member in setup.team],

@@ -253,7 +253,7 @@ def test_triplets_are_those_of_an_undisturbed_run(killed_before_checkpoint: Proj
 
 def test_training_begins_again_without_a_checkpoint(killed_after_checkpoints: tuple[Project, str]) -> None:
     _, output = killed_after_checkpoints
-    assert "saves/play_iter0 was interrupted before its first checkpoint: training begins again." in output
+    assert "saves/play_iter0 has no checkpoint with an optimizer's state: training begins again." in output
     assert "Scored 0 of 2 blocks" in output
 
 

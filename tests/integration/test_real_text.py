@@ -198,6 +198,7 @@ def make_job(project: Project, run: Any, encoder: TurnEncoder, form: str) -> Job
     return Job(
         round=Round(0, find_entry("d0", run.data.dataset_dir)),
         prompts=prompts,
+        selection={"tpaw_max_prompts": None},
         encoder=encoder,
         generator="a" * 64,
         generator_path="theta_0",

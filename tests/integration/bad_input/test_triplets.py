@@ -83,7 +83,7 @@ def test_meta_absent(project: Project, refuse: Refuse) -> None:
         where = f"data/tpaw/play_iter{iteration}"
         message = refuse(anew(project, 1))
         assert f"{where}.jsonl is a triplet file, but {where}.meta.json is missing" in message
-        assert f"or delete {where}.jsonl to have it generated anew" in message
+        assert "generate the round anew: delete the file" in message
 
 
 def test_sampled_otherwise(project: Project, refuse: Refuse) -> None:

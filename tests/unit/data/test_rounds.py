@@ -75,8 +75,8 @@ def test_other_ranking_data_needs_no_rounds(rounds: Project) -> None:
     found = opponents(rounds, "pairs", "hub", tpaw_iteration=2, tpaw_prompts=None)
     assert names_of(found) == []
     assert [entry.name for entry in found.foreign] == ["pairs", "hub"]
-    mixed = opponents(rounds, "d1", "pairs", tpaw_iteration=1)
-    assert names_of(mixed) == [(1, "d1")]
+    mixed = opponents(rounds, "d0", "d1", "pairs", tpaw_iteration=1)
+    assert names_of(mixed) == [(0, "d0"), (1, "d1")]
     assert [entry.name for entry in mixed.foreign] == ["pairs"]
 
 
@@ -97,6 +97,16 @@ def test_too_few_rounds(rounds: Project) -> None:
         "`dataset` lists 1 round(s) of triplets, but iteration 3 with a team of 2 plays against 2: D_2 to D_3"
     )
     assert problems(rounds)[0].startswith("`dataset` lists 0 round(s)")
+    assert problems(rounds, "d1", "pairs", tpaw_iteration=1)[0].startswith("`dataset` lists 1 round(s)")
+
+
+@pytest.mark.parametrize("name", ["hub", "additions"])
+def test_proto_that_is_no_triplet_file(rounds: Project, name: str) -> None:
+    found = problems(rounds, "d1", tpaw_iteration=1, tpaw_objective="tspin", tpaw_proto=name)
+    assert found == [
+        f"`tpaw_proto: {name}` is not a file of triplets that were generated here. Name the entry with the triplets "
+        "of iteration 0."
+    ]
 
 
 def test_too_many_rounds(rounds: Project) -> None:

@@ -79,6 +79,7 @@ def job(tmp_path: Path) -> Job:
     return Job(
         round=Round(1, find_entry("d1", run.data.dataset_dir)),
         prompts=load_prompts(encoder, run.model, run.data, run.training, run.finetuning),
+        selection={"tpaw_max_prompts": None},
         encoder=encoder,
         generator="a" * 64,
         generator_path="saves/theta_1",

@@ -162,10 +162,10 @@ class TestProcesses:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         if not refused:
-            launcher._refuse_several_processes()
+            launcher._refuse_several_processes({"do_train": True})
             return
         with pytest.raises(ConfigError, match=r"training processes .* trains in one"):
-            launcher._refuse_several_processes()
+            launcher._refuse_several_processes({"do_train": True})
 
 
 GIVEN = {"stage": "tpaw", "do_train": True, "output_dir": "out"}

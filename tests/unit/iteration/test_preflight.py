@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llamafactory_tpaw.data.prompts import selection
 from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, write_meta
 from llamafactory_tpaw.errors import ConfigError, DataError
@@ -39,12 +40,13 @@ def project(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return Project(tmp_path, Path("saves/sft"))
 
 
-def write_triplets(iteration: int = 0, sampling: dict[str, Any] = SAMPLING) -> Path:
+def write_triplets(iteration: int = 0, sampling: dict[str, Any] = SAMPLING, **chosen: Any) -> Path:
     """Write the files of a round; nobody looks at the rows here."""
+    chosen = selection(chosen)
     path = Path(f"data/tpaw/play_iter{iteration}.jsonl")
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"id": "x", "iteration": 0, "finish_reason": "stop"}\n')
-    write_meta(path, TripletMeta(iteration, "g", "p", "t", "t", "additions", "d", sampling, 256, {}, 1, "r"))
+    write_meta(path, TripletMeta(iteration, "g", "p", "t", "t", "additions", "d", chosen, sampling, 256, {}, 1, "r"))
     return path
 
 
@@ -92,11 +94,29 @@ class TestPlan:
         (problem,) = problems_of(project.settings(0))
         assert "`top_p` was 0.9 and is 1.0 now; `seed` was 5 and is 0 now" in problem
 
-    def test_prompts_are_needed_only_to_generate(self, project: Project) -> None:
+    def test_prompts_must_be_there_to_generate(self, project: Project) -> None:
         (problem,) = problems_of(project.settings(0, tpaw_prompts="none"))
         assert problem.startswith("`tpaw_prompts: none` is not an entry of data/dataset_info.json.")
+
+    @pytest.mark.parametrize(
+        ("key", "value", "before"),
+        [
+            ("tpaw_prompts", "others", "additions"),
+            ("tpaw_max_prompts", 12, None),
+            ("tpaw_prompts_seed", 3, 0),
+            ("tpaw_turn", "first", "last"),
+            ("tpaw_min_response", 4, 1),
+            ("max_samples", 2, None),
+            ("cutoff_len", 300, 256),
+        ],
+    )
+    def test_triplets_for_other_prompts_are_not_taken(
+        self, project: Project, key: str, value: Any, before: Any
+    ) -> None:
         write_triplets()
-        assert make_plan(project.settings(0, tpaw_prompts="none")).to_generate == []
+        assert make_plan(project.settings(0)).to_generate == []
+        (problem,) = problems_of(project.settings(0, **{key: value}))
+        assert f"play_iter0.jsonl was made with other settings: `{key}` was {before} and is {value} now." in problem
 
     def test_unknown_template(self, project: Project) -> None:
         (problem,) = problems_of(project.settings(0, template="lama3"))
