@@ -14,19 +14,19 @@ from tests.runs import Project
 
 
 @pytest.fixture
-def train_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Project, dict[str, Any]], list[dict[str, Any]]]:
+def train_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
     """Return a function that trains with LlamaFactory's `run_exp`, and returns what was logged step by step."""
     import transformers
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from llamafactory.train.tuner import run_exp
 
-    def train(project: Project, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    def train(project: Project, settings: dict[str, Any], history: bool = True) -> list[dict[str, Any]]:
         monkeypatch.chdir(project.root)
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         run_exp(dict(settings))
         transformers.utils.logging.set_verbosity_warning()
         logging.getLogger("llamafactory").setLevel(logging.INFO)
-        return project.history(Path(settings["output_dir"]).name)
+        return project.history(Path(settings["output_dir"]).name) if history else []
 
     return train

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.runs import Project
 
 pytestmark = pytest.mark.integration
 
-Train = Callable[[Project, dict[str, Any]], list[dict[str, Any]]]
+Train = Callable[..., list[dict[str, Any]]]
 # Letters that the tokenizer merges with nothing: sentences of as many letters have as many tokens.
 EQUAL_LENGTH = "QXZJ"
 
@@ -133,6 +134,28 @@ def test_padding_changes_nothing(tmp_path: Path, padding: dict[str, Any]) -> Non
     assert plain.token_counts.tolist() == padded.token_counts.tolist() == [12, 40, 3]
     assert bool(((plain.sums - padded.sums).abs() <= bound).all())
     assert bool(((plain.sums - torch.cat(alone)).abs() <= bound).all())
+
+
+def test_an_evaluation_alone_loads_the_policy_as_the_players(
+    projects: dict[torch.dtype, Project], train_here: Train
+) -> None:
+    """LlamaFactory upcasts weights only where it trains; without that, a bf16 checkpoint would differ from itself."""
+    project = projects[torch.bfloat16]
+    settings = pair_settings(
+        project,
+        "equal",
+        do_train=False,
+        do_eval=True,
+        eval_dataset="equal",
+        per_device_eval_batch_size=2,
+        tpaw_score_batch_tokens=4 * padded_length(project, "equal"),
+        tpaw_cache_dir="saves/cache_evaluated",
+        output_dir="saves/evaluated",
+    )
+    train_here(project, settings, history=False)
+    metrics = json.loads((project.root / "saves/evaluated/eval_results.json").read_text())
+    assert metrics["eval_rewards/target/theta_0"] == 0.0
+    assert metrics["eval_weights/target_eta_fraction"] == 1.0
 
 
 def test_scores_of_other_weights_are_noticed(

@@ -28,8 +28,12 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Proje
     return project
 
 
-def test_accumulation_changes_nothing(project: Project, train_here: Train) -> None:
-    """8 x 1 and 1 x 8 give the same update, also in the last step, which has only 4 triplets."""
+@pytest.mark.parametrize("warmup_steps", [0, 1])
+def test_accumulation_changes_nothing(project: Project, train_here: Train, warmup_steps: int) -> None:
+    """8 x 1 and 1 x 8 give the same update, also in the last step, which has only 4 triplets.
+
+    With warm-up the first update is nil, so that policy and newest player are one model in two steps.
+    """
     logged = {}
     for batch, steps in ((8, 1), (1, 8)):
         settings = pair_settings(
@@ -40,7 +44,8 @@ def test_accumulation_changes_nothing(project: Project, train_here: Train) -> No
             optim="sgd",
             learning_rate=0.01,
             max_grad_norm=0.0,
-            output_dir=f"saves/{batch}x{steps}",
+            warmup_steps=warmup_steps,
+            output_dir=f"saves/{batch}x{steps}_{warmup_steps}",
         )
         logged[batch] = train_here(project, settings)
     assert len(logged[8]) == len(logged[1]) == 3
@@ -48,7 +53,10 @@ def test_accumulation_changes_nothing(project: Project, train_here: Train) -> No
         assert accumulated["loss"] == pytest.approx(whole["loss"], abs=2e-5)
         assert accumulated["rewards/margin"] == pytest.approx(whole["rewards/margin"], abs=2e-5)
         assert accumulated["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
-    whole, accumulated = (load_file(project.root / "saves" / name / "model.safetensors") for name in ("8x1", "1x8"))
+    assert [entry["learning_rate"] == 0.0 for entry in logged[8]] == [bool(warmup_steps), False, False]
+    whole, accumulated = (
+        load_file(project.root / "saves" / f"{name}_{warmup_steps}" / "model.safetensors") for name in ("8x1", "1x8")
+    )
     start = load_file(project.model / "model.safetensors")
     assert max(float((whole[name] - start[name]).abs().max()) for name in start) > 1e-3
     for name in whole:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from llamafactory_tpaw.data.opponents import (
     split_by_prompt,
     with_proto,
 )
-from llamafactory_tpaw.data.source import find_entry
+from llamafactory_tpaw.data.source import find_entry, triplet_entry
 from llamafactory_tpaw.errors import DataError
 from tests import encoders, tiny
 from tests.unit.data.writing import make_prompt, make_row, make_triplet, write_round
@@ -151,6 +152,20 @@ def test_other_ranking_data(project: Project, run: RunArguments, encoder: TurnEn
     assert first.iteration == FOREIGN
     assert encoder.tokenizer.decode(first.generated_ids) == "3<|im_end|>\n"
     assert run.data.max_samples == 1
+
+
+def test_triplets_in_another_form_are_not_other_ranking_data(
+    project: Project, run: RunArguments, encoder: TurnEncoder
+) -> None:
+    """As a JSON array their meta and the ends of their responses would be lost."""
+    row = json.loads(make_row(encoder, make_prompt(encoder), "3").to_json())
+    project.add_entry("array", triplet_entry("array") | {"file_name": "array.json"})
+    (project.root / "data" / "array.json").write_text(json.dumps([row]))
+    entry = find_entry("array", run.data.dataset_dir)
+    with pytest.raises(
+        DataError, match=r"`dataset: array` \(.*array.json\) holds triplets, but not as the JSON lines"
+    ):
+        load_foreign(entry, encoder, LIMITS, run.model, run.data, run.training)
 
 
 def test_bad_rows_of_other_ranking_data(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
