@@ -29,11 +29,21 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Proje
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1])
-def test_accumulation_changes_nothing(project: Project, train_here: Train, warmup_steps: int) -> None:
+def test_accumulation_changes_nothing(
+    project: Project, train_here: Train, monkeypatch: pytest.MonkeyPatch, warmup_steps: int
+) -> None:
     """8 x 1 and 1 x 8 give the same update, also in the last step, which has only 4 triplets.
 
     With warm-up the first update is nil, so that policy and newest player are one model in two steps.
     """
+    from llamafactory_tpaw.train.trainer import TpawTrainer
+
+    anchored, one_model = TpawTrainer._anchored, set()
+    monkeypatch.setattr(
+        TpawTrainer,
+        "_anchored",
+        lambda trainer, *args: one_model.add(trainer.state.global_step) or anchored(trainer, *args),
+    )
     logged = {}
     for batch, steps in ((8, 1), (1, 8)):
         settings = pair_settings(
@@ -53,6 +63,7 @@ def test_accumulation_changes_nothing(project: Project, train_here: Train, warmu
         assert accumulated["loss"] == pytest.approx(whole["loss"], abs=2e-5)
         assert accumulated["rewards/margin"] == pytest.approx(whole["rewards/margin"], abs=2e-5)
         assert accumulated["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+    assert one_model == set(range(warmup_steps + 1))
     assert [entry["learning_rate"] == 0.0 for entry in logged[8]] == [bool(warmup_steps), False, False]
     whole, accumulated = (
         load_file(project.root / "saves" / f"{name}_{warmup_steps}" / "model.safetensors") for name in ("8x1", "1x8")
