@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import fields, is_dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,16 @@ class TurnEncoder:
         if self.template.efficient_eos:
             response_ids = [*response_ids, self.tokenizer.eos_token_id]
         return np.asarray(prompt_ids, dtype=np.int32), np.asarray(response_ids, dtype=np.int32)
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """Digest of the tokenizer, computed once: a large vocabulary takes a while."""
+        return tokenizer_digest(self.tokenizer)
+
+    @cached_property
+    def template_digest(self) -> str:
+        """Digest of the template, computed once."""
+        return template_digest(self.template)
 
     def finish(self, sampled: Sequence[int], finish_reason: str) -> np.ndarray:
         r"""Complete a sampled response with the tokens that end a turn.

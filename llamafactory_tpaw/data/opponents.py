@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .encoding import UNENCODABLE, TurnEncoder, cut_response, prompt_id, template_digest, tokenizer_digest
+from .encoding import UNENCODABLE, TurnEncoder, cut_response, prompt_id
 from .prompts import BadRow, check_bad_rows
 from .source import TRIPLET_COLUMNS, Entry, load_rows
 from .triplets import TripletMeta, TripletRow, read_triplets
@@ -71,7 +71,7 @@ class Limits:
 
 def is_exact(meta: TripletMeta, encoder: TurnEncoder) -> bool:
     """Whether a file was generated with this tokenizer and template, so that its sampled ids can be trained on."""
-    return (tokenizer_digest(encoder.tokenizer), template_digest(encoder.template)) == (meta.tokenizer, meta.template)
+    return (encoder.tokenizer_digest, encoder.template_digest) == (meta.tokenizer, meta.template)
 
 
 def load_triplets(entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits: Limits) -> list[Triplet]:

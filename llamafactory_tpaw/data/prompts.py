@@ -132,12 +132,13 @@ def choose_rows(rows: int, max_prompts: int | None, seed: int) -> list[int]:
 
 def check_bad_rows(what: str, bad_rows: list[BadRow], allowed: int) -> None:
     """Refuse more bad rows than allowed; say how many are dropped otherwise. The first is shown."""
+    found = f"{len(bad_rows)} bad row{'' if len(bad_rows) == 1 else 's'}"
     if 0 < len(bad_rows) <= allowed:
-        get_logger(__name__).warning_rank0(f"{what}: dropped {len(bad_rows)} bad rows. {_first(bad_rows)}")
+        get_logger(__name__).warning_rank0(f"{what}: dropped {found}. {_first(bad_rows)}")
     if len(bad_rows) > allowed:
         raise DataError(
-            f"{what} has {len(bad_rows)} bad row{'' if len(bad_rows) == 1 else 's'}, but `tpaw_max_bad_rows` allows "
-            f"{allowed}. {_first(bad_rows)} Correct the rows, or raise `tpaw_max_bad_rows` to drop them."
+            f"{what} has {found}, but `tpaw_max_bad_rows` allows {allowed}. {_first(bad_rows)} Correct the rows, or "
+            "raise `tpaw_max_bad_rows` to drop them."
         )
 
 

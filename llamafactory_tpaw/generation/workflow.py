@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from ..data.encoding import cut_response, template_digest, tokenizer_digest
+from ..data.encoding import cut_response
 from ..data.files import read_jsonl_prefix, sha256_hex, write_atomic
 from ..data.triplets import TripletMeta, TripletRow, read_meta, write_meta
 from ..errors import DataError, GenerationError
@@ -69,8 +69,8 @@ class Job:
         return {
             "iteration": self.round.iteration,
             "generator": self.generator,
-            "tokenizer": tokenizer_digest(self.encoder.tokenizer),
-            "template": template_digest(self.encoder.template),
+            "tokenizer": self.encoder.tokenizer_digest,
+            "template": self.encoder.template_digest,
             "prompts": self.prompts.digest,
             "sampling": self.settings.as_dict(),
             "cutoff_len": self.cutoff_len,

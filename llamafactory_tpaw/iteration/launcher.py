@@ -42,7 +42,9 @@ def prepare(argv: list[str]) -> None:
     given = read_given(argv)
     _stop_if_finished(given)
     plan = make_plan(given)
-    _refuse_several_processes(given)
+    _refuse_idle(given)
+    _refuse_distributed(given)
+    _refuse_several_processes()
     if plan.to_generate and _trains(given):
         _generate_in_child(argv)
 
@@ -130,13 +132,15 @@ def _refuse_distributed(given: dict[str, Any]) -> None:
         )
 
 
-def _refuse_several_processes(given: dict[str, Any]) -> None:
+def _refuse_idle(given: dict[str, Any]) -> None:
+    if not _trains(given) and str(given.get("do_eval", False)).lower() != "true":
+        raise ConfigError("Neither `do_train` nor `do_eval` is true, so there is nothing to do. Set `do_train: true`.")
+
+
+def _refuse_several_processes() -> None:
     """Count the training processes that LlamaFactory would start, before an hour of generation is spent."""
     import torch
 
-    _refuse_distributed(given)
-    if not _trains(given) and str(given.get("do_eval", False)).lower() != "true":
-        raise ConfigError("Neither `do_train` nor `do_eval` is true, so there is nothing to do. Set `do_train: true`.")
     devices = torch.cuda.device_count()
     if not _is_on("FORCE_TORCHRUN") and (devices <= 1 or _is_on("USE_RAY") or _is_on("USE_KT")):
         return

@@ -79,7 +79,7 @@ def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: Turn
     Raises:
         ConfigError: If a tokenizer or a vocabulary differs.
     """
-    expected = tokenizer_digest(encoder.tokenizer)
+    expected = encoder.tokenizer_digest
     problems = []
     for member in members[:-1]:
         other = _tokenizer_of(member, run)

@@ -14,7 +14,6 @@ import torch
 
 from .. import __version__
 from ..arguments.recorded import recorded_settings
-from ..data.encoding import tokenizer_digest
 from ..data.opponents import FOREIGN
 from ..data.rounds import split_names
 from ..data.source import find_entry, is_triplet_file
@@ -57,7 +56,7 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
         policy=_describe(setup.policy, folder),
         players=[_describe(member, folder) for member in setup.team],
         triplets=[asdict(source) | {"foreign": source.iteration == FOREIGN} for source in setup.sources],
-        tokenizer=tokenizer_digest(setup.tokenizer),
+        tokenizer=setup.encoder.tokenizer_digest,
         template=describe_template(run, setup.encoder),
         settings=recorded_settings(run.finetuning.tpaw_given),
         versions=_versions(),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..data.encoding import TurnEncoder, template_digest, tokenizer_digest
+from ..data.encoding import TurnEncoder
 from ..data.opponents import (
     FOREIGN,
     Limits,
@@ -192,7 +192,7 @@ class _TripletReader:
         """The prompts generated from are those trained on, unless the triplets are only borrowed."""
         if is_exact(meta, self.encoder):
             return
-        what = "tokenizer" if meta.tokenizer != tokenizer_digest(self.encoder.tokenizer) else "template"
+        what = "tokenizer" if meta.tokenizer != self.encoder.tokenizer_digest else "template"
         if self.run.finetuning.tpaw_prompts:
             raise DataError(
                 f"{round_.path} was generated with another {what} than this run's (`template: "
@@ -227,4 +227,4 @@ class _TripletReader:
 
 def describe_template(run: RunArguments, encoder: TurnEncoder) -> dict[str, str]:
     """Name and digest of the template, for `tpaw.json`."""
-    return {"name": str(run.data.template), "digest": template_digest(encoder.template)}
+    return {"name": str(run.data.template), "digest": encoder.template_digest}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llamafactory_tpaw.data.encoding import TurnEncoder
 from llamafactory_tpaw.data.files import sha256_hex
 from llamafactory_tpaw.data.prompts import load_prompts
 from llamafactory_tpaw.data.rounds import Round
@@ -247,8 +248,9 @@ def test_another_template_or_tokenizer_does_not_continue_it(job: Job) -> None:
     interrupt(job, 2)
     job.encoder.template.default_system = "Be brief."
     job.encoder.tokenizer.add_tokens(["Natalia"])
+    restarted = replace(job, encoder=TurnEncoder(job.encoder.tokenizer, job.encoder.template))
     with pytest.raises(DataError, match="another template, tokenizer than now"):
-        run_job(job, no_engine)
+        run_job(restarted, no_engine)
 
 
 def test_killed_between_the_rows_and_their_meta_file(

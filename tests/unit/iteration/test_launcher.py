@@ -162,21 +162,21 @@ class TestProcesses:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         if not refused:
-            launcher._refuse_several_processes({"do_train": True})
+            launcher._refuse_several_processes()
             return
         with pytest.raises(ConfigError, match=r"training processes .* trains in one"):
-            launcher._refuse_several_processes({"do_train": True})
+            launcher._refuse_several_processes()
 
     def test_engines_for_several_are_refused(self) -> None:
         given = {"do_train": True, "deepspeed": "yaml/deepspeed/ds_z3_config.json", "fsdp": None}
         with pytest.raises(ConfigError, match=r"`deepspeed` is for training in several processes.*deepspeed=null"):
-            launcher._refuse_several_processes(given)
-        launcher._refuse_several_processes(given | {"deepspeed": None})
+            launcher._refuse_distributed(given)
+        launcher._refuse_distributed(given | {"deepspeed": None})
 
     def test_a_run_that_does_nothing_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"Neither `do_train` nor `do_eval` is true"):
-            launcher._refuse_several_processes({"do_train": "false"})
-        launcher._refuse_several_processes({"do_eval": True})
+            launcher._refuse_idle({"do_train": "false"})
+        launcher._refuse_idle({"do_eval": True})
 
 
 GIVEN = {"stage": "tpaw", "do_train": True, "output_dir": "out"}
