@@ -4,6 +4,19 @@
 from collections.abc import Sequence
 
 
+# What the exit codes of every command mean; `llamafactory-tpaw --help` and the guide show them.
+INTERRUPTED = 130
+EXIT_CODES = {
+    0: "done, or nothing to do",
+    1: "an error that this package does not know: a bug, or a failure of LlamaFactory or torch",
+    2: "usage: wrong arguments, or settings that cannot work",
+    3: "data: a dataset, triplet file, checkpoint or cache is missing, damaged or of another run",
+    4: "generation: an engine could not answer all prompts",
+    5: "environment: a package, the device's memory or disk space is missing",
+    INTERRUPTED: "interrupted: the same command continues",
+}
+
+
 class TpawError(Exception):
     """Base of the errors that end a run with a message instead of a traceback."""
 
@@ -34,3 +47,9 @@ class GenerationError(TpawError):
     """An engine could not answer all prompts."""
 
     exit_code = 4
+
+
+class EnvironmentProblem(TpawError):
+    """The machine lacks something: a package, memory of the device, disk space."""
+
+    exit_code = 5

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `llamafactory-tpaw`: finds the sub-command and hands it its arguments."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import EXIT_CODES, INTERRUPTED, TpawError
+from ..plugin.reporting import report
+from . import stage
+from .command import Command
+
+
+# The order of the help: setting up, playing, looking.
+COMMANDS: dict[str, Command] = {
+    "train": stage.TRAIN,
+    "generate": stage.GENERATE,
+    "score": stage.SCORE,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `llamafactory-tpaw` with the given arguments, or the process's own, and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in COMMANDS else (None, [])
+    parser, parsers = build_parsers()
+    if name is None:
+        # Only --help and --version end well here; argparse explains what is wrong with anything else.
+        parser.parse_args(arguments or ["--help"])
+        return 2
+    command = COMMANDS[name]
+    if rest == ["--help"] or (rest == ["-h"] and name != "train"):
+        parsers[name].print_help()
+        return 0
+    if command.raw and not rest:
+        parsers[name].error("a run file is needed, and none was given")
+    try:
+        return command.run(rest if command.raw else parsers[name].parse_intermixed_args(rest)) or 0
+    except TpawError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("llamafactory-tpaw: interrupted. What is done is kept: the same command continues.\n")
+        return INTERRUPTED
+
+
+def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of the whole command, and those of its sub-commands by name."""
+    style = argparse.RawDescriptionHelpFormatter
+    codes = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+    parser = argparse.ArgumentParser(
+        prog="llamafactory-tpaw",
+        description="Self-play fine-tuning (stage `tpaw`) for LlamaFactory.",
+        epilog="Example:\n  llamafactory-tpaw generate yaml/qwen_tpaw_iter0.yaml\n\n"
+        f"Exit codes:\n{codes}\n\n"
+        "`llamafactory-tpaw COMMAND --help` shows a command's arguments.",
+        formatter_class=style,
+    )
+    parser.add_argument("--version", action="version", version=f"llamafactory-tpaw {__version__}")
+    table = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parsers = {}
+    for name, command in COMMANDS.items():
+        examples = "\n".join(f"  {line}" for line in command.example.splitlines())
+        parsers[name] = table.add_parser(
+            name,
+            help=command.summary,
+            description=command.description,
+            epilog=f"Example:\n{examples}",
+            formatter_class=style,
+        )
+        command.add_arguments(parsers[name])
+    return parser, parsers
