@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors a user can cause. Each message says what was given, what is allowed and what to do."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from types import TracebackType
 
 
 # What the exit codes of every command mean; `llamafactory-tpaw --help` and the guide show them.
@@ -18,19 +20,23 @@ EXIT_CODES = {
 
 
 class TpawError(Exception):
-    """Base of the errors that end a run with a message instead of a traceback."""
+    """Base of the errors that end a run with a message instead of a traceback.
+
+    Args:
+        problems: Every problem found, not only the first.
+    """
 
     exit_code = 1
-
-
-class ConfigError(TpawError):
-    """The settings of a run cannot work. Carries every problem found, not only the first."""
-
-    exit_code = 2
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class ConfigError(TpawError):
+    """The settings of a run cannot work."""
+
+    exit_code = 2
 
 
 class DataError(TpawError):
@@ -53,3 +59,45 @@ class EnvironmentProblem(TpawError):
     """The machine lacks something: a package, memory of the device, disk space."""
 
     exit_code = 5
+
+
+class Findings:
+    r"""What several checks find, so that a run is refused once, with all of it.
+
+    Each check runs under `note()`. Leaving the `with` of the findings raises what was noted, together with an error
+    that kept the rest from being checked.
+
+    Raises:
+        TpawError: Of the kind of the errors where they are of one kind, else a `ConfigError`.
+    """
+
+    def __init__(self) -> None:
+        self.errors: list[TpawError] = []
+
+    @contextlib.contextmanager
+    def note(self) -> Iterator[None]:
+        """Keep an error for later, so that the next check runs too."""
+        try:
+            yield
+        except TpawError as error:
+            self.errors.append(error)
+
+    def raise_noted(self) -> None:
+        """Raise what was noted so far, where what comes next needs that all is well."""
+        errors, self.errors = self.errors, []
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            kinds = {type(error) for error in errors}
+            problems = dict.fromkeys(problem for error in errors for problem in error.problems)
+            raise (kinds.pop() if len(kinds) == 1 else ConfigError)(list(problems)) from errors[0]
+
+    def __enter__(self) -> "Findings":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.raise_noted()
+        elif isinstance(error, TpawError) and self.errors:
+            self.errors.append(error)
+            self.raise_noted()

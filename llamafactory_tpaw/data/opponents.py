@@ -17,6 +17,7 @@ from .triplets import TripletMeta, TripletRow, read_triplets
 
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
@@ -72,6 +73,32 @@ class Limits:
 def is_exact(meta: TripletMeta, encoder: TurnEncoder) -> bool:
     """Whether a file was generated with this tokenizer and template, so that its sampled ids can be trained on."""
     return (encoder.tokenizer_digest, encoder.template_digest) == (meta.tokenizer, meta.template)
+
+
+def encoding_problems(metas: Sequence[tuple[Path, TripletMeta]], encoder: TurnEncoder, template: str) -> list[str]:
+    r"""Check that triplets of this run were generated from the tokens that it trains on.
+
+    Args:
+        metas: Triplet files with their meta.
+        encoder: Tokenizer and template of the run.
+        template: The template's name, for the message.
+    """
+    problems = []
+    for path, meta in metas:
+        if is_exact(meta, encoder):
+            continue
+        what = "tokenizer" if meta.tokenizer != encoder.tokenizer_digest else "template"
+        advice = "Restore the tokenizer" if what == "tokenizer" else "Restore the setting"
+        how = (
+            ""
+            if what == "tokenizer"
+            else f" (`template: {template}`, with `default_system`, `enable_thinking` and the like)"
+        )
+        problems.append(
+            f"{path} was generated with another {what} than this run's{how}, so other tokens would be trained on than "
+            f"were sampled. {advice}, or delete the file and its meta file to sample anew."
+        )
+    return problems
 
 
 def load_triplets(entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits: Limits) -> list[Triplet]:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..data.opponents import encoding_problems
 from ..data.prompts import load_prompts, selection
 from ..data.rounds import list_opponents, origin_problems, prompts_problems, split_names
 from ..data.triplets import read_meta
-from ..errors import DataError, GenerationError
+from ..errors import DataError, EnvironmentProblem, Findings
 from ..plugin import facade
 from ..plugin.logs import get_logger
 from ..team.forward import autocast_dtype
-from ..team.members import Member, check_tokenizers, load_encoder, load_members
+from ..team.members import Member, Team, load_team
 from .base import SamplingSettings
 from .hf import HfEngine
 from .workflow import Job, run_job
@@ -41,7 +42,7 @@ class _OutOfMemoryAdvice(HfEngine):
         try:
             return super().generate(requests)
         except torch.OutOfMemoryError as error:
-            raise GenerationError(
+            raise EnvironmentProblem(
                 f"The device ran out of memory with {len(requests)} prompts in a batch. Lower "
                 "`tpaw_generate_batch_tokens` and start again: finished rows are kept."
             ) from error
@@ -58,11 +59,12 @@ def generate_round(run: RunArguments, round_: Round) -> TripletMeta:
         TpawError: If the team, the prompts or a half-done file do not fit, before the model is loaded; or if
             sampling fails.
     """
-    members, policy = load_members(run)
-    _, _, encoder = load_encoder(run)
-    check_tokenizers(members or [policy], run, encoder)
-    prompts = load_prompts(encoder, run.model, run.data, run.training, run.finetuning)
-    _check_earlier_rounds(run, round_, members, prompts)
+    with Findings() as findings:
+        team = load_team(run, findings)
+        with findings.note():
+            prompts = load_prompts(team.encoder, run.model, run.data, run.training, run.finetuning)
+            _check_earlier_rounds(run, round_, team, prompts)
+    policy, encoder = team.policy, team.encoder
     settings = SamplingSettings.of({**vars(run.generating), "seed": run.training.seed})
     dtype = _compute_dtype(run)
     job = Job(
@@ -92,16 +94,17 @@ def _compute_dtype(run: RunArguments) -> torch.dtype:
     return autocast_dtype(run.training) or torch.float32
 
 
-def _check_earlier_rounds(run: RunArguments, round_: Round, members: Sequence[Member], prompts: PromptSet) -> None:
+def _check_earlier_rounds(run: RunArguments, round_: Round, team: Team, prompts: PromptSet) -> None:
     """Find before sampling what training would refuse afterwards: rounds of other checkpoints or prompts."""
     rounds = list_opponents(run.finetuning, split_names(run.data.dataset), run.data.dataset_dir).rounds
     metas = [(other, read_meta(other.path)) for other in rounds if other.iteration != round_.iteration]
     digests = {other.entry.name: (meta.prompts_digest, meta.rows) for other, meta in metas}
     problems = prompts_problems(digests | {round_.entry.name: (prompts.digest, len(prompts.prompts))})
-    players = {member.player.theta: (member.player.path, member.fingerprint) for member in members}
+    players = {member.player.theta: (member.player.path, member.fingerprint) for member in team.members}
     problems += origin_problems(metas, players)
+    problems += encoding_problems([(other.path, meta) for other, meta in metas], team.encoder, str(run.data.template))
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError(problems)
 
 
 def _load_engine(

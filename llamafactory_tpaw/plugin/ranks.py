@@ -25,7 +25,7 @@ def record_error() -> Iterator[None]:
         path = os.environ.get(ERROR_FILE)
         if path and Path(path).parent.is_dir():
             own = f"{path}.{os.getpid()}"
-            record = {"problems": getattr(error, "problems", [str(error)]), "exit_code": error.exit_code}
+            record = {"problems": error.problems, "exit_code": error.exit_code}
             Path(own).write_text(json.dumps(record), encoding="utf-8")
             os.replace(own, path)
         raise

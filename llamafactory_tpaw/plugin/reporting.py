@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 
-from ..errors import ConfigError, TpawError
+from ..errors import TpawError
 
 
 def report(error: TpawError) -> int:
@@ -15,7 +15,7 @@ def report(error: TpawError) -> int:
     """
     if os.environ.get("LLAMAFACTORY_VERBOSITY", "").upper() == "DEBUG":
         traceback.print_exception(error)
-    for message in error.problems if isinstance(error, ConfigError) else [str(error)]:
+    for message in error.problems:
         sys.stderr.write(f"llamafactory-tpaw: error: {message}\n")
     sys.stderr.flush()
     return error.exit_code

@@ -71,7 +71,7 @@ def fingerprint_checkpoint(folder: Path, store_dir: Path, *, trust_stat: bool = 
     folder = Path(folder).resolve()
     problems = _folder_problems(folder) or _weight_problems(folder)
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError(problems)
     record_path = Path(store_dir) / "fingerprints" / f"{sha256_hex(os.fsencode(folder))}.json"
     state = _stat_weights(folder)
     if trust_stat:

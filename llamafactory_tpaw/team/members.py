@@ -6,10 +6,10 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.encoding import TurnEncoder, tokenizer_digest
-from ..errors import ConfigError
+from ..errors import ConfigError, Findings
 from ..plugin import facade
 from .fingerprint import fingerprint_checkpoint
 from .players import Player, list_players, parent_problems, player_problems, team_of, vocabulary_problems
@@ -32,6 +32,49 @@ class Member:
     fingerprint: str
 
 
+class Team(NamedTuple):
+    """What `load_team` found.
+
+    Attributes:
+        members: The players, oldest first; empty for T-SPIN.
+        policy: θ_t.
+        tokenizer: Its tokenizer, adapted to the template by LlamaFactory.
+        processor: Its processor, or None.
+        encoder: Tokenizer and template.
+    """
+
+    members: list[Member]
+    policy: Member
+    tokenizer: Any
+    processor: Any
+    encoder: TurnEncoder
+
+    @property
+    def readers(self) -> list[Member]:
+        """Everyone whose tokenizer and lineage matter: the players, or θ_t alone."""
+        return self.members or [self.policy]
+
+
+def load_team(run: RunArguments, findings: Findings) -> Team:
+    r"""Find the players and θ_t's tokenizer and check them, without loading a model.
+
+    Args:
+        run: The run's arguments.
+        findings: Takes what is wrong but does not keep the rest from being checked.
+
+    Raises:
+        TpawError: If a player or the tokenizer is not there or damaged.
+    """
+    members, policy = load_members(run)
+    with findings.note():
+        check_parents(members or [policy])
+    tokenizer, processor, encoder = load_encoder(run)
+    team = Team(members, policy, tokenizer, processor, encoder)
+    with findings.note():
+        check_tokenizers(team.readers, run, encoder)
+    return team
+
+
 def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
     r"""Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder).
 
@@ -51,7 +94,7 @@ def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
 
 
 def load_members(run: RunArguments) -> tuple[list[Member], Member]:
-    r"""Find the players' weights and check that they are what `tpaw_players` says.
+    r"""Find the players' weights.
 
     Returns:
         The team, oldest first (empty for T-SPIN), and θ_t.
@@ -67,10 +110,19 @@ def load_members(run: RunArguments) -> tuple[list[Member], Member]:
         raise ConfigError(problems)
     store = Path(run.finetuning.tpaw_cache_dir)
     members = [_member(player, run, store) for player in needed]
-    problems = parent_problems(needed, {member.player.name: member.fingerprint for member in members})
+    return (members if team else []), members[-1]
+
+
+def check_parents(members: Sequence[Member]) -> None:
+    r"""Check that each player is what its iteration saved, trained from the one before it.
+
+    Raises:
+        ConfigError: With every problem of every player.
+    """
+    fingerprints = {member.player.name: member.fingerprint for member in members}
+    problems = parent_problems([member.player for member in members], fingerprints)
     if problems:
         raise ConfigError(problems)
-    return (members if team else []), members[-1]
 
 
 def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: TurnEncoder) -> None:

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.collator import pad_sequences
-from ..errors import TpawError
+from ..errors import EnvironmentProblem
 from ..plugin import facade
 from ..plugin.logs import get_logger
 from .cache import LogpCache, sequence_key
@@ -150,7 +150,7 @@ class TeamScorer:
                     sums, counts = self.score_batch(model, pairs)
                 except torch.OutOfMemoryError as error:
                     cache.flush()
-                    raise TpawError(
+                    raise EnvironmentProblem(
                         f"The device ran out of memory with {len(batch)} sequences in a batch. Lower "
                         "`tpaw_score_batch_tokens` and start again: what was scored is kept."
                     ) from error

@@ -45,6 +45,23 @@ PACKAGES = (
 )
 
 
+def check_earlier_work(run: RunArguments, setup: IterationSetup) -> None:
+    r"""See that an iteration which continues is trained on the same data to its end.
+
+    Raises:
+        DataError: If the triplets are not those with which it was begun.
+    """
+    if not run.training.do_train or not run.training.resume_from_checkpoint:
+        return
+    earlier, now = read_manifest(run.training.output_dir), _triplets(setup)
+    if earlier is not None and earlier.triplets != now:
+        raise DataError(
+            f"`output_dir: {run.training.output_dir}` holds an interrupted training, and its triplets changed since "
+            f"it was begun: {_rows(earlier.triplets)} then and {_rows(now)} now. Restore them, or set "
+            "`overwrite_output_dir: true` to train anew."
+        )
+
+
 def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport) -> Manifest:
     """Record what the iteration starts from, with status `training`, and write it when the run trains."""
     folder = Path(run.training.output_dir)
@@ -55,7 +72,7 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
         objective=run.finetuning.tpaw_objective,
         policy=_describe(setup.policy, folder),
         players=[_describe(member, folder) for member in setup.team],
-        triplets=[asdict(source) | {"foreign": source.iteration == FOREIGN} for source in setup.sources],
+        triplets=_triplets(setup),
         tokenizer=setup.encoder.tokenizer_digest,
         template=describe_template(run, setup.encoder),
         settings=recorded_settings(run.finetuning.tpaw_given),
@@ -82,18 +99,16 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
 
 
 def _add_earlier_work(manifest: Manifest, earlier: Manifest | None) -> None:
-    """Count what was done before an interruption, and see that the rest is trained on the same data."""
+    """Count what was done before an interruption."""
     if earlier is None:
         return
-    if earlier.triplets != manifest.triplets:
-        raise DataError(
-            "The triplets changed since this iteration was begun: "
-            f"{_rows(earlier.triplets)} then and {_rows(manifest.triplets)} now. Restore them, or set "
-            "`overwrite_output_dir: true` to train anew."
-        )
     manifest.seconds["score"] = round(manifest.seconds["score"] + earlier.seconds.get("score", 0.0), 3)
     for name in ("scored_blocks", "scored_sequences", "scored_tokens"):
         manifest.counts[name] += earlier.counts.get(name, 0)
+
+
+def _triplets(setup: IterationSetup) -> list[dict[str, Any]]:
+    return [asdict(source) | {"foreign": source.iteration == FOREIGN} for source in setup.sources]
 
 
 def _rows(triplets: list[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from ..data.opponents import (
     FOREIGN,
     Limits,
     Triplet,
+    encoding_problems,
     first_prompts,
     is_exact,
     load_foreign,
@@ -29,10 +30,10 @@ from ..data.rounds import (
 )
 from ..data.source import Entry, find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, read_meta
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, Findings
 from ..plugin.logs import get_logger
 from ..team.manifest import MANIFEST, read_manifest
-from ..team.members import Member, check_tokenizers, load_encoder, load_members
+from ..team.members import Member, Team, load_team
 from ..team.scorer import Block
 
 
@@ -102,11 +103,11 @@ def load_setup(run: RunArguments) -> IterationSetup:
     Raises:
         TpawError: If anything is missing or does not fit.
     """
-    members, policy = load_members(run)
-    tokenizer, processor, encoder = load_encoder(run)
-    check_tokenizers(members or [policy], run, encoder)
-    reader = _TripletReader(run, encoder, members or [policy])
     opponents = list_opponents(run.finetuning, split_names(run.data.dataset), run.data.dataset_dir)
+    with Findings() as findings:
+        team = load_team(run, findings)
+        reader = _TripletReader(run, team, findings)
+        triplets = reader.read(opponents)
     if opponents.ignored:
         logger.info_rank0(
             f"Ignored, beyond the team's {len(opponents.rounds)} rounds: {', '.join(opponents.ignored)}."
@@ -121,42 +122,53 @@ def load_setup(run: RunArguments) -> IterationSetup:
     if not run.data.eval_on_each_dataset:
         held_out += [triplet for part in eval_sets.values() for triplet in part]
         eval_sets = {}
-    return IterationSetup(tokenizer, processor, encoder, policy, members, train, held_out, eval_sets, reader.sources)
+    return IterationSetup(
+        team.tokenizer,
+        team.processor,
+        team.encoder,
+        team.policy,
+        team.members,
+        train,
+        held_out,
+        eval_sets,
+        reader.sources,
+    )
 
 
 class _TripletReader:
     """Reads the datasets of an iteration, each checked against what generated it."""
 
-    def __init__(self, run: RunArguments, encoder: TurnEncoder, members: Sequence[Member]) -> None:
+    def __init__(self, run: RunArguments, team: Team, findings: Findings) -> None:
         self.run = run
-        self.encoder = encoder
-        self.members = {member.player.theta: member for member in members}
+        self.encoder = team.encoder
+        self.members = {member.player.theta: member for member in team.readers}
+        self.findings = findings
         self.limits = Limits(run.data.cutoff_len, run.finetuning.tpaw_min_response, run.finetuning.tpaw_max_bad_rows)
         self.sources: list[Source] = []
 
     def read(self, opponents: Opponents) -> list[Triplet]:
         """Read all rounds and other ranking data, with y_0 where the objective needs it."""
-        problems = [
-            problem
-            for round_ in [*opponents.rounds, *([opponents.proto] if opponents.proto else [])]
-            for problem in round_problems(round_, may_be_generated=False)
-        ]
+        used = [*opponents.rounds, *([opponents.proto] if opponents.proto else [])]
+        problems = [problem for round_ in used for problem in round_problems(round_, may_be_generated=False)]
         if problems:
-            raise DataError("\n".join(problems))
-        metas = [(round_, read_meta(round_.path)) for round_ in opponents.rounds]
-        players = {theta: (member.player.path, member.fingerprint) for theta, member in self.members.items()}
-        problems = prompts_problems({round_.entry.name: (meta.prompts_digest, meta.rows) for round_, meta in metas})
-        problems += origin_problems(metas, players)
-        if problems:
-            raise DataError("\n".join(problems))
-        triplets = [triplet for round_, meta in metas for triplet in self._round(round_, meta)]
-        triplets += [triplet for entry in opponents.foreign for triplet in self._foreign(entry)]
-        if opponents.proto is not None:
-            meta = read_meta(opponents.proto.path)
-            self._check_proto(opponents.proto, meta)
-            proto = self._round(opponents.proto, meta)
-            triplets = with_proto(triplets, proto, opponents.proto.entry.name)
-        return triplets
+            raise DataError(problems)
+        metas = [(round_, read_meta(round_.path)) for round_ in used]
+        with self.findings.note():
+            self._check_origins(metas, opponents)
+        self.findings.raise_noted()
+        triplets: dict[Round, list[Triplet]] = {}
+        foreign = []
+        for round_, meta in metas:
+            with self.findings.note():
+                triplets[round_] = self._round(round_, meta)
+        for entry in opponents.foreign:
+            with self.findings.note():
+                foreign += self._foreign(entry)
+        self.findings.raise_noted()
+        read = [triplet for round_ in opponents.rounds for triplet in triplets[round_]] + foreign
+        if opponents.proto is None:
+            return read
+        return with_proto(read, triplets[opponents.proto], opponents.proto.entry.name)
 
     def read_eval(self, names: Sequence[str], train: Sequence[Triplet]) -> dict[str, list[Triplet]]:
         """Read `eval_dataset`; its prompts must not be trained on."""
@@ -184,37 +196,39 @@ class _TripletReader:
         return sets
 
     def _round(self, round_: Round, meta: TripletMeta) -> list[Triplet]:
-        self._check_encoding(round_, meta)
+        if not is_exact(meta, self.encoder):
+            logger.warning_rank0(
+                f"{round_.path} was generated with another tokenizer or template: its {meta.rows} responses are "
+                "encoded from their texts."
+            )
         self.sources.append(Source(round_.entry.name, round_.iteration, meta.rows, meta.rows_digest, meta.generator))
         return load_triplets(round_.entry, meta, self.encoder, self.limits)
 
-    def _check_encoding(self, round_: Round, meta: TripletMeta) -> None:
-        """The prompts generated from are those trained on, unless the triplets are only borrowed."""
-        if is_exact(meta, self.encoder):
-            return
-        what = "tokenizer" if meta.tokenizer != self.encoder.tokenizer_digest else "template"
-        if self.run.finetuning.tpaw_prompts:
-            raise DataError(
-                f"{round_.path} was generated with another {what} than this run's (`template: "
-                f"{self.run.data.template}`, with `default_system`, `enable_thinking` and the like), so other tokens "
-                "would be trained on than were sampled. Restore the setting, or delete the file and its meta file to "
-                "sample anew."
-            )
-        logger.warning_rank0(
-            f"{round_.path} was generated with another {what}: its {meta.rows} responses are encoded from their texts."
-        )
+    def _check_origins(self, metas: Sequence[tuple[Round, TripletMeta]], opponents: Opponents) -> None:
+        """Hold the rounds to the players, prompts, tokenizer and template of this run, all of them at once."""
+        players = {theta: (member.player.path, member.fingerprint) for theta, member in self.members.items()}
+        rounds = metas[: len(opponents.rounds)]
+        problems = prompts_problems({round_.entry.name: (meta.prompts_digest, meta.rows) for round_, meta in rounds})
+        problems += origin_problems(rounds, players)
+        if self.run.finetuning.tpaw_prompts:  # without, the triplets are only borrowed
+            files = [(round_.path, meta) for round_, meta in metas]
+            problems += encoding_problems(files, self.encoder, str(self.run.data.template))
+        if opponents.proto is not None:
+            problems += self._proto_problems(*metas[-1])
+        if problems:
+            raise DataError(problems)
 
-    def _check_proto(self, round_: Round, meta: TripletMeta) -> None:
+    def _proto_problems(self, round_: Round, meta: TripletMeta) -> list[str]:
         """y_0 is what θ_0 of this run generated: the iteration before trained on the same file."""
         newest = self.members[max(self.members)]
         manifest = read_manifest(newest.folder)
         if manifest is None or meta.rows_digest in {source["digest"] for source in manifest.triplets}:
-            return
-        raise DataError(
+            return []
+        return [
             f"`tpaw_proto: {round_.entry.name}` ({round_.path}) is not what {newest.player.name} "
             f"({newest.player.path}) was trained on: its {MANIFEST} does not list the file. Name the triplets of "
             "iteration 0 of this run."
-        )
+        ]
 
     def _foreign(self, entry: Entry, *, is_opponent: bool = True) -> list[Triplet]:
         logger.info_rank0(f"`{entry.name}` is ranking data of another source: no lineage is checked.")

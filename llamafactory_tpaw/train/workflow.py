@@ -13,7 +13,7 @@ from ..data.collator import TripletCollator, TripletDataset
 from ..errors import ConfigError
 from ..plugin import facade
 from ..team.scorer import Block, OnlineTeam, ScoreReport, TeamScorer
-from .lineage import finish_manifest, start_manifest
+from .lineage import check_earlier_work, finish_manifest, start_manifest
 from .setup import IterationSetup, load_setup
 
 
@@ -63,6 +63,7 @@ def run_tpaw(
             "Start it without torchrun, on one device (`CUDA_VISIBLE_DEVICES=0`)."
         )
     setup = load_setup(run)
+    check_earlier_work(run, setup)
     scorer = TeamScorer(run, setup.tokenizer)
     blocks = setup.blocks()
     cached = finetuning_args.tpaw_reference == "cached" and bool(setup.team)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
-from llamafactory_tpaw.errors import ConfigError
+from llamafactory_tpaw.errors import ConfigError, Findings
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
-from llamafactory_tpaw.team.members import check_tokenizers, load_encoder, load_members
+from llamafactory_tpaw.team.members import check_tokenizers, load_encoder, load_members, load_team
 from tests import tiny
 from tests.unit.team.test_manifest import make_manifest
 
@@ -85,8 +85,22 @@ def test_problems_of_all_players_at_once(run_of: Callable[..., RunArguments]) ->
 def test_another_parent_is_refused(run_of: Callable[..., RunArguments]) -> None:
     shutil.rmtree("theta_0")
     tiny.save_model(Path("theta_0"), seed=7)
-    with pytest.raises(ConfigError, match=r"theta_1 \(theta_1\) was trained from a checkpoint with fingerprint"):
-        load_members(run_of())
+    with (
+        pytest.raises(ConfigError, match=r"theta_1 \(theta_1\) was trained from a checkpoint with fingerprint"),
+        Findings() as findings,
+    ):
+        load_team(run_of(), findings)
+
+
+def test_what_does_not_keep_from_checking_is_found_together(run_of: Callable[..., RunArguments]) -> None:
+    shutil.rmtree("theta_0")
+    tiny.save_model(Path("theta_0"), seed=7, vocab_size=400)
+    with pytest.raises(ConfigError) as caught, Findings() as findings:
+        load_team(run_of(), findings)
+    assert [problem.split(" ", 3)[:3] for problem in caught.value.problems] == [
+        ["theta_1", "(theta_1)", "was"],
+        ["The", "players'", "vocabularies"],
+    ]
 
 
 def check(run: RunArguments) -> list[str]:
