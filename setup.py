@@ -77,6 +77,7 @@ setup(
         "llamafactory" + read_constant("llamafactory_tpaw/plugin/status.py", "SUPPORTED"),
         # LlamaFactory imports torchaudio, whose last release (2.11) refuses a torch built for another CUDA than 13.0.
         "torch<2.15",
+        "shtab>=1.6",
     ],
     extras_require={
         # LlamaFactory 0.9.5 itself accepts vLLM up to 0.11.0.

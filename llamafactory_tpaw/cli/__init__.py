@@ -2,14 +2,15 @@
 """The command `llamafactory-tpaw`: finds the sub-command and hands it its arguments."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import EXIT_CODES, INTERRUPTED, TpawError
 from ..plugin.reporting import report
-from . import stage
-from .command import Command
+from . import completion, stage
+from .command import Command, HelpFormatter
 
 
 # The order of the help: setting up, playing, looking.
@@ -17,6 +18,7 @@ COMMANDS: dict[str, Command] = {
     "train": stage.TRAIN,
     "generate": stage.GENERATE,
     "score": stage.SCORE,
+    "completion": completion.COMPLETION,
 }
 
 
@@ -30,31 +32,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(arguments or ["--help"])
         return 2
     command = COMMANDS[name]
-    if rest == ["--help"] or (rest == ["-h"] and name != "train"):
+    # `train -h` is LlamaFactory's own: every key there is.
+    if rest == ["--help"] or (name != "train" and {"-h", "--help"} & set(rest)):
         parsers[name].print_help()
         return 0
     if command.raw and not rest:
         parsers[name].error("a run file is needed, and none was given")
     try:
-        return command.run(rest if command.raw else parsers[name].parse_intermixed_args(rest)) or 0
+        code = command.run(rest if command.raw else parsers[name].parse_intermixed_args(rest)) or 0
+        sys.stdout.flush()
+        return code
     except TpawError as error:
         return report(error)
     except KeyboardInterrupt:
         sys.stderr.write("llamafactory-tpaw: interrupted. What is done is kept: the same command continues.\n")
         return INTERRUPTED
+    except BrokenPipeError:
+        # What reads the output, `head` say, has seen enough. Python would fail again when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser of the whole command, and those of its sub-commands by name."""
-    style = argparse.RawDescriptionHelpFormatter
-    codes = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+    codes = "Exit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
     parser = argparse.ArgumentParser(
         prog="llamafactory-tpaw",
         description="Self-play fine-tuning (stage `tpaw`) for LlamaFactory.",
         epilog="Example:\n  llamafactory-tpaw generate yaml/qwen_tpaw_iter0.yaml\n\n"
-        f"Exit codes:\n{codes}\n\n"
-        "`llamafactory-tpaw COMMAND --help` shows a command's arguments.",
-        formatter_class=style,
+        f"{codes}\n\n`llamafactory-tpaw COMMAND --help` shows a command's arguments.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"llamafactory-tpaw {__version__}")
     table = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -65,8 +72,8 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
             name,
             help=command.summary,
             description=command.description,
-            epilog=f"Example:\n{examples}",
-            formatter_class=style,
+            epilog=f"Example:\n{examples}\n\n{codes}",
+            formatter_class=HelpFormatter,
         )
         command.add_arguments(parsers[name])
     return parser, parsers

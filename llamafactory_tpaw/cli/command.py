@@ -2,8 +2,20 @@
 """What a sub-command of `llamafactory-tpaw` is made of."""
 
 import argparse
+import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+
+
+# What an argument names, for shell completion: `parser.add_argument(...).complete = FOLDER`.
+FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+RUN_FILE = {
+    "bash": "_llamafactory_tpaw_run_files",
+    "zsh": "_files -g '*.(yaml|yml)(-.)'",
+    "tcsh": "f:*.{yaml,yml}",
+}
 
 
 @dataclass(frozen=True)
@@ -12,7 +24,7 @@ class Command:
 
     Attributes:
         summary: A line for the list of commands.
-        description: What it does, for its own help.
+        description: What it does, for its own help. A line is a paragraph; an indented one is not wrapped.
         example: Command lines for its own help, one a line.
         add_arguments: Adds its arguments to its parser.
         run: Takes the parsed arguments and returns an exit code or None; where `raw`, what stands after the
@@ -28,7 +40,29 @@ class Command:
     raw: bool = False
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Fits text to the terminal's width: wraps paragraphs, keeps commands whole, hangs `word   meaning` lines."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make room for the commands, which stand two columns further right than argparse counts."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(_fill_line(indent + line, width) for line in text.splitlines())
+
+
+def _fill_line(line: str, width: int) -> str:
+    entry = re.match(r" +\S+ {2,}", line)
+    if entry is None and line[:1] in ("", " "):
+        return line
+    hang = " " * (entry.end() if entry else 0)
+    return textwrap.fill(line, max(width, 20), subsequent_indent=hang, break_long_words=False, break_on_hyphens=False)
+
+
 def add_run_file(parser: argparse.ArgumentParser) -> None:
     """Add a run file and its overrides, as `llamafactory-cli train` takes them."""
-    parser.add_argument("run_file", metavar="RUN_FILE", help="a YAML file as `llamafactory-cli train` takes it")
+    file = parser.add_argument("run_file", metavar="RUN_FILE", help="a YAML file as `llamafactory-cli train` takes it")
+    file.complete = RUN_FILE
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="keys that replace those of the file")

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from types import ModuleType
 
 import pytest
 
 from llamafactory_tpaw import __version__, cli
-from llamafactory_tpaw.errors import GenerationError
+from llamafactory_tpaw.errors import EXIT_CODES, GenerationError
 from llamafactory_tpaw.plugin import bootstrap
 
 
@@ -33,9 +34,42 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
-def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_an_example_and_the_exit_codes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "--help"]) == 0
-    assert f"llamafactory-tpaw {name} yaml/" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"llamafactory-tpaw {name}" in text.partition("Example:")[2]
+    assert all(meaning.split()[0] in text.partition("Exit codes:")[2] for meaning in EXIT_CODES.values())
+
+
+@pytest.mark.parametrize("name", [None, *cli.COMMANDS])
+def test_help_fits_every_width(
+    name: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words are the same everywhere, and only commands to copy are wider than the terminal."""
+    texts = {}
+    parser, parsers = cli.build_parsers()
+    for width in (50, 80, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        texts[width] = (parsers[name] if name else parser).format_help()
+    usage, words = zip(*(text.split("\n\n", 1) for text in texts.values()), strict=True)
+    assert len({tuple(text.split()) for text in words}) == 1
+    assert len({frozenset(text.split()) for text in usage}) == 1
+    wide = [line for line in texts[80].splitlines() if len(line) > 80 and "llamafactory-tpaw" not in line]
+    assert wide == []
+
+
+@pytest.mark.parametrize("argv", [["generate", "-h"], ["generate", "a.yaml", "--help"], ["completion", "--help"]])
+def test_help_is_given_wherever_it_is_asked(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 0
+    assert f"usage: llamafactory-tpaw {argv[0]}" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    script = "import sys; from llamafactory_tpaw import cli; sys.exit(cli.main(['completion', 'tcsh']))"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
 
 
 @pytest.mark.parametrize("argv", [["nonsense"], ["generate"], ["--nonsense"]])
