@@ -12,7 +12,7 @@ from ..errors import ConfigError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -103,15 +103,29 @@ class Response:
     finish_reason: str
 
 
+def ignore(_: int) -> None:
+    """Take no notice of how many requests are finished."""
+
+
 class Engine(Protocol):
     """Samples responses. Made by its own module, so that heavy imports stay there."""
 
     name: str
     version: str
 
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
-        """Answer one batch, in its order."""
+    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
+        """Answer the requests of one unit, in their order; `finished` may be told how many more are done."""
         ...
+
+
+# Batches' worth of requests that an engine is given at once, and that an interruption costs at most. The more, the
+# rarer are the times when rows finish and none is left to take their places.
+UNIT_BATCHES = 16
+
+
+def plan_units(requests: Sequence[Request], batch_tokens: int) -> list[list[int]]:
+    """Split requests into units: each is answered and kept as a whole, whatever happened before."""
+    return plan_batches(requests, UNIT_BATCHES * batch_tokens)
 
 
 def plan_batches(requests: Sequence[Request], batch_tokens: int) -> list[list[int]]:

@@ -1,101 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine that needs nothing more: transformers' `generate` on one device."""
+"""The engine that needs nothing more than transformers, on one device."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import transformers
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ..errors import GenerationError
-from .base import Request, Response, SamplingSettings
+from ..plugin.logs import get_logger
+from .base import Request, Response, SamplingSettings, ignore, plan_batches
+from .decoding import RowDecoder, obstacle
+from .sampling import choose, refuse_unsound, uniforms_of
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedModel
 
-
-NAN_ADVICE = (
-    "The model's probabilities are NaN. Look at the checkpoint and its dtype; a model trained in bf16 may not be run "
-    "in fp16."
-)
+logger = get_logger(__name__)
 
 
-class SeededSampler(LogitsProcessor):
-    r"""Sample by inverting the cumulative distribution with random numbers that belong to the prompt.
+class ChosenOnly(LogitsProcessor):
+    r"""Leave `generate` only the token that was chosen for each row, so that greedy search picks it.
 
-    `generate` draws from one generator for the whole batch, so that a prompt's response would depend on its
-    neighbours. Here step s of a prompt uses the s-th number of its own stream; the chosen token is all that is left
-    for greedy search to pick.
+    `generate` itself draws from one generator for the whole batch, so that a prompt's response would depend on its
+    neighbours, and its repetition penalty counts padding as seen.
 
     Args:
-        seeds: One seed a row.
-        max_new_tokens: Number of steps, S.
-    """
-
-    def __init__(self, seeds: Sequence[int], max_new_tokens: int) -> None:
-        rows = [
-            torch.rand(max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-            for seed in seeds
-        ]
-        self.uniforms = torch.stack(rows)  # (B, S)
-        self.step = 0
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Leave the sampled token of each row at 0 and all others at -inf."""
-        cumulative = scores.float().softmax(-1).to(torch.float64).cumsum(-1)
-        if not torch.isfinite(cumulative[:, -1]).all():
-            raise GenerationError(NAN_ADVICE)
-        drawn = self.uniforms[:, self.step, None].to(scores.device) * cumulative[:, -1:]
-        # The first token whose cumulative probability exceeds the drawn one; tokens of probability 0 never do.
-        token = torch.searchsorted(cumulative, drawn, right=True).clamp(max=scores.shape[-1] - 1)
-        self.step += 1
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
-
-
-class NanGuard(LogitsProcessor):
-    """Refuse NaN where greedy search would take it for the largest logit."""
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Leave the scores as they are."""
-        if scores.isnan().any():
-            raise GenerationError(NAN_ADVICE)
-        return scores
-
-
-class RepetitionPenalty(LogitsProcessor):
-    r"""Transformers' repetition penalty, but for padding.
-
-    Its own counts the padding as seen, so that a shorter prompt's end-of-turn token, which often pads, would be
-    penalized by how long its neighbours are.
-
-    Args:
-        penalty: Divides positive logits of tokens that were seen and multiplies negative ones.
+        requests: The rows.
+        settings: Sampling settings.
         attention_mask: Of the prompts, (B, P).
     """
 
-    def __init__(self, penalty: float, attention_mask: torch.Tensor) -> None:
-        self.penalty = penalty
+    def __init__(self, requests: Sequence[Request], settings: SamplingSettings, attention_mask: torch.Tensor) -> None:
+        self.settings = settings
         self.prompt_mask = attention_mask
+        self.uniforms: torch.Tensor | None = None  # (B, S)
+        if settings.temperature > 0:
+            steps = max(request.max_new_tokens for request in requests)
+            rows = [np.resize(uniforms_of(request, settings), steps) for request in requests]
+            self.uniforms = torch.from_numpy(np.stack(rows)).to(attention_mask.device)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Penalize what the prompt and the response so far hold."""
-        mask = torch.ones_like(input_ids)
-        mask[:, : self.prompt_mask.shape[1]] = self.prompt_mask
-        seen = torch.zeros_like(scores, dtype=mask.dtype).scatter_add_(1, input_ids, mask) > 0
-        penalized = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
-        return torch.where(seen, penalized, scores)
+        """Leave the chosen token of each row at 0 and all others at -inf."""
+        step = input_ids.shape[1] - self.prompt_mask.shape[1]
+        seen = None
+        if self.settings.repetition_penalty != 1:
+            mask = torch.ones_like(input_ids)
+            mask[:, : self.prompt_mask.shape[1]] = self.prompt_mask
+            seen = torch.zeros_like(scores, dtype=mask.dtype).scatter_add_(1, input_ids, mask) > 0
+        uniforms = None if self.uniforms is None else self.uniforms[:, step]
+        chosen = choose(scores, uniforms, self.settings, seen)
+        refuse_unsound(bool(chosen.sound))
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen.tokens[:, None], 0.0)
 
 
 class HfEngine:
@@ -106,13 +67,19 @@ class HfEngine:
         settings: Sampling settings.
         stop_token_ids: Ids that end a response.
         pad_token_id: Padding id.
+        batch_tokens: Most tokens in a batch, prompts and new ones, padding included; one row may be larger.
     """
 
     name = "hf"
     version = transformers.__version__
 
     def __init__(
-        self, model: PreTrainedModel, settings: SamplingSettings, stop_token_ids: Sequence[int], pad_token_id: int
+        self,
+        model: PreTrainedModel,
+        settings: SamplingSettings,
+        stop_token_ids: Sequence[int],
+        pad_token_id: int,
+        batch_tokens: int,
     ) -> None:
         # `generate` fills what a config leaves open from the model's own one, which may ask for penalties or top-p.
         model.generation_config = GenerationConfig()
@@ -120,22 +87,42 @@ class HfEngine:
         self.settings = settings
         self.stop_token_ids = list(stop_token_ids)
         self.pad_token_id = pad_token_id
+        self.batch_tokens = batch_tokens
+        self.decoder: RowDecoder | None = None
+        reason = obstacle(model)
+        if reason is None:
+            self.decoder = RowDecoder(model, settings, stop_token_ids, pad_token_id, batch_tokens)
+        else:
+            logger.info_rank0(
+                f"Rows of {type(model).__name__} cannot be exchanged while others are generated, because {reason}. "
+                "Responses are generated in fixed batches by transformers' `generate`, which takes longer."
+            )
 
-    @torch.inference_mode()
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
-        r"""Answer one batch, left-padded to its longest prompt.
+    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
+        r"""Answer requests.
 
         Args:
             requests: The prompts; each is sampled up to its own `max_new_tokens`.
+            finished: Told how many more are finished, whenever some are.
 
         Returns:
             One response a request, in order.
         """
+        if self.decoder is not None:
+            return self.decoder.decode(requests, finished)
+        responses: dict[int, Response] = {}
+        for batch in plan_batches(requests, self.batch_tokens):
+            responses.update(zip(batch, self._fixed_batch([requests[index] for index in batch]), strict=True))
+            finished(len(batch))
+        return [responses[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def _fixed_batch(self, requests: Sequence[Request]) -> list[Response]:
+        """Answer one batch by `generate`, left-padded to its longest prompt."""
         input_ids, attention_mask = self._pad(requests)
-        longest = max(request.max_new_tokens for request in requests)
         config = GenerationConfig(
             do_sample=False,
-            max_new_tokens=longest,
+            max_new_tokens=max(request.max_new_tokens for request in requests),
             eos_token_id=self.stop_token_ids,
             pad_token_id=self.pad_token_id,
             use_cache=True,
@@ -144,7 +131,7 @@ class HfEngine:
             input_ids=input_ids,
             attention_mask=attention_mask,
             generation_config=config,
-            logits_processor=self._processors(requests, longest, attention_mask),
+            logits_processor=LogitsProcessorList([ChosenOnly(requests, self.settings, attention_mask)]),
         )
         sampled = output[:, input_ids.shape[1] :].tolist()
         return [self._finish(ids, request) for ids, request in zip(sampled, requests, strict=True)]
@@ -157,25 +144,6 @@ class HfEngine:
             input_ids[row, width - len(request.prompt_ids) :] = torch.from_numpy(request.prompt_ids)
             attention_mask[row, width - len(request.prompt_ids) :] = 1
         return input_ids.to(self.model.device), attention_mask.to(self.model.device)
-
-    def _processors(
-        self, requests: Sequence[Request], steps: int, attention_mask: torch.Tensor
-    ) -> LogitsProcessorList:
-        settings = self.settings
-        processors = LogitsProcessorList()
-        if settings.repetition_penalty != 1.0:
-            processors.append(RepetitionPenalty(settings.repetition_penalty, attention_mask))
-        if settings.temperature == 0.0:
-            processors.append(NanGuard())
-            return processors
-        if settings.temperature != 1.0:
-            processors.append(TemperatureLogitsWarper(float(settings.temperature)))
-        if settings.top_k > 0:
-            processors.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p < 1.0:
-            processors.append(TopPLogitsWarper(settings.top_p))
-        processors.append(SeededSampler([request.seed(settings.seed) for request in requests], steps))
-        return processors
 
     def _finish(self, ids: list[int], request: Request) -> Response:
         """Cut a row at its first stop token or at its own limit."""

@@ -17,13 +17,13 @@ from ..plugin import facade
 from ..plugin.logs import get_logger
 from ..team.forward import autocast_dtype
 from ..team.members import Member, Team, load_team
-from .base import SamplingSettings
+from .base import SamplingSettings, ignore
 from .hf import HfEngine
 from .workflow import Job, run_job
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..arguments.parsed import RunArguments
     from ..data.encoding import TurnEncoder
@@ -38,13 +38,13 @@ logger = get_logger(__name__)
 class _OutOfMemoryAdvice(HfEngine):
     """The engine, with a message that names the key to turn."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
+    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
         try:
-            return super().generate(requests)
+            return super().generate(requests, finished)
         except torch.OutOfMemoryError as error:
             raise EnvironmentProblem(
-                f"The device ran out of memory with {len(requests)} prompts in a batch. Lower "
-                "`tpaw_generate_batch_tokens` and start again: finished rows are kept."
+                f"The device ran out of memory with `tpaw_generate_batch_tokens: {self.batch_tokens}`. Lower it and "
+                "start again: finished rows are kept."
             ) from error
 
 
@@ -115,4 +115,5 @@ def _load_engine(
     model = facade.load_model(encoder.tokenizer, model_args, run.finetuning, False)
     model = model.to(device=run.training.device, dtype=dtype)
     stop_token_ids = encoder.stop_token_ids(model.generation_config.eos_token_id)
-    return _OutOfMemoryAdvice(model, settings, stop_token_ids, encoder.tokenizer.pad_token_id)
+    batch_tokens = run.finetuning.tpaw_generate_batch_tokens
+    return _OutOfMemoryAdvice(model, settings, stop_token_ids, encoder.tokenizer.pad_token_id, batch_tokens)

@@ -18,7 +18,7 @@ from ..data.encoding import cut_response
 from ..data.files import read_jsonl_prefix, sha256_hex, write_atomic
 from ..data.triplets import TripletMeta, TripletRow, read_meta, write_meta
 from ..errors import DataError, GenerationError
-from .base import Request, SamplingSettings, plan_batches
+from .base import Request, SamplingSettings, plan_units
 
 
 if TYPE_CHECKING:
@@ -122,27 +122,26 @@ def _run_locked(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
         return read_meta(job.round.path)
     done, seconds = _read_partial(job)
     requests = job.requests()
-    # The plan covers all prompts, so that after an interruption the batches that are left are the same ones.
-    batches = [
-        [index for index in batch if requests[index].id not in done]
-        for batch in plan_batches(requests, job.batch_tokens)
+    # The plan covers all prompts, so that after an interruption the units that are left are the same ones.
+    units = [
+        [index for index in unit if requests[index].id not in done] for unit in plan_units(requests, job.batch_tokens)
     ]
-    batches = [batch for batch in batches if batch]
-    if batches:
+    units = [unit for unit in units if unit]
+    if units:
         engine = make_engine()
         with (
             job.partial_path.open("ab") as stream,
             tqdm(total=len(requests), initial=len(done), unit="prompt", desc=f"D_{job.round.iteration}") as progress,
         ):
-            for batch in batches:
+            for unit in units:
                 started = time.monotonic()
-                responses = engine.generate([requests[index] for index in batch])
-                rows = [_row(job, index, response) for index, response in zip(batch, responses, strict=True)]
+                responses = engine.generate([requests[index] for index in unit], progress.update)
+                rows = [_row(job, index, response) for index, response in zip(unit, responses, strict=True)]
                 elapsed = time.monotonic() - started
                 _append(stream, {"seconds": elapsed, "rows": [row.to_json() for row in rows]})
                 done.update({row.id: row for row in rows})
                 seconds += elapsed
-                progress.update(len(batch))
+                progress.update(len(done) - progress.n)
     meta = _finish(job, done, seconds)
     job.partial_path.unlink()
     return meta
@@ -172,7 +171,7 @@ def _read_partial(job: Job) -> tuple[dict[str, TripletRow], float]:
 
 
 def _append(stream: BinaryIO, batch: dict[str, Any]) -> None:
-    """One line a batch: after a crash a batch is there whole or not at all."""
+    """One line a unit: after a crash a unit is there whole or not at all."""
     stream.write(json.dumps(batch, ensure_ascii=False).encode() + b"\n")
     stream.flush()
     os.fsync(stream.fileno())

@@ -16,7 +16,7 @@ from llamafactory_tpaw.data.prompts import PromptSet, load_prompts
 from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import find_entry, triplet_entry
 from llamafactory_tpaw.data.triplets import read_meta, read_triplets
-from llamafactory_tpaw.generation.base import Request, Response, SamplingSettings
+from llamafactory_tpaw.generation.base import Request, Response, SamplingSettings, ignore
 from llamafactory_tpaw.generation.hf import HfEngine
 from llamafactory_tpaw.generation.workflow import Job, run_job
 from tests import encoders
@@ -24,10 +24,8 @@ from tests.runs import Project, Result
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    import torch
 
     from llamafactory_tpaw.data.encoding import TurnEncoder
 
@@ -155,7 +153,7 @@ class TargetEngine:
         self.limit = limit
         self.asked: dict[str, list[int]] = {}
 
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
+    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
         self.asked |= {request.id: request.prompt_ids.tolist() for request in requests}
         return [self.answer(self.targets[request.id]) for request in requests]
 
@@ -167,17 +165,25 @@ class TargetEngine:
 
 
 class RecordingEngine(HfEngine):
-    """The transformers engine, which writes down what the model is given."""
+    """The transformers engine, one prompt after another, which writes down what the model is given."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.asked: dict[str, list[int]] = {}
 
-    def _pad(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
-        input_ids, attention_mask = super()._pad(requests)
-        for request, ids, mask in zip(requests, input_ids, attention_mask, strict=True):
-            self.asked[request.id] = ids[mask == 1].tolist()
-        return input_ids, attention_mask
+    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
+        return [self.record(request) for request in requests]
+
+    def record(self, request: Request) -> Response:
+        given: list[int] = []
+        hook = self.model.model.register_forward_pre_hook(
+            lambda _, __, inputs: given.extend(inputs["input_ids"][0].tolist()), with_kwargs=True
+        )
+        (response,) = super().generate([request])
+        hook.remove()
+        self.asked[request.id] = given[: len(request.prompt_ids)]
+        assert given[len(request.prompt_ids) :] == response.ids[:-1]
+        return response
 
 
 @pytest.fixture(params=[*((name, True) for name in encoders.TEMPLATES), ("qwen3", False)], ids=str)
@@ -275,7 +281,7 @@ def test_a_real_model_is_conditioned_on_the_tokens_that_are_trained_on(
     model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     assert len(encoder.tokenizer) == model.config.vocab_size  # the template added no token
     stop_token_ids = encoder.stop_token_ids(range(150, 250))  # as a checkpoint's own config may name others
-    engine = RecordingEngine(model, job.settings, stop_token_ids, encoder.tokenizer.pad_token_id)
+    engine = RecordingEngine(model, job.settings, stop_token_ids, encoder.tokenizer.pad_token_id, job.batch_tokens)
     run_job(job, lambda: engine)
     triplets, rows = load(run, encoder, "d0")
     assert engine.asked == {triplet.id: triplet.prompt_ids.tolist() for triplet in triplets}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling by the prompt's own random numbers, and the transformers engine against loops written here."""
+"""The transformers engine against loops written here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from llamafactory_tpaw.errors import GenerationError
 from llamafactory_tpaw.generation.base import Request, Response, SamplingSettings
-from llamafactory_tpaw.generation.hf import HfEngine, SeededSampler
+from llamafactory_tpaw.generation.hf import HfEngine
 
 
 if TYPE_CHECKING:
@@ -20,58 +20,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-PROBABILITIES = torch.tensor([0.0, 0.3, 0.05, 0.0, 0.25, 0.1, 0.3, 0.0])
 PAD = 0
+BATCH_TOKENS = 1000
 PROMPTS = [[20, 30, 40], [50, 60, 70, 80, 90, 100, 110], [25], [33, 44, 55, 66, 77]]
-
-
-def draw(seeds: Sequence[int], steps: int = 1, scores: torch.Tensor | None = None) -> torch.Tensor:
-    """Sample `steps` tokens for each seed from one fixed distribution: (B, steps)."""
-    scores = PROBABILITIES.log() if scores is None else scores
-    sampler = SeededSampler(seeds, steps)
-    ids = torch.zeros(len(seeds), 1, dtype=torch.long)
-    return torch.stack([sampler(ids, scores.expand(len(seeds), -1)).argmax(-1) for _ in range(steps)], dim=1)
-
-
-def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> float:
-    return float(((counts - expected) ** 2 / expected).sum())
-
-
-def test_frequencies_follow_the_softmax() -> None:
-    drawn = draw([Request(f"{number:016x}-0", None, 1, 0).seed(0) for number in range(10_000)], steps=2)
-    possible = PROBABILITIES > 0
-    for tokens in drawn.T:
-        counts = torch.bincount(tokens, minlength=8)
-        assert counts[~possible].sum() == 0
-        # Four degrees of freedom: 20 is exceeded once in 2,000 draws. The seeds are fixed, so this one is not.
-        assert chi_square(counts[possible].double(), 10_000 * PROBABILITIES[possible].double()) < 20
-    pairs = torch.bincount(drawn[:, 0] * 8 + drawn[:, 1], minlength=64).double()
-    expected = 10_000 * torch.outer(PROBABILITIES, PROBABILITIES).flatten().double()
-    assert chi_square(pairs[expected > 0], expected[expected > 0]) < 60  # 24 degrees: the steps are independent
-
-
-def test_numbers_belong_to_the_prompt() -> None:
-    seeds = [7, 2**62, 11, 12]
-    together = draw(seeds, steps=40)
-    assert torch.equal(draw(seeds[::-1], steps=40), together.flip(0))
-    assert torch.equal(draw(seeds[1:2], steps=40), together[1:2])
-    assert torch.equal(draw(seeds, steps=9), together[:, :9])
-    assert len({tuple(row.tolist()) for row in together}) == 4
-
-
-@pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.29, 1), (0.31, 2), (0.36, 4), (1 - 2**-53, 6)])
-def test_impossible_tokens_are_never_drawn(uniform: float, token: int) -> None:
-    sampler = SeededSampler([0], 1)
-    sampler.uniforms = torch.tensor([[uniform]], dtype=torch.float64)
-    scores = sampler(torch.zeros(1, 1, dtype=torch.long), PROBABILITIES.log()[None])
-    assert scores.argmax(-1).item() == token
-    assert scores.isinf().sum() == 7
-
-
-@pytest.mark.parametrize("bad", [[0.0, float("nan")], [0.0, float("inf")], [-float("inf")] * 2])
-def test_scores_without_probabilities_raise(bad: list[float]) -> None:
-    with pytest.raises(GenerationError, match="probabilities are NaN"):
-        draw([0, 1], scores=torch.tensor(bad))
 
 
 def settings(**changes: Any) -> SamplingSettings:
@@ -90,7 +41,7 @@ def requests_of(*limits: int) -> list[Request]:
 def generate(
     model: PreTrainedModel, requests: list[Request], stop: Sequence[int] = (), **changes: Any
 ) -> list[Response]:
-    return HfEngine(model, settings(**changes), stop, PAD).generate(requests)
+    return HfEngine(model, settings(**changes), stop, PAD, BATCH_TOKENS).generate(requests)
 
 
 def keep(scores: torch.Tensor, kept: list[int]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from llamafactory_tpaw.data.source import find_entry, triplet_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, read_meta, read_triplets
 from llamafactory_tpaw.errors import DataError, GenerationError
 from llamafactory_tpaw.generation import workflow
-from llamafactory_tpaw.generation.base import Request, Response, SamplingSettings
+from llamafactory_tpaw.generation.base import Request, Response, SamplingSettings, ignore
 from llamafactory_tpaw.generation.hf import HfEngine
 from llamafactory_tpaw.generation.workflow import Job, run_job
 from tests import encoders
@@ -50,7 +50,7 @@ class FakeEngine:
         self.batches = batches
         self.asked: list[list[str]] = []
 
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
+    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
         if len(self.asked) == self.batches:
             raise Interrupted
         self.asked.append([request.id for request in requests])
@@ -86,7 +86,7 @@ def job(tmp_path: Path) -> Job:
         generator_path="saves/theta_1",
         settings=SamplingSettings.of(vars(run.generating) | {"seed": run.training.seed}),
         engine={"name": "fake", "version": "1", "dtype": "float32"},
-        batch_tokens=250,
+        batch_tokens=16,
         cutoff_len=CUTOFF,
     )
 
@@ -214,7 +214,7 @@ def test_torn_at_many_bytes_of_the_last_line(job: Job, tmp_path: Path) -> None:
 def test_other_batches_continue_and_give_the_same_rows(job: Job, tmp_path: Path) -> None:
     content, _ = undisturbed(job, tmp_path / "other")
     first = interrupt(job, 2)
-    second = play(replace(job, batch_tokens=100))
+    second = play(replace(job, batch_tokens=1))
     assert not {name for batch in first.asked for name in batch} & {name for batch in second.asked for name in batch}
     assert {len(batch) for batch in second.asked} == {1}
     assert job.round.path.read_bytes() == content
@@ -316,7 +316,7 @@ def test_a_second_process_is_refused_while_the_first_works(job: Job) -> None:
 
 def test_the_lock_is_held_while_the_engine_works_and_given_back_when_it_fails(job: Job) -> None:
     class Nested(FakeEngine):
-        def generate(self, requests: Sequence[Request]) -> list[Response]:
+        def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
             run_job(self.job, no_engine)
             raise AssertionError("two processes at once")
 
@@ -327,7 +327,7 @@ def test_the_lock_is_held_while_the_engine_works_and_given_back_when_it_fails(jo
 
 def test_an_engine_that_answers_too_little(job: Job) -> None:
     class Short(FakeEngine):
-        def generate(self, requests: Sequence[Request]) -> list[Response]:
+        def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
             return super().generate(requests)[1:]
 
     with pytest.raises(ValueError):
@@ -336,7 +336,8 @@ def test_an_engine_that_answers_too_little(job: Job) -> None:
 
 
 def test_the_transformers_engine_continues_to_the_same_bytes(job: Job, model: PreTrainedModel, tmp_path: Path) -> None:
-    engine = HfEngine(model, job.settings, job.encoder.stop_token_ids(), job.encoder.tokenizer.pad_token_id)
+    arguments = (model, job.settings, job.encoder.stop_token_ids(), job.encoder.tokenizer.pad_token_id, 250)
+    engine = HfEngine(*arguments)
     other = at(job, tmp_path / "other")
     run_job(other, lambda: engine)
     content = other.round.path.read_bytes()
@@ -344,15 +345,15 @@ def test_the_transformers_engine_continues_to_the_same_bytes(job: Job, model: Pr
     class Failing(HfEngine):
         batches = 2
 
-        def generate(self, requests: Sequence[Request]) -> list[Response]:
+        def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
             self.batches -= 1
             if self.batches < 0:
                 raise Interrupted
             return super().generate(requests)
 
     with pytest.raises(Interrupted):
-        run_job(job, lambda: Failing(model, job.settings, engine.stop_token_ids, engine.pad_token_id))
-    run_job(replace(job, batch_tokens=400), lambda: engine)
+        run_job(job, lambda: Failing(*arguments))
+    run_job(replace(job, batch_tokens=25), lambda: engine)
     assert job.round.path.read_bytes() == content
     texts = [row.generated for row in read_triplets(job.round.path)]
     assert len(set(texts)) > 10
