@@ -156,19 +156,19 @@ class _TripletReader:
         with self.findings.note():
             self._check_origins(metas, opponents)
         self.findings.raise_noted()
-        triplets: dict[Round, list[Triplet]] = {}
-        foreign = []
+        parts: list[list[Triplet]] = []
+        foreign: list[Triplet] = []
         for round_, meta in metas:
             with self.findings.note():
-                triplets[round_] = self._round(round_, meta)
+                parts.append(self._round(round_, meta))
         for entry in opponents.foreign:
             with self.findings.note():
                 foreign += self._foreign(entry)
         self.findings.raise_noted()
-        read = [triplet for round_ in opponents.rounds for triplet in triplets[round_]] + foreign
+        triplets = [triplet for part in parts[: len(opponents.rounds)] for triplet in part] + foreign
         if opponents.proto is None:
-            return read
-        return with_proto(read, triplets[opponents.proto], opponents.proto.entry.name)
+            return triplets
+        return with_proto(triplets, parts[-1], opponents.proto.entry.name)
 
     def read_eval(self, names: Sequence[str], train: Sequence[Triplet]) -> dict[str, list[Triplet]]:
         """Read `eval_dataset`; its prompts must not be trained on."""
