@@ -81,6 +81,24 @@ def extend_launcher(module: ModuleType) -> None:
     module.launch = launch
 
 
+def extend_v1_launcher(module: ModuleType) -> None:
+    """Refuse the stage in the `launch` that USE_V1 chooses, whose trainers do not know it.
+
+    Raises:
+        SeamMissing: If `launch` is not built as expected.
+    """
+    original = check_function(module, "launch", uses=("argv",))
+
+    @functools.wraps(original)
+    def launch() -> Any:
+        arguments = sys.argv[2:]
+        if sys.argv[1:2] == ["train"] and not _asks_help(arguments) and given.stage_of(arguments) == STAGE:
+            sys.exit(report(ConfigError("USE_V1 is set, but its trainers do not know stage `tpaw`. Unset USE_V1.")))
+        return original()
+
+    module.launch = launch
+
+
 def _prepare(arguments: list[str]) -> None:
     require_seams()
     if arguments[0].endswith(".json"):

@@ -52,6 +52,13 @@ SEAMS = (
         dispatch.extend_launcher,
     ),
     Seam(
+        "launch_v1",
+        "llamafactory.v1.launcher.launch",
+        "says that stage `tpaw` does not run with USE_V1",
+        False,
+        dispatch.extend_v1_launcher,
+    ),
+    Seam(
         "stages",
         "llamafactory.extras.constants.TRAINING_STAGES",
         "LlamaBoard's list of stages",

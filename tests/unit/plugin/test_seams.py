@@ -54,7 +54,7 @@ def all_applied() -> None:
 
 def test_every_seam_is_applied(tuner: ModuleType) -> None:
     assert {seam.name: seam.state for seam in seams.seam_status()} == dict.fromkeys(
-        ["arguments", "dispatch", "launch", "stages"], "applied"
+        ["arguments", "dispatch", "launch", "launch_v1", "stages"], "applied"
     )
 
 
@@ -247,7 +247,9 @@ def launch(all_applied: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that runs the extended `launch` of a module like LlamaFactory's, and what that started."""
     started: list[list[str]] = []
 
-    def run(argv: list[str], failure: Exception | None = None) -> list[list[str]]:
+    def run(
+        argv: list[str], failure: Exception | None = None, extend: Any = dispatch.extend_launcher
+    ) -> list[list[str]]:
         def original() -> None:
             started.append(list(sys.argv[1:]))
             if failure is not None:
@@ -255,7 +257,7 @@ def launch(all_applied: None, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(dispatch, "check_function", lambda *_, **__: original)
         module = _fake(launch=original)
-        dispatch.extend_launcher(module)
+        extend(module)
         monkeypatch.setattr(sys, "argv", ["llamafactory-cli", *argv])
         module.launch()
         return started
@@ -308,10 +310,27 @@ def test_launch_prints_errors_without_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_launch_of_another_shape_is_missed() -> None:
-    module = _fake(launch=lambda: None)
-    with pytest.raises(SeamMissing, match="no longer refers to `argv` and `run_exp`"):
-        dispatch.extend_launcher(module)
+def test_use_v1_is_refused_for_stage_tpaw_only(
+    launch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLAMAFACTORY_VERBOSITY", raising=False)
+    ours = _write(tmp_path / "ours.yaml", "stage: tpaw\n")
+    for argv in (["train", ours, "stage=sft"], ["train", ours, "-h"], ["sft", ours], ["help"], []):
+        assert launch(argv, extend=dispatch.extend_v1_launcher)[-1] == argv
+    with pytest.raises(SystemExit) as caught:
+        launch(["train", ours], extend=dispatch.extend_v1_launcher)
+    assert caught.value.code == 2
+    message = "USE_V1 is set, but its trainers do not know stage `tpaw`. Unset USE_V1."
+    assert capsys.readouterr().err == f"llamafactory-tpaw: error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("extend", "lacks"),
+    [(dispatch.extend_launcher, "`argv` and `run_exp`"), (dispatch.extend_v1_launcher, "`argv`")],
+)
+def test_launch_of_another_shape_is_missed(extend: Any, lacks: str) -> None:
+    with pytest.raises(SeamMissing, match=f"no longer refers to {lacks}"):
+        extend(_fake(launch=lambda: None))
 
 
 # -- what is said when a seam is missing
