@@ -7,15 +7,16 @@ from types import TracebackType
 
 
 # What the exit codes of every command mean; `llamafactory-tpaw --help` and the guide show them.
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 EXIT_CODES = {
     0: "done, or nothing to do",
     1: "an error that this package does not know: a bug, or a failure of LlamaFactory or torch",
     2: "usage: wrong arguments, or settings that cannot work",
-    3: "data: a dataset, triplet file, checkpoint or cache is missing, damaged or of another run",
+    3: "data: a dataset, triplet file, checkpoint or cache is missing, damaged, in use or of another run",
     4: "generation: an engine could not answer all prompts",
     5: "environment: a package, the device's memory or disk space is missing",
-    INTERRUPTED: "interrupted: the same command continues",
+    INTERRUPTED: "interrupted (Ctrl-C): the same command continues",
+    TERMINATED: "terminated (SIGTERM): the same command continues",
 }
 
 
@@ -43,6 +44,10 @@ class DataError(TpawError):
     """A dataset, triplet file or checkpoint on disk is missing, damaged or belongs to another run."""
 
     exit_code = 3
+
+
+class InUseError(DataError):
+    """Another process is writing there."""
 
 
 class CacheError(DataError):

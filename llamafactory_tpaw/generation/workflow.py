@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..data.encoding import cut_response
 from ..data.files import read_jsonl_prefix, sha256_hex, write_atomic
+from ..data.locks import locked
 from ..data.triplets import TripletMeta, TripletRow, read_meta, write_meta
-from ..errors import DataError, GenerationError
+from ..errors import DataError
 from .base import Request, SamplingSettings, plan_units
 
 
@@ -102,18 +102,11 @@ def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
 
     Raises:
         DataError: If a half-done file was begun with other settings.
+        InUseError: If another process generates it.
         GenerationError: If the engine fails.
     """
-    job.partial_path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.round.path.with_name(f".{job.round.path.name}.lock"), timeout=0)
-    try:
-        with lock:
-            return _run_locked(job, make_engine)
-    except Timeout:
-        raise GenerationError(
-            f"Another process is generating {job.round.path} right now. Wait for it, or stop it and start again: "
-            "what it finished is kept."
-        ) from None
+    with locked(job.round.path, f"The triplet file {job.round.path}"):
+        return _run_locked(job, make_engine)
 
 
 def _run_locked(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:

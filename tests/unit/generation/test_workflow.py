@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from llamafactory_tpaw.data.prompts import load_prompts
 from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import find_entry, triplet_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, read_meta, read_triplets
-from llamafactory_tpaw.errors import DataError, GenerationError
+from llamafactory_tpaw.errors import DataError, InUseError
 from llamafactory_tpaw.generation import workflow
 from llamafactory_tpaw.generation.base import Request, Response, SamplingSettings, ignore
 from llamafactory_tpaw.generation.hf import HfEngine
@@ -306,7 +307,7 @@ def test_a_second_process_is_refused_while_the_first_works(job: Job) -> None:
     command = [sys.executable, "-c", script, str(lock)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"locked\n"
-        with pytest.raises(GenerationError, match=r"Another process is generating .*d1\.jsonl right now\. Wait"):
+        with pytest.raises(InUseError, match=r"The triplet file .*d1\.jsonl is in use: another process .* Wait"):
             run_job(job, no_engine)
         assert not job.partial_path.exists()
         other.kill()
@@ -320,7 +321,7 @@ def test_the_lock_is_held_while_the_engine_works_and_given_back_when_it_fails(jo
             run_job(self.job, no_engine)
             raise AssertionError("two processes at once")
 
-    with pytest.raises(GenerationError, match="Another process is generating"):
+    with pytest.raises(InUseError, match=f"is in use: process {os.getpid()} on"):
         run_job(job, lambda: Nested(job))
     play(job)
 
