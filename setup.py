@@ -75,8 +75,8 @@ setup(
     package_data={"llamafactory_tpaw": ["py.typed"]},
     install_requires=[
         "llamafactory" + read_constant("llamafactory_tpaw/plugin/status.py", "SUPPORTED"),
-        # LlamaFactory imports torchaudio, whose last release (2.11) refuses a torch built for another CUDA than 13.0.
-        "torch<2.15",
+        "torch" + read_constant("llamafactory_tpaw/plugin/status.py", "TORCH"),
+        "packaging",
         "shtab>=1.6",
     ],
     extras_require={

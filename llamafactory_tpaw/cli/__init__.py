@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..errors import EXIT_CODES, INTERRUPTED, TpawError
+from ..errors import EXIT_CODES, TpawError
+from ..plugin import interruption
 from ..plugin.reporting import report
-from . import completion, stage
+from . import completion, doctor, stage
 from .command import Command, HelpFormatter
 
 
@@ -18,6 +19,7 @@ COMMANDS: dict[str, Command] = {
     "train": stage.TRAIN,
     "generate": stage.GENERATE,
     "score": stage.SCORE,
+    "doctor": doctor.DOCTOR,
     "completion": completion.COMPLETION,
 }
 
@@ -39,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command.raw and not rest:
         parsers[name].error("a run file is needed, and none was given")
     try:
-        code = command.run(rest if command.raw else parsers[name].parse_intermixed_args(rest)) or 0
+        with interruption.raise_on_signals():
+            code = command.run(rest if command.raw else parsers[name].parse_intermixed_args(rest)) or 0
         sys.stdout.flush()
         return code
     except TpawError as error:
         return report(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("llamafactory-tpaw: interrupted. What is done is kept: the same command continues.\n")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return interruption.report(stop)
     except BrokenPipeError:
         # What reads the output, `head` say, has seen enough. Python would fail again when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

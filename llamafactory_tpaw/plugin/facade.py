@@ -19,6 +19,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "TEMPLATES": ("data.template", "TEMPLATES"),
     "TRAIN_ARGS": ("hparams.parser", "_TRAIN_ARGS"),
     "VERSION": ("extras.env", "VERSION"),
+    "check_dependencies": ("extras.misc", "check_dependencies"),
     "create_custom_optimizer": ("train.trainer_utils", "create_custom_optimizer"),
     "create_custom_scheduler": ("train.trainer_utils", "create_custom_scheduler"),
     "create_modelcard_and_push": ("train.trainer_utils", "create_modelcard_and_push"),

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from ..errors import ConfigError
 
 
-# The LlamaFactory versions that the tests were run with; setup.py reads it from here.
+# The LlamaFactory versions that the tests were run with; setup.py reads this and `TORCH` from here.
 SUPPORTED = ">=0.9.5,<0.9.6"
+# LlamaFactory imports torchaudio, whose last release (2.11) refuses a torch built for another CUDA than 13.0.
+TORCH = "<2.15"
 PACKAGE = "llamafactory"
 OTHER_STAGES = "Other stages are not affected."
 

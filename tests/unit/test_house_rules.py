@@ -30,7 +30,7 @@ LEVELS = [
     {"errors", "_hook"},
     {"objectives", "arguments"},
     {"team", "data"},
-    {"train", "generation", "evaluation", "report"},
+    {"train", "generation", "evaluation", "report", "doctor"},
     {"iteration"},
     {"cli", "webui", "__main__", "_bootstrap"},
 ]

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`llamafactory-tpaw doctor` on this machine, and the launcher that stage `tpaw` does not run with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.runs import Project
+
+
+pytestmark = pytest.mark.integration
+
+
+def test_doctor_finds_all_that_is_needed(tmp_path: Path) -> None:
+    process = Project(tmp_path, tmp_path).start("llamafactory-tpaw", "doctor", "--json")
+    output, _ = process.communicate(timeout=300)
+    report = json.loads(output)  # nothing but the report, on either stream
+    assert [finding for finding in report["findings"] if finding["level"] == "problem"] == []
+    assert (report["ok"], process.returncode) == (True, 0)
+    assert {seam["name"]: seam["state"] for seam in report["llamafactory"]["seams"]} == dict.fromkeys(
+        ["arguments", "dispatch", "launch", "launch_v1", "stages"], "applied"
+    )
+    assert report["hook"]["active"]
+    assert report["torch"] is not None
+    assert {package["name"] for package in report["packages"] if package["error"]} == set()
+
+
+def test_use_v1_is_refused(tmp_path: Path) -> None:
+    result = Project(tmp_path, tmp_path).command("llamafactory-cli", "train", "--stage", "tpaw", USE_V1="1")
+    assert result.code == 2
+    assert "USE_V1 is set" in result.output
