@@ -112,7 +112,6 @@ def load_setup(run: RunArguments) -> IterationSetup:
         logger.info_rank0(
             f"Ignored, beyond the team's {len(opponents.rounds)} rounds: {', '.join(opponents.ignored)}."
         )
-    triplets = reader.read(opponents)
     if not run.finetuning.tpaw_prompts:
         triplets = first_prompts(triplets, run.data.max_samples)
     train, held_out = split_by_prompt(triplets, run.data.val_size)
