@@ -3,40 +3,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from ..arguments.parsed import DISTRIBUTED_KEYS
-from ..data.files import read_json
-from ..errors import ConfigError, DataError
+from ..data.locks import locked
+from ..errors import INTERRUPTED, TERMINATED, ConfigError, DataError
 from ..plugin.given import read_given
+from ..plugin.interruption import Terminated, end_with_parent, run_child
 from ..plugin.logs import get_logger
-from ..team.fingerprint import check_checkpoint_complete
 from ..team.manifest import Manifest
+from .checkpoints import find_resume_point
 from .preflight import Plan, finished_manifest, key_problems, make_plan
 
 
-# Set for the generating child: the process that waits for it and without which it has nothing to do.
-PARENT = "LLAMAFACTORY_TPAW_PARENT"
-PR_SET_PDEATHSIG = 1
-SIGKILL = 9
+# Set while this process holds the lock of that output folder, for the training processes that it starts.
+HELD = "LLAMAFACTORY_TPAW_HELD"
 
 logger = get_logger(__name__)
 
 
-def prepare(argv: list[str]) -> None:
-    r"""Do before `llamafactory-cli train` starts training what must be done before.
+@contextlib.contextmanager
+def prepare(argv: list[str]) -> Iterator[None]:
+    r"""Do before `llamafactory-cli train` starts training what must be done before, and hold the output folder.
 
     Args:
         argv: What stands after `train` on the command line.
 
     Raises:
-        TpawError: If the iteration cannot work.
+        TpawError: If the iteration cannot work, or another process is at work on it.
         SystemExit: With 0 if it is finished; with the code of the generating process if that failed.
     """
     given = read_given(argv)
@@ -45,8 +45,33 @@ def prepare(argv: list[str]) -> None:
     _refuse_idle(given)
     _refuse_distributed(given)
     _refuse_several_processes()
-    if plan.to_generate and _trains(given):
-        _generate_in_child(argv)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold_output(given))
+        if plan.to_generate and _trains(given):
+            _generate_in_child(argv)
+        if _is_on("USE_RAY"):
+            stack.close()  # Ray's workers do not know what this process holds: theirs takes the lock itself.
+        yield
+
+
+@contextlib.contextmanager
+def hold_output(given: dict[str, Any]) -> Iterator[None]:
+    r"""Be the only process that works on an output folder; the training processes of one command count as one.
+
+    Raises:
+        InUseError: If another process does.
+    """
+    folder = Path(str(given.get("output_dir") or "")).resolve()
+    others_task = any(os.environ.get(name, "0") != "0" for name in ("RANK", "NODE_RANK"))
+    if not given.get("output_dir") or not _trains(given) or others_task or os.environ.get(HELD) == str(folder):
+        yield
+        return
+    with locked(folder, f"`output_dir: {given['output_dir']}`"):
+        os.environ[HELD] = str(folder)
+        try:
+            yield
+        finally:
+            del os.environ[HELD]
 
 
 def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
@@ -74,12 +99,15 @@ def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
             "training is started otherwise (Python, torchrun, Ray), run `llamafactory-tpaw generate` with the same "
             "settings first."
         )
-    return given | _where_to_continue(given, manifest) if _trains(given) else given
+    if not _trains(given):
+        return given
+    with hold_output(given):
+        return given | _where_to_continue(given, manifest)
 
 
 def generate(argv: list[str]) -> int:
     """Generate the triplets that an iteration lacks, in this process."""
-    _die_with_parent()
+    end_with_parent()
     _use_one_device(os.environ)
     plan = make_plan(read_given(argv))
     if plan.tpaw_args.tpaw_prompts is None:
@@ -169,12 +197,20 @@ def _require_triplets(plan: Plan) -> None:
 
 def _generate_in_child(argv: list[str]) -> None:
     """Generate in a process of its own, so that its memory on the device is free again before training."""
-    command = [sys.executable, "-m", "llamafactory_tpaw", "generate", *argv]
-    environment = os.environ | {PARENT: str(os.getpid())}
+    environment = dict(os.environ)
     _use_one_device(environment)
-    code = subprocess.run(command, env=environment, check=False).returncode
+    code = run_child([sys.executable, "-m", "llamafactory_tpaw", "generate", *argv], environment)
+    if code == TERMINATED:
+        raise Terminated
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code > 128:
+        logger.warning_rank0(
+            f"The process that generates was ended by signal {code - 128}. Signal 9 without your doing is the "
+            "system's want of memory. What is done is kept: the same command continues."
+        )
     if code != 0:
-        raise SystemExit(code if code > 0 else 128 - code)
+        raise SystemExit(code)
 
 
 def _use_one_device(environment: MutableMapping[str, str]) -> None:
@@ -183,45 +219,15 @@ def _use_one_device(environment: MutableMapping[str, str]) -> None:
     environment["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
 
 
-def _die_with_parent() -> None:
-    """Let the kernel end this process when the one that waits for it is killed, so that none generates unseen."""
-    parent = os.environ.get(PARENT)
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
-    if os.getppid() != int(parent):
-        raise SystemExit(128 + SIGKILL)
-
-
 def _where_to_continue(given: dict[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     """Resume from the newest checkpoint that is whole; without one an interrupted run begins again."""
     if manifest is None or given.get("resume_from_checkpoint"):
         return {}
-    checkpoints = [path for path in Path(given["output_dir"]).glob("checkpoint-*") if path.name[11:].isdigit()]
-    for checkpoint in sorted(checkpoints, key=lambda path: int(path.name[11:]), reverse=True):
-        if not _is_whole(checkpoint):
-            logger.warning_rank0(f"{checkpoint} was being written when the run was interrupted: it is removed.")
-            shutil.rmtree(checkpoint)
-        elif _has_optimizer(checkpoint):
-            return {"resume_from_checkpoint": str(checkpoint)}
+    point = find_resume_point(Path(given["output_dir"]))
+    for checkpoint in point.torn:
+        logger.warning_rank0(f"{checkpoint} was being written when the run was interrupted: it is removed.")
+        shutil.rmtree(checkpoint)
+    if point.checkpoint is not None:
+        return {"resume_from_checkpoint": str(point.checkpoint)}
     logger.info_rank0(f"{given['output_dir']} has no checkpoint with an optimizer's state: training begins again.")
     return {"overwrite_output_dir": True}
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Weights, and the Trainer's state, which is written last."""
-    if check_checkpoint_complete(checkpoint):
-        return False
-    try:
-        read_json(checkpoint / "trainer_state.json")
-    except DataError:
-        return False
-    return True
-
-
-def _has_optimizer(checkpoint: Path) -> bool:
-    """Whether training can continue exactly; with `save_only_model` it cannot."""
-    deepspeed = any(checkpoint.glob("global_step*"))
-    return deepspeed or all((checkpoint / name).is_file() for name in ("optimizer.pt", "scheduler.pt"))

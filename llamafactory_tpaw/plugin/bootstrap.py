@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import _hook
 from ..errors import ConfigError
+from .interruption import end_with_parent
 
 
 STARTUP_FOLDER = Path(__file__).resolve().parents[1] / "_bootstrap"
@@ -29,6 +30,7 @@ def activate() -> None:
 
 def train(arguments: list[str]) -> None:
     """Do what `llamafactory-cli train` does with these arguments."""
+    end_with_parent()
     activate()
     sys.argv = ["llamafactory-cli", "train", *arguments]
     from llamafactory.cli import main

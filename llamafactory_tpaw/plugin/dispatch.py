@@ -7,16 +7,17 @@ checks saw stage `tpaw`, the arguments travel to `run_ppo` as stage `ppo` with a
 accident: it needs a reward model.
 """
 
+import contextlib
 import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 from ..errors import ConfigError, TpawError
-from . import facade, given, ranks
+from . import facade, given, interruption, ranks
 from .arguments import STAGE, backend_problems
 from .reporting import report
 from .status import check_function, missing_message, require_seams
@@ -68,12 +69,11 @@ def extend_launcher(module: ModuleType) -> None:
 
     @functools.wraps(original)
     def launch() -> Any:
+        arguments = sys.argv[2:]
         try:
-            arguments = sys.argv[2:]
             if sys.argv[1:2] != ["train"] or _asks_help(arguments) or given.stage_of(arguments) != STAGE:
                 return original()
-            _prepare(arguments)
-            with ranks.collect_error():
+            with interruption.reported(), _prepared(arguments), ranks.collect_error():
                 return original()
         except TpawError as error:
             sys.exit(report(error))
@@ -99,7 +99,8 @@ def extend_v1_launcher(module: ModuleType) -> None:
     module.launch = launch
 
 
-def _prepare(arguments: list[str]) -> None:
+@contextlib.contextmanager
+def _prepared(arguments: list[str]) -> Iterator[None]:
     require_seams()
     if arguments[0].endswith(".json"):
         raise ConfigError(
@@ -107,7 +108,8 @@ def _prepare(arguments: list[str]) -> None:
             "JSON is YAML too: give the file a name that ends with `.yaml`."
         )
     _refuse_backend_switch()
-    _iteration_launcher().prepare(arguments)
+    with _iteration_launcher().prepare(arguments):
+        yield
 
 
 def _iteration_launcher() -> ModuleType:
@@ -166,7 +168,7 @@ def _wrap_run_ppo(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(*args, **named)
         finetuning_args.stage = STAGE
         delattr(finetuning_args, MARK)
-        with ranks.record_error():
+        with ranks.record_error(), _iteration_launcher().hold_output(finetuning_args.tpaw_given):
             return importlib.import_module("llamafactory_tpaw.train.workflow").run_tpaw(*args, **named)
 
     return run_ppo

@@ -31,7 +31,7 @@ def stage_of(args: Args) -> str | None:
         try:
             stage = _read_file(args[0], args[1:]).get("stage")
         except ConfigError:
-            stage = "tpaw" if _mentions_stage(args) else None
+            stage = "tpaw" if mentions_stage(args) else None
     else:
         stage = _last_flag(args or [], "--stage")
     return None if stage is None else str(stage)
@@ -114,13 +114,15 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _mentions_stage(args: list[str]) -> bool:
-    if "stage=tpaw" in args:
-        return True
+def mentions_stage(args: list[str]) -> bool:
+    """Guess from the text of the arguments and the run file whether they ask for stage `tpaw`, in no time."""
+    overrides = [word for word in args if word.startswith("stage=")]
+    if overrides or not args:
+        return overrides[-1:] == ["stage=tpaw"]
     try:
         text = Path(args[0]).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
+        return _last_flag(args, "--stage") == "tpaw"
     return re.search(r"""^\s*["']?stage["']?\s*:\s*["']?tpaw\b""", text, re.MULTILINE) is not None
 
 

@@ -5,16 +5,22 @@ import functools
 import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import NamedTuple
 
 from ..errors import TpawError
 from . import dispatch, stages
 from .arguments import extend_arguments
+from .given import mentions_stage
+from .interruption import exit_at_signals
 from .status import RECORD, SeamMissing, SeamStatus, missing_message, require_seams
 
 
 __all__ = ["callbacks", "require_seams", "seam_status"]
+
+# How LlamaFactory's command line is started: its two scripts, and `python -m llamafactory.cli`.
+PROGRAMS = ("llamafactory-cli", "lmf", "-m", "cli")
 
 
 class Seam(NamedTuple):
@@ -79,6 +85,8 @@ def callbacks(package: ModuleType) -> dict[str, Callable[[ModuleType], None]]:
     Args:
         package: The module `llamafactory`, before its body runs.
     """
+    if Path(sys.argv[0]).stem in PROGRAMS and sys.argv[1:2] == ["train"] and mentions_stage(sys.argv[2:]):
+        exit_at_signals()  # until the command takes over: importing LlamaFactory takes a while
     RECORD.clear()
     found = {}
     for seam in SEAMS:

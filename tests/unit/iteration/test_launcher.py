@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.errors import ConfigError, DataError
+from llamafactory_tpaw.errors import ConfigError, DataError, InUseError
 from llamafactory_tpaw.iteration import launcher
+from llamafactory_tpaw.plugin.interruption import Terminated
 from tests.unit.team.checkpoints import make_tensors, save_single
 from tests.unit.team.test_manifest import make_manifest
 
@@ -82,17 +81,17 @@ class TestChild:
         """Commands that would be started; they end with `code`."""
         found: list[tuple[list[str], dict[str, str]]] = []
 
-        def run(command: list[str], env: dict[str, str], check: bool) -> SimpleNamespace:
-            found.append((command, env))
-            return SimpleNamespace(returncode=self.code)
+        def run(command: list[str], environment: dict[str, str]) -> int:
+            found.append((command, environment))
+            return self.code
 
-        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(launcher, "run_child", run)
         return found
 
     code = 0
 
     @pytest.mark.parametrize(("visible", "first"), [(None, "0"), ("3,1", "3"), ("", "")])
-    def test_sees_one_device_and_knows_its_parent(
+    def test_sees_one_device(
         self, commands: list[Any], monkeypatch: pytest.MonkeyPatch, visible: str | None, first: str
     ) -> None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -102,38 +101,65 @@ class TestChild:
         ((command, environment),) = commands
         assert command == [sys.executable, "-m", "llamafactory_tpaw", "generate", "run.yaml", "seed=1"]
         assert environment["CUDA_VISIBLE_DEVICES"] == first
-        assert environment[launcher.PARENT] == str(os.getpid())
-        assert launcher.PARENT not in os.environ
 
-    @pytest.mark.parametrize(("code", "ends_with"), [(3, 3), (-9, 137), (1, 1)])
-    def test_failure_ends_the_command(self, commands: list[Any], code: int, ends_with: int) -> None:
-        self.__class__.code = code
-        try:
-            with pytest.raises(SystemExit) as caught:
-                launcher._generate_in_child([])
-        finally:
-            self.__class__.code = 0
-        assert caught.value.code == ends_with
+    @pytest.mark.parametrize("code", [1, 3, 137])
+    def test_failure_ends_the_command(
+        self, commands: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+    ) -> None:
+        monkeypatch.setattr(TestChild, "code", code)
+        warnings: list[str] = []
+        monkeypatch.setattr(launcher.logger, "warning_rank0", warnings.append, raising=False)
+        with pytest.raises(SystemExit) as caught:
+            launcher._generate_in_child([])
+        assert caught.value.code == code
+        assert ["ended by signal 9" in text for text in warnings] == ([True] if code == 137 else [])
 
-    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's signal is Linux's")
-    def test_orphan_ends_itself(self) -> None:
-        assert outcome_with_parent(os.getpid()) == 0
-        assert outcome_with_parent(os.getppid()) == 128 + signal.SIGKILL
+    @pytest.mark.parametrize(("code", "stop"), [(130, KeyboardInterrupt), (143, Terminated)])
+    def test_its_interruption_is_the_commands(
+        self, commands: list[Any], monkeypatch: pytest.MonkeyPatch, code: int, stop: type[KeyboardInterrupt]
+    ) -> None:
+        monkeypatch.setattr(TestChild, "code", code)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            launcher._generate_in_child([])
+        assert caught.type is stop
 
 
-def outcome_with_parent(parent: int) -> int:
-    """Exit code of a child that is told who waits for it."""
-    child = os.fork()
-    if child == 0:
-        os.environ[launcher.PARENT] = str(parent)
-        try:
-            launcher._die_with_parent()
-            os._exit(0)
-        except SystemExit as end:
-            os._exit(int(end.code))
-        finally:
-            os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+class TestLock:
+    """One process an output folder."""
+
+    @pytest.fixture
+    def given(self, output: Path) -> dict[str, Any]:
+        return {"do_train": True, "output_dir": str(output)}
+
+    def test_second_one_is_refused(self, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        with launcher.hold_output(given):
+            with launcher.hold_output(given):  # another part of the same command
+                pass
+            with monkeypatch.context() as patch:
+                patch.delenv(launcher.HELD)
+                with pytest.raises(InUseError, match=rf"`output_dir: .*out` is in use: process {os.getpid()} on"):
+                    launcher.hold_output(given).__enter__()
+        assert launcher.HELD not in os.environ
+        with launcher.hold_output(given):
+            pass
+
+    @pytest.mark.parametrize("rank", ["RANK", "NODE_RANK"])
+    def test_other_ranks_and_nodes_follow_the_first(
+        self, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, rank: str
+    ) -> None:
+        monkeypatch.setenv(rank, "0")
+        with launcher.hold_output(given):
+            with monkeypatch.context() as patch:
+                patch.delenv(launcher.HELD)
+                patch.setenv(rank, "1")
+                with launcher.hold_output(given):
+                    pass
+
+    def test_nothing_is_locked_where_nothing_is_trained(self, given: dict[str, Any], output: Path) -> None:
+        for changed in (given | {"do_train": False}, given | {"output_dir": None}):
+            with launcher.hold_output(changed):
+                assert launcher.HELD not in os.environ
+        assert list(output.parent.iterdir()) == []
 
 
 class TestProcesses:
@@ -186,7 +212,8 @@ class TestSteps:
     """`prepare`, `before_parse` and `generate` around a plan that is given."""
 
     @pytest.fixture
-    def plan(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    def plan(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+        monkeypatch.chdir(tmp_path)
         plan = SimpleNamespace(
             to_generate=[],
             given={},
@@ -202,11 +229,15 @@ class TestSteps:
     ) -> None:
         started: list[Any] = []
         monkeypatch.setattr(launcher, "_generate_in_child", started.append)
-        launcher.prepare(GIVEN)
-        assert started == []
+        with launcher.prepare(GIVEN):
+            assert started == []
+            assert os.environ[launcher.HELD] == str(Path("out").resolve())
         plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
-        launcher.prepare(GIVEN)
-        assert started == [GIVEN]
+        with launcher.prepare(GIVEN):
+            assert started == [GIVEN]
+        monkeypatch.setenv("USE_RAY", "1")
+        with launcher.prepare(GIVEN):
+            assert launcher.HELD not in os.environ
 
     def test_missing_triplets_are_told_where_training_is_started_otherwise(self, plan: SimpleNamespace) -> None:
         assert launcher.before_parse(GIVEN) == GIVEN
@@ -216,7 +247,7 @@ class TestSteps:
         with pytest.raises(DataError, match=r"d\.jsonl is not there yet"):
             launcher.score(GIVEN)
 
-    @pytest.mark.parametrize("step", [launcher.prepare, launcher.before_parse])
+    @pytest.mark.parametrize("step", [lambda given: launcher.prepare(given).__enter__(), launcher.before_parse])
     def test_finished_iteration_ends_well(
         self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, step: Any
     ) -> None:
@@ -231,7 +262,8 @@ class TestSteps:
     ) -> None:
         monkeypatch.setattr(launcher, "finished_manifest", lambda given: make_manifest())
         monkeypatch.setattr(launcher, "key_problems", lambda given: ["`x` is wrong."])
-        launcher.prepare(GIVEN)  # and make_plan raises
+        with launcher.prepare(GIVEN):  # and make_plan raises
+            pass
 
     def test_nothing_to_generate(self, plan: SimpleNamespace) -> None:
         assert launcher.generate(GIVEN) == 0

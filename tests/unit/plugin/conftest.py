@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -23,7 +24,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Replace `iteration.launcher` and `train.workflow` by modules that write down how they are called."""
     seen = Calls(prepare=[], before_parse=[], run_tpaw=[])
     launcher = ModuleType("llamafactory_tpaw.iteration.launcher")
-    launcher.prepare = seen.prepare.append
+    launcher.prepare = lambda argv: contextlib.nullcontext(seen.prepare.append(argv))
+    launcher.hold_output = lambda given: contextlib.nullcontext()
     launcher.generate = launcher.score = lambda argv: 0
     launcher.before_parse = lambda args: seen.before_parse.append(args) or args
     workflow = ModuleType("llamafactory_tpaw.train.workflow")

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C, SIGTERM and `kill -9`: a message instead of a traceback, and no process left behind."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from ..errors import EXIT_CODES, INTERRUPTED, TERMINATED
+
+
+# Set for a child: the process that waits for it, without which it has nothing to do, and which speaks for it.
+PARENT = "LLAMAFACTORY_TPAW_PARENT"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C reaches every process of a terminal, and a parent then ends its child as well: of several signals in so many
+# seconds the first one counts. Whoever presses Ctrl-C again later wants the process to end at once.
+PATIENCE_S = 5.0
+OWN_END_S, TERMINATION_S = 1.0, 15.0
+WATCH_S = 1.0
+PR_SET_PDEATHSIG = 1
+KILLED = 137  # as a shell says it of a process that SIGKILL ended
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception that takes Ctrl-C's way out."""
+
+
+@contextlib.contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Turn the first SIGINT into `KeyboardInterrupt` and the first SIGTERM into `Terminated`; for the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: float | None = None
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if time.monotonic() - first > PATIENCE_S:
+            os._exit(128 + number)
+
+    # What `nohup` or a shell's `&` ignores stays ignored.
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    r"""End a command with the message and the exit code where a signal stops it.
+
+    Raises:
+        SystemExit: Then.
+    """
+    try:
+        with raise_on_signals():
+            yield
+    except KeyboardInterrupt as stop:
+        raise SystemExit(report(stop)) from None
+
+
+def exit_at_signals() -> None:
+    """While modules are still being imported, end at once with the message; nothing is at work yet."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        if not is_waited_for():
+            os.write(2, _message(128 + number).encode())
+        os._exit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) is default:
+                signal.signal(number, end)
+
+
+def report(stop: KeyboardInterrupt) -> int:
+    """Say that what is done is kept, unless the process that waits for this one says it, and return the exit code."""
+    code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    if not is_waited_for():
+        sys.stderr.write(_message(code))
+        sys.stderr.flush()
+    return code
+
+
+def _message(code: int) -> str:
+    line = "\n" if sys.stderr.isatty() else ""  # off the line of a progress bar
+    what = EXIT_CODES[code].partition(":")[0]
+    return f"{line}llamafactory-tpaw: {what}. What is done is kept: the same command continues.\n"
+
+
+def is_waited_for() -> bool:
+    """Whether this process was started by `run_child`."""
+    return os.environ.get(PARENT) == str(os.getppid())
+
+
+def run_child(command: Sequence[str], environment: Mapping[str, str], **streams: Any) -> int:
+    r"""Run a command to its end; where this process is interrupted, end it first.
+
+    Args:
+        command: Program and arguments. A program of this package ends when this process is killed, see
+            `end_with_parent`.
+        environment: Its environment.
+        streams: `stdout` and `stderr`, as `subprocess.Popen` takes them.
+
+    Returns:
+        Its exit code, 128 + n where signal n ended it.
+    """
+    process = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, **streams)
+    try:
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            _end(process)
+    return code if code >= 0 else 128 - code
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Give it a moment to end by the same Ctrl-C, then ask, then kill."""
+    for ask, seconds in ((lambda: None, OWN_END_S), (process.terminate, TERMINATION_S)):
+        ask()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
+    process.kill()
+    process.wait()
+
+
+def end_with_parent() -> None:
+    r"""End this process when the one that waits for it is killed, so that none works on unseen.
+
+    Raises:
+        SystemExit: If it is gone already.
+    """
+    parent = os.environ.get(PARENT)
+    if parent is None or (os.getppid() != int(parent) and _is_alive(int(parent))):
+        return  # nobody waits, or the variable was meant for a process between
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+    if os.getppid() != int(parent):
+        raise SystemExit(KILLED)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_S)
+    os._exit(KILLED)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
