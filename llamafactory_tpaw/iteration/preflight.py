@@ -26,6 +26,8 @@ from ..team.players import Player, list_players, player_problems, same_path, tea
 
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ..arguments.fields import TpawArguments
 
 
@@ -60,11 +62,13 @@ def key_problems(given: dict[str, Any]) -> list[str]:
     return unknown_key_problems(given) + read_tpaw_args(given)[1] + setting_problems(given) + _template_problems(given)
 
 
-def make_plan(given: dict[str, Any]) -> Plan:
+def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:
     r"""Check the settings of an iteration and find its players and datasets.
 
     Args:
         given: What the user gave, see `plugin.given.read_given`.
+        expected: Resolved paths of checkpoints and triplet files that an earlier run will make: that they are not
+            there yet is no problem.
 
     Raises:
         ConfigError: With every problem found.
@@ -78,14 +82,14 @@ def make_plan(given: dict[str, Any]) -> Plan:
         try:
             players = list_players(tpaw_args, str(given["model_name_or_path"]))
             needed = 1 if tpaw_args.tpaw_objective == "tspin" else tpaw_args.tpaw_team_size
-            problems += player_problems(team_of(players, needed))
+            problems += player_problems(team_of(players, needed), expected)
         except ConfigError as error:
             problems += error.problems
         problems += _output_problems(given, players)
     if reliable and given.get("dataset"):
         try:
             opponents = list_opponents(tpaw_args, split_names(given["dataset"]), _dataset_dir(given))
-            problems += _opponent_problems(opponents, tpaw_args, given)
+            problems += _opponent_problems(opponents, tpaw_args, given, expected)
         except ConfigError as error:
             problems += error.problems
         problems += _entry_problems("eval_dataset", split_names(given.get("eval_dataset")), given)
@@ -168,9 +172,13 @@ def _output_problems(given: dict[str, Any], players: list[Player]) -> list[str]:
     ]
 
 
-def _opponent_problems(opponents: Opponents, tpaw_args: TpawArguments, given: dict[str, Any]) -> list[str]:
+def _opponent_problems(
+    opponents: Opponents, tpaw_args: TpawArguments, given: dict[str, Any], expected: Collection[Path]
+) -> list[str]:
     problems = []
     for round_ in [*opponents.rounds, *([opponents.proto] if opponents.proto else [])]:
+        if round_.path.resolve() in expected:
+            continue
         own = round_.iteration == tpaw_args.tpaw_iteration and tpaw_args.tpaw_prompts is not None
         found = _meta_problems(round_) or round_problems(round_, may_be_generated=own)
         if own and not round_.complete:

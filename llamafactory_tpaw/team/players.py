@@ -18,7 +18,7 @@ from .manifest import MANIFEST, read_manifest
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHT_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -125,15 +125,19 @@ def team_of(players: Sequence[Player], team_size: int) -> list[Player]:
     return list(players[-team_size:])
 
 
-def player_problems(players: Sequence[Player]) -> list[str]:
+def player_problems(players: Sequence[Player], expected: Collection[Path] = ()) -> list[str]:
     r"""Check local checkpoints without reading weights: complete, finished, in the right order.
+
+    Args:
+        players: Oldest first.
+        expected: Resolved folders that need not be there yet.
 
     Returns:
         One message a problem; empty where all is well.
     """
     problems = []
     for player in players:
-        if not player.is_local:
+        if not player.is_local or Path(player.path).resolve() in expected:
             continue
         incomplete = check_checkpoint_complete(Path(player.path))
         key = "model_name_or_path" if player is players[-1] else "tpaw_players"

@@ -94,6 +94,18 @@ class TestPlan:
         (problem,) = problems_of(project.settings(0))
         assert "`top_p` was 0.9 and is 1.0 now; `seed` was 5 and is 0 now" in problem
 
+    def test_what_an_earlier_run_will_make_need_not_be_there(self, project: Project) -> None:
+        given = project.settings(2)
+        assert len(problems_of(given)) == 4
+        made = [Path(f"saves/play_iter{t}").resolve() for t in (0, 1)]
+        (problem,) = [text for text in problems_of(given) if "play_iter1.jsonl" in text]
+        expected = {*made, Path("data/tpaw/play_iter0.jsonl").resolve()}
+        with pytest.raises(ConfigError) as caught:
+            make_plan(given, expected)
+        assert caught.value.problems == [problem]
+        plan = make_plan(given, expected | {Path("data/tpaw/play_iter1.jsonl").resolve()})
+        assert [round_.iteration for round_ in plan.to_generate] == [2]
+
     def test_prompts_must_be_there_to_generate(self, project: Project) -> None:
         (problem,) = problems_of(project.settings(0, tpaw_prompts="none"))
         assert problem.startswith("`tpaw_prompts: none` is not an entry of data/dataset_info.json.")
