@@ -16,7 +16,7 @@ help:
 	@echo "make demo       play three iterations with a tiny model on the CPU and write a report"
 	@echo "make test       run the whole test suite"
 	@echo "make lint       check style and formatting"
-	@echo "make docs       write docs/configuration.md and the README's table from the arguments' help"
+	@echo "make docs       write docs/configuration.md, docs/commands.md and the README's table from the help"
 	@echo "make run-files  write yaml/ and data/dataset_info.json from llamafactory_tpaw/iteration/families.py"
 
 venv: $(VENV)/.tpaw-installed
@@ -33,6 +33,7 @@ lint: $(VENV)/.tpaw-installed-dev
 
 docs: $(VENV)/.tpaw-installed
 	@$(RUN) -m llamafactory_tpaw.arguments.reference --write
+	@$(RUN) -m llamafactory_tpaw.cli.reference --write
 
 run-files: $(VENV)/.tpaw-installed
 	@$(RUN) -m llamafactory_tpaw.iteration.families
