@@ -146,6 +146,19 @@ def sha256_hex(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def digest_file(path: str | Path) -> str:
+    r"""Return the SHA-256 of a file's bytes as 64 hex digits.
+
+    Raises:
+        DataError: If the file is missing or cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(_cannot_read(path, error)) from error
+
+
 def digest_json(value: Any) -> str:
     r"""Return the SHA-256 of a value's canonical JSON: sorted keys, no spaces, ASCII. 1 and 1.0 differ.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,8 @@ class TripletMeta:
     Attributes:
         iteration: Which θ generated it.
         generator: SHA-256 fingerprint of the generator's weights.
-        generator_path: Where it was, for messages; identity is the fingerprint.
+        generator_path: Where it was, from the file's folder; for messages and `lineage`, identity is the fingerprint.
+            Older files have it from the folder in which the command ran.
         tokenizer: Digest of the tokenizer.
         template: Digest of the template.
         prompts_entry: Entry of the prompts.
@@ -134,6 +136,10 @@ class TripletMeta:
         rows_digest: SHA-256 of the file's bytes.
         counts: How many rows stopped, ran into the limit, equal their target; bad rows; tokens.
         seconds: Time spent on sampling.
+        created: When the file was finished, UTC.
+        template_name: Name of the template.
+        hardware: Device and processor that sampled.
+        versions: Versions of the packages that matter.
     """
 
     iteration: int
@@ -151,6 +157,10 @@ class TripletMeta:
     rows_digest: str
     counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    created: str = ""
+    template_name: str = ""
+    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
     schema: int = META_SCHEMA
 
 
@@ -184,6 +194,14 @@ def read_meta(path: Path) -> TripletMeta:
         return TripletMeta(**content)
     except TypeError as error:
         raise DataError(f"{where} cannot be read: {error}. Restore it, or delete {path} and it.") from error
+
+
+def generator_place(path: Path, meta: TripletMeta) -> str:
+    """Where the generator of the triplet file `path` is, as seen from the working folder; a hub's name stays one."""
+    if os.path.isabs(meta.generator_path):
+        return meta.generator_path
+    beside = Path(os.path.normpath(path.parent / meta.generator_path))
+    return str(beside) if beside.exists() else meta.generator_path
 
 
 def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[TripletRow]:

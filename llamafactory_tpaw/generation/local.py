@@ -16,6 +16,7 @@ from ..errors import DataError, EnvironmentProblem, Findings
 from ..plugin import facade
 from ..plugin.logs import get_logger
 from ..team.forward import autocast_dtype
+from ..team.machine import hardware
 from ..team.members import Member, Team, load_team
 from .base import SamplingSettings, ignore
 from .hf import HfEngine
@@ -78,6 +79,8 @@ def generate_round(run: RunArguments, round_: Round) -> TripletMeta:
         engine={"name": HfEngine.name, "version": HfEngine.version, "dtype": str(dtype).removeprefix("torch.")},
         batch_tokens=run.finetuning.tpaw_generate_batch_tokens,
         cutoff_len=run.data.cutoff_len,
+        template_name=str(run.data.template),
+        hardware=hardware(run.training.device),
     )
     meta = run_job(job, lambda: _load_engine(run, policy, encoder, settings, dtype))
     logger.info_rank0(

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -18,6 +18,8 @@ from ..data.files import read_jsonl_prefix, sha256_hex, write_atomic
 from ..data.locks import locked
 from ..data.triplets import TripletMeta, TripletRow, read_meta, write_meta
 from ..errors import DataError
+from ..team.machine import now, versions
+from ..team.manifest import relative_path
 from .base import Request, SamplingSettings, plan_units
 
 
@@ -46,6 +48,8 @@ class Job:
         engine: Name and version of the engine, and the dtype it computes in.
         batch_tokens: `tpaw_generate_batch_tokens`.
         cutoff_len: `cutoff_len`.
+        template_name: `template`.
+        hardware: What it is sampled on.
     """
 
     round: Round
@@ -58,6 +62,8 @@ class Job:
     engine: dict[str, str]
     batch_tokens: int
     cutoff_len: int
+    template_name: str = ""
+    hardware: dict[str, Any] = field(default_factory=dict)
 
     @property
     def partial_path(self) -> Path:
@@ -190,7 +196,7 @@ def _finish(job: Job, rows: dict[str, TripletRow], seconds: float) -> TripletMet
     meta = TripletMeta(
         iteration=job.round.iteration,
         generator=job.generator,
-        generator_path=job.generator_path,
+        generator_path=relative_path(job.generator_path, job.round.path.parent),
         tokenizer=identity["tokenizer"],
         template=identity["template"],
         prompts_entry=job.prompts.entry.name,
@@ -209,6 +215,10 @@ def _finish(job: Job, rows: dict[str, TripletRow], seconds: float) -> TripletMet
             "generated_tokens": sum(len(row.generated_ids) for row in ordered),
         },
         seconds=round(seconds, 3),
+        created=now(),
+        template_name=job.template_name,
+        hardware=job.hardware,
+        versions=versions(),
     )
     write_atomic(job.round.path, content)
     write_meta(job.round.path, meta)

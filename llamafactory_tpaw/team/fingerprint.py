@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zipfile
 from collections import Counter
@@ -13,22 +12,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data.files import digest_json, read_json, sha256_hex, write_json_atomic
+from tqdm.auto import tqdm
+
+from ..data.files import digest_file, digest_json, read_json, sha256_hex, write_json_atomic
 from ..errors import DataError
+from .weight_files import INDEX_SUFFIX, Tensor, header_digest, is_safetensors, main_file, read_header, weight_paths
 
 
-SCHEMA = 1
+SCHEMA = 2
 CHUNK_BYTES = 1 << 24
 HASHING_THREADS = 8
-MAX_HEADER_BYTES = 100_000_000
-# In the order in which transformers looks for them.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-INDEX_SUFFIX = ".index.json"
+# What else makes a model: how it is built, what it reads and writes, and code of its own.
+OTHER_FILES = (
+    "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "chat_template*", "*.model", "*.tiktoken", "*.py",
+)  # fmt: skip
+# Shorter work shows no progress.
+PROGRESS_AFTER_SECONDS = 5.0
 VOLATILE_CONFIG_KEYS = frozenset(
     {"transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype", "use_cache"}
 )
@@ -39,15 +39,15 @@ TORCH_DTYPES = {
 }  # fmt: skip
 
 
-class _Tensor(NamedTuple):
-    """Where one tensor of a safetensors file is: `start` and `size` in bytes."""
+# Name, dtype, shape and SHA-256 of the bytes of a tensor.
+_Described = tuple[str, str, list[int], str]
 
-    name: str
-    dtype: str
-    shape: list[int]
-    path: Path
-    start: int
-    size: int
+
+class Weights(NamedTuple):
+    """What a checkpoint's weights are: the SHA-256 of all tensors, and one of each file by name, header included."""
+
+    fingerprint: str
+    files: dict[str, str]
 
 
 def fingerprint_checkpoint(folder: Path, store_dir: Path, *, trust_stat: bool = True) -> str:
@@ -68,22 +68,47 @@ def fingerprint_checkpoint(folder: Path, store_dir: Path, *, trust_stat: bool = 
     Raises:
         DataError: If weights are absent or damaged, or change while they are read.
     """
+    return hash_weights(folder, store_dir, trust_stat=trust_stat).fingerprint
+
+
+def hash_weights(folder: Path, store_dir: Path | None, *, trust_stat: bool = True) -> Weights:
+    r"""Compute what `fingerprint_checkpoint` does and a digest of each weight file, to name the one that changed.
+
+    Args:
+        folder: Checkpoint.
+        store_dir: As there; None keeps nothing.
+        trust_stat: As there.
+
+    Raises:
+        DataError: As there.
+    """
     folder = Path(folder).resolve()
     problems = _folder_problems(folder) or _weight_problems(folder)
     if problems:
         raise DataError(problems)
-    record_path = Path(store_dir) / "fingerprints" / f"{sha256_hex(os.fsencode(folder))}.json"
     state = _stat_weights(folder)
-    if trust_stat:
+    record_path = None if store_dir is None else record_of(folder, store_dir)
+    if trust_stat and record_path is not None:
         kept = _read_record(record_path, folder, state)
         if kept is not None:
             return kept
-    fingerprint = _hash_weights(folder)
+    weights = _hash_weights(folder)
     if _stat_weights(folder) != state:
         raise DataError(f"The weights in {folder} changed while they were read. Wait until they are written.")
-    record = {"schema": SCHEMA, "path": str(folder), "fingerprint": fingerprint, "files": state}
-    write_json_atomic(record_path, record)
-    return fingerprint
+    if record_path is not None:
+        write_json_atomic(record_path, _record(folder, state, weights))
+    return weights
+
+
+def record_of(folder: Path, store_dir: Path) -> Path:
+    """Where the fingerprint of a checkpoint is kept."""
+    return Path(store_dir) / "fingerprints" / f"{sha256_hex(os.fsencode(Path(folder).resolve()))}.json"
+
+
+def digest_other_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file but the weights that makes a model: config, tokenizer, template, code."""
+    paths = {path for pattern in OTHER_FILES for path in Path(folder).glob(pattern) if path.is_file()}
+    return {path.name: digest_file(path) for path in sorted(paths)}
 
 
 def weight_dtype(folder: Path) -> str:
@@ -92,12 +117,12 @@ def weight_dtype(folder: Path) -> str:
     Raises:
         DataError: If there are no weights or a header cannot be read.
     """
-    main = _main_file(folder)
-    if not _is_safetensors(main):
+    main = main_file(folder)
+    if not is_safetensors(main):
         return "bin"
     sizes: Counter[str] = Counter()
-    for shard in [main] if main.suffix == ".safetensors" else _shards(main):
-        for tensor in _read_header(shard):
+    for shard in weight_paths(main):
+        for tensor in read_header(shard):
             sizes[tensor.dtype] += tensor.size
     return sizes.most_common(1)[0][0]
 
@@ -151,70 +176,45 @@ def _stable_config(value: Any) -> Any:
 
 def _stat_weights(folder: Path) -> dict[str, dict[str, int]]:
     """Size, time of change and inode of every weight file, by name."""
-    main = _main_file(folder)
-    paths = [main, *_shards(main)] if main.name.endswith(INDEX_SUFFIX) else [main]
-    stats = {path.name: path.stat() for path in paths}
+    main = main_file(folder)
+    stats = {path.name: path.stat() for path in dict.fromkeys([main, *weight_paths(main)])}
     return {
         name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
         for name, stat in stats.items()
     }
 
 
-def _read_record(path: Path, folder: Path, state: dict[str, dict[str, int]]) -> str | None:
-    """Return the kept fingerprint if it is of these files, None where it must be computed."""
+def _record(folder: Path, state: dict[str, dict[str, int]], weights: Weights) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "path": str(folder),
+        "fingerprint": weights.fingerprint,
+        "files": state,
+        "digests": weights.files,
+    }
+
+
+def _read_record(path: Path, folder: Path, state: dict[str, dict[str, int]]) -> Weights | None:
+    """Return what is kept if it is of these files, None where it must be computed."""
     if not path.exists():
         return None
     try:
         record = read_json(path)
-    except DataError:
+        kept = Weights(record["fingerprint"], record["digests"])
+    except (DataError, KeyError, TypeError):
         return None  # A damaged record costs the time to hash again, nothing more.
-    fingerprint = record.get("fingerprint") if isinstance(record, dict) else None
-    if record != {"schema": SCHEMA, "path": str(folder), "fingerprint": fingerprint, "files": state}:
+    if not isinstance(kept.fingerprint, str) or len(kept.fingerprint) != 64 or set(kept.files or ()) != set(state):
         return None
-    return fingerprint if isinstance(fingerprint, str) and len(fingerprint) == 64 else None
-
-
-def _main_file(folder: Path) -> Path:
-    """Return the file that transformers would load: the weights or the index of their shards."""
-    for name in WEIGHT_FILES:
-        if (folder / name).exists():
-            return folder / name
-    raise DataError(_no_weights(folder))
-
-
-def _is_safetensors(main: Path) -> bool:
-    return ".safetensors" in main.name
-
-
-def _no_weights(folder: Path) -> str:
-    parts = sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
-    found = f" It has {', '.join(parts[:3])}, but no index of shards." if parts else ""
-    return (
-        f"{folder} holds no weights: none of {', '.join(WEIGHT_FILES)} is there.{found} "
-        "Was saving interrupted? Save the checkpoint again or name another one."
-    )
-
-
-def _shards(index: Path) -> list[Path]:
-    """Return the shards that an index names, in order.
-
-    Raises:
-        DataError: If it is no index.
-    """
-    content = read_json(index)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise DataError(f"{index} must hold a `weight_map` from tensors to files. Save the checkpoint again.")
-    return [index.parent / name for name in sorted(set(weight_map.values()))]
+    return kept if record == _record(folder, state, kept) else None
 
 
 def _weight_problems(folder: Path) -> list[str]:
     """Say what is wrong with the weight files, from their sizes and headers."""
     try:
-        main = _main_file(folder)
+        main = main_file(folder)
         if not main.name.endswith(INDEX_SUFFIX):
             return _file_problems(main)
-        shards = _shards(main)
+        shards = weight_paths(main)
     except DataError as error:
         return [str(error)]
     problems = []
@@ -223,8 +223,8 @@ def _weight_problems(folder: Path) -> list[str]:
             problems += _file_problems(shard)
         else:
             problems.append(f"{shard} is missing, but {main.name} names it. Save or download the checkpoint again.")
-    if not problems and _is_safetensors(main):
-        there = {tensor.name for shard in shards for tensor in _read_header(shard)}
+    if not problems and is_safetensors(main):
+        there = {tensor.name for shard in shards for tensor in read_header(shard)}
         absent = sorted(read_json(main)["weight_map"].keys() - there)
         if absent:
             problems.append(
@@ -237,7 +237,7 @@ def _weight_problems(folder: Path) -> list[str]:
 def _file_problems(path: Path) -> list[str]:
     try:
         if path.suffix == ".safetensors":
-            _read_header(path)
+            read_header(path)
         else:
             _check_bin(path)
     except DataError as error:
@@ -253,59 +253,46 @@ def _check_bin(path: Path) -> None:
         raise DataError(f"{path} is cut off at {path.stat().st_size} bytes. Save or download it again.")
 
 
-def _read_header(path: Path) -> list[_Tensor]:
-    """Read which tensors a safetensors file holds, and check that it ends where the last of them does.
-
-    Raises:
-        DataError: If it cannot be read, is cut off or no safetensors file.
-    """
-    try:
-        with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise ValueError(f"it has {size} bytes, too few for its header")
-            header = json.loads(stream.read(length))
-        tensors = [
-            _Tensor(name, entry["dtype"], entry["shape"], path, 8 + length + entry["data_offsets"][0],
-                    entry["data_offsets"][1] - entry["data_offsets"][0])
-            for name, entry in header.items()
-            if name != "__metadata__"
-        ]  # fmt: skip
-        end = max((tensor.start + tensor.size for tensor in tensors), default=8 + length)
-        if end != size:
-            raise ValueError(f"it has {size} bytes, its header says {end}")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is cut off or damaged: {error}. Save or download it again.") from error
-    return tensors
+def _hash_weights(folder: Path) -> Weights:
+    main = main_file(folder)
+    paths = weight_paths(main)
+    hash_file = _hash_safetensors if is_safetensors(main) else _hash_bin
+    described: list[_Described] = []
+    files = {main.name: digest_file(main)} if main.name.endswith(INDEX_SUFFIX) else {}
+    size = sum(path.stat().st_size for path in paths)
+    bar = {"unit": "B", "unit_scale": True, "delay": PROGRESS_AFTER_SECONDS, "disable": None}
+    with (
+        ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1)) as pool,
+        tqdm(total=size, desc=f"reading {folder.name}", **bar) as progress,
+    ):
+        for path in paths:
+            tensors = []
+            for tensor, read in hash_file(path, pool):
+                tensors.append(tensor)
+                progress.update(read)
+            described += tensors
+            header = header_digest(path) if path.suffix == ".safetensors" else ""
+            files[path.name] = digest_json([header, tensors])
+    return Weights(_combine(folder, described), files)
 
 
-def _hash_weights(folder: Path) -> str:
-    main = _main_file(folder)
-    paths = _shards(main) if main.name.endswith(INDEX_SUFFIX) else [main]
-    if _is_safetensors(main):
-        tensors = [tensor for path in paths for tensor in _read_header(path)]
-        with ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1)) as pool:
-            digests = list(pool.map(_hash_tensor, tensors))
-        described = [
-            (tensor.name, tensor.dtype, tensor.shape, digest) for tensor, digest in zip(tensors, digests, strict=True)
-        ]
-        return _combine(folder, described)
-    return _combine(folder, (entry for path in paths for entry in _hash_bin(path)))
-
-
-def _combine(folder: Path, tensors: Iterable[tuple[str, str, list[int], str]]) -> str:
+def _combine(folder: Path, tensors: Iterable[_Described]) -> str:
     """Digest names, dtypes, shapes and digests of the bytes; a tensor that two files hold alike counts once."""
-    unique: dict[str, tuple[str, str, list[int], str]] = {}
+    unique: dict[str, _Described] = {}
     for tensor in tensors:
         if unique.setdefault(tensor[0], tensor) != tensor:
             raise DataError(f"{folder} holds two different tensors `{tensor[0]}`. Save the checkpoint again.")
     return digest_json([list(unique[name]) for name in sorted(unique)])
 
 
-def _hash_tensor(tensor: _Tensor) -> str:
+def _hash_safetensors(path: Path, pool: ThreadPoolExecutor) -> Iterator[tuple[_Described, int]]:
+    """Describe the tensors of a file, each with the bytes that were read for it."""
+    tensors = read_header(path)
+    for tensor, digest in zip(tensors, pool.map(_hash_tensor, tensors), strict=True):
+        yield (tensor.name, tensor.dtype, tensor.shape, digest), tensor.size
+
+
+def _hash_tensor(tensor: Tensor) -> str:
     digest = hashlib.sha256()
     left = tensor.size
     with open(tensor.path, "rb", buffering=0) as stream:
@@ -319,7 +306,7 @@ def _hash_tensor(tensor: _Tensor) -> str:
     return digest.hexdigest()
 
 
-def _hash_bin(path: Path) -> Iterator[tuple[str, str, list[int], str]]:
+def _hash_bin(path: Path, _: ThreadPoolExecutor) -> Iterator[tuple[_Described, int]]:
     """Describe the tensors of a file that `torch.save` wrote. Nothing but tensors is unpickled."""
     import torch
 
@@ -338,4 +325,4 @@ def _hash_bin(path: Path) -> Iterator[tuple[str, str, list[int], str]]:
         for start in range(0, data.numel(), CHUNK_BYTES):
             digest.update(data[start : start + CHUNK_BYTES].numpy())
         dtype = str(tensor.dtype).removeprefix("torch.")
-        yield name, TORCH_DTYPES.get(dtype, dtype), list(tensor.shape), digest.hexdigest()
+        yield (name, TORCH_DTYPES.get(dtype, dtype), list(tensor.shape), digest.hexdigest()), data.numel()

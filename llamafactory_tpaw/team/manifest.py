@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,35 +22,47 @@ class Manifest:
 
     Attributes:
         iteration: Iteration t; the folder holds θ_{t+1} once finished.
-        status: `training` from the first step on, `finished` when everything is saved.
+        status: `training` from the first step on, `finished` when everything is saved; `checkpoint` in the folder of
+            a checkpoint that training saved on its way.
         objective: `tpaw` or `tspin`.
-        policy: θ_t: `name`, `path`, `fingerprint`.
-        players: The team, oldest first, in the same form.
-        triplets: The opponent data: entry, iteration, rows, digest, generator's fingerprint; `foreign` for others.
+        policy: θ_t: `name`, `path`, `fingerprint`; `files` with the SHA-256 of each file that makes the model.
+        players: The team, oldest first: `name`, `path`, `fingerprint`.
+        triplets: The opponent data: entry, iteration, rows, digest, generator's fingerprint; `foreign` for others;
+            `path`, and the digest `meta` of the meta file.
         tokenizer: Digest of the tokenizer.
         template: Name and digest of the template.
         settings: What the user gave, without keys that cannot change the result and without secrets.
-        result: θ_{t+1}: fingerprint and dtype, once finished.
+        result: θ_{t+1}: `name`, `fingerprint`, `dtype` and `files`, once finished.
         versions: Versions of the packages that matter.
-        hardware: Device and number of processes.
-        seconds: Time spent by part.
+        hardware: Device, processor and number of processes.
+        seconds: Time spent by part; of a training that was interrupted, all that its result contains.
         counts: Rows, scored blocks and tokens.
+        seeds: Of training, of its order of rows, and of the choice of prompts, given or default.
+        started: When training began, UTC.
+        finished: When θ_{t+1} was saved, UTC.
+        cache: Folder of the log-prob cache.
+        step: Optimizer steps so far, of a checkpoint.
     """
 
     iteration: int
-    status: Literal["training", "finished"]
+    status: Literal["training", "finished", "checkpoint"]
     objective: str
-    policy: dict[str, str]
-    players: list[dict[str, str]]
+    policy: dict[str, Any]
+    players: list[dict[str, Any]]
     triplets: list[dict[str, Any]]
     tokenizer: str
     template: dict[str, str]
     settings: dict[str, Any]
-    result: dict[str, str] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    seeds: dict[str, Any] = field(default_factory=dict)
+    started: str = ""
+    finished: str = ""
+    cache: str = ""
+    step: int | None = None
     schema: int = SCHEMA
 
     @property
@@ -99,5 +111,34 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> None:
 
 
 def relative_path(path: str | Path, folder: str | Path) -> str:
-    """How a manifest in `folder` names a local path; hub names stay as they are."""
-    return os.path.relpath(path, folder) if Path(path).exists() else str(path)
+    """How a manifest in `folder` names a local path, so that both can be moved together.
+
+    What lies outside the working folder that holds `folder` is not moved with it: its path is absolute. Names of a
+    hub stay as they are.
+    """
+    place, here = Path(path), Path.cwd()
+    if not place.exists():
+        return str(path)
+    inside = Path(os.path.abspath(folder)).is_relative_to(here)
+    if inside and not Path(os.path.abspath(place)).is_relative_to(here):
+        return os.path.abspath(place)
+    return os.path.relpath(place, folder)
+
+
+def moved_manifest(manifest: Manifest, old: Path, new: Path, **changes: Any) -> Manifest:
+    """Return what a manifest of the folder `old` is in the folder `new`: its paths lead to the same places."""
+
+    def moved(described: dict[str, Any]) -> dict[str, Any]:
+        path = described.get("path", "")
+        if not path or os.path.isabs(path) or not (old / path).exists():
+            return described
+        return described | {"path": os.path.relpath(old / path, new)}
+
+    return replace(
+        manifest,
+        policy=moved(manifest.policy),
+        players=[moved(player) for player in manifest.players],
+        triplets=[moved(source) for source in manifest.triplets],
+        cache=os.path.relpath(old / manifest.cache, new) if manifest.cache else "",
+        **changes,
+    )

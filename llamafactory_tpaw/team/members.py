@@ -12,7 +12,15 @@ from ..data.encoding import TurnEncoder, tokenizer_digest
 from ..errors import ConfigError, Findings
 from ..plugin import facade
 from .fingerprint import fingerprint_checkpoint
-from .players import Player, list_players, parent_problems, player_problems, team_of, vocabulary_problems
+from .players import (
+    Player,
+    lineage_problems,
+    list_players,
+    parent_problems,
+    player_problems,
+    team_of,
+    vocabulary_problems,
+)
 
 
 if TYPE_CHECKING:
@@ -120,7 +128,14 @@ def check_parents(members: Sequence[Member]) -> None:
         ConfigError: With every problem of every player.
     """
     fingerprints = {member.player.name: member.fingerprint for member in members}
-    problems = parent_problems([member.player for member in members], fingerprints)
+    folders = {member.player.name: member.folder for member in members}
+    problems = [
+        problem
+        for member in members
+        if not member.player.is_local  # the others were looked at before any was downloaded
+        for problem in lineage_problems(member.player, member.folder)
+    ]
+    problems = problems or parent_problems([member.player for member in members], fingerprints, folders)
     if problems:
         raise ConfigError(problems)
 

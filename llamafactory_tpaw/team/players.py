@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-WEIGHT_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+# What is downloaded of a player: config, tokenizer, tpaw.json and weights; `.bin` only where there is nothing else.
+SMALL_FILES = ["*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
+SAFE_WEIGHTS = ["*.safetensors"]
+BIN_WEIGHTS = ["pytorch_model*.bin"]
+CODE = ["*.py"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,13 @@ class Player:
         downloaded = Path(facade.download_from_other_hub(other_hub))
         if downloaded.is_dir():
             return downloaded
+        code = CODE if getattr(model_args, "trust_remote_code", False) else []
+        folder = self._download(model_args, [*SMALL_FILES, *code, *SAFE_WEIGHTS])
+        if not any(folder.glob("*.safetensors")):
+            folder = self._download(model_args, [*SMALL_FILES, *code, *BIN_WEIGHTS])
+        return folder
+
+    def _download(self, model_args: Any, patterns: list[str]) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
@@ -66,7 +77,7 @@ class Player:
                 revision=model_args.model_revision,
                 cache_dir=model_args.cache_dir,
                 token=model_args.hf_hub_token,
-                allow_patterns=WEIGHT_FILES,
+                allow_patterns=patterns,
             )
         except (OSError, ValueError) as error:
             cause = " ".join(str(error).split()).rstrip(".")
@@ -143,14 +154,14 @@ def player_problems(players: Sequence[Player], expected: Collection[Path] = ()) 
         key = "model_name_or_path" if player is players[-1] else "tpaw_players"
         problems += [f"{player.name} (`{key}`): {problem}" for problem in incomplete]
         if not incomplete:
-            problems += _lineage_problems(player)
+            problems += lineage_problems(player, Path(player.path))
     return problems
 
 
-def _lineage_problems(player: Player) -> list[str]:
+def lineage_problems(player: Player, folder: Path) -> list[str]:
     """A player from θ_1 on is the output of the iteration before; θ_0 may be any checkpoint."""
     try:
-        manifest = read_manifest(player.path)
+        manifest = read_manifest(folder)
     except DataError as error:
         return [str(error)]
     if manifest is None and player.theta > 0:
@@ -158,7 +169,7 @@ def _lineage_problems(player: Player) -> list[str]:
             f"`tpaw_players` has {player.path} as {player.name}, but it has no {MANIFEST}, so no iteration made it. "
             "Only theta_0 may be a checkpoint of another kind: write the players oldest first."
         ]
-    if manifest is not None and manifest.status != "finished":
+    if manifest is not None and manifest.status == "training":
         return [
             f"{player.name} is {player.path}, whose {MANIFEST} says that its training is not finished. Run iteration "
             f"{manifest.iteration} again: it continues."
@@ -171,20 +182,26 @@ def _lineage_problems(player: Player) -> list[str]:
     return []
 
 
-def parent_problems(players: Sequence[Player], fingerprints: dict[str, str]) -> list[str]:
+def parent_problems(
+    players: Sequence[Player], fingerprints: dict[str, str], folders: dict[str, Path] | None = None
+) -> list[str]:
     r"""Check that each player is what its iteration saved, trained from the one before it.
 
     Args:
         players: Oldest first.
         fingerprints: Fingerprint of each by name.
+        folders: Where they are, by name; needed of those that were downloaded.
     """
-    manifests = {player.name: read_manifest(player.path) for player in players if player.is_local and player.theta > 0}
+    places = {player.name: Path(player.path) for player in players} | (folders or {})
+    manifests = {player.name: read_manifest(places[player.name]) for player in players if player.theta > 0}
     problems = [
         f"{player.name} ({player.path}) has fingerprint {fingerprints[player.name][:12]}, but its {MANIFEST} says "
         f"{manifest.result['fingerprint'][:12]}: the weights were changed after the iteration. Restore them, or "
         f"repeat iteration {manifest.iteration} with `overwrite_output_dir: true`."
         for player in players
-        if (manifest := manifests.get(player.name)) and manifest.result["fingerprint"] != fingerprints[player.name]
+        if (manifest := manifests.get(player.name))
+        and manifest.result  # a checkpoint that training saved on its way has none
+        and manifest.result["fingerprint"] != fingerprints[player.name]
     ]
     for parent, child in itertools.pairwise(players):
         manifest = manifests.get(child.name)

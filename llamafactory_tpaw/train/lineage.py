@@ -3,25 +3,25 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
+import time
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from transformers import TrainerCallback
 
-from .. import __version__
 from ..arguments.recorded import recorded_settings
+from ..data.files import digest_file
 from ..data.opponents import FOREIGN
 from ..data.rounds import split_names
 from ..data.source import find_entry, is_triplet_file
-from ..data.triplets import TripletMeta, read_meta
+from ..data.triplets import TripletMeta, meta_path, read_meta
 from ..errors import DataError
 from ..plugin.logs import get_logger
-from ..team.fingerprint import fingerprint_checkpoint, weight_dtype
-from ..team.manifest import Manifest, read_manifest, relative_path, write_manifest
+from ..team.fingerprint import digest_other_files, fingerprint_checkpoint, hash_weights, weight_dtype
+from ..team.machine import hardware, now, versions
+from ..team.manifest import Manifest, moved_manifest, read_manifest, relative_path, write_manifest
 from .setup import describe_template
 
 
@@ -33,16 +33,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-PACKAGES = (
-    "llamafactory",
-    "transformers",
-    "torch",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "safetensors",
-    "deepspeed",
-)
+# What makes the triplets of an interrupted training the same: not where they are now.
+IDENTITY = ("entry", "iteration", "rows", "digest", "generator", "foreign")
 
 
 def check_earlier_work(run: RunArguments, setup: IterationSetup) -> None:
@@ -53,8 +45,8 @@ def check_earlier_work(run: RunArguments, setup: IterationSetup) -> None:
     """
     if not run.training.do_train or not run.training.resume_from_checkpoint:
         return
-    earlier, now = read_manifest(run.training.output_dir), _triplets(setup)
-    if earlier is not None and earlier.triplets != now:
+    earlier, now = read_manifest(run.training.output_dir), _triplets(run, setup)
+    if earlier is not None and _identities(earlier.triplets) != _identities(now):
         raise DataError(
             f"`output_dir: {run.training.output_dir}` holds an interrupted training, and its triplets changed since "
             f"it was begun: {_rows(earlier.triplets)} then and {_rows(now)} now. Restore them, or set "
@@ -65,19 +57,20 @@ def check_earlier_work(run: RunArguments, setup: IterationSetup) -> None:
 def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport) -> Manifest:
     """Record what the iteration starts from, with status `training`, and write it when the run trains."""
     folder = Path(run.training.output_dir)
+    store = Path(run.finetuning.tpaw_cache_dir)
     generated = _own_round(run)
     manifest = Manifest(
         iteration=run.finetuning.tpaw_iteration,
         status="training",
         objective=run.finetuning.tpaw_objective,
-        policy=_describe(setup.policy, folder),
+        policy=_describe(setup.policy, folder) | {"files": _files(setup.policy.folder, store)},
         players=[_describe(member, folder) for member in setup.team],
-        triplets=_triplets(setup),
+        triplets=_triplets(run, setup),
         tokenizer=setup.encoder.tokenizer_digest,
         template=describe_template(run, setup.encoder),
         settings=recorded_settings(run.finetuning.tpaw_given),
-        versions=_versions(),
-        hardware=_hardware(run),
+        versions=versions(),
+        hardware=hardware(run.training.device, run.training.world_size),
         seconds={"generate": generated.seconds if generated else 0.0, "score": round(report.seconds, 3)},
         counts={
             "train_triplets": len(setup.train),
@@ -87,28 +80,61 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
             "scored_sequences": report.scored_sequences,
             "scored_tokens": report.scored_tokens,
             "generated_tokens": generated.counts["generated_tokens"] if generated else 0,
+            "epoch_tokens": sum(
+                len(triplet.prompt_ids) + len(response) for triplet in setup.train for response in triplet.responses
+            ),
         },
+        seeds={
+            "seed": run.training.seed,
+            "data_seed": run.training.data_seed,
+            "tpaw_prompts_seed": run.finetuning.tpaw_prompts_seed,
+        },
+        started=now(),
+        cache=relative_path(store, folder),
     )
     if run.training.do_train and run.training.should_save:
         if run.training.resume_from_checkpoint:
-            _add_earlier_work(manifest, read_manifest(folder))
+            _add_earlier_work(manifest, read_manifest(folder), Path(run.training.resume_from_checkpoint))
         else:
             _remove_older_checkpoints(folder)
         write_manifest(folder, manifest)
     return manifest
 
 
-def _add_earlier_work(manifest: Manifest, earlier: Manifest | None) -> None:
-    """Count what was done before an interruption."""
+def _add_earlier_work(manifest: Manifest, earlier: Manifest | None, checkpoint: Path) -> None:
+    """Count what was done before an interruption: all of the scoring, the training up to the checkpoint."""
     if earlier is None:
         return
+    manifest.started = earlier.started or manifest.started
     manifest.seconds["score"] = round(manifest.seconds["score"] + earlier.seconds.get("score", 0.0), 3)
     for name in ("scored_blocks", "scored_sequences", "scored_tokens"):
         manifest.counts[name] += earlier.counts.get(name, 0)
+    trained = read_manifest(checkpoint)
+    if trained is not None:
+        manifest.seconds["train"] = trained.seconds.get("train", 0.0)
 
 
-def _triplets(setup: IterationSetup) -> list[dict[str, Any]]:
-    return [asdict(source) | {"foreign": source.iteration == FOREIGN} for source in setup.sources]
+def _triplets(run: RunArguments, setup: IterationSetup) -> list[dict[str, Any]]:
+    described = []
+    for source in setup.sources:
+        foreign = source.iteration == FOREIGN
+        described.append(asdict(source) | {"foreign": foreign} | _place(run, source.entry, foreign))
+    return described
+
+
+def _place(run: RunArguments, name: str, foreign: bool) -> dict[str, str]:
+    """Where the file of an entry is, and what it or its meta file holds; nothing of entries that are not local."""
+    path = find_entry(name, run.data.dataset_dir).path
+    if path is None:
+        return {}
+    place = {"path": relative_path(path, run.training.output_dir)}
+    if foreign:
+        return place | ({"digest": digest_file(path)} if path.is_file() else {})
+    return place | {"meta": digest_file(meta_path(path))}
+
+
+def _identities(triplets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: source.get(name) for name in IDENTITY} for source in triplets]
 
 
 def _rows(triplets: list[dict[str, Any]]) -> str:
@@ -118,11 +144,40 @@ def _rows(triplets: list[dict[str, Any]]) -> str:
 def finish_manifest(run: RunArguments, manifest: Manifest, seconds: float) -> None:
     """Record θ_{t+1} and set status `finished`: the last file that an iteration writes."""
     folder = Path(run.training.output_dir)
-    fingerprint = fingerprint_checkpoint(folder, Path(run.finetuning.tpaw_cache_dir))
-    manifest.result = {"name": f"theta_{manifest.produces}", "fingerprint": fingerprint, "dtype": weight_dtype(folder)}
-    manifest.seconds["train"] = round(seconds, 3)
+    store = Path(run.finetuning.tpaw_cache_dir)
+    manifest.result = {
+        "name": f"theta_{manifest.produces}",
+        "fingerprint": fingerprint_checkpoint(folder, store),
+        "dtype": weight_dtype(folder),
+        "files": _files(folder, store),
+    }
+    manifest.seconds["train"] = round(manifest.seconds.get("train", 0.0) + seconds, 3)
+    manifest.finished = now()
     manifest.status = "finished"
     write_manifest(folder, manifest)
+
+
+class CheckpointManifests(TrainerCallback):
+    """Writes `tpaw.json` into the checkpoints that training saves on its way, with the seconds up to there."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.begun = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.begun = time.monotonic()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Describe the checkpoint that was just saved."""
+        folder = Path(args.output_dir)
+        checkpoint = folder / f"checkpoint-{state.global_step}"
+        if not state.is_world_process_zero or not checkpoint.is_dir():
+            return
+        trained = self.manifest.seconds.get("train", 0.0) + time.monotonic() - self.begun
+        seconds = self.manifest.seconds | {"train": round(trained, 3)}
+        changes = {"status": "checkpoint", "step": state.global_step, "seconds": seconds, "finished": now()}
+        write_manifest(checkpoint, moved_manifest(self.manifest, folder, checkpoint, **changes))
 
 
 def _remove_older_checkpoints(folder: Path) -> None:
@@ -151,17 +206,6 @@ def _own_round(run: RunArguments) -> TripletMeta | None:
     return read_meta(entry.path) if entry.path is not None and is_triplet_file(entry.path) else None
 
 
-def _versions() -> dict[str, str]:
-    found = {"llamafactory_tpaw": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _hardware(run: RunArguments) -> dict[str, Any]:
-    device = run.training.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": device.type, "name": name, "processes": run.training.world_size}
+def _files(folder: Path, store: Path) -> dict[str, str]:
+    """SHA-256 of each file that makes a model, the weights as they were just read or are kept."""
+    return hash_weights(folder, store).files | digest_other_files(folder)

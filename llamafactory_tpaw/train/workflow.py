@@ -13,7 +13,7 @@ from ..data.collator import TripletCollator, TripletDataset
 from ..errors import ConfigError
 from ..plugin import facade
 from ..team.scorer import Block, OnlineTeam, ScoreReport, TeamScorer
-from .lineage import check_earlier_work, finish_manifest, start_manifest
+from .lineage import CheckpointManifests, check_earlier_work, finish_manifest, start_manifest
 from .setup import IterationSetup, load_setup
 
 
@@ -72,6 +72,7 @@ def run_tpaw(
     eval_sets = {name: _dataset(scorer, setup, part, cached) for name, part in setup.eval_sets.items()}
     trainer = _make_trainer(run, setup, scorer, callbacks, datasets, eval_sets)
     manifest = start_manifest(run, setup, report)
+    trainer.add_callback(CheckpointManifests(manifest))
     started = time.monotonic()
     if training_args.do_train:
         _train(trainer, run)

@@ -246,7 +246,7 @@ def test_triplets_are_those_of_an_undisturbed_run(killed_before_checkpoint: Proj
     metas = [
         json.loads((project.root / TRIPLETS).with_suffix(".meta.json").read_text()) for project in (disturbed, calm)
     ]
-    assert all(meta.pop("seconds") > 0 for meta in metas)
+    assert all(meta.pop("seconds") > 0 and meta.pop("created") for meta in metas)
     assert metas[0] == metas[1]
     assert not (disturbed.root / PARTIAL).exists()
 
@@ -288,7 +288,20 @@ def test_team_is_kept_and_nothing_is_scored_twice(finished: tuple[Project, str],
     assert own["players"][0]["name"] == reference["players"][0]["name"] == "theta_0"
     assert own["players"][0]["fingerprint"] == reference["players"][0]["fingerprint"]
     assert len(own["players"]) == len(reference["players"]) == 1
+    for source in (*own["triplets"], *reference["triplets"]):
+        source.pop("meta")  # its file says when it was made
     assert own["triplets"] == reference["triplets"]
+
+
+def test_the_time_of_interrupted_training_adds_up(finished: tuple[Project, str]) -> None:
+    project, _ = finished
+    resumed, last = (
+        {path.name: path for path in checkpoints(project)}[name] for name in ("checkpoint-14", "checkpoint-42")
+    )
+    parts = [json.loads((folder / "tpaw.json").read_text()) for folder in (resumed, last)]
+    assert [(part["status"], part["step"]) for part in parts] == [("checkpoint", 14), ("checkpoint", 42)]
+    before, at_42 = (part["seconds"]["train"] for part in parts)
+    assert 0 < before < at_42 <= manifest(project)["seconds"]["train"]
 
 
 def test_loop_stops_at_the_first_failure_and_repeats_nothing(finished: tuple[Project, str]) -> None:

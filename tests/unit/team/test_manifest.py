@@ -4,13 +4,22 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llamafactory_tpaw.errors import DataError
-from llamafactory_tpaw.team.manifest import MANIFEST, Manifest, read_manifest, relative_path, write_manifest
+from llamafactory_tpaw.team.manifest import (
+    MANIFEST,
+    Manifest,
+    moved_manifest,
+    read_manifest,
+    relative_path,
+    write_manifest,
+)
 
 
 def make_manifest(**changes: Any) -> Manifest:
@@ -65,3 +74,36 @@ def test_paths_are_relative_to_the_folder(tmp_path: Path) -> None:
     (tmp_path / "sft").mkdir()
     assert relative_path(tmp_path / "sft", tmp_path / "iter0") == "../sft"
     assert relative_path("Qwen/Qwen2.5-1.5B", tmp_path / "iter0") == "Qwen/Qwen2.5-1.5B"
+
+
+def test_what_is_not_moved_with_the_run_has_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("models/base", "run/saves/sft"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run")
+    assert relative_path("../models/base", "saves/iter0") == str(tmp_path / "models" / "base")
+    assert relative_path(tmp_path / "run" / "saves" / "sft", "saves/iter0") == "../sft"
+    assert relative_path("saves/sft", "/elsewhere/iter0") == os.path.relpath(
+        tmp_path / "run/saves/sft", "/elsewhere/iter0"
+    )
+
+
+def test_a_manifest_of_the_first_version_is_read(tmp_path: Path) -> None:
+    manifest = make_manifest()
+    first = {"seeds", "started", "finished", "cache", "step"}
+    content = {key: value for key, value in asdict(manifest).items() if key not in first}
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    assert read_manifest(tmp_path) == manifest
+
+
+def test_moved_paths_lead_to_the_same_places(tmp_path: Path) -> None:
+    for folder in ("sft", "iter0"):
+        (tmp_path / folder).mkdir()
+    elsewhere = {"name": "theta_1", "path": "org/hub", "fingerprint": "fp"}
+    absolute = {"name": "theta_2", "path": str(tmp_path / "sft"), "fingerprint": "fp"}
+    players = [make_manifest().policy, elsewhere, absolute]
+    manifest = make_manifest(players=players, triplets=[{"entry": "hub"}], cache="../.tpaw_cache")
+    old, new = tmp_path / "iter0", tmp_path / "iter0" / "checkpoint-5"
+    moved = moved_manifest(manifest, old, new, step=5)
+    assert [player["path"] for player in moved.players] == ["../../sft", "org/hub", str(tmp_path / "sft")]
+    assert (moved.policy["path"], moved.cache, moved.step) == ("../../sft", "../../.tpaw_cache", 5)
+    assert (moved.triplets, manifest.policy["path"]) == ([{"entry": "hub"}], "../sft")

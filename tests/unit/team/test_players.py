@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from llamafactory_tpaw.errors import ConfigError, DataError
 from llamafactory_tpaw.team.manifest import write_manifest
 from llamafactory_tpaw.team.players import (
     Player,
+    lineage_problems,
     list_players,
     parent_problems,
     player_problems,
@@ -169,6 +172,83 @@ def test_another_parent(thetas: list[Player]) -> None:
 def test_weights_changed_since(thetas: list[Player]) -> None:
     (problem,) = parent_problems(thetas, FINGERPRINTS | {"theta_2": "other"})
     assert f"theta_2 ({thetas[2].path}) has fingerprint other, but its tpaw.json says fp2" in problem
+
+
+def test_a_checkpoint_on_the_way_may_play(thetas: list[Player]) -> None:
+    """It has no recorded fingerprint of its own, but its parent is checked."""
+    path = Path(thetas[1].path) / "tpaw.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "checkpoint", "step": 5, "result": {}}))
+    assert player_problems(thetas[:2]) == []
+    assert parent_problems(thetas[:2], FINGERPRINTS) == []
+    assert len(parent_problems(thetas[:2], FINGERPRINTS | {"theta_0": "other"})) == 1
+
+
+def test_downloaded_players_are_checked_where_they_are(thetas: list[Player]) -> None:
+    folders = {player.name: Path(player.path) for player in thetas}
+    hub = [Player(theta, f"org/theta_{theta}") for theta in range(3)]
+    assert parent_problems(hub, FINGERPRINTS, folders) == []
+    (problem,) = parent_problems(hub, FINGERPRINTS | {"theta_2": "other"}, folders)
+    assert "theta_2 (org/theta_2) has fingerprint other, but its tpaw.json says fp2" in problem
+    assert lineage_problems(hub[1], folders["theta_1"]) == []
+    (problem,) = lineage_problems(hub[1], folders["theta_2"])
+    assert "`tpaw_players` has org/theta_1 as theta_1, but its tpaw.json says that it is theta_2" in problem
+
+
+class Hub:
+    """Stands for the hub: a repository's files, of which it gives what is asked for."""
+
+    def __init__(self, folder: Path, *files: str) -> None:
+        self.folder = folder
+        self.files = files
+        self.asked: list[list[str]] = []
+
+    def snapshot_download(self, name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        self.asked.append(allow_patterns)
+        self.folder.mkdir(exist_ok=True)
+        for file in self.files:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (self.folder / file).write_text(file)
+        return str(self.folder)
+
+    def given(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+HUB_ARGS = SimpleNamespace(model_revision="main", cache_dir=None, hf_hub_token=None, trust_remote_code=False)
+
+
+@pytest.fixture
+def download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Hub]:
+    """Return a function that downloads `org/model` with these files."""
+    import huggingface_hub
+
+    from llamafactory_tpaw.plugin import facade
+
+    def start(*files: str, **changes: Any) -> Hub:
+        hub = Hub(tmp_path / "hub", *files)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+        monkeypatch.setattr(facade, "download_from_other_hub", lambda args: args.model_name_or_path, raising=False)
+        Player(0, "org/model").folder(SimpleNamespace(**vars(HUB_ARGS) | changes))
+        return hub
+
+    return start
+
+
+def test_what_is_downloaded(download: Callable[..., Hub]) -> None:
+    small = ["config.json", "tokenizer.json", "tpaw.json"]
+    hub = download(*small, "model.safetensors", "pytorch_model.bin", "training_args.bin", "modeling.py", "a.gguf")
+    assert hub.given() == sorted([*small, "model.safetensors"])
+    assert len(hub.asked) == 1
+
+
+def test_bin_files_are_downloaded_where_there_is_nothing_else(download: Callable[..., Hub]) -> None:
+    shards = ["pytorch_model-1-of-2.bin", "pytorch_model-2-of-2.bin", "pytorch_model.bin.index.json"]
+    hub = download("config.json", *shards, "training_args.bin", "optimizer.bin")
+    assert hub.given() == sorted(["config.json", *shards])
+
+
+def test_code_is_downloaded_only_where_it_is_trusted(download: Callable[..., Hub]) -> None:
+    assert "modeling.py" in download("model.safetensors", "modeling.py", trust_remote_code=True).given()
 
 
 def test_vocabularies(tmp_path: Path) -> None:
