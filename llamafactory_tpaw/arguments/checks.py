@@ -28,7 +28,6 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "do_predict": ((False,), "it trains and evaluates on triplets; predict in the `sft` stage"),
     "neftune_noise_alpha": ((), "players are scored without noise, so the policy must be too"),
     "label_smoothing_factor": ((0, 0.0), "the loss is over pairs of responses"),
-    "train_sampling_strategy": (("random", "sequential"), "triplets have no single length to group by"),
     "pref_beta": ((), "the reward scale is `tpaw_reward_scale` here"),
     "pref_loss": ((), "the loss is chosen by `tpaw_objective` here"),
     "pref_ftx": ((0, 0.0), "the loss has no SFT term"),

@@ -131,6 +131,35 @@ class TpawArguments:
             )
         },
     )
+    tpaw_grouping: Literal["prompt", "none"] = field(
+        default="prompt",
+        metadata={
+            "help": (
+                "`prompt` visits the triplets of a prompt one after another and forwards what they have in common, "
+                "the target, once a batch; `none` keeps the plain order and forwards each pair by itself. Batch sizes "
+                "count triplets in both."
+            )
+        },
+    )
+    tpaw_layout: Literal["auto", "padded", "shared"] = field(
+        default="auto",
+        metadata={
+            "help": (
+                "How sequences lie in a batch. `auto` shares a prompt's row between its responses where attention "
+                "allows it and that is cheaper, and packs rows without padding under flash-attention; `shared` always "
+                "shares where it can; `padded` gives each sequence a row."
+            )
+        },
+    )
+    tpaw_logits: Literal["blocks", "full"] = field(
+        default="blocks",
+        metadata={
+            "help": (
+                "`blocks` computes log-probs of response tokens from blocks of the vocabulary, so that no tensor of "
+                "tokens x vocabulary is kept; `full` keeps the model's logits, for comparison."
+            )
+        },
+    )
     tpaw_cache_dir: str = field(
         default="saves/.tpaw_cache",
         metadata={"help": "Folder of the players' log-probs and of the checkpoints' fingerprints."},

@@ -20,6 +20,7 @@ WITHOUT_EFFECT = frozenset(
     use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_logdir
     project trackio_space_id trackio_bucket_id trackio_static_space_id
     tpaw_cache_dir tpaw_reference tpaw_score_batch_tokens tpaw_generate_batch_tokens tpaw_max_bad_rows tpaw_engine
+    tpaw_layout tpaw_logits
     model_name_or_path tpaw_players
     """.split()
 )

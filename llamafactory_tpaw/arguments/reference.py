@@ -52,6 +52,7 @@ GROUPS = (
         ),
     ),
     Group("Players' log-probs", "`tpaw`", ("tpaw_reference", "tpaw_score_batch_tokens")),
+    Group("Speed and memory", "both", ("tpaw_grouping", "tpaw_layout", "tpaw_logits")),
 )
 
 PAGE_HEAD = """\

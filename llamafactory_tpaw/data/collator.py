@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of a batch, fixed in one place: all targets, then all generated responses, then all y_0."""
+"""From triplets to a batch in which every sequence is there once, and the order in which epochs visit them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
+
+from .layout import LayoutCosts, Row, lay_out, pack
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-
     from .opponents import Triplet
 
-IGNORE_INDEX = -100
+# Which of a batch's sequences are a triplet's target, generated response and y_0.
+RESPONSE_INDICES = ("target_index", "generated_index", "proto_index")
+# Groups are sorted by length within as many batches as this, so that epochs still differ.
+BUCKET_BATCHES = 50
 
 
 class TripletDataset(Dataset):
@@ -31,7 +34,7 @@ class TripletDataset(Dataset):
 
     def __init__(
         self,
-        triplets: list[Triplet],
+        triplets: Sequence[Triplet],
         player_target_logps: np.ndarray | None = None,
         player_generated_logps: np.ndarray | None = None,
     ) -> None:
@@ -49,80 +52,135 @@ class TripletDataset(Dataset):
             item["player_generated_logps"] = self.player_generated_logps[index]
         return item
 
+    def groups(self) -> list[list[int]]:
+        """Indices of the triplets that share prompt and target, in the order in which the first of each stands."""
+        found: dict[str, list[int]] = {}
+        for index, triplet in enumerate(self.triplets):
+            found.setdefault(triplet.id, []).append(index)
+        return list(found.values())
 
-def pad_sequences(
-    prompts: Sequence[np.ndarray],
-    responses: Sequence[np.ndarray],
-    *,
-    pad_token_id: int,
-    padding_side: str = "right",
-    pad_to_multiple_of: int = 8,
-) -> dict[str, torch.Tensor]:
-    r"""Join prompts and responses and pad them to one length.
+
+class GroupSampler(Sampler[int]):
+    r"""Visits the triplets of a group one after another, so that most batches hold whole groups.
+
+    A batch is as many triplets as ever: where groups do not fit into it evenly, one is continued in the next batch.
 
     Args:
-        prompts: N arrays of prompt ids.
-        responses: N arrays of response ids.
-        pad_token_id: Written into the padding; masked.
-        padding_side: `right` or `left`.
-        pad_to_multiple_of: The length T is a multiple of this.
-
-    Returns:
-        `input_ids`, `attention_mask` and `labels` (prompt and padding masked by -100), each (N, T); with left padding
-        also `position_ids`.
+        dataset: The triplets.
+        batch_size: Triplets in a batch, for bucketing.
+        seed: With the epoch's number it gives the order of the groups.
+        grouped: Whether triplets with the same prompt and target form a group; otherwise each is one by itself.
+        shuffle: Whether the groups are shuffled, anew in every epoch.
+        by_length: Whether groups of like length come together.
     """
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    width = -(-max(lengths) // pad_to_multiple_of) * pad_to_multiple_of
-    input_ids = torch.full((len(lengths), width), pad_token_id, dtype=torch.long)
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, (prompt, response, length) in enumerate(zip(prompts, responses, lengths, strict=True)):
-        start = 0 if padding_side == "right" else width - length
-        middle = start + len(prompt)
-        input_ids[row, start:middle] = torch.from_numpy(prompt)
-        input_ids[row, middle : start + length] = torch.from_numpy(response)
-        labels[row, middle : start + length] = input_ids[row, middle : start + length]
-        attention_mask[row, start : start + length] = 1
-    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-    if padding_side == "left":
-        batch["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    return batch
+
+    def __init__(
+        self,
+        dataset: TripletDataset,
+        batch_size: int = 1,
+        *,
+        seed: int = 0,
+        grouped: bool = True,
+        shuffle: bool = True,
+        by_length: bool = False,
+    ) -> None:
+        self.groups = dataset.groups() if grouped else [[index] for index in range(len(dataset))]
+        self.lengths = [_length(dataset.triplets, group) for group in self.groups] if by_length else None
+        self.bucket = BUCKET_BATCHES * batch_size
+        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose order comes next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(len(self.groups))
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        for group in order if self.lengths is None else self._bucketed(order):
+            yield from self.groups[group]
+
+    def _bucketed(self, order: np.ndarray) -> Iterator[int]:
+        """Sort stretches of the order by length, longest first: a batch too large for the device shows at once."""
+        bucket: list[int] = []
+        triplets = 0
+        for number, group in enumerate(order, start=1):
+            bucket.append(int(group))
+            triplets += len(self.groups[group])
+            if triplets >= self.bucket or number == len(order):
+                yield from sorted(bucket, key=lambda index: -self.lengths[index])
+                bucket, triplets = [], 0
+
+
+def _length(triplets: Sequence[Triplet], group: Sequence[int]) -> int:
+    """Longest sequence of a group."""
+    return max(
+        len(triplets[index].prompt_ids) + max(len(response) for response in triplets[index].responses)
+        for index in group
+    )
 
 
 @dataclass
 class TripletCollator:
-    r"""Make a batch of B triplets.
+    r"""Make a batch of B triplets with S sequences.
 
     Attributes:
         pad_token_id: Padding id.
-        padding_side: As the tokenizer has it.
-        pad_to_multiple_of: See `pad_sequences`.
+        grouped: Whether a sequence that several triplets have in common, such as the target of a prompt, is there once
+            (`tpaw_grouping: prompt`); otherwise each triplet brings its own.
+        costs: What rows cost the model, for choosing their layout.
+        pad_to_multiple_of: See `lay_out`.
     """
 
     pad_token_id: int
-    padding_side: str = "right"
+    grouped: bool = True
+    costs: LayoutCosts = field(default_factory=LayoutCosts)
     pad_to_multiple_of: int = 8
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         r"""Collate items of `TripletDataset`.
 
         Returns:
-            The sequences of `pad_sequences` in the order of the module's first line, (2B, T) or (3B, T) with y_0;
-            `truncated` and `equal`, bool (B,); `player_target_logps` and `player_generated_logps`, float32 (B, J),
-            where the players are cached.
+            The sequences as `lay_out` or `pack` write them; `target_index`, `generated_index` and, with y_0,
+            `proto_index`, (B,): which of the S sequences are a triplet's; `truncated` and `equal`, bool (B,);
+            `player_target_logps` and `player_generated_logps`, float32 (B, J), where the players are cached.
         """
         triplets = [feature["triplet"] for feature in features]
-        rounds = list(zip(*(triplet.responses for triplet in triplets), strict=True))
-        batch = pad_sequences(
-            [triplet.prompt_ids for _ in rounds for triplet in triplets],
-            [response for responses in rounds for response in responses],
-            pad_token_id=self.pad_token_id,
-            padding_side=self.padding_side,
-            pad_to_multiple_of=self.pad_to_multiple_of,
+        prompts, indices = self._distinct(triplets)
+        rows = self.costs.arrange(list(prompts.values()))
+        batch = (
+            pack(rows)
+            if self.costs.packed
+            else lay_out(rows, pad_token_id=self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of)
         )
+        for name, column in zip(RESPONSE_INDICES, indices, strict=False):
+            batch[name] = torch.from_numpy(column.copy())
         batch["truncated"] = torch.tensor([triplet.truncated for triplet in triplets])
         batch["equal"] = torch.tensor([triplet.equal for triplet in triplets])
         for key in ("player_target_logps", "player_generated_logps"):
             if key in features[0]:
                 batch[key] = torch.stack([torch.from_numpy(feature[key]) for feature in features])
         return batch
+
+    def _distinct(self, triplets: Sequence[Triplet]) -> tuple[dict[bytes, Row], np.ndarray]:
+        """Return prompts with their responses, and which of all responses are the triplets', (kinds, B)."""
+        prompts: dict[bytes, Row] = {}
+        seen: dict[tuple[bytes, bytes], tuple[bytes, int]] = {}
+        used = []
+        for number, triplet in enumerate(triplets):
+            own = b"" if self.grouped else number.to_bytes(4, "little")
+            prompt = own + triplet.prompt_ids.tobytes()
+            row = prompts.setdefault(prompt, Row(triplet.prompt_ids, []))
+            for kind, response in enumerate(triplet.responses):
+                key = (prompt, response.tobytes() if self.grouped else kind.to_bytes(4, "little"))
+                if key not in seen:
+                    seen[key] = prompt, len(row.responses)
+                    row.responses.append(response)
+                used.append(seen[key])
+        sizes = [len(row.responses) for row in prompts.values()]
+        first = dict(zip(prompts, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+        numbers = [first[prompt] + place for prompt, place in used]
+        return prompts, np.reshape(numbers, (len(triplets), -1)).T

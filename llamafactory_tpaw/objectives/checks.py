@@ -87,3 +87,17 @@ def widen(tensors: Mapping[str, Tensor]) -> list[Tensor]:
     for tensor in tensors.values():
         dtype = torch.promote_types(dtype, tensor.dtype)
     return [tensor.to(dtype) for tensor in tensors.values()]
+
+
+def check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
+    r"""Check that token ids, (M,), are those of a vocabulary.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    smallest, largest = torch.stack(tokens.aminmax()).tolist() if len(tokens) else (0, 0)
+    if smallest < 0 or largest >= vocabulary:
+        raise ValueError(
+            f"`{name}` holds ids from {smallest} to {largest}, but the vocabulary has the ids 0 to {vocabulary - 1}. "
+            "Use the tokenizer that belongs to the model."
+        )

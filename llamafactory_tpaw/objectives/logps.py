@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .checks import ROWS_SHOWN, check_shape
+from .checks import ROWS_SHOWN, check_shape, check_tokens
 
 
 IGNORED_LABEL = -100
@@ -55,7 +55,9 @@ class _TokenLogps(torch.autograd.Function):
             scores = logits[rows[chunk], positions[chunk]].float()
             slope = scores.sub_(normalizers[chunk, None]).exp_().neg_()
             slope.scatter_add_(1, tokens[chunk, None], torch.ones_like(slope[:, :1]))
-            grad_logits[rows[chunk], positions[chunk]] = slope.mul_(grad[chunk, None]).to(logits.dtype)
+            # Added, because one position predicts the first tokens of all responses that share a prompt.
+            slope = slope.mul_(grad[chunk, None]).to(logits.dtype)
+            grad_logits.index_put_((rows[chunk], positions[chunk]), slope, accumulate=True)
         return grad_logits, None, None, None
 
 
@@ -86,6 +88,24 @@ def sequence_logps(logits: Tensor, labels: Tensor) -> SequenceLogps:
     token_logps = _TokenLogps.apply(logits, rows, positions, targets[rows, positions].long())
     sums = torch.stack([part.sum() for part in token_logps.split(token_counts.tolist())])
     return SequenceLogps(sums, token_counts)
+
+
+def logits_at(logits: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+    r"""Compute the log-probs of single tokens from a model's logits, in float32.
+
+    Args:
+        logits: Scores of a model, (N, T, V). Carries grad. Must not be changed in place before the backward.
+        places: Where in the flattened (N, T) each token is predicted, int64 (M,).
+        tokens: Token ids, int64 (M,).
+
+    Returns:
+        Log-probs in nats, (M,).
+
+    Raises:
+        ValueError: If a token is not an id of the vocabulary.
+    """
+    check_tokens("tokens", tokens, logits.shape[-1])
+    return _TokenLogps.apply(logits, places // logits.shape[1], places % logits.shape[1], tokens)
 
 
 def _check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:

@@ -7,8 +7,11 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import is_flash_attn_2_available
 
-from ..objectives import SequenceLogps, sequence_logps
+from ..objectives import SequenceLogps
+from ..objectives.logps import logits_at
+from .head import response_head, text_config, unwrap
 
 
 if TYPE_CHECKING:
@@ -19,28 +22,61 @@ if TYPE_CHECKING:
 # How far two scores of one sequence may be apart in batches of different shapes, by autocast dtype: a share of the
 # larger of their size in nats and their number of tokens. Far above what was seen, far below what other weights give.
 ROUNDING = {None: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+MODEL_INPUTS = ("input_ids", "position_ids")
 
 
 def response_logps(
     model: torch.nn.Module,
     batch: Mapping[str, torch.Tensor],
     context: contextlib.AbstractContextManager | None = None,
+    *,
+    head: bool = False,
 ) -> SequenceLogps:
     r"""Score the responses of a batch.
 
     Args:
         model: Policy or player; what it returns may be in any dtype.
-        batch: `input_ids`, `attention_mask`, `labels`, each (N, T), and `position_ids` where padded on the left.
+        batch: What `lay_out` or `pack` return: N rows with S responses.
         context: Entered around the model alone: autocast for players; the policy's Trainer brings its own.
+        head: Whether the model's head is replaced by `response_head`; otherwise its logits are taken.
 
     Returns:
-        Sums in nats, float32 (N,), and token counts (N,).
+        Sums in nats, float32 (S,), and token counts (S,).
     """
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-    with context or contextlib.nullcontext():
+    if "segments" in batch:
+        inputs["attention_mask"] = segment_mask(batch["segments"], model)
+    with context or contextlib.nullcontext(), response_head(model, batch) if head else contextlib.nullcontext():
         logits = model(**inputs, use_cache=False).logits
-    return sequence_logps(logits, batch["labels"])
+    token_logps = logits if head else logits_at(logits, batch["response_places"], batch["response_tokens"])
+    # Each sum runs over its own tokens only, so that neighbours and padding change no bit of it.
+    sums = torch.segment_reduce(token_logps.double(), "sum", lengths=batch["response_counts"], unsafe=True)
+    return SequenceLogps(sums.float(), batch["response_counts"])
+
+
+def segment_mask(segments: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+    r"""Let every token see the prompt and its own response up to itself; padding sees itself alone.
+
+    Args:
+        segments: (N, T): 0 in the prompt, k in the k-th response, -1 in the padding.
+        model: Decides the form: True where eager attention would add 0.
+
+    Returns:
+        (N, 1, T, T).
+    """
+    asking, asked = segments[:, :, None], segments[:, None, :]
+    seen = ((asked == 0) | (asked == asking)) & (asking >= 0)
+    seen = seen.tril() | torch.eye(segments.shape[1], dtype=torch.bool, device=segments.device)
+    seen = seen[:, None]
+    if attention_of(model) != "eager":
+        return seen
+    dtype = unwrap(model).dtype
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def attention_of(model: torch.nn.Module) -> str:
+    """Return the name of the model's attention implementation, e.g. `sdpa`."""
+    return str(getattr(text_config(model), "_attn_implementation", None))
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -86,7 +122,7 @@ def numerics(model_args: Any, training_args: Any, finetuning_args: Any) -> dict[
         "masking": "response tokens, end of turn included; prompt and padding masked",
         "weights": "as in the checkpoint" if kept else "float32",
         "autocast": "none" if dtype is None else str(dtype).removeprefix("torch."),
-        "attention": str(model_args.flash_attn),
+        "attention": _attention_asked(model_args.flash_attn),
         "rope_scaling": str(model_args.rope_scaling),
         "shift_attn": str(model_args.shift_attn),
         "tf32": str(training_args.tf32),
@@ -95,3 +131,9 @@ def numerics(model_args: Any, training_args: Any, finetuning_args: Any) -> dict[
         "v1_kernels": str(model_args.use_v1_kernels),
         "device": training_args.device.type,
     }
+
+
+def _attention_asked(flash_attn: Any) -> str:
+    """Name the kernel that was asked for; without its package LlamaFactory falls back to another one."""
+    name = str(getattr(flash_attn, "value", flash_attn))
+    return f"{name}, not installed" if name == "fa2" and not is_flash_attn_2_available() else name

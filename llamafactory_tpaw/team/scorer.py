@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,17 +15,19 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.collator import pad_sequences
+from ..data.layout import LayoutCosts, Row, is_shared, lay_out, pack
 from ..errors import EnvironmentProblem
 from ..plugin import facade
 from ..plugin.logs import get_logger
 from .cache import LogpCache, sequence_key
 from .fingerprint import config_digest
 from .forward import ROUNDING, autocast, autocast_dtype, freeze, numerics, response_logps
+from .shortcuts import Shortcuts, find_shortcuts
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from transformers import PreTrainedModel
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 CACHE_SCHEMA = 1
 # A part of the cache is written after this many seconds, so that a crash loses no more than that.
 FLUSH_SECONDS = 60.0
+READ_AHEAD_BYTES = 1 << 24
 
 logger = get_logger(__name__)
 
@@ -116,6 +121,7 @@ class TeamScorer:
             for block in blocks
             for key, pair in zip(keys[block.name], zip(block.prompts, block.responses, strict=True), strict=True)
         }
+        work = []
         for member in team:
             cache = self.cache_of(member)
             missing = {name: cache.missing(names) for name, names in keys.items()}
@@ -124,9 +130,11 @@ class TeamScorer:
             report.scored_blocks += sum(bool(lacking) for lacking in missing.values())
             todo = {key: sequences[key] for lacking in missing.values() for key in lacking}
             if todo:
-                report.scored_sequences += len(todo)
-                report.scored_tokens += sum(len(prompt) + len(response) for prompt, response in todo.values())
-                self._score(member, todo, cache)
+                work.append((member, todo, cache))
+        for index, (member, todo, cache) in enumerate(work):
+            report.scored_sequences += len(todo)
+            report.scored_tokens += sum(len(prompt) + len(response) for prompt, response in todo.values())
+            self._score(member, todo, cache, following=work[index + 1][0] if work[index + 1 :] else None)
         report.seconds = time.monotonic() - started
         logger.info_rank0(
             f"Scored {report.scored_blocks} of {report.blocks} blocks ({report.scored_sequences} sequences); the "
@@ -140,41 +148,48 @@ class TeamScorer:
         columns = [self.cache_of(member).lookup_many(keys, tokens) for member in team]
         return np.stack(columns, axis=1).astype(np.float32)
 
-    def _score(self, member: Member, todo: Mapping[bytes, tuple[np.ndarray, np.ndarray]], cache: LogpCache) -> None:
+    def _score(
+        self,
+        member: Member,
+        todo: Mapping[bytes, tuple[np.ndarray, np.ndarray]],
+        cache: LogpCache,
+        following: Member | None,
+    ) -> None:
         model = self.load(member)
+        shortcuts = self.shortcuts_of(model)
         flushed = time.monotonic()
-        with tqdm(total=len(todo), unit="sequence", desc=member.player.name) as progress:
-            for batch in plan_score_batches(todo, self.batch_tokens):
-                pairs = [todo[key] for key in batch]
+        with read_ahead(following), tqdm(total=len(todo), unit="sequence", desc=member.player.name) as progress:
+            for batch in plan_score_batches(todo, self.batch_tokens, shortcuts.costs):
+                rows, keys = [row for row, _ in batch], [key for _, own in batch for key in own]
                 try:
-                    sums, counts = self.score_batch(model, pairs)
+                    sums, counts = self.score_rows(model, rows, shortcuts)
                 except torch.OutOfMemoryError as error:
                     cache.flush()
                     raise EnvironmentProblem(
-                        f"The device ran out of memory with {len(batch)} sequences in a batch. Lower "
+                        f"The device ran out of memory with {len(keys)} sequences in a batch. Lower "
                         "`tpaw_score_batch_tokens` and start again: what was scored is kept."
                     ) from error
-                cache.add(batch, sums.tolist(), counts.tolist())
+                cache.add(keys, sums.tolist(), counts.tolist())
                 if time.monotonic() - flushed > FLUSH_SECONDS:
                     cache.flush()
                     flushed = time.monotonic()
-                progress.update(len(batch))
+                progress.update(len(keys))
         cache.flush()
         del model
         release_memory()
 
-    @torch.no_grad()
-    def score_batch(
-        self, model: PreTrainedModel, pairs: Sequence[tuple[np.ndarray, np.ndarray]]
+    def shortcuts_of(self, model: PreTrainedModel) -> Shortcuts:
+        """See what the forward pass of a loaded player does without."""
+        return find_shortcuts(model, self.run.training, self.run.finetuning)
+
+    @torch.inference_mode()
+    def score_rows(
+        self, model: PreTrainedModel, rows: Sequence[Row], shortcuts: Shortcuts
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score (prompt, response) pairs with a loaded player: sums (N,) and token counts (N,)."""
-        padded = pad_sequences(
-            [prompt for prompt, _ in pairs],
-            [response for _, response in pairs],
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        batch = {name: value.to(self.device) for name, value in padded.items()}
-        return response_logps(model, batch, autocast(self.device, self.dtype))
+        """Score the S responses of some rows with a loaded player: sums (S,) and token counts (S,)."""
+        laid_out = pack(rows) if shortcuts.costs.packed else lay_out(rows, pad_token_id=self.tokenizer.pad_token_id)
+        batch = {name: value.to(self.device) for name, value in laid_out.items()}
+        return response_logps(model, batch, autocast(self.device, self.dtype), head=shortcuts.head)
 
 
 class OnlineTeam:
@@ -183,25 +198,75 @@ class OnlineTeam:
     def __init__(self, scorer: TeamScorer, team: Sequence[Member]) -> None:
         self.scorer = scorer
         self.models = [scorer.load(member) for member in team]
+        self.heads = [scorer.shortcuts_of(model).head for model in self.models]
 
     @torch.no_grad()
     def score(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Score a batch of N sequences: (N, J) in nats, players oldest first."""
-        context = autocast(self.scorer.device, self.scorer.dtype)
-        return torch.stack([response_logps(model, batch, context).sums for model in self.models], dim=1)
+        """Score a batch of S sequences: (S, J) in nats, players oldest first."""
+        scores = []
+        for model, head in zip(self.models, self.heads, strict=True):
+            context = autocast(self.scorer.device, self.scorer.dtype)
+            scores.append(response_logps(model, batch, context, head=head).sums)
+        return torch.stack(scores, dim=1)
 
 
-def plan_score_batches(todo: Mapping[bytes, tuple[np.ndarray, np.ndarray]], batch_tokens: int) -> list[list[bytes]]:
-    """Group sequences of like length, longest first, so that rows times padded length stay within `batch_tokens`."""
-    lengths = {key: len(prompt) + len(response) for key, (prompt, response) in todo.items()}
-    batches: list[list[bytes]] = []
+def plan_score_batches(
+    todo: Mapping[bytes, tuple[np.ndarray, np.ndarray]], batch_tokens: int, costs: LayoutCosts
+) -> list[list[tuple[Row, list[bytes]]]]:
+    r"""Put sequences of like length together, longest first.
+
+    Args:
+        todo: Prompt and response of each sequence by its key.
+        batch_tokens: Most tokens of a batch, padding included; a larger row forms a batch of its own.
+        costs: Whether the responses of a prompt share its row.
+
+    Returns:
+        Batches of rows, each row with the keys of its responses. Rows that share a prompt are not mixed with others,
+        which need no mask.
+    """
+    by_prompt: dict[bytes, tuple[np.ndarray, list[bytes]]] = {}
+    for key, (prompt, _) in todo.items():
+        by_prompt.setdefault(prompt.tobytes(), (prompt, []))[1].append(key)
+    rows: list[tuple[Row, list[bytes]]] = []
+    for prompt, keys in by_prompt.values():
+        left = list(keys)
+        for row in costs.arrange([Row(prompt, [todo[key][1] for key in keys])], most_tokens=batch_tokens):
+            rows.append((row, left[: len(row.responses)]))
+            left = left[len(row.responses) :]
+    rows.sort(key=lambda item: (not is_shared([item[0]]), -item[0].length, item[1]))
+    batches: list[list[tuple[Row, list[bytes]]]] = []
     width = 0
-    for key in sorted(todo, key=lambda key: (-lengths[key], key)):
-        if not batches or (len(batches[-1]) + 1) * width > batch_tokens:
+    for item in rows:
+        fits = batches and is_shared([item[0]]) == is_shared([batches[-1][0][0]])
+        if not fits or (len(batches[-1]) + 1) * width > batch_tokens:
             batches.append([])
-            width = lengths[key]
-        batches[-1].append(key)
+            width = item[0].length
+        batches[-1].append(item)
     return batches
+
+
+@contextlib.contextmanager
+def read_ahead(member: Member | None) -> Iterator[threading.Thread | None]:
+    """Read a player's weight files meanwhile, so that the system has them in memory when it is loaded."""
+    reader = None
+    stop = threading.Event()
+    if member is not None:
+        reader = threading.Thread(target=_read_files, args=(member.folder, stop), daemon=True)
+        reader.start()
+    try:
+        yield reader
+    finally:
+        stop.set()
+        if reader is not None:
+            reader.join()
+
+
+def _read_files(folder: Path, stop: threading.Event) -> None:
+    for path in sorted(folder.glob("*.safetensors")):
+        # A file that cannot be read is reported when the player is loaded.
+        with contextlib.suppress(OSError), path.open("rb", buffering=0) as stream:
+            while not stop.is_set() and stream.read(READ_AHEAD_BYTES):
+                continue
 
 
 def release_memory() -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 
+from ..data.collator import RESPONSE_INDICES, GroupSampler
 from ..errors import TpawError
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
 from ..plugin import facade
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from transformers import TrainerControl, TrainerState
 
+    from ..data.collator import TripletDataset
     from ..team.scorer import OnlineTeam
+    from ..team.shortcuts import Shortcuts
 
 
 class _PolicyMoves(TrainerCallback):
@@ -48,6 +50,7 @@ class TpawTrainer(Trainer):
 
     Args:
         finetuning_args: LlamaFactory's fine-tuning arguments with the `tpaw_*` keys.
+        shortcuts: What the policy's forward pass does without.
         player_names: Names of the players, oldest first; empty for T-SPIN.
         online_team: Players that score every batch, or None where the batches carry cached log-probs.
         processor: Saved beside the checkpoints where the model has one.
@@ -58,6 +61,7 @@ class TpawTrainer(Trainer):
         self,
         *,
         finetuning_args: Any,
+        shortcuts: Shortcuts,
         player_names: Sequence[str],
         online_team: OnlineTeam | None = None,
         processor: Any = None,
@@ -68,6 +72,7 @@ class TpawTrainer(Trainer):
         # The loss is divided by the number of triplets in the global batch here, not by the Trainer.
         self.model_accepts_loss_kwargs = True
         self.finetuning_args = finetuning_args
+        self.shortcuts = shortcuts
         self.player_names = list(player_names)
         self.online_team = online_team
         self.policy_moved = False
@@ -90,9 +95,22 @@ class TpawTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler | None:
-        if self.finetuning_args.disable_shuffling:
-            return SequentialSampler(self.train_dataset)
-        return super()._get_train_sampler(*args, **kwargs)
+        strategy = "sequential" if self.finetuning_args.disable_shuffling else self.args.train_sampling_strategy
+        grouped = self.finetuning_args.tpaw_grouping == "prompt"
+        if not grouped and strategy == "random":
+            return super()._get_train_sampler(*args, **kwargs)
+        return GroupSampler(
+            self.train_dataset,
+            self._train_batch_size,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            grouped=grouped,
+            shuffle=strategy != "sequential",
+            by_length=strategy == "group_by_length",
+        )
+
+    def _get_eval_sampler(self, eval_dataset: TripletDataset) -> torch.utils.data.Sampler | None:
+        """Keep the triplets of a prompt together."""
+        return GroupSampler(eval_dataset, shuffle=False)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -118,7 +136,7 @@ class TpawTrainer(Trainer):
             num_items_in_batch: Triplets of the whole step. With it the losses of all micro-batches and processes add
                 up to the mean over these; without it the loss is the mean over the batch.
         """
-        rounds = self._split(response_logps(model, inputs), len(inputs["equal"]))
+        rounds = self._rounds(response_logps(model, inputs, head=self.shortcuts.head), inputs)
         target, generated = rounds[0], rounds[1]
         self._check_finite(rounds)
         if self.finetuning_args.tpaw_objective == "tspin":
@@ -162,7 +180,8 @@ class TpawTrainer(Trainer):
         if self.online_team is None:
             player_target, player_generated = inputs["player_target_logps"], inputs["player_generated_logps"]
         else:
-            player_target, player_generated = self.online_team.score(inputs).split(len(target.sums))
+            scores = self.online_team.score(inputs)
+            player_target, player_generated = scores[inputs["target_index"]], scores[inputs["generated_index"]]
         is_newest = self.model.training and not self.policy_moved
         out = tpaw_loss(
             target.sums,
@@ -219,7 +238,7 @@ class TpawTrainer(Trainer):
             )
 
     @staticmethod
-    def _split(logps: SequenceLogps, batch_size: int) -> list[SequenceLogps]:
-        """Take the rounds of responses (target, generated, y_0) apart."""
-        parts = zip(logps.sums.split(batch_size), logps.token_counts.split(batch_size), strict=True)
-        return [SequenceLogps(*part) for part in parts]
+    def _rounds(logps: SequenceLogps, inputs: Mapping[str, torch.Tensor]) -> list[SequenceLogps]:
+        """Give each triplet its responses: target, generated and, where there is one, y_0, each (B,)."""
+        indices = [inputs[name] for name in RESPONSE_INDICES if name in inputs]
+        return [SequenceLogps(logps.sums[index], logps.token_counts[index]) for index in indices]

@@ -13,6 +13,7 @@ from ..data.collator import TripletCollator, TripletDataset
 from ..errors import ConfigError
 from ..plugin import facade
 from ..team.scorer import Block, OnlineTeam, ScoreReport, TeamScorer
+from ..team.shortcuts import find_shortcuts
 from .lineage import CheckpointManifests, check_earlier_work, finish_manifest, start_manifest
 from .setup import IterationSetup, load_setup
 
@@ -112,15 +113,20 @@ def _make_trainer(
     online = run.finetuning.tpaw_reference == "online" and bool(setup.team)
     online_team = OnlineTeam(scorer, setup.team) if online else None
     train, held_out = datasets
+    policy = facade.load_model(setup.tokenizer, run.model, run.finetuning, True)
+    # Where LlamaFactory leaves it elsewhere, the Trainer would move it.
+    shortcuts = find_shortcuts(policy.to(run.training.device), run.training, run.finetuning)
+    grouped = run.finetuning.tpaw_grouping == "prompt"
     return TpawTrainer(
-        model=facade.load_model(setup.tokenizer, run.model, run.finetuning, True),
+        model=policy,
+        shortcuts=shortcuts,
         args=run.training,
         finetuning_args=run.finetuning,
         player_names=[member.player.name for member in setup.team],
         online_team=online_team,
         processor=setup.processor,
         processing_class=setup.tokenizer,
-        data_collator=TripletCollator(setup.tokenizer.pad_token_id, setup.tokenizer.padding_side),
+        data_collator=TripletCollator(setup.tokenizer.pad_token_id, grouped, shortcuts.costs),
         train_dataset=train,
         eval_dataset=eval_sets or (held_out if len(held_out) else None),
         callbacks=with_tpaw_metrics(callbacks or []),

@@ -347,12 +347,12 @@ def test_killed_scoring_keeps_what_was_flushed(calm: Project, tmp_path: Path, mo
         left = 3
         rows = 0
 
-        def score_batch(self, model: Any, pairs: Any) -> Any:
+        def score_rows(self, model: Any, rows: Any, shortcuts: Any) -> Any:
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left -= 1
-            self.rows += len(pairs)
-            return super().score_batch(model, pairs)
+            self.rows += sum(len(row.responses) for row in rows)
+            return super().score_rows(model, rows, shortcuts)
 
     monkeypatch.setattr(scorer, "FLUSH_SECONDS", 0.0)
     killed = Killed(run, setup.tokenizer)

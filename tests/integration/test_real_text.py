@@ -10,7 +10,7 @@ import pytest
 from llamafactory.data import get_dataset
 from transformers import AutoModelForCausalLM
 
-from llamafactory_tpaw.data.collator import IGNORE_INDEX, pad_sequences
+from llamafactory_tpaw.data.layout import Row, lay_out
 from llamafactory_tpaw.data.opponents import Limits, Triplet, load_triplets
 from llamafactory_tpaw.data.prompts import PromptSet, load_prompts
 from llamafactory_tpaw.data.rounds import Round
@@ -287,14 +287,12 @@ def test_a_real_model_is_conditioned_on_the_tokens_that_are_trained_on(
     assert engine.asked == {triplet.id: triplet.prompt_ids.tolist() for triplet in triplets}
     check_alike(encoder, job.prompts, triplets, rows)
     assert "stop" in {row.finish_reason for row in rows}
-    batch = pad_sequences(
-        [triplet.prompt_ids for triplet in triplets],
-        [triplet.generated_ids for triplet in triplets],
-        pad_token_id=encoder.tokenizer.pad_token_id,
-    )
-    for triplet, ids, labels in zip(triplets, batch["input_ids"], batch["labels"], strict=True):
+    rows = [Row(triplet.prompt_ids, [triplet.generated_ids]) for triplet in triplets]
+    batch = lay_out(rows, pad_token_id=encoder.tokenizer.pad_token_id)
+    trained = batch["response_tokens"].split(batch["response_counts"].tolist())
+    for triplet, ids, response in zip(triplets, batch["input_ids"], trained, strict=True):
         assert ids[: len(triplet.prompt_ids)].tolist() == engine.asked[triplet.id]
-        assert labels[labels != IGNORE_INDEX].tolist() == triplet.generated_ids.tolist()
+        assert response.tolist() == triplet.generated_ids.tolist()
 
 
 def test_the_beginning_of_text_is_written_once(tmp_path: Path) -> None:

@@ -39,11 +39,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-@pytest.mark.parametrize("reward_scale", [0.1, 0.5])
-def test_losses_rewards_and_weights_agree(project: Project, reward_scale: float) -> None:
+@pytest.mark.parametrize(
+    ("reward_scale", "order"),
+    # Groups are shuffled as wholes, so stage `dpo` visits the pairs in another order unless neither shuffles.
+    [(0.1, {"tpaw_grouping": "none"}), (0.5, {"tpaw_grouping": "prompt", "disable_shuffling": True})],
+)
+def test_losses_rewards_and_weights_agree(project: Project, reward_scale: float, order: dict[str, object]) -> None:
     shared = {"optim": "sgd", "learning_rate": 0.02, "per_device_train_batch_size": 2, "cutoff_len": 512}
     ours = pair_settings(
-        project, "pairs", **shared, **SPIN, tpaw_reward_scale=reward_scale, output_dir=f"saves/spin_{reward_scale}"
+        project,
+        "pairs",
+        **shared,
+        **SPIN,
+        **order,
+        tpaw_reward_scale=reward_scale,
+        output_dir=f"saves/spin_{reward_scale}",
     )
     theirs = {key: value for key, value in ours.items() if not key.startswith("tpaw_")} | {
         "stage": "dpo",

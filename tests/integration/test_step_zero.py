@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,7 +59,9 @@ def test_newest_reward_is_exactly_zero_at_the_same_shape(
         bf16=bf16,
         tpaw_reference=reference,
         tpaw_cache_dir=f"saves/cache_{bf16}",
-        # 2 triplets a batch are 4 sequences for the policy: let the player score 4 of that length at once.
+        # 2 triplets a batch are 4 rows for the policy: let the player score 4 rows of that length at once.
+        tpaw_grouping="none",
+        tpaw_layout="padded",
         per_device_train_batch_size=2,
         tpaw_score_batch_tokens=4 * padded_length(project, "equal"),
         output_dir=f"saves/{bf16}_{reference}",
@@ -111,31 +112,6 @@ def padded_length(project: Project, name: str) -> int:
     return -(-lengths.pop() // 8) * 8
 
 
-@pytest.mark.parametrize("padding", [{"padding_side": "left"}, {"pad_to_multiple_of": 64}], ids=["left", "more"])
-def test_padding_changes_nothing(tmp_path: Path, padding: dict[str, Any]) -> None:
-    import numpy as np
-    from transformers import Qwen2ForCausalLM
-
-    from llamafactory_tpaw.data.collator import pad_sequences
-    from llamafactory_tpaw.team.forward import freeze, response_logps
-
-    model = freeze(Qwen2ForCausalLM.from_pretrained(tiny.save_model(tmp_path / "theta_0")))
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(0, 390, size=size, dtype=np.int32) for size in (5, 17, 30)]
-    responses = [rng.integers(0, 390, size=size, dtype=np.int32) for size in (12, 40, 3)]
-    with torch.no_grad():
-        plain = response_logps(model, pad_sequences(prompts, responses, pad_token_id=0))
-        padded = response_logps(model, pad_sequences(prompts, responses, pad_token_id=0, **padding))
-        alone = [
-            response_logps(model, pad_sequences([prompt], [response], pad_token_id=0)).sums
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-    bound = 1e-6 * plain.sums.abs() + 1e-5
-    assert plain.token_counts.tolist() == padded.token_counts.tolist() == [12, 40, 3]
-    assert bool(((plain.sums - padded.sums).abs() <= bound).all())
-    assert bool(((plain.sums - torch.cat(alone)).abs() <= bound).all())
-
-
 def test_an_evaluation_alone_loads_the_policy_as_the_players(
     projects: dict[torch.dtype, Project], train_here: Train
 ) -> None:
@@ -148,6 +124,8 @@ def test_an_evaluation_alone_loads_the_policy_as_the_players(
         do_eval=True,
         eval_dataset="equal",
         per_device_eval_batch_size=2,
+        tpaw_grouping="none",
+        tpaw_layout="padded",
         tpaw_score_batch_tokens=4 * padded_length(project, "equal"),
         tpaw_cache_dir="saves/cache_evaluated",
         output_dir="saves/evaluated",

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model's forward pass can do without, found by trying it on a few tokens, whatever the architecture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..data.layout import LayoutCosts, Row, lay_out, pack, separate
+from ..plugin.logs import get_logger
+from .forward import ROUNDING, attention_of, autocast, autocast_dtype, response_logps
+from .head import text_config, unwrap
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+# Attention that takes a mask for every pair of tokens, and attention that keeps sequences apart by their positions.
+MASKED_ATTENTION = ("sdpa", "eager")
+PACKED_ATTENTION = ("flash_attention_2", "flash_attention_3")
+TRIED_PROMPT, TRIED_RESPONSES = 6, (4, 7, 5)
+
+logger = get_logger(__name__)
+
+
+class Shortcuts(NamedTuple):
+    """What can be done without.
+
+    Attributes:
+        head: Whether log-probs come from the hidden states, in blocks of the vocabulary, instead of from logits.
+        costs: Which layouts of a batch the model takes, and what they cost.
+    """
+
+    head: bool
+    costs: LayoutCosts
+
+
+class _Trial:
+    """Compares ways to score the same few responses with a model."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+        self.model, self.dtype = model, dtype
+        tokens = np.arange(TRIED_PROMPT + sum(TRIED_RESPONSES), dtype=np.int32) % text_config(model).vocab_size
+        prompt, *responses = np.split(tokens, TRIED_PROMPT + np.cumsum([0, *TRIED_RESPONSES[:-1]]))
+        self.shared = [Row(prompt, responses)]
+        self.apart = separate(self.shared)
+        self.expected = self.score(self.apart)
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Row], *, head: bool = False, packed: bool = False) -> torch.Tensor:
+        """Score the responses: (S,) in nats."""
+        batch = pack(rows) if packed else lay_out(rows, pad_token_id=0)
+        device = self.model.device
+        batch = {name: value.to(device) for name, value in batch.items()}
+        return response_logps(self.model, batch, autocast(device, self.dtype), head=head).sums
+
+    def agrees(self, what: str, rows: Sequence[Row], **ways: bool) -> bool:
+        """Whether a way gives the same log-probs; says so where it does not."""
+        try:
+            apart = (self.score(rows, **ways) - self.expected).abs()
+            size = torch.maximum(self.expected.abs(), self.expected.new_tensor(TRIED_RESPONSES))
+            if bool((apart <= ROUNDING[self.dtype] * size).all()):
+                return True
+            reason = f"they give log-probs that differ by up to {float(apart.max()):.3g} nats"
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        name = type(unwrap(self.model)).__name__
+        logger.warning_rank0_once(f"{name} is run without {what}, which costs time or memory only: {reason}.")
+        return False
+
+
+def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: Any) -> Shortcuts:
+    r"""See what a model's forward pass can do without.
+
+    Args:
+        model: Policy or player, on its device, not wrapped yet.
+        training_args: LlamaFactory's, for autocast.
+        finetuning_args: LlamaFactory's, with `tpaw_logits` and `tpaw_layout`.
+    """
+    was_training = model.training
+    try:
+        return _try(model.eval(), autocast_dtype(training_args), finetuning_args)
+    finally:
+        model.train(was_training)
+
+
+def _try(model: PreTrainedModel, dtype: torch.dtype | None, finetuning_args: Any) -> Shortcuts:
+    trial = _Trial(model, dtype)
+    layout, costs = finetuning_args.tpaw_layout, layout_costs(model)
+    head = finetuning_args.tpaw_logits == "blocks" and trial.agrees("log-probs in blocks", trial.apart, head=True)
+    if layout == "auto" and attention_of(model) in PACKED_ATTENTION:
+        return Shortcuts(head, replace(costs, packed=trial.agrees("packed rows", trial.apart, packed=True)))
+    if layout != "padded" and _sees_everything(model) and trial.agrees("shared prompts", trial.shared):
+        return Shortcuts(head, replace(costs, sharing="cheaper" if layout == "auto" else "always"))
+    return Shortcuts(head, costs)
+
+
+def layout_costs(model: PreTrainedModel) -> LayoutCosts:
+    """Count what a token and a pair of tokens cost in the layers of a model."""
+    inner, config = unwrap(model), text_config(model)
+    embeddings = {id(part.weight) for part in (inner.get_input_embeddings(), inner.get_output_embeddings()) if part}
+    weights = sum(weight.numel() for weight in inner.parameters() if id(weight) not in embeddings and weight.ndim > 1)
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return LayoutCosts(token=float(weights), pair=2.0 * config.num_hidden_layers * width)
+
+
+def _sees_everything(model: PreTrainedModel) -> bool:
+    """Whether one mask of ours can stand for those of all layers: no sliding windows, no other kinds of memory."""
+    config = text_config(model)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (
+        attention_of(model) in MASKED_ATTENTION
+        and kinds == {"full_attention"}
+        and not getattr(config, "sliding_window", None)
+    )

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replaced head on real architectures: tied, scaled, capped and adapted heads give what their logits give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from llamafactory_tpaw.data.layout import Row, lay_out, separate
+from llamafactory_tpaw.objectives import head as blocks
+from llamafactory_tpaw.team.forward import response_logps
+from llamafactory_tpaw.team.shortcuts import find_shortcuts, layout_costs
+
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "untied": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False)),
+    "tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
+    "multiplied": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.3)),
+    "divided": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
+    "capped": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SIZES, head_dim=16, final_logit_softcapping=5.0, attn_implementation="eager")
+    ),
+}
+RUN = SimpleNamespace(bf16=False, fp16=False)
+BF16 = SimpleNamespace(bf16=True, fp16=False)
+
+
+def build(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return MODELS[name]()
+
+
+def asked(logits: str = "blocks", layout: str = "auto") -> SimpleNamespace:
+    return SimpleNamespace(tpaw_logits=logits, tpaw_layout=layout)
+
+
+@pytest.fixture
+def rows() -> list[Row]:
+    rng = np.random.default_rng(0)
+    sizes = [(5, (3, 0, 9)), (30, (4, 4)), (1, (1,))]
+    return [Row(draw(rng, prompt), [draw(rng, response) for response in responses]) for prompt, responses in sizes]
+
+
+def draw(rng: np.random.Generator, size: int) -> np.ndarray:
+    return rng.integers(0, SIZES["vocab_size"], size=size, dtype=np.int32)
+
+
+def evaluate(model: PreTrainedModel, rows: list[Row], *, head: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums and the gradient of a weighted sum of them, over all weights."""
+    model.zero_grad()
+    sums = response_logps(model, lay_out(rows, pad_token_id=0), head=head).sums
+    (sums * torch.linspace(-1, 1, len(sums))).sum().backward()
+    grads = [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
+    return sums.detach(), torch.cat(grads)
+
+
+def check_same(model: PreTrainedModel, rows: list[Row], others: list[Row] | None = None) -> None:
+    """Log-probs within 1e-5 of their size, gradients within 1e-5 of their norm."""
+    expected, slopes = evaluate(model, separate(rows), head=False)
+    sums, own = evaluate(model, others or separate(rows), head=True)
+    assert bool(((sums - expected).abs() <= 1e-5 * expected.abs().clamp(min=1)).all())
+    assert float((own - slopes).norm() / slopes.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_log_probs_and_gradients_of_the_logits(name: str, rows: list[Row]) -> None:
+    model = build(name).eval()
+    assert find_shortcuts(model, RUN, asked()).head
+    check_same(model, rows)
+    plain = model(input_ids=torch.arange(6)[None]).logits
+    assert plain.shape == (1, 6, SIZES["vocab_size"])  # the head is itself again
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_shared_prompts(attention: str, rows: list[Row]) -> None:
+    model = build("untied").eval()
+    model.set_attn_implementation(attention)
+    assert find_shortcuts(model, RUN, asked()).costs.sharing == "cheaper"
+    check_same(model, rows, rows)
+
+
+def test_with_gradient_checkpointing(rows: list[Row]) -> None:
+    model = build("untied").train()
+    model.gradient_checkpointing_enable()
+    check_same(model, rows, rows)
+
+
+def test_lora_on_the_head(rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    monkeypatch.setitem(blocks.BLOCK_SCORES, "cpu", 4 * SIZES["vocab_size"])  # chunks of 4 tokens
+    model = get_peft_model(build("untied"), LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False))
+    assert find_shortcuts(model, RUN, asked()).head
+    check_same(model.eval(), rows)
+
+
+def test_bf16_under_autocast_stays_near(rows: list[Row]) -> None:
+    model = build("tied").eval()
+    assert find_shortcuts(model, BF16, asked()) == find_shortcuts(model, RUN, asked())
+    truth = response_logps(model, lay_out(separate(rows), pad_token_id=0)).sums
+    found = {}
+    for head in (False, True):
+        context = torch.autocast("cpu", dtype=torch.bfloat16)
+        found[head] = response_logps(model, lay_out(rows, pad_token_id=0), context, head=head).sums
+    apart = {head: float((sums - truth).norm().detach()) for head, sums in found.items()}
+    assert 0 < apart[True] < 1.25 * apart[False] + 1e-3
+
+
+def test_what_was_asked_for_is_done() -> None:
+    model = build("untied")
+    found = find_shortcuts(model, RUN, asked("full", "padded"))
+    assert (found.head, found.costs.sharing) == (False, "never")
+    assert find_shortcuts(model, RUN, asked(layout="shared")).costs.sharing == "always"
+    assert model.training
+
+
+def test_an_unknown_step_after_the_head_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """An architecture that does something else with its scores is run with its logits, and says so."""
+
+    class Doubled(Qwen2ForCausalLM):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            return type(out)(logits=out.logits * 2)
+
+    torch.manual_seed(0)
+    found = find_shortcuts(Doubled(Qwen2Config(**SIZES)), RUN, asked())
+    assert not found.head
+    assert found.costs.sharing == "cheaper"
+    assert "Doubled is run without log-probs in blocks" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)),
+        lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1)),
+        lambda: FalconH1ForCausalLM(
+            FalconH1Config(**SIZES, mamba_d_ssm=32, mamba_n_heads=2, mamba_d_head=16, mamba_d_state=8)
+        ),
+    ],
+    ids=["sliding window", "layers of two kinds", "state space"],
+)
+def test_memories_that_a_mask_does_not_describe_are_not_shared(model: Callable[[], PreTrainedModel]) -> None:
+    torch.manual_seed(0)
+    assert find_shortcuts(model(), RUN, asked(layout="shared")).costs.sharing == "never"
+
+
+def test_costs_count_layers_and_not_the_vocabulary() -> None:
+    small = LlamaForCausalLM(LlamaConfig(**SIZES))
+    large = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": 640}))
+    assert layout_costs(small) == layout_costs(large)
+    layer = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 64
+    assert (layout_costs(small).token, layout_costs(small).pair) == (2 * layer, 2 * 2 * 32)
