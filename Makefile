@@ -10,11 +10,12 @@ PACKAGING := setup.py pyproject.toml llamafactory_tpaw.pth llamafactory_tpaw.sta
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs run-files
+.PHONY: help venv demo test lint docs run-files bench
 
 help:
 	@echo "make demo       play three iterations with a tiny model on the CPU and write a report"
 	@echo "make test       run the whole test suite"
+	@echo "make bench      measure time and memory of training against other trainers"
 	@echo "make lint       check style and formatting"
 	@echo "make docs       write docs/configuration.md, docs/commands.md and the README's table from the help"
 	@echo "make run-files  write yaml/ and data/dataset_info.json from llamafactory_tpaw/iteration/families.py"
@@ -26,6 +27,10 @@ demo: $(VENV)/.tpaw-installed
 
 test: $(VENV)/.tpaw-installed-dev
 	@$(RUN) -m pytest
+
+bench: $(VENV)/.tpaw-installed
+	@$(RUN) -m benchmarks.training
+	@$(RUN) -m benchmarks.iteration
 
 lint: $(VENV)/.tpaw-installed-dev
 	@$(RUN) -m ruff check .
