@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .encoding import UNENCODABLE, TurnEncoder, cut_response, prompt_id
+from .progress import track
 from .prompts import BadRow, check_bad_rows
 from .source import TRIPLET_COLUMNS, Entry, load_rows
 from .triplets import TripletMeta, TripletRow, read_triplets
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+
+    from .token_store import TokenStore
 
 FOREIGN = -1
 # How much of a JSON file is looked at for the columns of its first row.
@@ -101,17 +104,27 @@ def encoding_problems(metas: Sequence[tuple[Path, TripletMeta]], encoder: TurnEn
     return problems
 
 
-def load_triplets(entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits: Limits) -> list[Triplet]:
+def load_triplets(
+    entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits: Limits, store: TokenStore | None = None
+) -> list[Triplet]:
     r"""Read a triplet file as token ids.
 
     The sampled ids are used where tokenizer and template are those of the file's meta; otherwise texts are encoded.
+
+    Args:
+        entry: The file's entry.
+        meta: Its meta.
+        encoder: Tokenizer and template of the run.
+        limits: How rows are cut and when they are dropped.
+        store: Where the ids are kept; in memory without it.
 
     Raises:
         DataError: If a row's prompt does not encode to the tokens it was generated from, or rows are bad.
     """
     exact = is_exact(meta, encoder)
     triplets, bad_rows, seen = [], [], {}
-    for number, row in enumerate(read_triplets(entry.path, meta), start=1):
+    rows = track(read_triplets(entry.path, meta), f"reading {entry.path.name}", total=meta.rows)
+    for number, row in enumerate(rows, start=1):
         try:
             prompt_ids, target_ids = encoder.encode(row.messages, row.target, row.system, row.tools)
         except UNENCODABLE as error:
@@ -128,13 +141,19 @@ def load_triplets(entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits:
             Triplet(identity, row.iteration, prompt_ids, target_ids, generated_ids, row.finish_reason == "length"),
             limits,
         )
-        _keep(triplet, number, limits, triplets, bad_rows)
+        _keep(triplet, number, limits, triplets, bad_rows, store)
     check_bad_rows(f"`dataset: {entry.name}` ({entry.path})", bad_rows, limits.max_bad_rows)
     return triplets
 
 
 def load_foreign(
-    entry: Entry, encoder: TurnEncoder, limits: Limits, model_args: Any, data_args: Any, training_args: Any
+    entry: Entry,
+    encoder: TurnEncoder,
+    limits: Limits,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    store: TokenStore | None = None,
 ) -> list[Triplet]:
     r"""Read any other ranking dataset: the better response is the target, the worse one counts as generated.
 
@@ -154,7 +173,8 @@ def load_foreign(
     all_rows = copy.copy(data_args)
     all_rows.max_samples = None
     triplets, bad_rows, seen = [], [], {}
-    for number, row in enumerate(load_rows(entry, model_args, all_rows, training_args), start=1):
+    rows = load_rows(entry, model_args, all_rows, training_args)
+    for number, row in enumerate(track(rows, f"encoding {entry.name}"), start=1):
         if len(row.prompt) % 2 != 1 or len(row.responses) != 2 or row.has_media:
             bad_rows.append(BadRow(number, "it is not one prompt with two responses in text"))
             continue
@@ -166,7 +186,7 @@ def load_foreign(
             continue
         identity = prompt_id(prompt_ids, target_ids, seen)
         triplet = _cut(Triplet(identity, FOREIGN, prompt_ids, target_ids, generated_ids, False), limits)
-        _keep(triplet, number, limits, triplets, bad_rows)
+        _keep(triplet, number, limits, triplets, bad_rows, store)
     check_bad_rows(f"`dataset: {entry.name}`", bad_rows, limits.max_bad_rows)
     return triplets
 
@@ -249,7 +269,14 @@ def _cut(triplet: Triplet, limits: Limits) -> Triplet:
     )
 
 
-def _keep(triplet: Triplet, number: int, limits: Limits, kept: list[Triplet], bad_rows: list[BadRow]) -> None:
+def _keep(
+    triplet: Triplet,
+    number: int,
+    limits: Limits,
+    kept: list[Triplet],
+    bad_rows: list[BadRow],
+    store: TokenStore | None,
+) -> None:
     left = limits.cutoff_len - len(triplet.prompt_ids)
     if left < limits.min_response:
         bad_rows.append(
@@ -259,5 +286,9 @@ def _keep(triplet: Triplet, number: int, limits: Limits, kept: list[Triplet], ba
                 f"(`tpaw_min_response`) under `cutoff_len: {limits.cutoff_len}`",
             )
         )
-    else:
+    elif store is None:
         kept.append(triplet)
+    else:
+        prompt_ids, target_ids = store.keep_common(triplet.id, triplet.prompt_ids, triplet.target_ids)
+        generated_ids = store.keep(triplet.generated_ids)
+        kept.append(replace(triplet, prompt_ids=prompt_ids, target_ids=target_ids, generated_ids=generated_ids))

@@ -11,6 +11,7 @@ from ..arguments.fields import FIELDS
 from ..errors import ConfigError, DataError
 from ..plugin.logs import get_logger
 from .encoding import UNENCODABLE, TurnEncoder, digest_of_ids, prompt_id
+from .progress import track
 from .source import AlignedRow, Entry, find_entry, load_rows
 
 
@@ -102,7 +103,8 @@ def load_prompts(
     if not rows:
         raise DataError(f"`tpaw_prompts: {entry.name}` has no rows. Give an SFT set with at least one row.")
     prompts, bad_rows, seen = [], [], {}
-    for index in choose_rows(len(rows), tpaw_args.tpaw_max_prompts, tpaw_args.tpaw_prompts_seed):
+    indices = choose_rows(len(rows), tpaw_args.tpaw_max_prompts, tpaw_args.tpaw_prompts_seed)
+    for index in track(indices, f"encoding the prompts of {entry.name}"):
         try:
             prompts.append(_encode_row(rows[index], encoder, tpaw_args.tpaw_turn, _room(data_args, tpaw_args), seen))
         except _UnusableError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..errors import ConfigError, DataError
 from ..plugin import facade
 from .files import read_json
+from .progress import BYTES, Progress
 
 
 if TYPE_CHECKING:
@@ -205,14 +206,18 @@ def _check_json_array(path: Path, stream: TextIO) -> None:
 
 
 def _check_json_lines(path: Path, stream: TextIO) -> None:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, row {number} is not valid JSON: {error}. Correct or remove the row.") from error
-        _check_object(path, number, row)
+    with Progress(f"checking {path.name}", path.stat().st_size, BYTES) as progress:
+        for number, line in enumerate(stream, start=1):
+            progress.update(len(line.encode(errors="replace")))
+            if line.strip():
+                _check_object(path, number, _parse_line(path, number, line))
+
+
+def _parse_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path}, row {number} is not valid JSON: {error}. Correct or remove the row.") from error
 
 
 def _check_object(path: Path, number: int, row: Any) -> None:

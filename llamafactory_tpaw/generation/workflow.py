@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..data.encoding import cut_response
 from ..data.files import read_jsonl_prefix, sha256_hex, write_atomic
 from ..data.locks import locked
+from ..data.progress import Progress
 from ..data.triplets import TripletMeta, TripletRow, read_meta, write_meta
 from ..errors import DataError
 from ..team.machine import now, versions
@@ -130,7 +130,7 @@ def _run_locked(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
         engine = make_engine()
         with (
             job.partial_path.open("ab") as stream,
-            tqdm(total=len(requests), initial=len(done), unit="prompt", desc=f"D_{job.round.iteration}") as progress,
+            Progress(f"D_{job.round.iteration}", len(requests), "prompt", done=len(done)) as progress,
         ):
             for unit in units:
                 started = time.monotonic()

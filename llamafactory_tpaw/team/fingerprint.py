@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
-
 from ..data.files import digest_file, digest_json, read_json, sha256_hex, write_json_atomic
+from ..data.progress import BYTES, Progress
 from ..errors import DataError
 from .weight_files import INDEX_SUFFIX, Tensor, header_digest, is_safetensors, main_file, read_header, weight_paths
 
@@ -27,8 +26,6 @@ OTHER_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template*", "*.model", "*.tiktoken", "*.py",
 )  # fmt: skip
-# Shorter work shows no progress.
-PROGRESS_AFTER_SECONDS = 5.0
 VOLATILE_CONFIG_KEYS = frozenset(
     {"transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype", "use_cache"}
 )
@@ -260,10 +257,9 @@ def _hash_weights(folder: Path) -> Weights:
     described: list[_Described] = []
     files = {main.name: digest_file(main)} if main.name.endswith(INDEX_SUFFIX) else {}
     size = sum(path.stat().st_size for path in paths)
-    bar = {"unit": "B", "unit_scale": True, "delay": PROGRESS_AFTER_SECONDS, "disable": None}
     with (
         ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1)) as pool,
-        tqdm(total=size, desc=f"reading {folder.name}", **bar) as progress,
+        Progress(f"reading {folder.name}", size, BYTES) as progress,
     ):
         for path in paths:
             tensors = []

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..data.layout import LayoutCosts, Row, is_shared, lay_out, pack
+from ..data.progress import Progress
 from ..errors import EnvironmentProblem
 from ..plugin import facade
 from ..plugin.logs import get_logger
@@ -158,7 +158,7 @@ class TeamScorer:
         model = self.load(member)
         shortcuts = self.shortcuts_of(model)
         flushed = time.monotonic()
-        with read_ahead(following), tqdm(total=len(todo), unit="sequence", desc=member.player.name) as progress:
+        with read_ahead(following), Progress(member.player.name, len(todo), "sequence") as progress:
             for batch in plan_score_batches(todo, self.batch_tokens, shortcuts.costs):
                 rows, keys = [row for row, _ in batch], [key for _, own in batch for key in own]
                 try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llamafactory_tpaw.data.progress import BYTES
 from llamafactory_tpaw.team import fingerprint
 from llamafactory_tpaw.team.fingerprint import Weights, digest_other_files, hash_weights, record_of
 from tests.unit.team.checkpoints import make_tensors, save_bin, save_sharded, save_sharded_bin, save_single
@@ -98,19 +99,18 @@ def test_other_files_that_make_a_model(tmp_path: Path) -> None:
     assert [name for name in digests if digests[name] != after[name]] == ["tokenizer.json"]
 
 
-def test_progress_counts_the_bytes_and_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars = []
 
-    class Bar(fingerprint.tqdm):
-        def __init__(self, **settings: object) -> None:
-            bars.append((self, settings))
-            super().__init__(**settings | {"disable": False, "file": open(tmp_path / "log", "w")})
+    class Bar(fingerprint.Progress):
+        def __init__(self, *settings: object) -> None:
+            bars.append(self)
+            super().__init__(*settings)
 
-    monkeypatch.setattr(fingerprint, "tqdm", Bar)
+    monkeypatch.setattr(fingerprint, "Progress", Bar)
     folder = save_sharded(tmp_path / "a", make_tensors())
     hash_weights(folder, None)
-    ((bar, settings),) = bars
+    (bar,) = bars
     tensors = sum(tensor.numel() * tensor.element_size() for tensor in make_tensors().values())
-    assert bar.n == tensors <= settings["total"]
-    assert (settings["delay"], settings["disable"]) == (5.0, None)
-    assert (tmp_path / "log").read_text() == ""
+    assert bar.n == tensors <= bar.total
+    assert (bar.what, bar.unit) == ("reading a", BYTES)
