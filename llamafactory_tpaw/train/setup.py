@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.encoding import TurnEncoder
@@ -29,6 +30,7 @@ from ..data.rounds import (
     split_names,
 )
 from ..data.source import Entry, find_entry, is_triplet_file
+from ..data.token_store import TokenStore
 from ..data.triplets import TripletMeta, read_meta
 from ..errors import ConfigError, DataError, Findings
 from ..plugin.logs import get_logger
@@ -143,6 +145,7 @@ class _TripletReader:
         self.members = {member.player.theta: member for member in team.readers}
         self.findings = findings
         self.limits = Limits(run.data.cutoff_len, run.finetuning.tpaw_min_response, run.finetuning.tpaw_max_bad_rows)
+        self.store = TokenStore(Path(run.finetuning.tpaw_cache_dir) / "tokens")
         self.sources: list[Source] = []
 
     def read(self, opponents: Opponents) -> list[Triplet]:
@@ -176,12 +179,12 @@ class _TripletReader:
                 "`eval_dataset` has no y_0 to compare with, which `tpaw_objective: tspin` needs from iteration 1 on. "
                 "Use `val_size` to hold out prompts of `dataset`."
             )
-        trained = {triplet.prompt_ids.tobytes() for triplet in train}
+        trained = {triplet.prompt_ids.tobytes() for triplet in train} if names else set()
         sets = {}
         for name in names:
             entry = find_entry(name, self.run.data.dataset_dir)
             if entry.path is not None and is_triplet_file(entry.path):
-                triplets = load_triplets(entry, read_meta(entry.path), self.encoder, self.limits)
+                triplets = load_triplets(entry, read_meta(entry.path), self.encoder, self.limits, self.store)
             else:
                 triplets = self._foreign(entry, is_opponent=False)
             shared = sum(triplet.prompt_ids.tobytes() in trained for triplet in triplets)
@@ -201,7 +204,7 @@ class _TripletReader:
                 "encoded from their texts."
             )
         self.sources.append(Source(round_.entry.name, round_.iteration, meta.rows, meta.rows_digest, meta.generator))
-        return load_triplets(round_.entry, meta, self.encoder, self.limits)
+        return load_triplets(round_.entry, meta, self.encoder, self.limits, self.store)
 
     def _check_origins(self, metas: Sequence[tuple[Round, TripletMeta]], opponents: Opponents) -> None:
         """Hold the rounds to the players, prompts, tokenizer and template of this run, all of them at once."""
@@ -232,7 +235,7 @@ class _TripletReader:
     def _foreign(self, entry: Entry, *, is_opponent: bool = True) -> list[Triplet]:
         logger.info_rank0(f"`{entry.name}` is ranking data of another source: no lineage is checked.")
         run = self.run
-        triplets = load_foreign(entry, self.encoder, self.limits, run.model, run.data, run.training)
+        triplets = load_foreign(entry, self.encoder, self.limits, run.model, run.data, run.training, self.store)
         if is_opponent:
             self.sources.append(Source(entry.name, FOREIGN, len(triplets)))
         return triplets
