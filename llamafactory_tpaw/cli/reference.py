@@ -71,7 +71,7 @@ def _section(name: str, command: Command, parser: argparse.ArgumentParser) -> st
     usage = parser.format_usage().removeprefix("usage: ").strip().replace(" [-h]", "")
     actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
     formatter = parser._get_formatter()
-    rows = [f"| `{_name(action)}` | {_cell(formatter._expand_help(action))} |" for action in actions]
+    rows = [f"| `{_cell(_name(action))}` | {_cell(formatter._expand_help(action))} |" for action in actions]
     table = "\n".join(["| argument | meaning |", "|---|---|", *rows]) + "\n" if rows else ""
     return "\n".join(
         [f"## {name}\n", f"    {usage}\n", _paragraphs(command.description), table, _code(command.example)]

@@ -48,6 +48,8 @@ def prepare(argv: list[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_output(given))
         if plan.to_generate and _trains(given):
+            files = ", ".join(str(round_.path) for round_ in plan.to_generate)
+            logger.info_rank0(f"{files}: generated first, in a process of its own.")
             _generate_in_child(argv)
         if _is_on("USE_RAY"):
             stack.close()  # Ray's workers do not know what this process holds: theirs takes the lock itself.

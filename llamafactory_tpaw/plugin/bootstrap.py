@@ -8,6 +8,7 @@ from pathlib import Path
 from .. import _hook
 from ..errors import ConfigError
 from .interruption import end_with_parent
+from .status import PACKAGE
 
 
 STARTUP_FOLDER = Path(__file__).resolve().parents[1] / "_bootstrap"
@@ -26,6 +27,8 @@ def activate() -> None:
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     if str(STARTUP_FOLDER) not in folders:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(STARTUP_FOLDER), *folders])
+    if sys.stderr.isatty() and PACKAGE not in sys.modules:
+        sys.stderr.write("llamafactory-tpaw: loading LlamaFactory ...\n")  # silent for ten seconds and more
 
 
 def train(arguments: list[str]) -> None:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from llamafactory_tpaw import __version__, cli
+from llamafactory_tpaw import __version__, _hook, cli
 from llamafactory_tpaw.errors import EXIT_CODES, GenerationError
 from llamafactory_tpaw.plugin import bootstrap
 
@@ -101,6 +101,18 @@ def test_train_is_llamafactory_cli_train(monkeypatch: pytest.MonkeyPatch) -> Non
         assert cli.main(["train", "-h"]) == 0
     assert seen == [["llamafactory-cli", "train", "-h"]] * 2
     assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(bootstrap.STARTUP_FOLDER), "before"]
+
+
+def test_a_terminal_is_told_what_it_waits_for(
+    calls: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "llamafactory", raising=False)
+    monkeypatch.setattr(_hook, "inactive_reason", lambda: None)
+    cli.main(["generate", "a.yaml"])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    cli.main(["generate", "a.yaml"])
+    assert capsys.readouterr().err == "llamafactory-tpaw: loading LlamaFactory ...\n"
 
 
 def test_errors_are_messages(
