@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,30 @@ GPU_OUTPUT = {
     "report_to": "none",
 }
 ULTRACHAT_PROMPTS = {"tpaw_max_prompts": 50000, "tpaw_turn": "first", "tpaw_max_bad_rows": 500}
-SPIN_OPTIMIZER = {"optim": "rmsprop", "weight_decay": 0.0, "bf16": True, "seed": 42}
+GPU_PRECISION = {"bf16": True}
 
 
-def _gpu_sft(learning_rate: float, epochs: float, batch: int, accumulation: int, **extra: Any) -> Training:
-    return Training(learning_rate, epochs, batch, accumulation, extra={"bf16": True, "seed": 42, **extra})
+def sft_training(
+    learning_rate: float,
+    epochs: float,
+    batch: int,
+    accumulation: int,
+    precision: Mapping[str, Any] = GPU_PRECISION,
+    **extra: Any,
+) -> Training:
+    """Return AdamW with cosine decay, as LlamaFactory's own examples have it."""
+    return Training(learning_rate, epochs, batch, accumulation, extra={**precision, "seed": 42, **extra})
 
 
-def _gpu_self_play(epochs: float, batch: int, accumulation: int, **extra: Any) -> Training:
-    """SPIN's published setting: RMSProp, peak 5e-7, linear decay, 10 % warm-up, 64 triplets a step."""
-    return Training(5e-7, epochs, batch, accumulation, "linear", extra={**SPIN_OPTIMIZER, **extra})
+def self_play_training(
+    epochs: float, batch: int, accumulation: int, precision: Mapping[str, Any] = GPU_PRECISION, **extra: Any
+) -> Training:
+    """Return SPIN's published setting: RMSProp, peak 5e-7, linear decay, 10 % warm-up, 64 triplets a step."""
+    optimizer = {"optim": "rmsprop", "weight_decay": 0.0}
+    return Training(5e-7, epochs, batch, accumulation, "linear", extra={**optimizer, **precision, "seed": 42, **extra})
 
 
-QWEN_SELF_PLAY = _gpu_self_play(2.0, 4, 16)
+QWEN_SELF_PLAY = self_play_training(2.0, 4, 16)
 QWEN = Family(
     name="qwen",
     note="Qwen2.5-1.5B on UltraChat, one GPU.",
@@ -72,11 +83,11 @@ QWEN = Family(
     template="qwen",
     sft_data="ultrachat_200k",
     saves="saves/Qwen2.5-1.5B/full",
-    sft=_gpu_sft(2e-5, 1.0, 4, 32),
+    sft=sft_training(2e-5, 1.0, 4, 32),
     self_play={"tpaw": QWEN_SELF_PLAY, "spin": QWEN_SELF_PLAY, "tspin": QWEN_SELF_PLAY},
     iterations={"tpaw": 5, "spin": 4, "tspin": 4},
     preference_data="ultrafeedback",
-    dpo=_gpu_self_play(1.0, 4, 16),
+    dpo=self_play_training(1.0, 4, 16),
     prompts=ULTRACHAT_PROMPTS,
     model_keys=GPU_MODEL,
     output_keys=GPU_OUTPUT,
@@ -89,11 +100,11 @@ LLAMA = Family(
     template="llama3",
     sft_data="ultrachat_200k",
     saves="saves/Llama-3.1-8B/full",
-    sft=_gpu_sft(2e-5, 1.0, 2, 8, ddp_timeout=180000000),
-    self_play={"tpaw": _gpu_self_play(2.0, 2, 4, ddp_timeout=180000000)},
+    sft=sft_training(2e-5, 1.0, 2, 8, ddp_timeout=180000000),
+    self_play={"tpaw": self_play_training(2.0, 2, 4, ddp_timeout=180000000)},
     iterations={"tpaw": 5},
     preference_data="ultrafeedback",
-    dpo=_gpu_self_play(1.0, 2, 4, ddp_timeout=180000000),
+    dpo=self_play_training(1.0, 2, 4, ddp_timeout=180000000),
     prompts=ULTRACHAT_PROMPTS,
     model_keys=GPU_MODEL,
     method_keys={"deepspeed": "yaml/deepspeed/ds_z3_config.json"},
@@ -107,11 +118,11 @@ QWEN_GSM8K = Family(
     sft_data="gsm8k",
     saves="saves/Qwen2.5-1.5B/full",
     run_prefix="gsm8k_",
-    sft=_gpu_sft(1e-5, 3.0, 8, 8),
+    sft=sft_training(1e-5, 3.0, 8, 8),
     self_play={
-        "tpaw": _gpu_self_play(2.0, 8, 8),
-        "spin": _gpu_self_play(2.0, 8, 8),
-        "tspin": _gpu_self_play(2.0, 8, 8),
+        "tpaw": self_play_training(2.0, 8, 8),
+        "spin": self_play_training(2.0, 8, 8),
+        "tspin": self_play_training(2.0, 8, 8),
     },
     iterations={"tpaw": 5, "spin": 4, "tspin": 4},
     cutoff_len=1024,

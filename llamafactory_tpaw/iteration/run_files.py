@@ -21,6 +21,13 @@ Line = tuple[str, Any] | tuple[str, Any, str]
 Section = tuple[str, list[Line]]
 PLAIN_TEXT = re.compile(r"[A-Za-z./_][A-Za-z0-9 ./_,+-]*")
 YAML_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
+TSPIN_KEYS = ("tpaw_scale", "tpaw_history_weight")
+EVAL_HINTS = {
+    "val_size": "# val_size: 0.02  # share of the prompts held out, the same ones in every iteration",
+    "eval_strategy": "# eval_strategy: steps",
+    "eval_steps": "# eval_steps: 100",
+    "per_device_eval_batch_size": "# per_device_eval_batch_size: 1",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,14 @@ class Training:
             ("warmup_ratio", self.warmup_ratio),
             *self.extra.items(),
         ]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key that the user set: its section, in case the file has no line for it, and its value."""
+
+    section: str
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,11 @@ class Family:
         output_keys: Keys of the `### output` section beside the folder.
         launcher: Put before the command in the first comment.
         note: A line on what the family is, for its first comment.
+        theta_0: The SFT model where there is one; then the family has no `sft` run.
+        first_triplets: Dataset name of D_0 where another family that starts from the same theta_0 generates it.
+        changes: Keys of the iterations that replace the lines above, or are added to them.
+        sft_changes: The same for the `sft` run.
+        comments: Put behind the line of a key that has no other comment.
     """
 
     name: str
@@ -107,6 +127,11 @@ class Family:
     output_keys: Mapping[str, Any] = field(default_factory=dict)
     launcher: str = ""
     note: str = ""
+    theta_0: str | None = None
+    first_triplets: str | None = None
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    sft_changes: Mapping[str, Change] = field(default_factory=dict)
+    comments: Mapping[str, str] = field(default_factory=dict)
 
     def run_folder(self, run: str) -> str:
         """Return the output folder of a run, e.g. `sft` or `tpaw_iter0`."""
@@ -114,10 +139,14 @@ class Family:
 
     def theta(self, method: Method, index: int) -> str:
         """Return the folder of theta_index of a method; theta_0 is the SFT model of all methods."""
-        return self.run_folder("sft" if index == 0 else f"{method}_iter{index - 1}")
+        if index == 0:
+            return self.theta_0 or self.run_folder("sft")
+        return self.run_folder(f"{method}_iter{index - 1}")
 
     def triplets(self, method: Method, iteration: int) -> str:
         """Return the dataset name of D_iteration."""
+        if iteration == 0 and self.first_triplets:
+            return self.first_triplets
         return f"{self.name}_{method}_iter{iteration}"
 
     def path(self, run: str) -> str:
@@ -127,7 +156,7 @@ class Family:
 
 def run_files(family: Family) -> dict[str, str]:
     """Return the text of every run file of a family, by path relative to the project."""
-    files = {family.path("sft"): sft_text(family)}
+    files = {} if family.theta_0 else {family.path("sft"): sft_text(family)}
     for method in family.self_play:
         for iteration in range(family.iterations[method]):
             files[family.path(f"{method}_iter{iteration}")] = iteration_text(family, method, iteration)
@@ -148,7 +177,7 @@ def sft_text(family: Family) -> str:
         _output(family, "sft", "theta_0"),
         ("train", family.sft.lines()),
     ]
-    return _render(family, "sft", title, sections)
+    return _render(family, "sft", title, sections, family.sft_changes)
 
 
 def sft_more_text(family: Family) -> str:
@@ -201,15 +230,18 @@ def iteration_text(family: Family, method: Method, iteration: int) -> str:
         ("train", family.self_play[method].lines()),
         ("eval", []),
     ]
-    return _render(family, run, title, sections)
+    other = () if method == "tspin" else TSPIN_KEYS
+    changes = {key: change for key, change in family.changes.items() if key not in other}
+    return _render(family, run, title, sections, changes)
 
 
 def dataset_entries(family: Family) -> dict[str, dict[str, Any]]:
     """Return the entries of `dataset_info.json` for the triplets that a family's runs generate."""
     return {
-        family.triplets(method, t): triplet_entry(family.triplets(method, t))
+        name: triplet_entry(name)
         for method in family.self_play
-        for t in range(family.iterations[method])
+        for name in (family.triplets(method, t) for t in range(family.iterations[method]))
+        if name != family.first_triplets
     }
 
 
@@ -272,16 +304,31 @@ def _output(family: Family, run: str, comment: str) -> Section:
     return "output", [("output_dir", family.run_folder(run), comment), *family.output_keys.items()]
 
 
-def _render(family: Family, run: str, title: str, sections: list[Section]) -> str:
+def _render(
+    family: Family, run: str, title: str, sections: list[Section], changes: Mapping[str, Change] | None = None
+) -> str:
     command = f"{family.launcher} llamafactory-cli train {family.path(run)}".strip()
     blocks = ["\n".join(f"# {line}" for line in (title, family.note, command) if line)]
-    for name, lines in sections:
-        body = [f"### {name}", *(_line(*line) for line in lines)]
+    for name, lines in _changed(sections, changes or {}):
+        body = [f"### {name}"]
+        for key, value, *comment in lines:
+            body.append(_line(key, value, "".join(comment) or family.comments.get(key, "")))
         if name == "eval":
-            body += ["# val_size: 0.02  # share of the prompts held out, the same ones in every iteration"]
-            body += ["# eval_strategy: steps", "# eval_steps: 100", "# per_device_eval_batch_size: 1"]
+            given = {key for key, *_ in lines}
+            body += [hint for key, hint in EVAL_HINTS.items() if key not in given]
         blocks.append("\n".join(body))
     return "\n\n".join(blocks) + "\n"
+
+
+def _changed(sections: list[Section], changes: Mapping[str, Change]) -> list[Section]:
+    """Put the values of `changes` in the place of those lines, or at the end of their sections."""
+    there = {key for _, lines in sections for key, *_ in lines}
+    result: list[Section] = []
+    for name, lines in sections:
+        replaced: list[Line] = [(line[0], changes[line[0]].value) if line[0] in changes else line for line in lines]
+        added = [(key, change.value) for key, change in changes.items() if change.section == name and key not in there]
+        result.append((name, [*replaced, *added]))
+    return result
 
 
 def _line(key: str, value: Any, comment: str = "") -> str:
@@ -290,8 +337,8 @@ def _line(key: str, value: Any, comment: str = "") -> str:
 
 def _scalar(value: Any) -> str:
     """Write a value so that YAML 1.1 and 1.2 readers see the same type."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    if value is None or isinstance(value, bool | list | dict):
+        return json.dumps(value)
     if isinstance(value, float) and 0 < abs(value) < 1e-2:
         mantissa, exponent = f"{value:.6e}".split("e")
         digits = mantissa.rstrip("0")
