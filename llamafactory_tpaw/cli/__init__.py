@@ -10,12 +10,13 @@ from .. import __version__
 from ..errors import EXIT_CODES, TpawError
 from ..plugin import interruption
 from ..plugin.reporting import report
-from . import completion, doctor, stage
+from . import completion, doctor, run, stage
 from .command import Command, HelpFormatter
 
 
 # The order of the help: setting up, playing, looking.
 COMMANDS: dict[str, Command] = {
+    "run": run.RUN,
     "train": stage.TRAIN,
     "generate": stage.GENERATE,
     "score": stage.SCORE,
