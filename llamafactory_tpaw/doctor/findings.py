@@ -45,7 +45,10 @@ def find_all(packages: list[Package], facts: dict[str, Any]) -> list[Finding]:
 
 
 def _of_packages(packages: list[Package]) -> Iterator[Finding]:
+    lacks_llamafactory = any(package.name == LLAMAFACTORY and package.version is None for package in packages)
     for package in packages:
+        if lacks_llamafactory and package.version is None and package.name != LLAMAFACTORY:
+            continue  # pip installs them with it, in versions that it allows
         level = "problem" if package.use == "needed" else "warning"
         use = {"board": " LlamaBoard needs it.", "optional": " Only runs that ask for it are concerned."}
         fix = install_command(package)

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..plugin.status import PACKAGE as LLAMAFACTORY
@@ -22,6 +23,8 @@ except ImportError:  # then nothing is required of anything here, and the report
 
 
 OURS = "llamafactory-tpaw"
+# Where this package lies; a checkout where there is a setup.py.
+CHECKOUT = Path(__file__).resolve().parents[2]
 # Distribution -> the module whose import shows that it works; None where its version says enough.
 NEEDED: dict[str, str | None] = {
     LLAMAFACTORY: None,  # its modules are the seams'
@@ -195,6 +198,6 @@ def _own_source() -> str:
     texts = filter(None, (found.read_text("direct_url.json") for found in metadata.distributions(name=OURS)))
     record = json.loads(next(texts, "{}"))
     url = urlsplit(record.get("url", ""))
-    if url.scheme != "file":
-        return OURS
-    return ("--editable " if record.get("dir_info", {}).get("editable") else "") + shlex.quote(unquote(url.path))
+    if url.scheme == "file":
+        return ("--editable " if record.get("dir_info", {}).get("editable") else "") + shlex.quote(unquote(url.path))
+    return f"--editable {shlex.quote(str(CHECKOUT))}" if (CHECKOUT / "setup.py").is_file() else OURS

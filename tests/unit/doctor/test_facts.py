@@ -70,9 +70,19 @@ def test_without_packaging_nothing_is_judged(site: Path, monkeypatch: pytest.Mon
         (None, "llamafactory-tpaw"),
     ],
 )
-def test_where_it_is_installed_from_again(site: Path, url: dict | None, source: str) -> None:
+def test_where_it_is_installed_from_again(
+    site: Path, url: dict | None, source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(packages, "CHECKOUT", tmp_path)
     record(site, "llamafactory-tpaw", "9", **({"direct_url__json": json.dumps(url or {})}))
     assert packages.reinstall_command() == f"pip install --force-reinstall --no-deps {source}"
+
+
+def test_a_checkout_is_installed_from_itself(site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record(site, "llamafactory-tpaw", "9", direct_url__json="{}")
+    (tmp_path / "setup.py").touch()
+    monkeypatch.setattr(packages, "CHECKOUT", tmp_path)
+    assert packages.reinstall_command() == f"pip install --force-reinstall --no-deps --editable {tmp_path}"
 
 
 def test_machine_sees_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

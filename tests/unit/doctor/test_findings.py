@@ -200,8 +200,14 @@ def test_what_is_no_finding(changes: dict[str, Any]) -> None:
 
 
 def test_a_missing_llamafactory_is_named_once() -> None:
+    """What pip installs with it is not named as well."""
     facts = healthy(llamafactory__version=None, llamafactory__error="ModuleNotFoundError: No module")
-    (finding,) = findings.find_all([package("llamafactory", None, ">=0.9.5,<0.9.6")], facts)
+    missing = [
+        package("llamafactory", None, ">=0.9.5,<0.9.6"),
+        package("trl", None),
+        package("gradio", None, use="board"),
+    ]
+    (finding,) = findings.find_all(missing, facts)
     assert finding == ("problem", "`llamafactory` is not installed.", LLAMAFACTORY)
 
 
