@@ -12,6 +12,7 @@ import pytest
 
 from llamafactory_tpaw import cli
 from llamafactory_tpaw.cli import completion
+from llamafactory_tpaw.cli.command import RUN_FILE
 from llamafactory_tpaw.errors import EnvironmentProblem
 
 
@@ -51,7 +52,12 @@ def test_bash_completes_choices(bash_script: Path, tmp_path: Path) -> None:
     assert complete(bash_script, tmp_path, "completion", "") == ["bash", "tcsh", "zsh"]
 
 
-@pytest.mark.parametrize("command", [name for name, command in cli.COMMANDS.items() if command.raw])
+def takes_run_files(name: str) -> bool:
+    _, parsers = cli.build_parsers()
+    return any(getattr(action, "complete", None) is RUN_FILE for action in parsers[name]._actions)
+
+
+@pytest.mark.parametrize("command", filter(takes_run_files, cli.COMMANDS))
 def test_bash_completes_run_files_and_folders(bash_script: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "yaml").mkdir()
     for name in ("a.yaml", "a b.yml", "a.json", "notes.txt", "yaml/c.yaml", "yaml/c.md"):
