@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError
-from llamafactory_tpaw.generation.base import Request, SamplingSettings, plan_batches
+from llamafactory_tpaw.generation.base import UNIT_BATCHES, Request, SamplingSettings, plan_batches, plan_units
 
 
 GIVEN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 16, "seed": 3}
@@ -50,6 +50,12 @@ def test_longer_answers_count_for_the_whole_batch() -> None:
     assert plan_batches(requests, 80) == [[0], [1, 2]] or plan_batches(requests, 80) == [[0, 1], [2]]
     assert plan_batches(requests, 119) == [[0, 1], [2]]
     assert plan_batches(requests, 120) == [[0, 1, 2]]
+
+
+def test_units_are_worth_many_batches() -> None:
+    requests = [request(10, 10) for _ in range(40 * UNIT_BATCHES)]
+    assert [len(unit) for unit in plan_units(requests, 200)] == [10 * UNIT_BATCHES] * 4
+    assert [len(unit) for unit in plan_units(requests, 1)] == [1] * len(requests)
 
 
 def test_seed_is_fixed_by_seed_iteration_and_id() -> None:

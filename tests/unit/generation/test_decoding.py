@@ -164,11 +164,13 @@ def test_the_cache_keeps_to_the_bound(model: PreTrainedModel, bound: int, stop: 
 
 def test_rows_that_find_no_room_go_on_later(model: PreTrainedModel, preempted: list[int]) -> None:
     requests = make_requests(count=10, longest=6, most=40)
-    assert decode(model, requests, 150, stop=[]) == [decode(model, [request], 1, stop=[])[0] for request in requests]
+    alone = [decode(model, [request], 1, stop=[])[0] for request in requests]
+    greedy = [greedy_alone(model, request, stop=[]) for request in requests]
+    assert decode(model, requests, 150, stop=[], temperature=0.0) == greedy
+    watch = Watch(model)
+    assert decode(model, requests, 150, stop=[]) == alone
     assert max(preempted) > 0
-    assert decode(model, requests, 150, stop=[], temperature=0.0) == [
-        greedy_alone(model, request, stop=[]) for request in requests
-    ]
+    assert sum(watch.rows) == sum(len(response.ids) for response in alone)  # what they had is not sampled again
 
 
 def test_the_same_requests_make_the_same_batches(model: PreTrainedModel) -> None:
