@@ -10,7 +10,7 @@ from .. import __version__
 from ..errors import EXIT_CODES, TpawError
 from ..plugin import interruption
 from ..plugin.reporting import report
-from . import completion, doctor, run, stage
+from . import completion, doctor, lineage, run, stage
 from .command import Command, HelpFormatter
 
 
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Command] = {
     "train": stage.TRAIN,
     "generate": stage.GENERATE,
     "score": stage.SCORE,
+    "lineage": lineage.LINEAGE,
     "doctor": doctor.DOCTOR,
     "completion": completion.COMPLETION,
 }

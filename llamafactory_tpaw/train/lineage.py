@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..plugin.logs import get_logger
 from ..team.fingerprint import digest_other_files, fingerprint_checkpoint, hash_weights, weight_dtype
 from ..team.machine import hardware, now, versions
-from ..team.manifest import Manifest, moved_manifest, read_manifest, relative_path, write_manifest
+from ..team.manifest import MANIFEST, Manifest, moved_manifest, read_manifest, relative_path, write_manifest
 from .setup import describe_template
 
 
@@ -149,7 +149,7 @@ def finish_manifest(run: RunArguments, manifest: Manifest, seconds: float) -> No
         "name": f"theta_{manifest.produces}",
         "fingerprint": fingerprint_checkpoint(folder, store),
         "dtype": weight_dtype(folder),
-        "files": _files(folder, store),
+        "files": {name: digest for name, digest in _files(folder, store).items() if name != MANIFEST},
     }
     manifest.seconds["train"] = round(manifest.seconds.get("train", 0.0) + seconds, 3)
     manifest.finished = now()
@@ -207,5 +207,6 @@ def _own_round(run: RunArguments) -> TripletMeta | None:
 
 
 def _files(folder: Path, store: Path) -> dict[str, str]:
-    """SHA-256 of each file that makes a model, the weights as they were just read or are kept."""
-    return hash_weights(folder, store).files | digest_other_files(folder)
+    """SHA-256 of each file that makes a model and says where it came from; of weights as just read or kept."""
+    own = {MANIFEST: digest_file(folder / MANIFEST)} if (folder / MANIFEST).is_file() else {}
+    return hash_weights(folder, store).files | digest_other_files(folder) | own

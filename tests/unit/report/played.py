@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run written by hand: checkpoints of a few tensors with their `tpaw.json`, triplets with their meta files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from llamafactory_tpaw.data.files import digest_file
+from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, write_meta
+from llamafactory_tpaw.team.fingerprint import digest_other_files, hash_weights
+from llamafactory_tpaw.team.manifest import MANIFEST, Manifest, relative_path, write_manifest
+from tests.unit.team.checkpoints import make_tensors, save_single
+
+
+STORE = Path("saves/.tpaw_cache")
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    own = {MANIFEST: digest_file(folder / MANIFEST)} if (folder / MANIFEST).exists() else {}
+    return hash_weights(folder, STORE).files | digest_other_files(folder) | own
+
+
+def save(folder: str, number: float) -> Path:
+    """Save a checkpoint of its own; all that differs is `number`."""
+    saved = save_single(
+        Path(folder), {name: (tensor + number).to(tensor.dtype) for name, tensor in make_tensors().items()}
+    )
+    (saved / "tokenizer.json").write_text("{}")
+    return saved
+
+
+def describe(name: str, path: Path, folder: Path) -> dict[str, Any]:
+    fingerprint = hash_weights(path, STORE).fingerprint
+    return {"name": name, "path": relative_path(path, folder), "fingerprint": fingerprint}
+
+
+def generate(name: str, iteration: int, generator: Path) -> Path:
+    """Write a file of triplets and its meta file."""
+    path = Path(f"data/tpaw/{name}.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"id": name}) + "\n")
+    meta = TripletMeta(
+        iteration=iteration,
+        generator=hash_weights(generator, STORE).fingerprint,
+        generator_path=relative_path(generator, path.parent),
+        tokenizer="t",
+        template="d",
+        prompts_entry="sft",
+        prompts_digest="p",
+        selection={},
+        sampling={"temperature": 1.0, "seed": 0},
+        cutoff_len=256,
+        engine={"name": "hf", "version": "1"},
+        rows=1,
+        rows_digest=digest_file(path),
+        created="2026-01-01T00:00:00Z",
+    )
+    write_meta(path, meta)
+    return path
+
+
+def play(folder: str, players: list[Path], rounds: list[Path], first: int = 0, **changes: Any) -> Path:
+    """Save what an iteration makes of the newest player; the rounds are those of its players."""
+    output = Path(folder)
+    iteration = first + len(players) - 1
+    output = save(folder, 1.0 + iteration + len(folder) / 100)
+    team = [describe(f"theta_{first + index}", player, output) for index, player in enumerate(players)]
+    values: dict[str, Any] = {
+        "iteration": iteration,
+        "status": "finished",
+        "objective": "tpaw",
+        "policy": team[-1] | {"files": files_of(players[-1])},
+        "players": team,
+        "triplets": [
+            {
+                "entry": path.stem,
+                "iteration": first + index,
+                "rows": 1,
+                "digest": digest_file(path),
+                "generator": team[index]["fingerprint"],
+                "foreign": False,
+                "path": os.path.relpath(path, output),
+                "meta": digest_file(meta_path(path)),
+            }
+            for index, path in enumerate(rounds)
+        ],
+        "tokenizer": "t",
+        "template": {"name": "qwen", "digest": "d"},
+        "settings": {"learning_rate": 1e-3, "tpaw_iteration": iteration, "dataset": "x"},
+        "result": describe(f"theta_{iteration + 1}", output, output) | {"files": files_of(output)},
+        "seconds": {"generate": 1.0, "score": 2.0, "train": 3.0},
+        "counts": {"generated_tokens": 10, "scored_tokens": 20},
+        "finished": "2026-01-02T00:00:00Z",
+        "cache": os.path.relpath(STORE, output),
+    }
+    write_manifest(output, Manifest(**values | changes))
+    return output
+
+
+def play_three() -> list[Path]:
+    """Play three iterations in the working folder: θ_0 to θ_3."""
+    thetas, rounds = [save("saves/sft", 0.0)], []
+    for iteration in range(3):
+        rounds.append(generate(f"d{iteration}", iteration, thetas[-1]))
+        settings = {"learning_rate": 1e-3 if iteration < 2 else 5e-4, "tpaw_iteration": iteration}
+        thetas.append(play(f"saves/iter{iteration}", thetas, rounds, settings=settings))
+    return thetas
+
+
+def branch(thetas: list[Path]) -> Path:
+    """Play iteration 1 a second time, against the newest player alone."""
+    return play("saves/alone1", thetas[1:2], [Path("data/tpaw/d1.jsonl")], first=1, settings={"tpaw_eta": 1.0})
+
+
+def change_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

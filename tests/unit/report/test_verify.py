@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that was recorded is looked at again, whatever the times of the files say, and named where it changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llamafactory_tpaw.report.trace import trace
+from llamafactory_tpaw.report.verify import Check, verify
+from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint, record_of
+from tests.unit.report.played import STORE, change_json, play_three
+from tests.unit.team.test_weight_digests import flip
+
+
+@pytest.fixture(autouse=True)
+def thetas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A run of three iterations in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return play_three()
+
+
+def checks(place: str = "saves/iter2") -> list[Check]:
+    return list(verify(trace([Path(place)])))
+
+
+def found(state: str) -> list[tuple[str, str, str]]:
+    return [(check.name, check.path, check.what) for check in checks() if check.state == state]
+
+
+def change_in_secret(path: Path, position: int) -> None:
+    """Change a byte, and give the file its old time back."""
+    stat = path.stat()
+    flip(path, position)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+
+
+def test_a_whole_run() -> None:
+    names = [(check.state, check.name, check.what) for check in checks()]
+    files = ["config.json", "model.safetensors", "tokenizer.json"]
+    assert names == [
+        *(("ok", "theta_0", name) for name in files),
+        *(("ok", f"theta_{theta}", name) for theta in (1, 2) for name in [*files, "tpaw.json"]),
+        *(("ok", "theta_3", name) for name in files),
+        *(("ok", f"D_{index}", what) for index in range(3) for what in ("rows", "meta file")),
+    ]
+
+
+@pytest.mark.parametrize("theta", [0, 1, 2, 3])
+def test_a_byte_of_the_weights_that_was_changed_in_secret(thetas: list[Path], theta: int) -> None:
+    weights = thetas[theta] / "model.safetensors"
+    recorded = fingerprint_checkpoint(thetas[theta], STORE)
+    change_in_secret(weights, -1)
+    assert fingerprint_checkpoint(thetas[theta], STORE) == recorded, "time and size alone do not show it"
+    assert found("changed") == [(f"theta_{theta}", str(thetas[theta]), "model.safetensors")]
+    assert fingerprint_checkpoint(thetas[theta], STORE) != recorded, "from now on training sees it too"
+
+
+def test_the_message_says_what_to_do(thetas: list[Path]) -> None:
+    flip(thetas[2] / "model.safetensors", -1)
+    flip(thetas[0] / "model.safetensors", -1)
+    first, second = (check.message for check in checks() if check.state == "changed")
+    assert first.startswith("theta_0 (saves/sft): model.safetensors was changed: its digest is ")
+    assert first.endswith("was recorded. Restore it from a copy: what was trained from it says another one.")
+    assert second.endswith("Restore it from a copy, or repeat iteration 1 with `overwrite_output_dir: true`.")
+
+
+def test_a_changed_header_is_told_apart(thetas: list[Path]) -> None:
+    path = thetas[1] / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"format":"pt"', b'"format":"tf"'))
+    (check,) = [check for check in checks() if check.state == "changed"]
+    assert check.detail.endswith("in its header; the tensors are the same")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tpaw.json"])
+def test_other_files_of_a_checkpoint(thetas: list[Path], name: str) -> None:
+    change_json(thetas[1] / name, **({"finished": "2027-01-01T00:00:00Z"} if name == "tpaw.json" else {"new": 1}))
+    assert found("changed") == [("theta_1", str(thetas[1]), name)]
+
+
+def test_files_that_came_or_went(thetas: list[Path]) -> None:
+    (thetas[1] / "tokenizer.json").unlink()
+    (thetas[1] / "modeling_own.py").write_text("")
+    (thetas[1] / "README.md").write_text("not part of the model")
+    details = {check.what: check.detail for check in checks() if check.state == "changed"}
+    assert details == {
+        "tokenizer.json": "is not there any more",
+        "modeling_own.py": "was not there when it was recorded",
+    }
+
+
+def test_weights_that_are_cut_off_or_gone(thetas: list[Path]) -> None:
+    path = thetas[1] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    (thetas[2] / "model.safetensors").unlink()
+    first, second = (check for check in checks() if check.state == "changed")
+    assert (first.name, first.what, second.name, second.what) == ("theta_1", "weights", "theta_2", "weights")
+    assert "is cut off or damaged" in first.detail
+    assert "holds no weights" in second.detail
+
+
+def test_triplets(thetas: list[Path]) -> None:
+    flip(Path("data/tpaw/d0.jsonl"), 5)
+    change_json(Path("data/tpaw/d1.meta.json"), sampling={"temperature": 0.5})
+    change_json(Path("data/tpaw/d2.meta.json"), rows_digest="e" * 64)
+    assert found("changed") == [
+        ("D_0", "data/tpaw/d0.jsonl", "rows"),
+        ("D_1", "data/tpaw/d1.jsonl", "meta file"),
+        ("D_2", "data/tpaw/d2.jsonl", "rows"),
+    ]
+
+
+def test_what_is_not_here_is_missing_and_no_change(thetas: list[Path]) -> None:
+    shutil.rmtree(thetas[0])
+    Path("data/tpaw/d1.jsonl").unlink()
+    assert found("changed") == []
+    assert found("missing") == [("theta_0", "saves/sft", "weights"), ("D_1", "data/tpaw/d1.jsonl", "rows")]
+
+
+def test_another_checkpoint_or_description_in_its_place(thetas: list[Path]) -> None:
+    result = json.loads((thetas[1] / "tpaw.json").read_text())["result"]
+    change_json(thetas[1] / "tpaw.json", result=result | {"fingerprint": "f" * 64})
+    (thetas[2] / "tpaw.json").write_text("{")
+    assert found("changed") == [("theta_1", "saves/iter0", "weights"), ("theta_2", "saves/iter1", "tpaw.json")]
+
+
+def old_manifest(folder: Path) -> None:
+    """Take from a manifest what the first version did not record."""
+    content = json.loads((folder / "tpaw.json").read_text())
+    for described in (content["policy"], content["result"]):
+        described.pop("files", None)
+    for source in content["triplets"]:
+        source.pop("meta")
+    (folder / "tpaw.json").write_text(json.dumps(content | {"cache": ""}))
+
+
+def test_manifests_of_the_first_version(thetas: list[Path]) -> None:
+    for folder in thetas[1:]:
+        old_manifest(folder)
+    assert {check.what for check in checks()} == {"weights", "rows", "meta file"}
+    assert found("changed") == []
+    change_in_secret(thetas[1] / "model.safetensors", -1)
+    change_json(Path("data/tpaw/d1.meta.json"), generator="e" * 64)
+    assert found("changed") == [("theta_1", "saves/iter0", "weights"), ("D_1", "data/tpaw/d1.jsonl", "meta file")]
+    (detail,) = [check.detail for check in checks() if check.what == "meta file" and check.state == "changed"]
+    assert detail == "was changed since it was trained on: generator"
+    assert record_of(thetas[1], STORE).is_file(), "the cache beside the output folders is found"
+
+
+def test_unfinished_training_has_nothing_to_compare(thetas: list[Path]) -> None:
+    change_json(thetas[3] / "tpaw.json", status="training", result={})
+    assert "theta_3" not in {check.name for check in checks()}
