@@ -71,8 +71,10 @@ def _packages(packages: list[dict[str, Any]]) -> Iterator[str]:
             state = f"not installed; extra `{package['extra']}`" if package["extra"] else "not installed"
         elif package["error"]:
             state = "broken"
-        elif not package["within"] or package["conflicts"]:
-            state = "version not tested" if not package["within"] else "conflicts"
+        elif not package["within"]:
+            state = "version not tested"
+        elif package["conflicts"]:
+            state = "conflicts"
         else:
             state = "imported" if package["module"] else "installed"
         row = f"{package['name']:<16}{package['version'] or '-':<16}{state:<34}{package['allowed']}"

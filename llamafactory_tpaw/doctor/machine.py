@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine as it looks without torch: processors, memory, disk, the NVIDIA driver. Sizes are bytes."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -66,12 +67,11 @@ def _memory() -> dict[str, int] | None:
     except (AttributeError, ValueError, OSError):
         return None
     found = {"total": page * total, "available": page * available}
-    try:
+    with contextlib.suppress(OSError, KeyError, ValueError):  # not Linux
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         found["available"] = int(fields["MemAvailable"].split()[0]) * 1024  # kB; counts what caches would give back
+    with contextlib.suppress(OSError, ValueError):  # no limit
         found["total"] = min(found["total"], int(CGROUP_LIMIT.read_text()))
-    except (OSError, KeyError, ValueError):
-        return found  # not Linux, or no limit
     return found
 
 
