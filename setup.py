@@ -77,6 +77,9 @@ setup(
         "llamafactory" + read_constant("llamafactory_tpaw/plugin/status.py", "SUPPORTED"),
         "torch" + read_constant("llamafactory_tpaw/plugin/status.py", "TORCH"),
         "packaging",
+        "filelock>=3.12",
+        "psutil>=5.9",
+        "rich>=13.0",
         "shtab>=1.6",
     ],
     extras_require={

@@ -2,12 +2,11 @@
 """`run`: the iterations given, in order, from wherever they were left."""
 
 import argparse
-import contextlib
 import importlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import ConfigError
@@ -28,7 +27,6 @@ COLUMNS = (
     "target reward",
     "margin",
 )
-CLEAR_LINE = "\r\x1b[K"
 LEFT_ALIGNED = 3  # columns of words; the others are numbers
 
 
@@ -48,14 +46,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     bootstrap.activate()
-    with _waiting("importing LlamaFactory ..."):
-        playlist = importlib.import_module("llamafactory_tpaw.iteration.playlist")
-        loop = importlib.import_module("llamafactory_tpaw.iteration.player_loop")
+    playlist = importlib.import_module("llamafactory_tpaw.iteration.playlist")
+    loop = importlib.import_module("llamafactory_tpaw.iteration.player_loop")
     files, overrides = playlist.split_words(arguments.words)
     if not files:
         raise ConfigError(f"No run file is given, only {' '.join(overrides)}. Name the YAML files to play, in order.")
-    with _waiting("reading the run files ..."):
-        items = playlist.read_playlist(files, overrides)
+    items = playlist.read_playlist(files, overrides)
     show = _teller(len(files), arguments.json)
     play = loop.Play(items, lambda index, text: show(play.outcomes[index], index, text), to_stderr=arguments.json)
     try:
@@ -68,21 +64,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if play.exit_code:
         _say_where_it_stopped(play.outcomes, arguments)
     return play.exit_code
-
-
-@contextlib.contextmanager
-def _waiting(text: str) -> Iterator[None]:
-    """Say on a terminal what is waited for, until it is there."""
-    on_terminal = sys.stderr.isatty()
-    if on_terminal:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    try:
-        yield
-    finally:
-        if on_terminal:
-            sys.stderr.write(CLEAR_LINE)
-            sys.stderr.flush()
 
 
 def _teller(total: int, to_stderr: bool) -> Callable[[Any, int, str], None]:
@@ -99,14 +80,13 @@ def _teller(total: int, to_stderr: bool) -> Callable[[Any, int, str], None]:
 def _say_where_it_stopped(outcomes: Sequence[Any], arguments: argparse.Namespace) -> None:
     index, stopped = next((i, each) for i, each in enumerate(outcomes) if not each.is_done)
     done = sum(outcome.is_done for outcome in outcomes)
-    words = ["llamafactory-tpaw", "run", *arguments.words, *(["--json"] if arguments.json else [])]
     what = f"{stopped.status} after {duration(stopped.seconds)}"
+    kept = f"{done} of {len(outcomes)} run files are done."
     if stopped.exit_code:
         what += f" with exit code {stopped.exit_code}"
-    lines = [
-        f"[{index + 1}/{len(outcomes)}] {stopped.item.file}: {what}. {stopped.reason}".rstrip(),
-        f"{done} of {len(outcomes)} run files are done. What is done is kept; this continues: {shlex.join(words)}",
-    ]
+        words = ["llamafactory-tpaw", "run", *arguments.words, *(["--json"] if arguments.json else [])]
+        kept += f" What is done is kept; once this is mended, the same command continues: {shlex.join(words)}"
+    lines = [f"[{index + 1}/{len(outcomes)}] {stopped.item.file}: {what}. {stopped.reason}".rstrip(), kept]
     sys.stderr.write("".join(f"llamafactory-tpaw: {line}\n" for line in lines))
 
 
@@ -152,18 +132,18 @@ def _print_rich(rows: list[dict[str, Any]]) -> None:
 
     table = Table(box=None, header_style="bold")
     for index, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if index < LEFT_ALIGNED else "right")
+        table.add_column(name, justify="left" if index < LEFT_ALIGNED else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, _cells(row)))
     Console().print(table)
 
 
 def duration(seconds: float) -> str:
-    """`2.4 s`, `3 min 20 s`, `1 h 05 min`."""
-    if seconds < 60:
+    """`2.4 s`, `3m20s`, `1h05m`."""
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
 RUN = Command(
