@@ -72,7 +72,7 @@ def _memory() -> dict[str, int] | None:
         found["available"] = int(fields["MemAvailable"].split()[0]) * 1024  # kB; counts what caches would give back
     with contextlib.suppress(OSError, ValueError):  # no limit
         found["total"] = min(found["total"], int(CGROUP_LIMIT.read_text()))
-    return found
+    return found | {"available": min(found.values())}
 
 
 def _nvidia() -> dict[str, Any] | None:

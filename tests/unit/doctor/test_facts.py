@@ -113,7 +113,7 @@ def test_a_containers_limit_is_the_memory(tmp_path: Path, monkeypatch: pytest.Mo
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(machine, "CGROUP_LIMIT", limit)
     limit.write_text("1048576\n")
-    assert machine.machine(tmp_path)["memory"]["total"] == 1048576
+    assert machine.machine(tmp_path)["memory"] == {"total": 1048576, "available": 1048576}
     limit.write_text("max\n")
     assert machine.machine(tmp_path)["memory"]["total"] > 1048576
 
