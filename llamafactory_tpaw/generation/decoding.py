@@ -250,12 +250,12 @@ class RowDecoder:
                 use_cache=True,
             ).logits[:, -1]
             cache.advance(1)
-            chosen = choose(logits, None if numbers is None else numbers[step], self.settings, self.seen)
-            tokens = chosen.tokens[:, None]
+            picked = choose(logits, None if numbers is None else numbers[step], self.settings, self.seen)
+            tokens = picked.tokens[:, None]
             if self.seen is not None:
                 self.seen.scatter_(1, tokens, True)
-            sampled.append(chosen.tokens)
-            sound.append(chosen.sound)
+            sampled.append(picked.tokens)
+            sound.append(picked.sound)
         refuse_unsound(bool(torch.stack(sound).all()))
         return torch.stack(sampled).cpu().numpy()
 
