@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from . import machine, tables
@@ -28,9 +29,9 @@ TOKEN_BYTES = 4
 MEMORY = {"size": "toy", "micro_triplets": 48, "accumulation": 1}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 1 where an iteration failed."""
-    options = _parse()
+    options = _parse(arguments)
     try:
         return _measure(options)
     except WorkerFailed as error:
@@ -38,7 +39,7 @@ def main() -> int:
         return FAILED
 
 
-def _parse() -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.iteration", description=__doc__.splitlines()[0])
     add_options(parser, "iteration")
     parser.set_defaults(repeats=3)
@@ -47,7 +48,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--memory-prompts", type=count, default=250, help="prompts of the smallest run for memory (default: 250)"
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def _measure(options: argparse.Namespace) -> int:

@@ -32,9 +32,9 @@ SHARING_ANYWHERE = 0.97
 WITHOUT_SHARING = OURS + f"ours, + {SAVINGS[-2].name}"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print, or check; 1 where a contender failed or losses differ."""
-    options = _parse()
+    options = _parse(arguments)
     names = [name for name in contenders() if not options.only or any(text in name for text in options.only)]
     if not names:
         print(f"--only {' '.join(options.only)} names none of: {', '.join(contenders())}", file=sys.stderr)
@@ -48,7 +48,7 @@ def main() -> int:
         return FAILED
 
 
-def _parse() -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
     add_options(parser, "training")
     parser.add_argument("--prompts", type=count, default=2, help="with three triplets each (default: 2)")
@@ -56,7 +56,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=count, nargs="+", default=[1], help="default: 1")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="contenders whose names contain one of these")
     parser.add_argument("--check", action="store_true", help="compare losses and log-probs of one batch, no times")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.micro % ROUNDS:
         parser.error(f"--micro is {options.micro}, but must be a multiple of {ROUNDS}, the triplets of a prompt")
     return options

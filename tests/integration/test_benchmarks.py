@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks of training at toy size, in this process: the same work, tables and files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import check, iteration, material, training, worker
+from benchmarks.contenders import FLOOR, NAIVE, OURS, TRL_ONLINE, contenders
+from benchmarks.ours import ALL
+from benchmarks.workload import Job, Workload
+
+
+TOY = ["--size", "toy", "--threads", "1", "--response-tokens", "8"]
+
+pytestmark = pytest.mark.integration
+
+
+class Here:
+    """A contender in this process."""
+
+    def __init__(self, name: str, workload: Workload) -> None:
+        self.name, self.workload = name, workload
+
+    def run(self, job: Job) -> dict[str, Any]:
+        return worker._measure(contenders()[self.name], self.workload, job, base=0)
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Let workers run here, without the imports of processes of their own."""
+    from llamafactory.train import tuner  # noqa: F401  (installs the stage)
+
+    @contextlib.contextmanager
+    def start_workers(names: Sequence[str], workload: Workload) -> Iterator[list[Here]]:
+        Path(workload.folder).mkdir(parents=True, exist_ok=True)
+        material.make_material(workload)
+        yield [Here(name, workload) for name in names]
+
+    for module in (check, iteration, training):
+        monkeypatch.setattr(module, "start_workers", start_workers)
+    monkeypatch.chdir(tmp_path)
+    yield
+    logging.getLogger("llamafactory").setLevel(logging.INFO)
+
+
+def test_all_do_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [NAIVE, TRL_ONLINE, "no saving", ALL]
+    arguments = ["--check", *TOY, "--accumulation", "2", "--folder", str(tmp_path / "made"), "--only", *names]
+    assert training.main(arguments) == 0, capsys.readouterr()
+    assert "All contenders do the same work." in capsys.readouterr().out
+
+
+def test_the_table_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--prompt-tokens", "24", "--epochs", "1", "2", "--repeats", "1", "--json", "found/result.json"]
+    assert training.main([*TOY, *arguments, "--only", NAIVE, ALL, FLOOR]) == 0, capsys.readouterr()
+    (found,) = json.loads((tmp_path / "found" / "result.json").read_text())["results"]
+    assert list(found["contenders"]) == [NAIVE, OURS + ALL, FLOOR]
+    for row in found["contenders"].values():
+        assert 0 < row["iteration_seconds"]["1"][0] < row["iteration_seconds"]["2"][0]
+        assert row["peak_mib"] > 0
+    printed = capsys.readouterr().out
+    assert "Prompts of 24 tokens, responses of 8: 2 prompts x 3 rounds, 3 triplets a step" in printed
+    assert "step / floor" in printed
+
+
+def test_the_table_of_growth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iteration, "GROWTH", (1, 2))
+    monkeypatch.setattr(iteration, "PLAYERS", (1,))
+    monkeypatch.setattr(iteration, "EPOCHS", ())
+    arguments = ["--prompts", "1", "--prompt-tokens", "24", "--memory-prompts", "2", "--repeats", "1"]
+    assert iteration.main([*TOY, *arguments, "--json", "result.json"]) == 0, capsys.readouterr()
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert {label: row["triplets"] for label, row in found["time"].items()} == {
+        "1x prompts": 3,
+        "2x prompts": 6,
+        "1 players": 2,
+    }
+    assert found["memory"]["2x prompts"]["bytes_per_added_triplet"] is not None
+    assert "the ids of a triplet are 160 bytes" in capsys.readouterr().out
