@@ -87,6 +87,11 @@ class Findings:
         except TpawError as error:
             self.errors.append(error)
 
+    def refuse(self, kind: type[TpawError], problems: Sequence[str]) -> None:
+        """Keep problems for later, if there are any."""
+        if problems:
+            self.errors.append(kind(problems))
+
     def raise_noted(self) -> None:
         """Raise what was noted so far, where what comes next needs that all is well."""
         errors, self.errors = self.errors, []

@@ -232,13 +232,19 @@ def parse_value(name: str, value: Any) -> tuple[Any, str | None]:
     if get_origin(kind) is Literal:
         choices = get_args(kind)
         return (
-            (value, None) if value in choices else (value, f"`{name}` is {value!r}, but must be {_either(choices)}.")
+            (value, None)
+            if value in choices
+            else (value, f"`{name}` is {value!r}, but must be {_either(choices)}. {_change(spec.default)}")
         )
     number = int if kind in (int, int | None) else float if kind is float else None
     if number is None:
         return str(value), None
     parsed, problem = parse_number(name, value, number, RANGES[name])
-    return parsed, f"{problem} Change the key or leave it out ({spec.default})." if problem else None
+    return parsed, f"{problem} {_change(spec.default)}" if problem else None
+
+
+def _change(default: Any) -> str:
+    return f"Change the key or leave it out{'' if default is None else f' (default: {default})'}."
 
 
 def parse_number(name: str, value: Any, kind: type[int] | type[float], allowed: Range) -> tuple[Any, str | None]:

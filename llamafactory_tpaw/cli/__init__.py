@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import EXIT_CODES, TpawError
 from ..plugin import interruption
+from ..plugin.failures import explained, settings_in
 from ..plugin.reporting import report
 from . import completion, doctor, lineage, run, stage
 from .command import Command, HelpFormatter
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command.raw and not rest:
         parsers[name].error("a run file is needed, and none was given")
     try:
-        with interruption.raise_on_signals():
+        with interruption.raise_on_signals(), explained(lambda: settings_in(rest)):
             code = command.run(rest if command.raw else parsers[name].parse_intermixed_args(rest)) or 0
         sys.stdout.flush()
         return code

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,8 +48,10 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)  # a write names no file, and the temporary one would tell nobody anything
         raise
     _flush_folder(path.parent)
 
@@ -80,11 +83,39 @@ def read_json(path: str | Path) -> Any:
         DataError: If the file is missing, cannot be read or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}). Repair or delete the file.") from error
+        content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(_cannot_read(path, error)) from error
+    return parse_json(content, str(path), "Repair or restore the file.")
+
+
+def parse_json(content: bytes, where: str, advice: str) -> Any:
+    r"""Read JSON that is UTF-8.
+
+    Args:
+        content: The bytes of a file or of one row.
+        where: What they are, for messages.
+        advice: What to do about them.
+
+    Raises:
+        DataError: If they are not, naming the place.
+    """
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        place = f"line {line}, byte" if b"\n" in content.rstrip(b"\n") else "byte"
+        position = error.start - content.rfind(b"\n", 0, error.start)
+        raise DataError(
+            f"{where} is not UTF-8: 0x{content[error.start]:02x} at {place} {position}. Save the file as UTF-8."
+        ) from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, character" if b"\n" in content.rstrip(b"\n") else "character"
+        raise DataError(
+            f"{where} is not valid JSON: {error.msg.removesuffix(' at')} at {place} {error.colno}. {advice}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not valid JSON: {error}. {advice}") from error
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -127,18 +158,31 @@ def read_jsonl_prefix(path: str | Path) -> JsonlPrefix:
 
 
 def _parse_row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        start = line[:80].decode(errors="replace").rstrip()
-        raise DataError(f"{path}, row {number} is not valid JSON ({error}): {start}") from error
+    row = parse_json(line, f"{path}, row {number}", "Repair the row, or delete the file.")
     if not isinstance(row, dict):
-        raise DataError(f"{path}, row {number} must be a JSON object in braces, got {type(row).__name__}.")
+        raise DataError(
+            f"{path}, row {number} must be a JSON object in braces, got {type(row).__name__}. Repair the row, or "
+            "delete the file."
+        )
     return row
+
+
+def key_problems(kind: type, content: Mapping[str, Any]) -> list[str]:
+    """Say which keys a JSON object lacks or has too many to become a dataclass."""
+    specs = {spec.name: spec for spec in fields(kind)}
+    required = [name for name, spec in specs.items() if spec.default is spec.default_factory is MISSING]
+    absent = [f"it lacks `{name}`" for name in required if name not in content]
+    return absent + [f"it has `{name}`, which nobody knows" for name in content if name not in specs]
 
 
 def _cannot_read(path: str | Path, error: OSError) -> str:
     return f"{path} cannot be read: {error.strerror or error}. Check the path and its permissions."
+
+
+def digest_of_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content as 64 hex digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_hex(content: bytes) -> str:

@@ -14,7 +14,7 @@ from .encoding import UNENCODABLE, TurnEncoder, cut_response, prompt_id
 from .progress import track
 from .prompts import BadRow, check_bad_rows
 from .source import TRIPLET_COLUMNS, Entry, load_rows
-from .triplets import TripletMeta, TripletRow, read_triplets
+from .triplets import ANEW, TripletMeta, TripletRow, read_triplets
 
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def encoding_problems(metas: Sequence[tuple[Path, TripletMeta]], encoder: TurnEn
         if is_exact(meta, encoder):
             continue
         what = "tokenizer" if meta.tokenizer != encoder.tokenizer_digest else "template"
-        advice = "Restore the tokenizer" if what == "tokenizer" else "Restore the setting"
+        advice = "Restore it (a template may add tokens, too)" if what == "tokenizer" else "Restore the setting"
         how = (
             ""
             if what == "tokenizer"
@@ -134,7 +134,7 @@ def load_triplets(
         if exact and identity != row.id:
             raise DataError(
                 f"{entry.path}, row {number}: its prompt and target encode to id {identity}, but the row says "
-                f"{row.id}: it was generated from other tokens. Generate the file anew."
+                f"{row.id}: it is doubled, foreign, or was altered. {ANEW}"
             )
         generated_ids = _generated_ids(row, encoder, exact)
         triplet = _cut(

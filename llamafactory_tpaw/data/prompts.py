@@ -97,7 +97,7 @@ def load_prompts(
         ConfigError: If the entry is a ranking set or asks for `num_samples`.
         DataError: If the set is empty or unreadable, or more than `tpaw_max_bad_rows` rows are bad.
     """
-    entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir)
+    entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir, "tpaw_prompts")
     _check_entry(entry)
     rows = load_rows(entry, model_args, data_args, training_args)
     if not rows:
@@ -109,9 +109,11 @@ def load_prompts(
             prompts.append(_encode_row(rows[index], encoder, tpaw_args.tpaw_turn, _room(data_args, tpaw_args), seen))
         except _UnusableError as error:
             bad_rows.append(BadRow(index + 1, str(error)))
-    check_bad_rows(f"`tpaw_prompts: {entry.name}`", bad_rows, tpaw_args.tpaw_max_bad_rows)
+    check_bad_rows(
+        f"`tpaw_prompts: {entry.name}` ({entry.path or 'on the hub'})", bad_rows, tpaw_args.tpaw_max_bad_rows
+    )
     if not prompts:
-        raise DataError(f"`tpaw_prompts: {entry.name}` has no usable row. {_first(bad_rows)}")
+        raise DataError(f"`tpaw_prompts: {entry.name}` has no usable row. {_first(bad_rows)} Correct the rows.")
     return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompt.id for prompt in prompts))
 
 

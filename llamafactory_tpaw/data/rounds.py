@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, DataError, TpawError
+from ..errors import ConfigError, DataError, Findings
 from .source import Entry, find_entry, is_triplet_file
 from .triplets import TripletMeta, generator_place, meta_path, read_meta
 
@@ -73,29 +73,22 @@ def list_opponents(tpaw_args: Any, names: Sequence[str], dataset_dir: str) -> Op
     Raises:
         ConfigError: If an entry does not exist, rounds are missing, or `tpaw_proto` is needed and absent.
     """
-    problems: list[str] = []
     entries = []
-    for name in names:
-        try:
-            entries.append(find_entry(name, dataset_dir))
-        except TpawError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError(problems)
+    with Findings() as findings:
+        for name in names:
+            with findings.note():
+                entries.append(find_entry(name, dataset_dir))
     own, foreign = [], []
     for entry in entries:
         (own if _is_round(entry, tpaw_args.tpaw_prompts) else foreign).append(entry)
     size = 1 if tpaw_args.tpaw_objective == "tspin" else tpaw_args.tpaw_team_size
     first = tpaw_args.tpaw_iteration + 1 - len(own)
     rounds = [Round(first + index, entry) for index, entry in enumerate(own)]
-    problems += _round_problems(rounds, foreign, size, tpaw_args)
     proto = None
-    try:
-        proto = _proto_round(tpaw_args, dataset_dir)
-    except TpawError as error:
-        problems.append(str(error))
-    if problems:
-        raise ConfigError(problems)
+    with Findings() as findings:
+        findings.refuse(ConfigError, _round_problems(rounds, foreign, size, tpaw_args))
+        with findings.note():
+            proto = _proto_round(tpaw_args, dataset_dir)
     return Opponents(rounds[-size:], foreign, [round_.entry.name for round_ in rounds[:-size]], proto)
 
 
@@ -117,7 +110,7 @@ def round_problems(round_: Round, *, may_be_generated: bool) -> list[str]:
     try:
         meta = read_meta(round_.path)
     except DataError as error:
-        return [str(error)]
+        return error.problems
     if meta.iteration != round_.iteration:
         return [
             f"`dataset: {round_.entry.name}` stands where the triplets of theta_{round_.iteration} belong, but "
@@ -186,9 +179,9 @@ def _round_problems(rounds: list[Round], foreign: list[Entry], size: int, tpaw_a
     needed = min(iteration + 1, size)
     if not problems and (rounds or not foreign) and len(rounds) < needed:
         problems.append(
-            f"`dataset` lists {len(rounds)} round(s) of triplets, but iteration {iteration} with a team of {size} "
-            f"plays against {needed}: D_{iteration + 1 - needed} to D_{iteration}, oldest first. Add the missing "
-            "entries."
+            f"`dataset` lists {len(rounds)} round{'' if len(rounds) == 1 else 's'} of triplets, but iteration "
+            f"{iteration} with a team of {size} plays against {needed}: D_{iteration + 1 - needed} to D_{iteration}, "
+            "oldest first. Add the missing entries."
         )
     if len(rounds) > iteration + 1:
         problems.append(
@@ -204,9 +197,9 @@ def _proto_round(tpaw_args: Any, dataset_dir: str) -> Round | None:
     if tpaw_args.tpaw_proto is None:
         raise ConfigError(
             "`tpaw_objective: tspin` needs `tpaw_proto` from iteration 1 on: the entry with the triplets of "
-            "iteration 0."
+            "iteration 0. Add it."
         )
-    entry = find_entry(tpaw_args.tpaw_proto, dataset_dir)
+    entry = find_entry(tpaw_args.tpaw_proto, dataset_dir, "tpaw_proto")
     if entry.path is None or (entry.path.exists() and not is_triplet_file(entry.path)):
         raise ConfigError(
             f"`tpaw_proto: {entry.name}` is not a file of triplets that were generated here. Name the entry with the "

@@ -7,18 +7,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import ConfigError, DataError
 from ..plugin import facade
-from .files import read_json
+from .files import parse_json, read_json
 from .progress import BYTES, Progress
+from .triplets import meta_path
 
 
 if TYPE_CHECKING:
     from .encoding import Message
 
 DATASET_INFO = "dataset_info.json"
+# Where LlamaFactory finds an entry's rows.
+SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+SFT_ENTRY = {"file_name": "my_set.jsonl", "columns": {"prompt": "question", "response": "answer"}}
 TRIPLET_COLUMNS = ("id", "iteration", "finish_reason")
 
 
@@ -75,11 +79,17 @@ class AlignedRows(Sequence[AlignedRow]):
         )
 
 
-def find_entry(name: str, dataset_dir: str) -> Entry:
+def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
     r"""Look up an entry.
 
+    Args:
+        name: Its name.
+        dataset_dir: Folder of `dataset_info.json`.
+        key: The key that names it, for messages.
+
     Raises:
-        ConfigError: If `dataset_dir` is not a folder with a `dataset_info.json`, or the entry is not in it.
+        ConfigError: If `dataset_dir` is not a folder with a `dataset_info.json`, or the entry is not in it or wrong.
+        DataError: If `dataset_info.json` is damaged.
     """
     info_path = Path(dataset_dir) / DATASET_INFO
     if not info_path.is_file():
@@ -88,18 +98,25 @@ def find_entry(name: str, dataset_dir: str) -> Entry:
             f"with {DATASET_INFO}; run the command from the project's root or set `dataset_dir`."
         )
     info = read_json(info_path)
+    if not isinstance(info, dict):
+        raise DataError(f"{info_path} must hold one JSON object with an entry for each dataset. Repair the file.")
+    example = json.dumps(triplet_entry(name) if key in ("dataset", "tpaw_proto") else SFT_ENTRY)
     if name not in info:
         raise ConfigError(
-            f"`{name}` is not an entry of {info_path}. Add it, for example: "
-            f"{json.dumps({name: triplet_entry(name)})}, or correct the name."
+            f"`{key}: {name}` is not an entry of {info_path}. Correct the name, or add the entry, for example: "
+            f'"{name}": {example}'
         )
     attributes = info[name]
     if not isinstance(attributes, dict):
         raise ConfigError(
-            f"`{name}` in {info_path} is {attributes!r}, but must be an object, for example: "
-            f"{json.dumps(triplet_entry(name))}. Correct it."
+            f"`{name}` in {info_path} is {attributes!r}, but must be an object, for example: {example}. Correct it."
         )
     file_name = attributes.get("file_name")
+    if not any(isinstance(attributes.get(source), str) for source in SOURCES):
+        raise ConfigError(
+            f"`{name}` in {info_path} does not say where its rows are: it has none of {', '.join(SOURCES)} with a "
+            f"text, for example: {example}. Correct it."
+        )
     local = file_name is not None and not any(key.endswith("_url") for key in attributes)
     return Entry(name, attributes, Path(dataset_dir) / file_name if local else None)
 
@@ -121,9 +138,11 @@ def triplet_entry(name: str) -> dict[str, Any]:
 
 
 def is_triplet_file(path: Path) -> bool:
-    """Whether the first row of a local file has the columns that make it a triplet file of this package."""
+    """Whether a local file has a meta file, or a first row with the columns that make it one of this package."""
     if not path.is_file():
         return False
+    if meta_path(path).is_file():
+        return True
     with path.open("rb") as stream:
         first = stream.readline()
     try:
@@ -166,7 +185,8 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
     except (AttributeError, DatasetsError, LookupError, OSError, TypeError, ValueError) as error:
         raise DataError(
             f"`{entry.name}` ({entry.path or 'on the hub'}) cannot be read as its entry in {DATASET_INFO} says: "
-            f"{error.__cause__ or error}. Correct the entry, or the row: in a column all values have one type."
+            f"{' '.join(str(error.__cause__ or error).split()).rstrip('.')}. Correct the entry, or the row: in a "
+            "column all values have one type."
         ) from error
     return AlignedRows(rows)
 
@@ -183,41 +203,31 @@ def _check_local_file(entry: Entry) -> None:
         )
     if path.suffix not in (".json", ".jsonl"):
         return
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        first = next((line.lstrip() for line in stream if line.strip()), "")
+    with path.open("rb") as stream:
+        first = next((line.lstrip() for line in stream if line.strip()), b"")
         if not first:
             raise DataError(f"`{entry.name}`: {path} is empty. Give a dataset with at least one row.")
         stream.seek(0)
-        if first.startswith("["):
+        if first.startswith(b"["):
             _check_json_array(path, stream)
         else:
             _check_json_lines(path, stream)
 
 
-def _check_json_array(path: Path, stream: TextIO) -> None:
-    try:
-        rows = json.load(stream)
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}. Correct the file.") from error
+def _check_json_array(path: Path, stream: BinaryIO) -> None:
+    rows = parse_json(stream.read(), str(path), "Correct the file.")
     if not rows:
         raise DataError(f"{path} has no rows. Give a dataset with at least one row.")
     for number, row in enumerate(rows, start=1):
         _check_object(path, number, row)
 
 
-def _check_json_lines(path: Path, stream: TextIO) -> None:
+def _check_json_lines(path: Path, stream: BinaryIO) -> None:
     with Progress(f"checking {path.name}", path.stat().st_size, BYTES) as progress:
         for number, line in enumerate(stream, start=1):
-            progress.update(len(line.encode(errors="replace")))
+            progress.update(len(line))
             if line.strip():
-                _check_object(path, number, _parse_line(path, number, line))
-
-
-def _parse_line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{path}, row {number} is not valid JSON: {error}. Correct or remove the row.") from error
+                _check_object(path, number, parse_json(line, f"{path}, row {number}", "Correct or remove the row."))
 
 
 def _check_object(path: Path, number: int, row: Any) -> None:

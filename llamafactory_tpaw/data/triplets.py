@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .files import read_json, write_json_atomic
+from .encoding import digest_of_ids
+from .files import digest_of_file, key_problems, parse_json, read_json, write_json_atomic
 
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .prompts import Prompt
 
 META_SCHEMA = 1
+ANEW = "Restore the file, or delete it and its meta file to generate it anew."
 FINISH_REASONS = ("stop", "length")
 
 # LlamaFactory's common roles and the tags of its sharegpt format.
@@ -103,14 +104,13 @@ class TripletRow:
                 finish_reason=row["finish_reason"],
                 generated_ids=row.get("generated_ids") or [],
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{where} is not a triplet: {error!r}. Generate the file anew, or correct the row."
-            ) from error
+        except KeyError as error:
+            raise DataError(f"{where} is not a triplet: it lacks {error}. {ANEW}") from error
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where} is not a triplet: a value is wrong ({error}). {ANEW}") from error
         if parsed.finish_reason not in FINISH_REASONS:
             raise DataError(
-                f"{where}: `finish_reason` is {parsed.finish_reason!r}, but must be `stop` or `length`. Correct the "
-                "row."
+                f"{where}: `finish_reason` is {parsed.finish_reason!r}, but must be `stop` or `length`. {ANEW}"
             )
         return parsed
 
@@ -186,14 +186,22 @@ def read_meta(path: Path) -> TripletMeta:
             f"{path} is a triplet file, but {where} is missing, so nobody knows what generated it. Restore it, or "
             "generate the round anew: delete the file and run the iteration that generates it."
         )
-    content = read_json(where)
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != META_SCHEMA:
-        raise DataError(f"{where} has schema {schema}, but this version reads {META_SCHEMA}. Generate the file anew.")
+    advice = f"Restore it, or delete {path} and it to generate both anew."
     try:
-        return TripletMeta(**content)
-    except TypeError as error:
-        raise DataError(f"{where} cannot be read: {error}. Restore it, or delete {path} and it.") from error
+        content = read_json(where)
+    except DataError as error:
+        raise DataError(f"{error} Or delete {path} and it to generate both anew.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{where} is damaged: it holds no JSON object. {advice}")
+    if content.get("schema") != META_SCHEMA:
+        raise DataError(
+            f"{where} has schema {content.get('schema')}, but this version reads {META_SCHEMA}. Use the version of "
+            f"llamafactory-tpaw that wrote it, or delete {path} and it to generate both anew."
+        )
+    problems = key_problems(TripletMeta, content)
+    if problems:
+        raise DataError(f"{where} is damaged: {', '.join(problems)}. {advice}")
+    return TripletMeta(**content)
 
 
 def generator_place(path: Path, meta: TripletMeta) -> str:
@@ -209,26 +217,49 @@ def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[Tripl
 
     Args:
         path: The file.
-        meta: Its meta, to check the file against; checked when the last row was read.
+        meta: Its meta, to check the file against before the first row.
 
     Raises:
-        DataError: If a row cannot be read, or the file is not the one the meta describes.
+        DataError: If the file is not the one the meta describes, or a row cannot be read.
     """
-    digest, rows = hashlib.sha256(), 0
-    with path.open("rb") as stream:
-        for rows, line in enumerate(stream, start=1):
-            digest.update(line)
-            where = f"{path}, row {rows}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where} is not valid JSON: {error}. Delete the file to generate it anew.") from error
-            yield TripletRow.from_json(row, where)
-    if meta is not None and (rows != meta.rows or digest.hexdigest() != meta.rows_digest):
+    if meta is not None and digest_of_file(path) != meta.rows_digest:
         raise DataError(
-            f"{path} has {rows} rows and digest {digest.hexdigest()[:12]}, but {meta_path(path)} says {meta.rows} "
-            f"rows and {meta.rows_digest[:12]}: the file was changed. Restore it, or delete both to generate it anew."
+            f"{path} is not the file that {meta_path(path)} describes: {_what_changed(path, meta)}. {ANEW}"
         )
+    ids = []
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            where = f"{path}, row {number}"
+            row = TripletRow.from_json(parse_json(line, where, ANEW), where)
+            ids.append(row.id)
+            yield row
+    if meta is not None and (len(ids), digest_of_ids(ids)) != (meta.rows, meta.prompts_digest):
+        raise DataError(
+            f"{path} holds {len(ids)} triplets, but not one for each of the {meta.rows} prompts that "
+            f"{meta_path(path)} speaks of: rows are missing, doubled or of another set. {ANEW}"
+        )
+
+
+def _what_changed(path: Path, meta: TripletMeta) -> str:
+    """Say of a file whose digest is another one what can be said: rows, doubled ids, the first row that is broken."""
+    seen: dict[str, int] = {}
+    doubled, broken, count = "", "", 0
+    with path.open("rb") as stream:
+        for count, line in enumerate(stream, start=1):
+            try:
+                row = TripletRow.from_json(parse_json(line, f"row {count}", ""), f"row {count}")
+            except DataError as error:
+                broken = broken or str(error).removesuffix(ANEW).rstrip(". ")
+                continue
+            first = seen.setdefault(row.id, count)
+            if first != count and not doubled:
+                doubled = f"rows {first} and {count} have the same id {row.id}"
+    rows = f"it has {count} rows, not {meta.rows}" if count != meta.rows else ""
+    foreign = (
+        "" if digest_of_ids(seen) == meta.prompts_digest else "its ids are not those of its prompts, in their order"
+    )
+    found = [part for part in (rows, broken, doubled or (not broken and foreign)) if part]
+    return "; ".join(found) or "a response or the meta file was changed"
 
 
 def _to_tag(message: Message) -> dict[str, str]:
@@ -236,4 +267,7 @@ def _to_tag(message: Message) -> dict[str, str]:
 
 
 def _from_tag(message: dict[str, str]) -> Message:
-    return {"role": TAG_TO_ROLE[message["from"]], "content": message["value"]}
+    tag, text = message["from"], message["value"]
+    if tag not in TAG_TO_ROLE:
+        raise ValueError(f"`from` is {tag!r}, but must be one of {', '.join(TAG_TO_ROLE)}")
+    return {"role": TAG_TO_ROLE[tag], "content": text}

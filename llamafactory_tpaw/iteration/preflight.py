@@ -16,13 +16,14 @@ from ..data.prompts import selection
 from ..data.rounds import Opponents, Round, list_opponents, round_problems, split_names
 from ..data.source import find_entry
 from ..data.triplets import read_meta
-from ..errors import ConfigError, DataError, TpawError
+from ..errors import ConfigError, DataError, EnvironmentProblem, Findings, TpawError
 from ..generation.base import SamplingSettings
 from ..plugin import facade
 from ..plugin.given import unknown_key_problems
 from ..team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from ..team.players import Player, list_players, player_problems, same_path, team_of
+from .folders import folder_problems
 
 
 if TYPE_CHECKING:
@@ -71,30 +72,26 @@ def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:
             there yet is no problem.
 
     Raises:
-        ConfigError: With every problem found.
+        TpawError: With every problem found.
     """
-    problems = key_problems(given)
     tpaw_args, _ = read_tpaw_args(given)
     players: list[Player] = []
     opponents: Opponents | None = None
     reliable = not any(parse_value(key, given[key])[1] for key in LAYOUT_KEYS if key in given)
-    if reliable and given.get("model_name_or_path"):
-        try:
-            players = list_players(tpaw_args, str(given["model_name_or_path"]))
-            needed = 1 if tpaw_args.tpaw_objective == "tspin" else tpaw_args.tpaw_team_size
-            problems += player_problems(team_of(players, needed), expected)
-        except ConfigError as error:
-            problems += error.problems
-        problems += _output_problems(given, players)
-    if reliable and given.get("dataset"):
-        try:
-            opponents = list_opponents(tpaw_args, split_names(given["dataset"]), _dataset_dir(given))
-            problems += _opponent_problems(opponents, tpaw_args, given, expected)
-        except ConfigError as error:
-            problems += error.problems
-        problems += _entry_problems("eval_dataset", split_names(given.get("eval_dataset")), given)
-    if problems or opponents is None:
-        raise ConfigError(list(dict.fromkeys(problems)))
+    with Findings() as findings:
+        findings.refuse(ConfigError, key_problems(given))
+        if reliable and given.get("model_name_or_path"):
+            with findings.note():
+                players = list_players(tpaw_args, str(given["model_name_or_path"]))
+                needed = 1 if tpaw_args.tpaw_objective == "tspin" else tpaw_args.tpaw_team_size
+                findings.refuse(DataError, player_problems(team_of(players, needed), expected))
+            findings.refuse(ConfigError, _output_problems(given, players))
+        findings.refuse(EnvironmentProblem, folder_problems(given))
+        if reliable and given.get("dataset"):
+            with findings.note():
+                opponents = list_opponents(tpaw_args, split_names(given["dataset"]), _dataset_dir(given))
+                _check_opponents(opponents, tpaw_args, given, expected, findings)
+            _check_entries("eval_dataset", split_names(given.get("eval_dataset")), given, findings)
     return Plan(given, tpaw_args, players, opponents)
 
 
@@ -143,7 +140,7 @@ def _template_problems(given: dict[str, Any]) -> list[str]:
     if not name or name in facade.TEMPLATES:
         return []
     nearest = difflib.get_close_matches(str(name), list(facade.TEMPLATES), n=1)
-    advice = f"Did you mean `{nearest[0]}`?" if nearest else "LlamaFactory's README lists them."
+    advice = f"Did you mean `{nearest[0]}`?" if nearest else "LlamaFactory's README lists them; correct the key."
     return [f"`template: {name}` is not a template of LlamaFactory. {advice}"]
 
 
@@ -172,21 +169,23 @@ def _output_problems(given: dict[str, Any], players: list[Player]) -> list[str]:
     ]
 
 
-def _opponent_problems(
-    opponents: Opponents, tpaw_args: TpawArguments, given: dict[str, Any], expected: Collection[Path]
-) -> list[str]:
-    problems = []
+def _check_opponents(
+    opponents: Opponents,
+    tpaw_args: TpawArguments,
+    given: dict[str, Any],
+    expected: Collection[Path],
+    findings: Findings,
+) -> None:
     for round_ in [*opponents.rounds, *([opponents.proto] if opponents.proto else [])]:
         if round_.path.resolve() in expected:
             continue
         own = round_.iteration == tpaw_args.tpaw_iteration and tpaw_args.tpaw_prompts is not None
         found = _meta_problems(round_) or round_problems(round_, may_be_generated=own)
+        findings.refuse(DataError, found)
         if own and not round_.complete:
-            found += _entry_problems("tpaw_prompts", [str(tpaw_args.tpaw_prompts)], given)
+            _check_entries("tpaw_prompts", [str(tpaw_args.tpaw_prompts)], given, findings)
         elif own and not found:
-            found += _origin_problems(round_, tpaw_args, given)
-        problems += found
-    return problems
+            findings.refuse(ConfigError, _origin_problems(round_, tpaw_args, given))
 
 
 def _meta_problems(round_: Round) -> list[str]:
@@ -201,32 +200,26 @@ def _meta_problems(round_: Round) -> list[str]:
     return []
 
 
-def _entry_problems(key: str, names: list[str], given: dict[str, Any]) -> list[str]:
+def _check_entries(key: str, names: list[str], given: dict[str, Any], findings: Findings) -> None:
     """Check that datasets are known and, where they are local, there."""
-    problems = []
     for name in names:
-        try:
-            entry = find_entry(name, _dataset_dir(given))
-        except TpawError:
-            problems.append(
-                f"`{key}: {name}` is not an entry of {Path(_dataset_dir(given)) / 'dataset_info.json'}. Add its entry "
-                "there, or correct the name."
-            )
-            continue
-        if entry.path is not None and not entry.path.exists():
-            problems.append(
-                f"`{key}: {name}` names {entry.path}, which does not exist. Put the file there, or correct "
-                "`file_name` in dataset_info.json."
-            )
-    return problems
+        with findings.note():
+            entry = find_entry(name, _dataset_dir(given), key)
+            if entry.path is not None and not entry.path.exists():
+                raise DataError(
+                    f"`{key}: {name}` names {entry.path}, which does not exist. Put the file there, or correct "
+                    "`file_name` in dataset_info.json."
+                )
 
 
 def _origin_problems(round_: Round, tpaw_args: TpawArguments, given: dict[str, Any]) -> list[str]:
     """A finished file whose prompts were chosen, or whose responses were sampled, otherwise than asked for now."""
     try:
         meta, asked = read_meta(round_.path), SamplingSettings.of(given).as_dict()
-    except (TpawError, ValueError) as error:
-        return [str(error)]
+    except TpawError as error:
+        return error.problems
+    except ValueError:
+        return []  # what is wrong with the keys is said of the keys
     known = _defaults() | given | vars(tpaw_args)
     asked |= {"tpaw_prompts": tpaw_args.tpaw_prompts, "cutoff_len": known["cutoff_len"], **selection(known)}
     made = {**meta.sampling, "tpaw_prompts": meta.prompts_entry, "cutoff_len": meta.cutoff_len, **meta.selection}

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import ConfigError, TpawError
-from . import facade, given, interruption, ranks
+from . import facade, failures, given, interruption, ranks
 from .arguments import STAGE, backend_problems
 from .reporting import report
 from .status import check_function, missing_message, require_seams
@@ -73,7 +73,12 @@ def extend_launcher(module: ModuleType) -> None:
         try:
             if sys.argv[1:2] != ["train"] or _asks_help(arguments) or given.stage_of(arguments) != STAGE:
                 return original()
-            with interruption.reported(), _prepared(arguments), ranks.collect_error():
+            with (
+                interruption.reported(),
+                failures.explained(lambda: failures.settings_in(arguments)),
+                _prepared(arguments),
+                ranks.collect_error(),
+            ):
                 return original()
         except TpawError as error:
             sys.exit(report(error))
@@ -131,7 +136,7 @@ def _wrap_get_train_args(original: Callable[..., Any]) -> Callable[..., Any]:
         resolved = sys.argv[1:] if args is None else args
         if _asks_help(resolved) or given.stage_of(resolved) != STAGE:
             return _refuse_unseen_stage(original(args))
-        with ranks.record_error():
+        with ranks.record_error(), failures.explained(lambda: given.read_given(resolved)):
             return _parse(original, facade.read_args() if args is None else args)
 
     return get_train_args
@@ -168,7 +173,16 @@ def _wrap_run_ppo(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(*args, **named)
         finetuning_args.stage = STAGE
         delattr(finetuning_args, MARK)
-        with ranks.record_error(), _iteration_launcher().hold_output(finetuning_args.tpaw_given):
+        with (
+            ranks.record_error(),
+            failures.explained(lambda: _flat([*args, *named.values()])),
+            _iteration_launcher().hold_output(finetuning_args.tpaw_given),
+        ):
             return importlib.import_module("llamafactory_tpaw.train.workflow").run_tpaw(*args, **named)
 
     return run_ppo
+
+
+def _flat(groups: list[Any]) -> dict[str, Any]:
+    """The keys of LlamaFactory's groups of arguments in one dict."""
+    return {key: value for group in groups if hasattr(group, "__dict__") for key, value in vars(group).items()}

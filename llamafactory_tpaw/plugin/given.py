@@ -16,6 +16,9 @@ from ..errors import ConfigError
 YAML_ENDINGS = (".yaml", ".yml")
 FILE_ENDINGS = (*YAML_ENDINGS, ".json")
 PREFIX = "tpaw_"
+# How the YAML parser calls text that comes from no file.
+YAML_SOURCE = '"<unicode string>"'
+OVERRIDE = re.compile(r"[^-=\s][^=]*=")
 KEYS_HINT = "`llamafactory-cli train -h` lists every key."
 Args = list[str] | dict[str, Any] | None
 
@@ -96,16 +99,28 @@ def _read_file(path: str, overrides: list[str]) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
         settings = OmegaConf.create(json.loads(text)) if path.endswith(".json") else OmegaConf.create(text)
+    except UnicodeDecodeError as error:
+        line = file.read_bytes().count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"The run file {path} is not UTF-8 in line {line}. Save it as UTF-8.") from None
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"The run file {path} cannot be read: {_one_line(error)}. Correct the file.") from None
+        cause = _one_line(error).replace(YAML_SOURCE, path)
+        raise ConfigError(f"The run file {path} cannot be read: {cause}. Correct the file.") from None
     if not OmegaConf.is_dict(settings):
-        raise ConfigError(f"The run file {path} holds a list or a bare value, but must hold `key: value` lines.")
+        raise ConfigError(
+            f"The run file {path} holds a list or a bare value, but must hold `key: value` lines. Correct the file."
+        )
+    malformed = [item for item in overrides if not OVERRIDE.match(item)]
+    if malformed:
+        raise ConfigError(
+            f"`{' '.join(malformed)}` after {path} cannot be read as overrides, which are written `key=value`. Write "
+            "`tpaw_eta=4.0` for `--tpaw_eta 4.0`."
+        )
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(settings, OmegaConf.from_cli(overrides)), resolve=False)
     except (ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(
-            f"The overrides {' '.join(overrides)!r} of {path} cannot be read: {_one_line(error)}. "
-            "Write them as `key=value`."
+            f"The overrides {' '.join(overrides)!r} of {path} cannot be read: "
+            f"{_one_line(error).replace(f' in {YAML_SOURCE}', '')}. Write them as `key=value`."
         ) from None
     return {str(key): value for key, value in merged.items()}
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.files import read_json, write_json_atomic
+from ..data.files import key_problems, read_json, write_json_atomic
 from ..errors import DataError
 
 
@@ -91,10 +91,10 @@ def read_manifest(folder: str | Path) -> Manifest | None:
             f"{path} has schema {content.get('schema')!r}, but this version reads {SCHEMA}. Use the version of "
             "llamafactory-tpaw that wrote it."
         )
-    try:
-        return Manifest(**content)
-    except TypeError as error:
-        raise DataError(_damaged(path, str(error).removeprefix("Manifest.__init__() "))) from error
+    problems = key_problems(Manifest, content)
+    if problems:
+        raise DataError(_damaged(path, ", ".join(problems)))
+    return Manifest(**content)
 
 
 def _damaged(path: Path, cause: object) -> str:

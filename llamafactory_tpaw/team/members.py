@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.encoding import TurnEncoder, tokenizer_digest
-from ..errors import ConfigError, Findings
+from ..errors import ConfigError, DataError, Findings
 from ..plugin import facade
 from .fingerprint import fingerprint_checkpoint
 from .players import (
@@ -87,7 +87,8 @@ def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
     r"""Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder).
 
     Raises:
-        ConfigError: If there is no tokenizer that transformers can load, or it lacks tokens of the template.
+        DataError: If there is no tokenizer that transformers can load.
+        ConfigError: If it lacks tokens of the template.
     """
     module = _load_tokenizer(run.model, "`model_name_or_path`")
     template = facade.get_template_and_fix_tokenizer(module["tokenizer"], run.data)
@@ -108,14 +109,14 @@ def load_members(run: RunArguments) -> tuple[list[Member], Member]:
         The team, oldest first (empty for T-SPIN), and θ_t.
 
     Raises:
-        ConfigError: With every problem of every player.
+        DataError: With every problem of every player.
     """
     players = list_players(run.finetuning, run.model.model_name_or_path)
     team = [] if run.finetuning.tpaw_objective == "tspin" else team_of(players, run.finetuning.tpaw_team_size)
     needed = team or players[-1:]
     problems = player_problems(needed)
     if problems:
-        raise ConfigError(problems)
+        raise DataError(problems)
     store = Path(run.finetuning.tpaw_cache_dir)
     members = [_member(player, run, store) for player in needed]
     return (members if team else []), members[-1]
@@ -125,7 +126,7 @@ def check_parents(members: Sequence[Member]) -> None:
     r"""Check that each player is what its iteration saved, trained from the one before it.
 
     Raises:
-        ConfigError: With every problem of every player.
+        DataError: With every problem of every player.
     """
     fingerprints = {member.player.name: member.fingerprint for member in members}
     folders = {member.player.name: member.folder for member in members}
@@ -137,14 +138,14 @@ def check_parents(members: Sequence[Member]) -> None:
     ]
     problems = problems or parent_problems([member.player for member in members], fingerprints, folders)
     if problems:
-        raise ConfigError(problems)
+        raise DataError(problems)
 
 
 def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: TurnEncoder) -> None:
     r"""Check that all players read text as the same tokens and have rows for all of them.
 
     Raises:
-        ConfigError: If a tokenizer or a vocabulary differs.
+        DataError: If a tokenizer or a vocabulary differs.
     """
     expected = encoder.tokenizer_digest
     problems = []
@@ -160,7 +161,7 @@ def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: Turn
             )
     problems += vocabulary_problems({member.player.name: member.folder for member in members}, len(encoder.tokenizer))
     if problems:
-        raise ConfigError(problems)
+        raise DataError(problems)
 
 
 def _member(player: Player, run: RunArguments, store: Path) -> Member:
@@ -181,9 +182,9 @@ def _load_tokenizer(model_args: Any, whose: str) -> dict[str, Any]:
     advice = "Copy the tokenizer files of the SFT model into the folder."
     # Without files transformers makes a tokenizer that knows no text instead of failing.
     if folder.is_dir() and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
-        raise ConfigError(f"{whose}: {folder} holds no tokenizer. {advice}")
+        raise DataError(f"{whose}: {folder} holds no tokenizer. {advice}")
     try:
         return facade.load_tokenizer(model_args)
     except (OSError, ValueError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
-        raise ConfigError(f"{whose}: the tokenizer in {folder} cannot be loaded ({cause}). {advice}") from error
+        raise DataError(f"{whose}: the tokenizer in {folder} cannot be loaded ({cause}). {advice}") from error

@@ -123,7 +123,8 @@ def list_players(tpaw_args: Any, model_name_or_path: str) -> list[Player]:
     repeated = sorted({path for path in paths if sum(same_path(path, other) for other in paths) > 1})
     if repeated:
         problems.append(
-            f"`tpaw_players` names {', '.join(repeated)} more than once. Each player is another checkpoint."
+            f"`tpaw_players` names {', '.join(repeated)} more than once. Each player is another checkpoint: "
+            "correct the list."
         )
     if problems:
         raise ConfigError(problems)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_lo
 from ..plugin import facade
 from ..team.forward import ROUNDING, autocast_dtype, disable_dropout, response_logps
 from .metrics import FLIPPED, MetricBuffer, sequence_metrics, tpaw_metrics, tspin_metrics
+from .saving import undone_on_failure
 
 
 if TYPE_CHECKING:
@@ -93,6 +95,12 @@ class TpawTrainer(Trainer):
         """Create the schedule that LlamaFactory's options ask for."""
         facade.create_custom_scheduler(self.args, num_training_steps, optimizer)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Leave no half checkpoint behind where the disk is full."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with undone_on_failure(folder):
+            super()._save_checkpoint(model, trial)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler | None:
         strategy = "sequential" if self.finetuning_args.disable_shuffling else self.args.train_sampling_strategy

@@ -15,6 +15,7 @@ from ..plugin import facade
 from ..team.scorer import Block, OnlineTeam, ScoreReport, TeamScorer
 from ..team.shortcuts import find_shortcuts
 from .lineage import CheckpointManifests, check_earlier_work, finish_manifest, start_manifest
+from .saving import undone_on_failure
 from .setup import IterationSetup, load_setup
 
 
@@ -135,8 +136,12 @@ def _make_trainer(
 
 def _train(trainer: TpawTrainer, run: RunArguments) -> None:
     result = trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint)
+    with undone_on_failure(run.training.output_dir):
+        _save(trainer, run, result.metrics)
+
+
+def _save(trainer: TpawTrainer, run: RunArguments, metrics: dict[str, float]) -> None:
     trainer.save_model()
-    metrics = result.metrics
     if run.finetuning.include_effective_tokens_per_second:
         tokens = sum(
             len(triplet.prompt_ids) + len(response)

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run to spoil, and the way of `llamafactory-cli train` up to the first model inside the test's process."""
+"""A run to spoil, and `llamafactory-cli train` inside the test's process up to the first model."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.errors import ConfigError, TpawError
+from llamafactory_tpaw.errors import TpawError
 from tests.runs import Project, Result
 
-from .spoiling import contents
-
-
-Refuse = Callable[..., str]
+from .rows import Refusal
 
 
 @pytest.fixture
@@ -25,32 +23,50 @@ def project(played: tuple[Project, list[Result]], tmp_path: Path, monkeypatch: p
     done, _ = played
     shutil.copytree(done.root, tmp_path / "run")
     shutil.copytree(done.model, tmp_path / "run" / "saves" / "sft")
+    for meta in (tmp_path / "run" / "data" / "tpaw").glob("*.meta.json"):
+        meta.write_text(meta.read_text().replace(str(done.model), "saves/sft"))
     monkeypatch.chdir(tmp_path / "run")
     return Project(tmp_path / "run", Path("saves/sft"))
 
 
 @pytest.fixture
-def refuse(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Return a function that starts an iteration, which must fail, and returns the error's message."""
-    from llamafactory_tpaw.arguments.parsed import parse_single_process
+def train_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Refusal]:
+    """Return a function that does what `llamafactory-cli train` does, and returns the exit code and the errors.
+
+    The child that generates runs in this process, too.
+    """
+    from llamafactory import launcher as command
+
     from llamafactory_tpaw.iteration import launcher
+    from llamafactory_tpaw.plugin import dispatch
+
+    reported: list[str] = []
+    report = dispatch.report
+
+    def remember(error: TpawError) -> int:
+        reported[:] = error.problems
+        return report(error)
+
+    def train(*arguments: str) -> Refusal:
+        reported.clear()
+        monkeypatch.setattr(sys, "argv", ["llamafactory-cli", "train", *arguments])
+        try:
+            command.launch()
+        except SystemExit as end:
+            return Refusal(end.code, list(reported))
+        return Refusal(0, [])
+
+    monkeypatch.setattr(dispatch, "report", remember)
+    monkeypatch.setattr(launcher, "_generate_in_child", launcher.generate)
+    return train
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test where a model is loaded."""
     from llamafactory_tpaw.plugin import facade
-    from llamafactory_tpaw.train.setup import load_setup
 
     def load_model(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    def start(settings: dict[str, Any]) -> None:
-        launcher.prepare(settings)
-        load_setup(parse_single_process(launcher.before_parse(settings)))
-
-    def refused(settings: dict[str, Any], kind: type[TpawError] = ConfigError) -> str:
-        before = contents(project.root)
-        with pytest.raises(kind) as caught:
-            start(settings)
-        assert contents(project.root) == before, "something was written"
-        return str(caught.value)
-
     monkeypatch.setattr(facade, "load_model", load_model, raising=False)
-    monkeypatch.setattr(launcher, "_generate_in_child", launcher.generate)
-    return refused

@@ -38,7 +38,7 @@ def test_values_are_read_as_their_type(name: str, value: Any, parsed: Any) -> No
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("tpaw_eta", 0.99, "`tpaw_eta` is 0.99, but must be >= 1. Change the key or leave it out (6.0)."),
+        ("tpaw_eta", 0.99, "`tpaw_eta` is 0.99, but must be >= 1. Change the key or leave it out (default: 6.0)."),
         ("tpaw_gamma", -0.1, "`tpaw_gamma` is -0.1, but must be >= 0."),
         ("tpaw_gamma", "inf", "`tpaw_gamma` is inf, but must be >= 0."),
         ("tpaw_gamma", math.nan, "`tpaw_gamma` is nan, but must be >= 0."),

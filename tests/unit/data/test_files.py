@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -50,11 +51,12 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     files.write_atomic(path, "old")
 
     def refuse(*_: object) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="disk full") as caught:
         files.write_atomic(path, "new")
+    assert caught.value.filename == str(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -96,7 +98,7 @@ def test_write_json_refuses_what_json_has_not(tmp_path: Path, value: object, err
 def test_read_json_names_the_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.json is not valid JSON"):
+    with pytest.raises(DataError, match=r"a\.json is not (valid JSON|UTF-8)"):
         files.read_json(path)
 
 
@@ -118,8 +120,8 @@ def test_read_jsonl_counts_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"a": 1', r"a\.jsonl, row 2 is not valid JSON .*: \{\"a\": 1"),
-        (b"\xff\xff\xff", r"a\.jsonl, row 2 is not valid JSON"),
+        (b'{"a": 1', r"a\.jsonl, row 2 is not valid JSON: Expecting .*\. Repair the row"),
+        (b"\xff\xff\xff", r"a\.jsonl, row 2 is not UTF-8: 0xff at byte 1\."),
         (b"[1]", r"a\.jsonl, row 2 must be a JSON object in braces, got list"),
         (b"null", r"a\.jsonl, row 2 must be a JSON object in braces, got NoneType"),
     ],

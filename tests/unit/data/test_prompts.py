@@ -114,7 +114,8 @@ def test_bad_rows_are_named_and_counted(
     project.add_dataset("sft", [good, good, bad, good, bad], **TALK)
     with pytest.raises(
         DataError,
-        match=rf"`tpaw_prompts: sft` has 2 bad rows, but `tpaw_max_bad_rows` allows 1\. First: row 3, .*{reason}",
+        match=r"`tpaw_prompts: sft` \(.*sft\.jsonl\) has 2 bad rows, but `tpaw_max_bad_rows` allows 1\. First: row 3, "
+        rf".*{reason}",
     ):
         load(run, encoder, tpaw_max_bad_rows=1)
     prompts = load(run, encoder, tpaw_max_bad_rows=2)
@@ -161,7 +162,7 @@ def test_refused_entries(project: Project, run: RunArguments, encoder: TurnEncod
     ranking, num_samples = error.value.problems
     assert ranking.startswith("`tpaw_prompts: sft` is a ranking set, but prompts come from an SFT set.")
     assert num_samples.startswith("`tpaw_prompts: sft` has `num_samples`, which would choose other rows")
-    with pytest.raises(ConfigError, match="`nowhere` is not an entry"):
+    with pytest.raises(ConfigError, match="`tpaw_prompts: nowhere` is not an entry"):
         load(run, encoder, "nowhere")
 
 

@@ -90,14 +90,14 @@ def test_a_round_is_complete_with_its_meta_file(rounds: Project) -> None:
 
 def test_too_few_rounds(rounds: Project) -> None:
     assert problems(rounds, "d1", tpaw_iteration=1) == [
-        "`dataset` lists 1 round(s) of triplets, but iteration 1 with a team of 3 plays against 2: D_0 to D_1, oldest "
+        "`dataset` lists 1 round of triplets, but iteration 1 with a team of 3 plays against 2: D_0 to D_1, oldest "
         "first. Add the missing entries."
     ]
     assert problems(rounds, "d2", tpaw_iteration=3, tpaw_team_size=2)[0].startswith(
-        "`dataset` lists 1 round(s) of triplets, but iteration 3 with a team of 2 plays against 2: D_2 to D_3"
+        "`dataset` lists 1 round of triplets, but iteration 3 with a team of 2 plays against 2: D_2 to D_3"
     )
-    assert problems(rounds)[0].startswith("`dataset` lists 0 round(s)")
-    assert problems(rounds, "d1", "pairs", tpaw_iteration=1)[0].startswith("`dataset` lists 1 round(s)")
+    assert problems(rounds)[0].startswith("`dataset` lists 0 rounds")
+    assert problems(rounds, "d1", "pairs", tpaw_iteration=1)[0].startswith("`dataset` lists 1 round")
 
 
 @pytest.mark.parametrize("name", ["hub", "additions"])
@@ -118,8 +118,8 @@ def test_too_many_rounds(rounds: Project) -> None:
 
 def test_entries_that_do_not_exist_are_all_named(rounds: Project) -> None:
     first, second = problems(rounds, "d8", "d0", "d9", tpaw_iteration=2)
-    assert first.startswith("`d8` is not an entry of ")
-    assert second.startswith("`d9` is not an entry of ")
+    assert first.startswith("`dataset: d8` is not an entry of ")
+    assert second.startswith("`dataset: d9` is not an entry of ")
 
 
 def test_sets_that_are_no_opponents(rounds: Project) -> None:
@@ -134,9 +134,10 @@ def test_sets_that_are_no_opponents(rounds: Project) -> None:
 def test_tspin_needs_y0(rounds: Project) -> None:
     keys = {"tpaw_iteration": 1, "tpaw_objective": "tspin"}
     assert problems(rounds, "d1", **keys) == [
-        "`tpaw_objective: tspin` needs `tpaw_proto` from iteration 1 on: the entry with the triplets of iteration 0."
+        "`tpaw_objective: tspin` needs `tpaw_proto` from iteration 1 on: the entry with the triplets of iteration 0. "
+        "Add it."
     ]
-    assert problems(rounds, "d1", tpaw_proto="d9", **keys)[0].startswith("`d9` is not an entry of ")
+    assert problems(rounds, "d1", tpaw_proto="d9", **keys)[0].startswith("`tpaw_proto: d9` is not an entry of ")
 
 
 def test_round_problems(rounds: Project) -> None:

@@ -49,7 +49,8 @@ def test_find_entry(project: Project) -> None:
 
 def test_entries_that_are_not_there(project: Project, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"`nothing` is not an entry of .*dataset_info\.json\. Add it, for example: "
+        ConfigError,
+        match=r"`dataset: nothing` is not an entry of .*dataset_info\.json\. .* add the entry, for example: ",
     ):
         find_entry("nothing", str(project.root / "data"))
     with pytest.raises(ConfigError, match=r"`dataset_dir` is .*empty', but .*dataset_info\.json does not exist"):

@@ -13,7 +13,7 @@ import pytest
 from llamafactory_tpaw.data.prompts import selection
 from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, write_meta
-from llamafactory_tpaw.errors import ConfigError, DataError
+from llamafactory_tpaw.errors import ConfigError, DataError, TpawError
 from llamafactory_tpaw.generation.workflow import Job
 from llamafactory_tpaw.iteration.preflight import finished_manifest, key_problems, make_plan
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
@@ -51,7 +51,7 @@ def write_triplets(iteration: int = 0, sampling: dict[str, Any] = SAMPLING, **ch
 
 
 def problems_of(given: dict[str, Any]) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(TpawError) as caught:
         make_plan(given)
     return caught.value.problems
 
@@ -100,7 +100,7 @@ class TestPlan:
         made = [Path(f"saves/play_iter{t}").resolve() for t in (0, 1)]
         (problem,) = [text for text in problems_of(given) if "play_iter1.jsonl" in text]
         expected = {*made, Path("data/tpaw/play_iter0.jsonl").resolve()}
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(DataError) as caught:
             make_plan(given, expected)
         assert caught.value.problems == [problem]
         plan = make_plan(given, expected | {Path("data/tpaw/play_iter1.jsonl").resolve()})

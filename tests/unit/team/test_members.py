@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
-from llamafactory_tpaw.errors import ConfigError, Findings
+from llamafactory_tpaw.errors import DataError, Findings
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
 from llamafactory_tpaw.team.members import check_tokenizers, load_encoder, load_members, load_team
@@ -77,7 +77,7 @@ def test_tspin_has_a_policy_and_no_team(run_of: Callable[..., RunArguments]) -> 
 def test_problems_of_all_players_at_once(run_of: Callable[..., RunArguments]) -> None:
     for theta in range(2):
         Path(f"theta_{theta}/model.safetensors").unlink()
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(DataError) as caught:
         load_members(run_of())
     assert len(caught.value.problems) == 2
 
@@ -86,7 +86,7 @@ def test_another_parent_is_refused(run_of: Callable[..., RunArguments]) -> None:
     shutil.rmtree("theta_0")
     tiny.save_model(Path("theta_0"), seed=7)
     with (
-        pytest.raises(ConfigError, match=r"theta_1 \(theta_1\) was trained from a checkpoint with fingerprint"),
+        pytest.raises(DataError, match=r"theta_1 \(theta_1\) was trained from a checkpoint with fingerprint"),
         Findings() as findings,
     ):
         load_team(run_of(), findings)
@@ -95,7 +95,7 @@ def test_another_parent_is_refused(run_of: Callable[..., RunArguments]) -> None:
 def test_what_does_not_keep_from_checking_is_found_together(run_of: Callable[..., RunArguments]) -> None:
     shutil.rmtree("theta_0")
     tiny.save_model(Path("theta_0"), seed=7, vocab_size=400)
-    with pytest.raises(ConfigError) as caught, Findings() as findings:
+    with pytest.raises(DataError) as caught, Findings() as findings:
         load_team(run_of(), findings)
     assert [problem.split(" ", 3)[:3] for problem in caught.value.problems] == [
         ["theta_1", "(theta_1)", "was"],
@@ -108,7 +108,7 @@ def check(run: RunArguments) -> list[str]:
     _, _, encoder = load_encoder(run)
     try:
         check_tokenizers(members, run, encoder)
-    except ConfigError as error:
+    except DataError as error:
         return error.problems
     return []
 
@@ -143,5 +143,5 @@ def test_vocabularies_are_compared(run_of: Callable[..., RunArguments]) -> None:
 def test_folder_without_tokenizer(run_of: Callable[..., RunArguments]) -> None:
     for path in Path("theta_1").glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(ConfigError, match="`model_name_or_path`: theta_1 holds no tokenizer"):
+    with pytest.raises(DataError, match="`model_name_or_path`: theta_1 holds no tokenizer"):
         load_encoder(run_of())

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run file, dataset_info.json, the output folder and the cache."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from llamafactory_tpaw.data.locks import locked
+
+from .rows import Row
+from .spoiling import OTHER, change_json, cut, other_model, write
+
+
+PLAYED = {"output_dir": "saves/play_iter0", "plot_loss": True}
+CACHE = Path("saves/.tpaw_cache")
+INFO = "data/dataset_info.json"
+
+
+def swap_parts() -> None:
+    """Put the content of another part under a part's name."""
+    one, other = sorted(CACHE.glob("logps/*/*/part-*.safetensors"))[:2]
+    shutil.copy(other, one)
+
+
+def every_part(do: Callable[[Path], object]) -> None:
+    for part in CACHE.glob("logps/*/*/part-*.safetensors"):
+        do(part)
+
+
+def every_numerics(do: Callable[[Path], object]) -> None:
+    for path in CACHE.glob("logps/*/*/numerics.json"):
+        do(path)
+
+
+RUN_FILES = [
+    Row(
+        "a run file that does not exist",
+        run_file="",
+        spoil=lambda: Path("run.yaml").unlink(missing_ok=True),
+        overrides=("stage=tpaw",),
+    ),
+    Row("a run file that is a list", run_file="- stage: tpaw\n", overrides=("stage=tpaw",)),
+    Row("a run file that is not YAML", run_file="stage: tpaw\ntpaw_players: [a\n"),
+    Row("a run file with tabs", run_file="stage: tpaw\n\tdo_train: true\n"),
+    Row("a run file that is not UTF-8", run_file="stage: tpaw\noutput_dir: saves/é\n".encode("latin-1")),
+    Row("an empty run file", run_file="\n", overrides=("stage=tpaw",)),
+    Row("an override without a key", overrides=("=1",)),
+    Row("an override that is not YAML", overrides=("tpaw_eta=[1",)),
+    Row("an override with dashes", overrides=("--tpaw_eta", "4")),
+]
+INFOS = [
+    Row("no dataset_info.json", spoil=lambda: Path(INFO).unlink()),
+    Row("a `dataset_dir` that does not exist", given={"dataset_dir": "nowhere"}),
+    Row("a dataset_info.json that is not JSON", spoil=lambda: cut(INFO)),
+    Row("a dataset_info.json that is a list", spoil=lambda: write(INFO, "[]")),
+    Row("an entry that is not an object", spoil=lambda: change_json(INFO, play_iter0="play.jsonl")),
+    Row("an entry without `file_name`", spoil=lambda: change_json(INFO, play_iter0={"ranking": True})),
+    Row("an entry whose `file_name` is a number", spoil=lambda: change_json(INFO, play_iter0={"file_name": 3})),
+    Row("a dataset without an entry", given={"dataset": "play_iter9"}),
+    Row("an `eval_dataset` without an entry", given={"eval_dataset": "nowhere"}),
+]
+OUTPUT_FOLDERS = [
+    Row("an `output_dir` that is a file", spoil=lambda: write("saves/anew", "")),
+    Row("an `output_dir` below a file", spoil=lambda: write("saves/anew", ""), given={"output_dir": "saves/anew/x"}),
+    Row("an `output_dir` finished with other settings", given=PLAYED | {"tpaw_eta": 4.0, "learning_rate": 2.0e-3}),
+    Row(
+        "an `output_dir` finished from another checkpoint",
+        spoil=other_model,
+        iteration=1,
+        given={"output_dir": "saves/play_iter1", "plot_loss": True, "tpaw_players": f"{OTHER},saves/play_iter0"},
+        unlike=((r"theta_0 was \S+ \(", "theta_0 was <its folder> ("),),
+    ),
+    Row(
+        "an `output_dir` finished but damaged since",
+        spoil=lambda: cut("saves/play_iter0/model.safetensors"),
+        given=PLAYED,
+    ),
+    Row("an `output_dir` with a model of another stage", spoil=other_model, given={"output_dir": OTHER}),
+    Row(
+        "an `output_dir` that is a player's folder",
+        iteration=1,
+        given={"output_dir": "saves/sft", "overwrite_output_dir": True},
+    ),
+    Row("an `output_dir` with a cut tpaw.json", spoil=lambda: cut("saves/play_iter0/tpaw.json"), given=PLAYED),
+]
+WHO = ((r"process \d+ on \S+ has been at work there since [^.]*\.", "process <pid> on <host> … since <time>."),)
+IN_USE = [
+    Row(
+        "an `output_dir` that another process is at work on",
+        during=lambda: locked(Path("saves/anew").resolve(), "it"),
+        unlike=WHO,
+    ),
+    Row(
+        "triplets that another process is generating",
+        generating=True,
+        during=lambda: locked(Path("data/tpaw/play_iter0.jsonl").resolve(), "it"),
+        unlike=WHO,
+    ),
+]
+CACHES = [
+    Row("a truncated cache part", spoil=lambda: every_part(cut)),
+    Row("a cache part with another's content", spoil=swap_parts, iteration=1),
+    Row("a numerics.json of the cache that is cut", spoil=lambda: every_numerics(cut)),
+    Row(
+        "a numerics.json of the cache that says something else",
+        spoil=lambda: every_numerics(lambda path: change_json(path, schema=99)),
+    ),
+    Row("a numerics.json of the cache that is gone", spoil=lambda: every_numerics(Path.unlink)),
+    Row(
+        "a `tpaw_cache_dir` that is a file",
+        spoil=lambda: write("saves/cache", ""),
+        given={"tpaw_cache_dir": "saves/cache"},
+    ),
+]
+ROWS = [*RUN_FILES, *INFOS, *OUTPUT_FOLDERS, *IN_USE, *CACHES]

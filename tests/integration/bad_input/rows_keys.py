@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys that are unknown, missing, of a wrong type, out of range, or not for this stage."""
+
+from __future__ import annotations
+
+from .rows import Row
+
+
+# A value for each key of LlamaFactory that stage `tpaw` does not go with.
+INCOMPATIBLE = {
+    "streaming": True,
+    "packing": True,
+    "neat_packing": True,
+    "tokenized_path": "data/tokenized",
+    "mix_strategy": "interleave_under",
+    "mask_history": True,
+    "train_on_prompt": True,
+    "adapter_name_or_path": "saves/adapter",
+    "quantization_bit": 4,
+    "use_unsloth": True,
+    "mixture_of_depths": "convert",
+    "use_badam": True,
+    "num_beams": 4,
+    "predict_with_generate": True,
+    "do_predict": True,
+    "neftune_noise_alpha": 5,
+    "label_smoothing_factor": 0.1,
+    "pref_beta": 0.1,
+    "pref_loss": "sigmoid",
+    "pref_ftx": 1.0,
+    "dpo_label_smoothing": 0.1,
+    "ref_model": "saves/sft",
+}
+WRONG = {
+    "tpaw_iteration": "one",
+    "tpaw_team_size": 0,
+    "tpaw_objective": "dpo",
+    "tpaw_reward_scale": 0.0,
+    "tpaw_eta": 0.5,
+    "tpaw_gamma": -1,
+    "tpaw_scale": "large",
+    "tpaw_history_weight": "nan",
+    "tpaw_max_prompts": 0,
+    "tpaw_prompts_seed": -1,
+    "tpaw_turn": "second",
+    "tpaw_engine": "vllmm",
+    "tpaw_generate_batch_tokens": 1.5,
+    "tpaw_reference": "offline",
+    "tpaw_score_batch_tokens": "8k",
+    "tpaw_min_response": 0,
+    "tpaw_max_bad_rows": -1,
+}
+
+ROWS = [
+    Row("an unknown key of this package", given={"tpaw_gama": 1.0}),
+    Row("an unknown key of LlamaFactory", given={"learning_rat": 1.0}),
+    Row("an unknown key that is like no other", given={"favourite_colour": "red"}),
+    Row("an unknown key on the command line", overrides=("tpaw_etaa=4",)),
+    Row("an unknown key with ALLOW_EXTRA_ARGS", given={"tpaw_gama": 1.0}, environment={"ALLOW_EXTRA_ARGS": "1"}),
+    Row("a run file with nothing but the stage", run_file="stage: tpaw\ndo_train: true\nfinetuning_type: full\n"),
+    Row("an empty value", given={"tpaw_eta": ""}),
+    Row("a key that is null and may not be", overrides=("tpaw_eta=null",)),
+    *(Row(f"`{key}: {value}`", given={key: value}) for key, value in WRONG.items()),
+    Row("several wrong keys at once", iteration=2, given={
+        "tpaw_eta": 0.5, "tpaw_gamma": -1, "tpaw_gama": 1.0, "finetuning_type": "lora", "temperature": None,
+        "top_k": "many",
+    }),
+    Row("no `finetuning_type`, so that LlamaFactory's default applies", given={"finetuning_type": None}),
+    Row("a template that does not exist", given={"template": "qwenn"}),
+    Row("a template whose tokens the tokenizer lacks", given={"template": "gemma"}),
+    Row("no sampling keys", generating=True, given={"temperature": None, "top_p": None, "top_k": None}),
+    Row("sampling keys out of range", generating=True, given={
+        "temperature": -1.0, "top_p": 2.0, "top_k": "many", "max_new_tokens": 0, "repetition_penalty": 0,
+    }),
+    Row("neither training nor evaluation", given={"do_train": False}),
+    Row("a `val_size` that holds out all prompts", given={"val_size": 16}),
+    Row("`deepspeed` in one process", given={"deepspeed": "ds.json"}),
+    Row("several training processes", generating=True, environment={"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}),
+    Row("another backend", environment={"USE_MCA": "1"}),
+    *(Row(f"`{key}: {value}` of LlamaFactory", given={key: value}) for key, value in INCOMPATIBLE.items()),
+]  # fmt: skip
