@@ -20,7 +20,7 @@ from ..errors import ConfigError, DataError, EnvironmentProblem, Findings, TpawE
 from ..generation.base import SamplingSettings
 from ..plugin import facade
 from ..plugin.given import unknown_key_problems
-from ..team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint
+from ..team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint, hash_weights
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from ..team.players import Player, list_players, player_problems, same_path, team_of
 from .folders import folder_problems
@@ -118,13 +118,29 @@ def finished_manifest(given: dict[str, Any]) -> Manifest | None:
             f"`output_dir: {folder}` holds a run that was {state} with other settings: {'; '.join(differing)}. "
             "Restore them, choose another `output_dir`, or set `overwrite_output_dir: true` to repeat the iteration."
         )
-    damaged = check_checkpoint_complete(Path(folder)) if manifest.status == "finished" else []
+    if manifest.status == "finished":
+        _check_result(Path(folder), manifest, given)
+    return manifest
+
+
+def _check_result(folder: Path, manifest: Manifest, given: dict[str, Any]) -> None:
+    """See that a finished checkpoint is whole and still the one that was saved."""
+    mend = "Restore the file, or set `overwrite_output_dir: true` to repeat the iteration."
+    damaged = check_checkpoint_complete(folder)
     if damaged:
         raise DataError(
-            f"`output_dir: {folder}` holds theta_{manifest.produces}, finished, but damaged since: {damaged[0]} "
-            "Restore the file, or set `overwrite_output_dir: true` to repeat the iteration."
+            f"`output_dir: {folder}` holds theta_{manifest.produces}, finished, but damaged since: {damaged[0]} {mend}"
         )
-    return manifest
+    weights = hash_weights(folder, _store(given))
+    recorded = manifest.result.get("fingerprint")
+    if weights.fingerprint != recorded:
+        files = manifest.result.get("files", {})
+        changed = [name for name, digest in weights.files.items() if files and files.get(name) != digest]
+        raise DataError(
+            f"`output_dir: {folder}` holds theta_{manifest.produces}, finished, but {', '.join(changed) or 'weights'} "
+            f"changed since: the fingerprint is {weights.fingerprint[:12]} now, and {MANIFEST} says "
+            f"{str(recorded)[:12]}. {mend}"
+        )
 
 
 def _overwrites(given: dict[str, Any]) -> bool:
@@ -252,12 +268,15 @@ def _difference(key: str, recorded: dict[str, str], path: str, given: dict[str, 
     folder = Path(given["output_dir"])
     before = f"`{key}`: {recorded['name']} was {recorded['path']} (from {folder})"
     if Path(path).is_dir() and not check_checkpoint_complete(Path(path)):
-        store = Path(given.get("tpaw_cache_dir", FIELDS["tpaw_cache_dir"].default))
-        then, now = recorded["fingerprint"], fingerprint_checkpoint(Path(path), store)
+        then, now = recorded["fingerprint"], fingerprint_checkpoint(Path(path), _store(given))
         return [] if now == then else [f"{before} with fingerprint {then[:12]} and is {path} with {now[:12]} now"]
     if recorded["path"] == path or (folder / recorded["path"]).resolve() == Path(path).resolve():
         return []
     return [f"{before} and is {path} now"]
+
+
+def _store(given: dict[str, Any]) -> Path:
+    return Path(given.get("tpaw_cache_dir", FIELDS["tpaw_cache_dir"].default))
 
 
 def _defaults() -> dict[str, Any]:

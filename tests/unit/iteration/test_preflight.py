@@ -16,7 +16,7 @@ from llamafactory_tpaw.data.triplets import TripletMeta, write_meta
 from llamafactory_tpaw.errors import ConfigError, DataError, TpawError
 from llamafactory_tpaw.generation.workflow import Job
 from llamafactory_tpaw.iteration.preflight import finished_manifest, key_problems, make_plan
-from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
+from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint, hash_weights
 from llamafactory_tpaw.team.manifest import write_manifest
 from tests.runs import Project
 from tests.unit.team.test_manifest import make_manifest
@@ -64,7 +64,8 @@ def finish(project: Project, **changes: Any) -> dict[str, Any]:
     shutil.copytree("saves/sft", "saves/play_iter0")
     settings = {key: given[key] for key in given if key not in ("model_name_or_path", "tpaw_players", "output_dir")}
     settings = {key: settings[key] for key in settings if key not in ("logging_steps", "save_strategy", "report_to")}
-    write_manifest("saves/play_iter0", make_manifest(policy=theta, players=[theta], settings=settings, **changes))
+    values = {"policy": theta, "players": [theta], "settings": settings, "result": theta | {"name": "theta_1"}}
+    write_manifest("saves/play_iter0", make_manifest(**values | changes))
     return given
 
 
@@ -240,6 +241,23 @@ class TestFinished:
         given = finish(project)
         Path("saves/play_iter0/model.safetensors").unlink()
         with pytest.raises(DataError, match=r"holds theta_1, finished, but damaged since: saves/play_iter0 holds no"):
+            finished_manifest(given)
+
+    def test_result_that_was_changed_since(self, project: Project) -> None:
+        files = hash_weights(Path("saves/sft"), None).files
+        fingerprint = fingerprint_checkpoint(Path("saves/sft"), Path("saves/.tpaw_cache"))
+        result = {"name": "theta_1", "fingerprint": fingerprint, "files": files}
+        given = finish(project, result=result)
+        assert finished_manifest(given).status == "finished"
+        weights = Path("saves/play_iter0/model.safetensors")
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        with pytest.raises(
+            DataError,
+            match=r"`output_dir: saves/play_iter0` holds theta_1, finished, but model\.safetensors changed since: the "
+            rf"fingerprint is \w{{12}} now, and tpaw\.json says {fingerprint[:12]}\. Restore the file",
+        ):
             finished_manifest(given)
 
     def test_entries_of_other_runs_do_not_matter(self, project: Project) -> None:
