@@ -67,8 +67,8 @@ def choose(
     if settings.top_k == 0 and settings.top_p == 1:
         return draw(scores, uniforms)
     scores, ids = _likeliest(scores, settings)
-    chosen = draw(scores, uniforms)
-    return Chosen(ids.gather(-1, chosen.tokens[:, None])[:, 0], chosen.sound)
+    picked = draw(scores, uniforms)
+    return Chosen(ids.gather(-1, picked.tokens[:, None])[:, 0], picked.sound)
 
 
 def _likeliest(scores: torch.Tensor, settings: SamplingSettings) -> tuple[torch.Tensor, torch.Tensor]:
