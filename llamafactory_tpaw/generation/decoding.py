@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from transformers import DynamicCache, GenerationMixin
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .base import Request, Response, SamplingSettings
 from .row_cache import RowCache
@@ -41,6 +40,7 @@ PREFILL_TOKENS = 8192
 STEPS = {"cpu": 1}
 OTHER_STEPS = 8
 KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+FULL = "full_attention"
 NEEDED = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache"}
 
 
@@ -57,9 +57,14 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return "its forward takes other arguments than " + ", ".join(sorted(NEEDED))
     if config._attn_implementation not in KERNELS:
         return f"its attention is {config._attn_implementation}, not one of {', '.join(KERNELS)}"
-    plain = {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
-    if not plain or "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        return "its cache holds more than keys and values of one row after another"
+    kinds = set(getattr(config, "layer_types", None) or [FULL])
+    special = ("attention_chunk_size", "num_kv_shared_layers")
+    if (
+        model._is_stateful
+        or not kinds <= {FULL, "sliding_attention"}
+        or any(getattr(config, key, 0) for key in special)
+    ):
+        return "its cache holds more than each layer's keys and values of one token after another"
     return None
 
 

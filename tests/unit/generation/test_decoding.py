@@ -277,6 +277,9 @@ def test_obstacles(model: PreTrainedModel) -> None:
         linear_num_value_heads=2,
     )
     assert "its cache holds more" in obstacle(hybrid)
+    assert "its cache holds more" in obstacle(
+        small(Qwen2Config, layer_types=["full_attention", "chunked_attention"] * 2, num_hidden_layers=4)
+    )
     encoder = T5ForConditionalGeneration(T5Config(d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2, vocab_size=9))
     assert "more than a text decoder" in obstacle(encoder)
     model.config._attn_implementation = "flex_attention"
