@@ -18,6 +18,10 @@ RUN_FILE = {
 }
 
 
+# Commands and paths have hyphens, and must stay fit to be copied.
+WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
+
+
 @dataclass(frozen=True)
 class Command:
     """One sub-command. Its module imports nothing heavy when it is loaded: `--help` and shell completion load all.
@@ -49,6 +53,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if isinstance(action, argparse._SubParsersAction):
             self._action_max_length += self._indent_increment
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, **WHOLE_WORDS)
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(_fill_line(indent + line, width) for line in text.splitlines())
 
@@ -58,7 +65,7 @@ def _fill_line(line: str, width: int) -> str:
     if entry is None and line[:1] in ("", " "):
         return line
     hang = " " * (entry.end() if entry else 0)
-    return textwrap.fill(line, max(width, 20), subsequent_indent=hang, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(line, max(width, 20), subsequent_indent=hang, **WHOLE_WORDS)
 
 
 def add_run_file(parser: argparse.ArgumentParser) -> None:

@@ -54,7 +54,8 @@ def test_bash_completes_choices(bash_script: Path, tmp_path: Path) -> None:
 
 def takes_run_files(name: str) -> bool:
     _, parsers = cli.build_parsers()
-    return any(getattr(action, "complete", None) is RUN_FILE for action in parsers[name]._actions)
+    arguments = parsers[name]._get_positional_actions()
+    return any(getattr(action, "complete", None) is RUN_FILE for action in arguments)
 
 
 @pytest.mark.parametrize("command", filter(takes_run_files, cli.COMMANDS))
