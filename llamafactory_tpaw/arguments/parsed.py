@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import ConfigError
 from ..plugin import facade
 
 
@@ -37,3 +39,25 @@ def parse_single_process(given: Mapping[str, Any]) -> RunArguments:
     values = {key: value for key, value in given.items() if key not in DISTRIBUTED_KEYS}
     values["overwrite_output_dir"] = True  # nothing is written there, so what is in it does not matter
     return RunArguments(*facade.get_train_args(values))
+
+
+def parse_reading(given: Mapping[str, Any]) -> tuple[Any, Any]:
+    r"""Parse only what reading a tokenizer and a dataset takes, without touching a device.
+
+    Args:
+        given: What the user gave.
+
+    Returns:
+        LlamaFactory's model and data arguments. The other groups are not parsed, so their problems are not found.
+
+    Raises:
+        ConfigError: If LlamaFactory refuses one of these keys.
+    """
+    groups = []
+    for kind in facade.TRAIN_ARGS[:2]:
+        names = {spec.name for spec in dataclasses.fields(kind) if spec.init}
+        try:
+            groups.append(kind(**{key: value for key, value in given.items() if key in names}))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"LlamaFactory refuses the settings: {error} Correct the key.") from error
+    return groups[0], groups[1]

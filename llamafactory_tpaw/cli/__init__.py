@@ -11,7 +11,7 @@ from ..errors import EXIT_CODES, TpawError
 from ..plugin import interruption
 from ..plugin.failures import explained, settings_in
 from ..plugin.reporting import report
-from . import completion, doctor, lineage, run, stage
+from . import check, completion, doctor, lineage, run, stage
 from .command import Command, HelpFormatter
 
 
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Command] = {
     "train": stage.TRAIN,
     "generate": stage.GENERATE,
     "score": stage.SCORE,
+    "check": check.CHECK,
     "lineage": lineage.LINEAGE,
     "doctor": doctor.DOCTOR,
     "completion": completion.COMPLETION,

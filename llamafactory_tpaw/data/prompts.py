@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from .source import AlignedRow, Entry, find_entry, load_rows
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
 
@@ -102,19 +103,44 @@ def load_prompts(
     rows = load_rows(entry, model_args, data_args, training_args)
     if not rows:
         raise DataError(f"`tpaw_prompts: {entry.name}` has no rows. Give an SFT set with at least one row.")
-    prompts, bad_rows, seen = [], [], {}
     indices = choose_rows(len(rows), tpaw_args.tpaw_max_prompts, tpaw_args.tpaw_prompts_seed)
-    for index in track(indices, f"encoding the prompts of {entry.name}"):
-        try:
-            prompts.append(_encode_row(rows[index], encoder, tpaw_args.tpaw_turn, _room(data_args, tpaw_args), seen))
-        except _UnusableError as error:
-            bad_rows.append(BadRow(index + 1, str(error)))
+    progress = track(indices, f"encoding the prompts of {entry.name}")
+    prompts, bad_rows = _encode_rows(rows, progress, encoder, data_args, tpaw_args)
     check_bad_rows(
         f"`tpaw_prompts: {entry.name}` ({entry.path or 'on the hub'})", bad_rows, tpaw_args.tpaw_max_bad_rows
     )
     if not prompts:
         raise DataError(f"`tpaw_prompts: {entry.name}` has no usable row. {_first(bad_rows)} Correct the rows.")
     return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompt.id for prompt in prompts))
+
+
+def load_first_prompts(
+    encoder: TurnEncoder, model_args: Any, data_args: Any, training_args: Any, tpaw_args: Any, count: int
+) -> tuple[PromptSet, int]:
+    r"""Encode the first rows of `tpaw_prompts` alone, for a look at them before the whole set is read.
+
+    Args:
+        encoder: Tokenizer and template of the run.
+        model_args: LlamaFactory's model arguments.
+        data_args: LlamaFactory's data arguments.
+        training_args: The training arguments, or what stands in for them.
+        tpaw_args: The `tpaw_*` keys.
+        count: How many rows are read; all of them are encoded, whatever `tpaw_max_prompts` would choose.
+
+    Returns:
+        Their prompts and bad rows, refused by nobody, and how many rows were read.
+
+    Raises:
+        ConfigError: If the entry is a ranking set or asks for `num_samples`.
+        DataError: If the set is unreadable.
+    """
+    entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir)
+    _check_entry(entry)
+    head = copy.copy(data_args)
+    head.max_samples = min(count, data_args.max_samples or count)
+    rows = load_rows(entry, model_args, head, training_args)
+    prompts, bad_rows = _encode_rows(rows, range(len(rows)), encoder, data_args, tpaw_args)
+    return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompt.id for prompt in prompts)), len(rows)
 
 
 def selection(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +174,18 @@ def check_bad_rows(what: str, bad_rows: list[BadRow], allowed: int) -> None:
 
 class _UnusableError(Exception):
     """Why a row cannot be used."""
+
+
+def _encode_rows(
+    rows: Sequence[AlignedRow], indices: Iterable[int], encoder: TurnEncoder, data_args: Any, tpaw_args: Any
+) -> tuple[list[Prompt], list[BadRow]]:
+    prompts, bad_rows, seen = [], [], {}
+    for index in indices:
+        try:
+            prompts.append(_encode_row(rows[index], encoder, tpaw_args.tpaw_turn, _room(data_args, tpaw_args), seen))
+        except _UnusableError as error:
+            bad_rows.append(BadRow(index + 1, str(error)))
+    return prompts, bad_rows
 
 
 def _encode_row(

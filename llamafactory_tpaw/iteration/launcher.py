@@ -18,6 +18,7 @@ from ..plugin.given import read_given
 from ..plugin.interruption import Terminated, end_with_parent, run_child
 from ..plugin.logs import get_logger
 from ..team.manifest import Manifest
+from .check import check_start
 from .checkpoints import find_resume_point
 from .preflight import Plan, finished_manifest, key_problems, make_plan
 
@@ -45,6 +46,8 @@ def prepare(argv: list[str]) -> Iterator[None]:
     _refuse_idle(given)
     _refuse_distributed(given)
     _refuse_several_processes()
+    if _trains(given):
+        check_start(plan)
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_output(given))
         if plan.to_generate and _trains(given):

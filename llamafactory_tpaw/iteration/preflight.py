@@ -279,6 +279,11 @@ def _store(given: dict[str, Any]) -> Path:
     return Path(given.get("tpaw_cache_dir", FIELDS["tpaw_cache_dir"].default))
 
 
+def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """The run's keys, those that are not given or empty with their defaults."""
+    return _defaults() | {key: value for key, value in given.items() if value is not None}
+
+
 def _defaults() -> dict[str, Any]:
     return {
         spec.name: spec.default

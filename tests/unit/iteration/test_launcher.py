@@ -220,6 +220,7 @@ class TestSteps:
             tpaw_args=SimpleNamespace(tpaw_prompts="additions"),
         )
         monkeypatch.setattr(launcher, "make_plan", lambda given: plan)
+        monkeypatch.setattr(launcher, "check_start", lambda plan: None)
         monkeypatch.setattr(launcher, "key_problems", lambda given: [])
         monkeypatch.setattr(launcher, "finished_manifest", lambda given: None)
         return plan

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run's own passes over a model without data: a training step, a batch to score, a step of generation."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ...data.collator import TripletCollator, TripletDataset
+from ...data.layout import Row
+from ...plugin import facade
+from ...team.forward import autocast, autocast_dtype, disable_dropout, freeze, response_logps
+from ...team.scorer import TeamScorer
+from ...team.shortcuts import Shortcuts, find_shortcuts
+from .tracing import ByteTracer, Step, trace_peak, trace_step
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ...arguments.parsed import RunArguments
+    from ...data.opponents import Triplet
+
+HOST = torch.device("cpu")
+
+
+class Pass(NamedTuple):
+    """What a pass over a batch takes.
+
+    Attributes:
+        step: Bytes beyond the weights.
+        flops: Floating-point operations, those of the backward pass and of recomputation included.
+        calls: Operations that were started.
+        tokens: Tokens of the batch, padding included.
+    """
+
+    step: Step
+    flops: int
+    calls: int
+    tokens: int
+
+
+def model_without_data(run: RunArguments, tokenizer: Any, tracer: ByteTracer, *, trainable: bool) -> torch.nn.Module:
+    r"""Make θ_t as LlamaFactory does, adapters of its config and dtypes included, but without reading a weight.
+
+    Args:
+        run: The run's arguments.
+        tokenizer: The tokenizer, already adapted to the template.
+        tracer: Counts its bytes.
+        trainable: Whether it is trained: then LlamaFactory upcasts its weights and sets up checkpointing.
+    """
+    model_args = copy.copy(run.model)
+    model_args.train_from_scratch = True  # from the config alone
+    # Kernels that run on a device only; they take no more memory than what stands in for them.
+    model_args.enable_liger_kernel = model_args.use_v1_kernels = False
+    if str(getattr(model_args.flash_attn, "value", model_args.flash_attn)).startswith("fa"):
+        model_args.flash_attn = type(run.model.flash_attn)("sdpa")
+    with tracer:
+        return facade.load_model(tokenizer, model_args, run.finetuning, trainable)
+
+
+def size_of(model: torch.nn.Module) -> int:
+    """Bytes of a model's weights and buffers, those that are shared once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+
+
+def see_shortcuts(run: RunArguments, tracer: ByteTracer, model: torch.nn.Module) -> Shortcuts:
+    """See what the run's forward pass does without; whether results agree is taken for granted."""
+    disable_dropout(model)
+    with tracer:
+        return find_shortcuts(model, run.training, run.finetuning)
+
+
+def trace_training(
+    run: RunArguments,
+    tokenizer: Any,
+    tracer: ByteTracer,
+    model: torch.nn.Module,
+    shortcuts: Shortcuts,
+    triplets: Sequence[Triplet],
+) -> Pass:
+    """Trace a training step over a batch of triplets, laid out as the Trainer does."""
+    tracer.watch_gradients(model)
+    batch = collator_of(run, tokenizer, shortcuts)(TripletDataset(list(triplets)))
+    dtype = autocast_dtype(run.training)
+
+    def forward() -> torch.Tensor:
+        with autocast(HOST, dtype):
+            return response_logps(model, batch, head=shortcuts.head).sums
+
+    tracer.reset_work()
+    step = trace_step(tracer, model, forward)
+    return Pass(step, tracer.flops, tracer.calls, batch["input_ids"].numel())
+
+
+def collator_of(run: RunArguments, tokenizer: Any, shortcuts: Shortcuts) -> TripletCollator:
+    """The collator that the Trainer has."""
+    return TripletCollator(tokenizer.pad_token_id, run.finetuning.tpaw_grouping == "prompt", shortcuts.costs)
+
+
+def trace_scoring(
+    run: RunArguments,
+    tokenizer: Any,
+    tracer: ByteTracer,
+    model: torch.nn.Module,
+    shortcuts: Shortcuts,
+    triplet: Triplet,
+) -> Pass:
+    """Trace a batch of `tpaw_score_batch_tokens`, rows like the triplet's longest; the model becomes a player."""
+    scorer = TeamScorer(run, tokenizer)
+    scorer.device = HOST
+    length = len(triplet.prompt_ids) + max(map(len, triplet.responses))
+    rows = max(scorer.batch_tokens // length, 1)
+    row = Row(triplet.prompt_ids, [np.zeros(length - len(triplet.prompt_ids), dtype=np.int32)])
+    freeze(model)
+    tracer.reset_work()
+    peak, _ = trace_peak(tracer, lambda: scorer.score_rows(model, [row] * rows, shortcuts))
+    return Pass(Step(peak, 0, peak), tracer.flops, tracer.calls, rows * length)
+
+
+def trace_generation(
+    tracer: ByteTracer, model: torch.nn.Module, rows: int, prompt_tokens: int, new_tokens: int
+) -> tuple[Pass, Pass]:
+    r"""Trace the first step over the prompts and the last step, when the keys and values of all tokens are kept.
+
+    Args:
+        tracer: The tracer under which the model was made.
+        model: In the dtype of generation.
+        rows: Prompts in a batch.
+        prompt_tokens: Length of each.
+        new_tokens: Tokens that are sampled for each.
+    """
+
+    def run(tokens: int, **more: Any) -> Any:
+        ids = torch.zeros(rows, tokens, dtype=torch.long)
+        return model(input_ids=ids, use_cache=True, logits_to_keep=1, **more)
+
+    tracer.reset_work()
+    first_peak, _ = trace_peak(tracer, lambda: run(prompt_tokens))
+    first = Pass(Step(first_peak, 0, first_peak), tracer.flops, tracer.calls, rows * prompt_tokens)
+    before = tracer.live
+    _, output = trace_peak(tracer, lambda: run(prompt_tokens + new_tokens - 1))
+    kept = output.past_key_values
+    del output
+    cache = tracer.live - before
+    tracer.reset_work()
+    peak, _ = trace_peak(tracer, lambda: run(1, past_key_values=kept))
+    peak += cache
+    return first, Pass(Step(peak, 0, peak), tracer.flops, tracer.calls, rows)
