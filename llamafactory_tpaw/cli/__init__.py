@@ -11,12 +11,13 @@ from ..errors import EXIT_CODES, TpawError
 from ..plugin import interruption
 from ..plugin.failures import explained, settings_in
 from ..plugin.reporting import report
-from . import check, completion, doctor, lineage, run, stage
+from . import check, completion, doctor, init, lineage, run, stage
 from .command import Command, HelpFormatter
 
 
 # The order of the help: setting up, playing, looking.
 COMMANDS: dict[str, Command] = {
+    "init": init.INIT,
     "run": run.RUN,
     "train": stage.TRAIN,
     "generate": stage.GENERATE,

@@ -14,8 +14,10 @@ from .status import PACKAGE, SUPPORTED, installed_version, way_out
 
 # Our name -> (LlamaFactory's module, its name there).
 NAMES: dict[str, tuple[str, str]] = {
+    "DEFAULT_TEMPLATE": ("extras.constants", "DEFAULT_TEMPLATE"),
     "LogCallback": ("train.callbacks", "LogCallback"),
     "SaveProcessorCallback": ("train.callbacks", "SaveProcessorCallback"),
+    "SUPPORTED_MODELS": ("extras.constants", "SUPPORTED_MODELS"),
     "TEMPLATES": ("data.template", "TEMPLATES"),
     "TRAIN_ARGS": ("hparams.parser", "_TRAIN_ARGS"),
     "VERSION": ("extras.env", "VERSION"),
