@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Ctrl-C reaches every process of a terminal, and a parent then ends its child as well: of several signals in so many
 # seconds the first one counts. Whoever presses Ctrl-C again later wants the process to end at once.
 PATIENCE_S = 5.0
-OWN_END_S, TERMINATION_S = 1.0, 15.0
+TERMINATION_S = 15.0
 WATCH_S = 1.0
 PR_SET_PDEATHSIG = 1
 KILLED = 137  # as a shell says it of a process that SIGKILL ended
@@ -130,14 +130,13 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], **streams:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Give it a moment to end by the same Ctrl-C, then ask, then kill."""
-    for ask, seconds in ((lambda: None, OWN_END_S), (process.terminate, TERMINATION_S)):
-        ask()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-            return
-    process.kill()
-    process.wait()
+    """Ask, and where that does not help, kill. One that ends by the same Ctrl-C already does not mind being asked."""
+    process.terminate()
+    try:
+        process.wait(TERMINATION_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def end_with_parent() -> None:

@@ -122,7 +122,6 @@ class TestChild:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: bool
     ) -> None:
         """Also one that hears neither Ctrl-C nor SIGTERM."""
-        monkeypatch.setattr(interruption, "OWN_END_S", 0.05)
         monkeypatch.setattr(interruption, "TERMINATION_S", 0.2 if deaf else 10.0)
         ready = tmp_path / "pid"
         script = (

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that are stopped while they work, and what becomes of their processes. Linux only: it reads /proc."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.runs import TIMEOUT_S, Project
+
+
+class Started:
+    """A command in a session of its own, with its output in a file so that a full pipe never holds it up."""
+
+    def __init__(self, project: Project, *command: str) -> None:
+        self.log = project.root / f"log{len(list(project.root.glob('log*')))}.txt"
+        binaries = Path(sys.executable).parent
+        with self.log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                command,
+                cwd=project.root,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait(self) -> int:
+        return self.process.wait(TIMEOUT_S)
+
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        """Wait for a moment at which the command is still at work."""
+        end = time.monotonic() + TIMEOUT_S
+        while not happened():
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.stop()
+                pytest.fail(f"it ended, or waited, before that:\n{self.output[-4000:]}")
+            time.sleep(0.002)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.kill()
+
+    def interrupt(self, number: int) -> int:
+        """Send all of its processes a signal, as Ctrl-C does, and wait for the end of all."""
+        os.killpg(self.process.pid, number)
+        code = self.wait()
+        assert self.leaves_nothing()
+        return code
+
+    def leaves_nothing(self) -> bool:
+        """Whether its last process ends within a moment."""
+        end = time.monotonic() + 10
+        while any(is_running(pid) for pid in members_of(self.process.pid)):
+            if time.monotonic() > end:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                return False
+            time.sleep(0.01)
+        return True
+
+    def kill(self) -> None:
+        """Kill all of its processes at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        assert self.process.wait(TIMEOUT_S) == -signal.SIGKILL, "it had ended already"
+
+
+def members_of(session: int) -> list[int]:
+    """Process ids, from the fields after the name in /proc/*/stat: state, parent, group, session."""
+    members = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session:
+            members.append(int(path.parent.name))
+    return members
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
