@@ -103,6 +103,10 @@ def check(
     report = result.report
     say("settings")
     plan = _plan(given, report)
+    from .launcher import refuse_start  # which imports this module
+
+    with report.collect():
+        refuse_start(given)
     _check_engine(given, report)
     run = _parse(given, report) if plan is not None else None
     if plan is None or run is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..arguments.parsed import DISTRIBUTED_KEYS
 from ..data.locks import locked
-from ..errors import INTERRUPTED, TERMINATED, ConfigError, DataError
+from ..errors import INTERRUPTED, TERMINATED, ConfigError, DataError, Findings
 from ..plugin.given import read_given
 from ..plugin.interruption import Terminated, end_with_parent, run_child
 from ..plugin.logs import get_logger
@@ -43,9 +43,7 @@ def prepare(argv: list[str]) -> Iterator[None]:
     given = read_given(argv)
     _stop_if_finished(given)
     plan = make_plan(given)
-    _refuse_idle(given)
-    _refuse_distributed(given)
-    _refuse_several_processes()
+    refuse_start(given)
     if _trains(given):
         check_start(plan)
     with contextlib.ExitStack() as stack:
@@ -57,6 +55,20 @@ def prepare(argv: list[str]) -> Iterator[None]:
         if _is_on("USE_RAY"):
             stack.close()  # Ray's workers do not know what this process holds: theirs takes the lock itself.
         yield
+
+
+def refuse_start(given: dict[str, Any]) -> None:
+    r"""Refuse what `train` cannot be started with, whatever checkpoints and data there are.
+
+    Raises:
+        TpawError: With every problem found.
+    """
+    with Findings() as findings:
+        for refuse in (_refuse_idle, _refuse_distributed):
+            with findings.note():
+                refuse(given)
+        with findings.note():
+            _refuse_several_processes()
 
 
 @contextlib.contextmanager

@@ -161,6 +161,8 @@ def test_settings_come_first(project: runs.Project) -> None:
     result = check(project.settings(2, tpaw_eta=0, tpaw_gama=1, temperature=None))
     assert result.report.exit_code == 2
     assert len(result.report.errors) == 3
+    started = check(project.settings(2, do_train=False, deepspeed=None))
+    assert messages(started)[0].startswith("error: Neither `do_train` nor `do_eval` is true")
     assert result.as_dict()["memory"] == {}
 
 
