@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 
+# What sharing must save before it is chosen: it takes more and smaller steps.
+CLEARLY_CHEAPER = 0.9
 # Pads that end a row belong to no response.
 PADDING = -1
 
@@ -41,6 +43,8 @@ class LayoutCosts:
         token: Multiply-adds a token outside of attention.
         pair: Multiply-adds for each pair of tokens that attention compares.
         sharing: When responses share the row of their prompt; needs attention that takes a mask of its own.
+        by_parts: Whether the prompt and each response of a shared row are attended apart; otherwise a mask hides pairs
+            that are compared all the same.
         packed: Whether rows are joined to one without padding; needs attention that keeps sequences apart by their
             positions.
     """
@@ -48,13 +52,20 @@ class LayoutCosts:
     token: float = 1.0
     pair: float = 0.0
     sharing: Literal["never", "cheaper", "always"] = "never"
+    by_parts: bool = False
     packed: bool = False
 
     def of(self, rows: Sequence[Row]) -> float:
-        """Cost of a batch of these rows, padded to the longest; without a mask half of the pairs are skipped."""
+        """Cost of a batch of these rows, padded to the longest."""
         width = max(row.length for row in rows)
-        compared = 1.0 if is_shared(rows) else 0.5
-        return len(rows) * width * (self.token + compared * self.pair * width)
+        if not is_shared(rows):
+            compared = len(rows) * _causal_pairs(0, width)
+        elif self.by_parts:
+            compared = sum(_causal_pairs(0, len(row.prompt)) for row in rows)
+            compared += sum(_causal_pairs(len(row.prompt), len(part)) for row in rows for part in row.responses)
+        else:
+            compared = len(rows) * width**2
+        return self.token * len(rows) * width + self.pair * compared
 
     def arrange(self, shared: Sequence[Row], most_tokens: float = math.inf) -> list[Row]:
         r"""Choose the rows of a batch.
@@ -69,7 +80,13 @@ class LayoutCosts:
         apart = separate(shared)
         if self.sharing == "never" or not is_shared(shared) or max(row.length for row in shared) > most_tokens:
             return apart
-        return list(shared) if self.sharing == "always" or self.of(shared) < self.of(apart) else apart
+        saves = self.of(shared) < CLEARLY_CHEAPER * self.of(apart)
+        return list(shared) if self.sharing == "always" or saves else apart
+
+
+def _causal_pairs(before: int, own: int) -> float:
+    """Pairs of tokens that are compared when `own` tokens see `before` others and themselves up to each."""
+    return own * (before + own / 2)
 
 
 def separate(rows: Sequence[Row]) -> list[Row]:

@@ -12,6 +12,7 @@ from transformers.utils import is_flash_attn_2_available
 from ..objectives import SequenceLogps
 from ..objectives.logps import logits_at
 from .head import response_head, text_config, unwrap
+from .shared_attention import PARTS, attends_by_parts, describe_parts
 
 
 if TYPE_CHECKING:
@@ -62,12 +63,14 @@ def segment_mask(segments: torch.Tensor, model: torch.nn.Module) -> torch.Tensor
         model: Decides the form: True where eager attention would add 0.
 
     Returns:
-        (N, 1, T, T).
+        (N, 1, T, T); it carries the parts of the rows where they are attended apart, see `shared_attention`.
     """
     asking, asked = segments[:, :, None], segments[:, None, :]
     seen = ((asked == 0) | (asked == asking)) & (asking >= 0)
     seen = seen.tril() | torch.eye(segments.shape[1], dtype=torch.bool, device=segments.device)
     seen = seen[:, None]
+    if attends_by_parts(segments.device, attention_of(model)):
+        setattr(seen, PARTS, describe_parts(segments))
     if attention_of(model) != "eager":
         return seen
     dtype = unwrap(model).dtype

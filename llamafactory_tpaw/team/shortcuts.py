@@ -13,6 +13,7 @@ from ..data.layout import LayoutCosts, Row, lay_out, pack, separate
 from ..plugin.logs import get_logger
 from .forward import ROUNDING, attention_of, autocast, autocast_dtype, response_logps
 from .head import text_config, unwrap
+from .shared_attention import attends_by_parts, use_parts
 
 
 if TYPE_CHECKING:
@@ -95,8 +96,13 @@ def _try(model: PreTrainedModel, dtype: torch.dtype | None, finetuning_args: Any
     head = finetuning_args.tpaw_logits == "blocks" and trial.agrees("log-probs in blocks", trial.apart, head=True)
     if layout == "auto" and attention_of(model) in PACKED_ATTENTION:
         return Shortcuts(head, replace(costs, packed=trial.agrees("packed rows", trial.apart, packed=True)))
-    if layout != "padded" and _sees_everything(model) and trial.agrees("shared prompts", trial.shared):
-        return Shortcuts(head, replace(costs, sharing="cheaper" if layout == "auto" else "always"))
+    if layout != "padded" and _sees_everything(model):
+        by_parts = attends_by_parts(model.device, attention_of(model))
+        if by_parts:
+            use_parts()
+        if not trial.agrees("shared prompts", trial.shared):
+            return Shortcuts(head, costs)
+        return Shortcuts(head, replace(costs, sharing="cheaper" if layout == "auto" else "always", by_parts=by_parts))
     return Shortcuts(head, costs)
 
 

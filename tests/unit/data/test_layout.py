@@ -73,13 +73,19 @@ def rows(prompt: int, responses: list[int]) -> list[Row]:
     return [Row(np.ones(prompt, dtype=np.int32), [np.ones(size, dtype=np.int32) for size in responses])]
 
 
-def test_long_prompts_are_shared_where_it_is_cheaper() -> None:
-    costs = LayoutCosts(token=100.0, pair=0.1, sharing="cheaper")
+@pytest.mark.parametrize("by_parts", [False, True])
+def test_long_prompts_are_shared_where_it_is_cheaper(by_parts: bool) -> None:
+    costs = LayoutCosts(token=100.0, pair=0.1, sharing="cheaper", by_parts=by_parts)
     long, short = rows(512, [192] * 4), rows(4, [192] * 4)
-    assert costs.of(long) < costs.of(separate(long))
-    assert costs.of(short) > costs.of(separate(short))
     assert costs.arrange(long) == long
     assert costs.arrange(short) == separate(short)
+
+
+def test_what_layouts_cost() -> None:
+    shared = rows(4, [2, 2])
+    assert LayoutCosts(token=10.0, pair=1.0).of(separate(shared)) == 2 * (6 * 10 + 6 * 6 / 2)
+    assert LayoutCosts(token=10.0, pair=1.0).of(shared) == 8 * 10 + 8 * 8
+    assert LayoutCosts(token=10.0, pair=1.0, by_parts=True).of(shared) == 8 * 10 + 4 * 4 / 2 + 2 * 2 * (4 + 2 / 2)
 
 
 def test_when_prompts_are_shared() -> None:

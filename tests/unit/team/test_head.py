@@ -29,6 +29,7 @@ from transformers import (
 
 from llamafactory_tpaw.data.layout import Row, lay_out, separate
 from llamafactory_tpaw.objectives import head as blocks
+from llamafactory_tpaw.team import forward
 from llamafactory_tpaw.team.forward import response_logps
 from llamafactory_tpaw.team.shortcuts import find_shortcuts, layout_costs
 
@@ -110,9 +111,42 @@ def test_shared_prompts(attention: str, rows: list[Row]) -> None:
     check_same(model, rows, rows)
 
 
-def test_with_gradient_checkpointing(rows: list[Row]) -> None:
+def test_a_mask_alone_says_who_sees_whom(rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on accelerators, and where something on the way to the attention drops what the mask carries."""
+    monkeypatch.setattr(forward, "attends_by_parts", lambda device, attention: False)
+    check_same(build("untied").eval(), rows, rows)
+
+
+def test_shared_rows_are_attended_part_by_part(rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, widths = build("untied").eval(), set()
+    find_shortcuts(model, RUN, asked())
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, *rest, **named):
+        widths.add((query.shape[2], key.shape[2]))
+        return plain(query, key, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    response_logps(model, lay_out(rows[:1], pad_token_id=0), head=True)
+    assert widths == {(5, 5), (3, 5 + 3), (9, 5 + 9)}
+
+
+def test_padding_and_neighbours_change_nothing(rows: list[Row]) -> None:
+    model, apart = build("untied").eval(), separate(rows)
+    plain = response_logps(model, lay_out(apart, pad_token_id=0), head=True)
+    padded = response_logps(model, lay_out(apart, pad_token_id=3, pad_to_multiple_of=64), head=True)
+    alone = [response_logps(model, lay_out([row], pad_token_id=0), head=True).sums for row in apart]
+    bound = 1e-6 * plain.sums.abs() + 1e-5
+    assert plain.token_counts.tolist() == padded.token_counts.tolist() == [3, 0, 9, 4, 4, 1]
+    assert bool(((plain.sums - padded.sums).abs() <= bound).all())
+    assert bool(((plain.sums - torch.cat(alone)).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_with_gradient_checkpointing(rows: list[Row], reentrant: bool) -> None:
     model = build("untied").train()
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
     check_same(model, rows, rows)
 
 
