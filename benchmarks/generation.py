@@ -33,7 +33,7 @@ from llamafactory_tpaw.generation.base import Request, SamplingSettings
 from llamafactory_tpaw.generation.hf import HfEngine
 
 from .clock import MEBIBYTE, now, peak_bytes, reset_peaks
-from .workload import REAL_VOCABULARY, SIZES
+from .workload import REAL_VOCABULARY, RESULTS, SIZES
 
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--all", action="store_true", help="measure a static cache and transformers' `generate_batch` too"
     )
     parser.add_argument("--profile", action="store_true", help="profile our side instead of measuring both")
-    parser.add_argument("--json", type=Path, help="write the result to this file too")
+    parser.add_argument("--json", type=Path, default=RESULTS / "generation.json", help="file (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -301,9 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     text = json.dumps(result)
     print(text)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n", encoding="utf-8")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(text + "\n", encoding="utf-8")
     return 0
 
 
