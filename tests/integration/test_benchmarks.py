@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     for module in (check, iteration, training):
         monkeypatch.setattr(module, "start_workers", start_workers)
     monkeypatch.chdir(tmp_path)
+    gc.freeze()  # each iteration collects garbage several times: not among all that is imported
     yield
+    gc.unfreeze()
     logging.getLogger("llamafactory").setLevel(logging.INFO)
 
 
