@@ -18,11 +18,11 @@ from .command import Command, HelpFormatter
 # The order of the help: setting up, playing, looking.
 COMMANDS: dict[str, Command] = {
     "init": init.INIT,
+    "check": check.CHECK,
     "run": run.RUN,
     "train": stage.TRAIN,
     "generate": stage.GENERATE,
     "score": stage.SCORE,
-    "check": check.CHECK,
     "lineage": lineage.LINEAGE,
     "doctor": doctor.DOCTOR,
     "completion": completion.COMPLETION,
@@ -66,7 +66,8 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     parser = argparse.ArgumentParser(
         prog="llamafactory-tpaw",
         description="Self-play fine-tuning (stage `tpaw`) for LlamaFactory.",
-        epilog="Example:\n  llamafactory-tpaw generate yaml/qwen_tpaw_iter0.yaml\n\n"
+        epilog="Example:\n  llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml\n"
+        "  llamafactory-tpaw run yaml/qwen_tpaw_iter?.yaml\n\n"
         f"{codes}\n\n`llamafactory-tpaw COMMAND --help` shows a command's arguments.",
         formatter_class=HelpFormatter,
     )

@@ -103,7 +103,7 @@ CHECK = Command(
     summary="what is wrong with an iteration and what it will need, before it runs",
     description="Check a run file's iteration without training, every problem at once: settings, checkpoints, "
     "datasets, tokenizers, the token round trip, the engine, disk and memory; and estimate memory, disk and time, "
-    "each figure with how. Takes seconds and reads no weights, but with --model.\n"
+    "each figure with how. Takes seconds and reads no weights, except with --model.\n"
     "Ends with the exit code of the errors found: 2 settings, 3 data, 5 environment, the smallest of several; "
     "warnings do not change it.",
     example="llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml\n"

@@ -18,7 +18,7 @@ CLEAR_LINE = "\r\x1b[K"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:

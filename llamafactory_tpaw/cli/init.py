@@ -136,7 +136,7 @@ def _next(settings: Settings, families: list[Family]) -> list[str]:
 
 
 INIT = Command(
-    summary="write the run files of a new run: model, SFT set, iterations",
+    summary="the run files of a new run, from a model and an SFT set",
     description="Write the YAML files of a run and its entries of dataset_info.json, ready for `llamafactory-cli "
     "train`. What can be found out is not asked for: the file's format and columns, the template, lengths, device and "
     "batch sizes; each is said, and its reason stands in the files. Nothing is overwritten without --force, and "

@@ -33,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     places.complete = FILE
     parser.add_argument("--verify", action="store_true", help="recompute all digests; exit code 3 if one changed")
-    parser.add_argument("--json", action="store_true", help="print the graph as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the graph as JSON")
     picture = parser.add_argument(
         "--picture", metavar="FILE", type=Path, help=f"draw the graph into a file that ends with {', '.join(PICTURES)}"
     )
