@@ -13,6 +13,13 @@ from .packages import Package, install_command, reinstall_command
 GIB = 1024**3
 LOW_DISK = GIB
 LOW_SHARED_MEMORY = GIB
+# Whom it concerns.
+USES = {
+    "needed": "",
+    "commands": " Some commands of llamafactory-tpaw need it.",
+    "board": " LlamaBoard needs it.",
+    "optional": " Only runs that ask for it are concerned.",
+}
 REFUSED_VARIABLES = ("USE_V1", "USE_MCA")
 
 
@@ -50,15 +57,14 @@ def _of_packages(packages: list[Package]) -> Iterator[Finding]:
         if lacks_llamafactory and package.version is None and package.name != LLAMAFACTORY:
             continue  # pip installs them with it, in versions that it allows
         level = "problem" if package.use == "needed" else "warning"
-        use = {"board": " LlamaBoard needs it.", "optional": " Only runs that ask for it are concerned."}
-        fix = install_command(package)
+        use, fix = USES[package.use], install_command(package)
         if package.version is None:
             if package.use != "optional":
-                yield Finding(level, f"`{package.name}` is not installed.{use.get(package.use, '')}", fix)
+                yield Finding(level, f"`{package.name}` is not installed.{use}", fix)
             continue
         name = f"`{package.name}` {package.version}"
         if package.error:
-            yield Finding(level, f"{name} cannot be imported: {package.error}.{use.get(package.use, '')}", fix)
+            yield Finding(level, f"{name} cannot be imported: {package.error}.{use}", fix)
         if not package.within:
             yield Finding("warning", f"{name} is installed, but {package.allowed} was tested.", fix)
         for conflict in package.conflicts:

@@ -41,8 +41,10 @@ NEEDED: dict[str, str | None] = {
     "numpy": None,
     "omegaconf": None,
     "packaging": None,
+    "filelock": None,
     "matplotlib": None,
 }
+COMMANDS: dict[str, str | None] = {"rich": None, "psutil": None, "shtab": None}
 BOARD: dict[str, str | None] = {"gradio": "gradio"}
 OPTIONAL: dict[str, str | None] = {
     "deepspeed": "deepspeed",
@@ -53,6 +55,7 @@ OPTIONAL: dict[str, str | None] = {
     "ray": "ray",
     "lm-eval": "lm_eval",
 }
+USES = {"needed": NEEDED, "commands": COMMANDS, "board": BOARD, "optional": OPTIONAL}
 # These have to be of one release.
 TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
 
@@ -65,7 +68,8 @@ class Package:
         name: The name that pip knows.
         version: The installed version; None where it is not installed.
         allowed: The versions that llamafactory-tpaw and LlamaFactory allow, as pip writes them; empty for any.
-        use: `needed` for training, `board` for LlamaBoard, `optional` for something that a run file asks for.
+        use: `needed` for training, `commands` for some of our commands, `board` for LlamaBoard, `optional` for what
+            a run file may ask for.
         module: What is imported to see whether it works.
         extra: The extra of llamafactory-tpaw that installs it.
         within: Whether the version is allowed.
@@ -89,7 +93,7 @@ def installed_packages() -> list[Package]:
     bounds, extras = _bounds(), _extras()
     return [
         _package(name, module, use, bounds, extras)
-        for use, modules in (("needed", NEEDED), ("board", BOARD), ("optional", OPTIONAL))
+        for use, modules in USES.items()
         for name, module in modules.items()
     ]
 
@@ -133,7 +137,7 @@ def _package(
 def _bounds() -> dict[str, list[str]]:
     """Return what llamafactory-tpaw and the installed LlamaFactory require: name -> specifiers."""
     bounds = {LLAMAFACTORY: [SUPPORTED], "torch": [TORCH]}
-    for requirement in _requirements(LLAMAFACTORY):
+    for requirement in [*_requirements(OURS), *_requirements(LLAMAFACTORY)]:
         bounds.setdefault(_normal(requirement.name), []).append(str(requirement.specifier))
     return bounds
 

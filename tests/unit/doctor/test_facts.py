@@ -46,12 +46,14 @@ def test_bounds_are_ours_and_llamafactorys(site: Path) -> None:
 
 
 def test_extras_and_what_conflicts(site: Path) -> None:
-    record(site, "llamafactory-tpaw", "9", "vllm<=0.11.0; extra == 'vllm'", "lm_eval>=0.4; extra == 'eval'")
+    extras = ("vllm<=0.11.0; extra == 'vllm'", "lm_eval>=0.4; extra == 'eval'")
+    record(site, "llamafactory-tpaw", "9", "rich>=99", *extras)
     record(site, "torch", "2.9")
     record(site, "vllm", "0.12.0", "torch==2.8.0", "no-such-thing>1", "absent; python_version < '3'")
     vllm = found("vllm")
     assert (vllm.extra, vllm.allowed, vllm.within) == ("vllm", "<=0.11.0", False)
     assert vllm.conflicts == ["torch==2.8.0, but 2.9 is installed", "no-such-thing>1, which is not installed"]
+    assert (found("rich").allowed, found("rich").within, found("rich").use) == (">=99", False, "commands")
     assert (found("lm-eval").extra, found("lm-eval").version) == ("eval", None)
 
 

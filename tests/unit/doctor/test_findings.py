@@ -66,6 +66,12 @@ def test_all_is_well() -> None:
             'pip install "gradio"',
         ),
         (
+            package("shtab", None, use="commands"),
+            "warning",
+            "`shtab` is not installed. Some commands of llamafactory-tpaw need it.",
+            'pip install "shtab"',
+        ),
+        (
             package("torchaudio", error="OSError: libcudart.so.13"),
             "problem",
             "`torchaudio` 1.0 cannot be imported: OSError: libcudart.so.13.",
