@@ -141,3 +141,25 @@ def test_extra_keys_allowed_still_checks_ours(monkeypatch: pytest.MonkeyPatch) -
 
 def test_known_keys_are_llamafactorys_and_ours() -> None:
     assert {"stage", "tpaw_eta", "per_device_train_batch_size", "ray_num_workers"} <= given.known_keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        ([], False),
+        (["--stage", "tpaw"], True),
+        (["--stage=sft"], False),
+        (["run.yaml"], True),
+        (["run.yaml", "stage=sft"], False),
+        (["sft.yaml"], False),
+        (["sft.yaml", "stage=tpaw"], True),
+        (["nope.yaml"], False),
+    ],
+)
+def test_stage_is_guessed_from_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], ours: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("### method\nstage: 'tpaw'  # ours\nbroken: [\n")
+    Path("sft.yaml").write_text("stage: sft\n# stage: tpaw\n")
+    assert given.mentions_stage(words) == ours

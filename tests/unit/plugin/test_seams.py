@@ -360,3 +360,24 @@ def test_required_seam_is_an_error(all_applied: None, monkeypatch: pytest.Monkey
     monkeypatch.setitem(status.RECORD, "dispatch", missed)
     with pytest.raises(ConfigError, match=r"needs LlamaFactory >=0\.9\.5,<0\.9\.6.*seam `dispatch`.*no `b`"):
         status.require_seams()
+
+
+@pytest.mark.parametrize(
+    ("argv", "armed"),
+    [
+        (["/bin/llamafactory-cli", "train", "--stage", "tpaw"], True),
+        (["-m", "train", "--stage", "tpaw"], True),
+        (["/bin/lmf", "train", "--stage", "sft"], False),
+        (["/bin/lmf", "webui"], False),
+        (["mine.py", "train", "--stage", "tpaw"], False),
+    ],
+)
+def test_signals_during_the_import_end_the_command_only(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], armed: bool
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(seams, "exit_at_signals", lambda: calls.append(True))
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(seams, "RECORD", {})
+    seams.callbacks(sys.modules["llamafactory"])
+    assert bool(calls) == armed
