@@ -46,7 +46,7 @@ def mount(request: pytest.FixtureRequest) -> Callable[..., None]:
         if done.returncode != 0:
             pytest.skip(f"a tmpfs cannot be mounted ({done.stderr.strip()}): run as root or by `unshare -rm`")
         path = Path(folder).resolve()
-        request.addfinalizer(lambda: subprocess.run(["umount", str(path)], check=True))
+        request.addfinalizer(lambda: subprocess.run(["umount", "--lazy", str(path)], check=True))
         if not options:
             (path / FILLER).write_bytes(bytes(free(path) - left))
 
@@ -106,10 +106,12 @@ def test_disk_of_the_triplets(mount: Callable[..., None], start: Callable[..., R
     assert meta_of(0).is_file()
 
 
-def test_disk_of_the_cache(mount: Callable[..., None], start: Callable[..., Refusal]) -> None:
-    mount("cache", 4096)
+# Space for a fingerprint; for that and the token ids.
+@pytest.mark.parametrize(("left", "what"), [(8 << 10, "cache/tokens"), (264 << 10, "cache/logps/")])
+def test_disk_of_the_cache(mount: Callable[..., None], start: Callable[..., Refusal], left: int, what: str) -> None:
+    mount("cache", left)
     with goes_on(start, "cache"):
-        assert_full(start(), "`tpaw_cache_dir: cache`", "cache/logps/")
+        assert_full(start(), "`tpaw_cache_dir: cache`", what)
         assert not [name for name in names("cache") if name.startswith("part-") or name.endswith(".tmp")]
 
 
