@@ -10,14 +10,14 @@ from typing import Any
 
 
 GIB = 1024**3
-CPU_BATCH_TOKENS = 4096
+CPU_BATCH_TOKENS, DEVICE_BATCH_TOKENS = 4096, 16384
 MAX_BATCH = 16
 STEP_TRIPLETS, STEP_ROWS = 64, 128  # SPIN's and its SFT's
 MIN_STEPS = 50  # an epoch: with fewer, a smaller step trains better
 # Bytes a parameter of full fine-tuning: bf16 weights, gradients and AdamW's states, with a float32 copy or without.
 TRAINING_BYTES = 16
 # Bytes of activations a token, in units of the hidden size: one layer whole, and the inputs of the others.
-LAYER_UNITS, CHECKPOINT_UNITS = 34, 2
+LAYER_UNITS, CHECKPOINT_UNITS = 100, 2
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def batch_sizes(
     if machine.devices:
         layers, hidden = (getattr(text_config, name, 1) for name in ("num_hidden_layers", "hidden_size"))
         free = 0.8 * machine.memory - TRAINING_BYTES * (parameters or 0)
-        tokens = int(free / (hidden * (LAYER_UNITS + CHECKPOINT_UNITS * layers)))
+        fitting = int(free / (hidden * (LAYER_UNITS + CHECKPOINT_UNITS * layers)))
+        tokens = min(fitting, DEVICE_BATCH_TOKENS)
     batch = _power_of_two(min(max(tokens // (sequences * keys["cutoff_len"]), 1), MAX_BATCH, step))
     return batch, step // batch
 

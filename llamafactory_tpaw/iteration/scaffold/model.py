@@ -17,6 +17,7 @@ from .settings import Settings
 
 
 BOARD_FOLDER = re.compile(r"(?:^|/)saves/(?P<model>[^/]+)/[^/]+/[^/]+/?$")
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "spiece.model", "*.tiktoken")
 UNKNOWN_MODEL = "Custom"  # as LlamaBoard calls a model that is not in its list
 
 
@@ -95,6 +96,9 @@ def _check_folder(place: Path, given: str) -> None:
             "base with `llamafactory-cli export`, and give the merged model."
         )
     problems = check_checkpoint_complete(place)
+    # transformers would make an empty tokenizer of the model's type.
+    if not problems and not any(file for pattern in TOKENIZER_FILES for file in place.glob(pattern)):
+        problems = [f"{place} holds no tokenizer. Save the model's tokenizer there, too."]
     if problems:
         raise DataError([f"`--model {given}`: {problem}" for problem in problems])
 

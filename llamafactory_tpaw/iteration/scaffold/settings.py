@@ -207,7 +207,8 @@ def _key_problems(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
         try:
             read_given([f"--{key}={value}"])
         except ConfigError as error:
-            cause = str(error).partition(f"--{key}: ")[2].partition(". `llamafactory-cli")[0] or str(error)
+            # argparse names the flag with all its spellings, and the message ends with our own advice.
+            cause = str(error).rpartition("argument --")[2].partition(": ")[2].partition(". `llamafactory-cli")[0]
             problems.append(
                 f"`{prefix}{key}={value}`: {cause}. Correct the value; `llamafactory-cli train -h` lists every key."
             )

@@ -153,13 +153,22 @@ def _missing_tokens(name: str, tokenizer: Any) -> list[str]:
 
 
 def _fitting_templates(tokenizer: Any) -> list[str]:
-    """Templates that have special tokens, all of which the vocabulary holds."""
+    """Templates whose special tokens are all in the vocabulary; those that have none fit any."""
     fitting = []
-    for name, template in facade.TEMPLATES.items():
-        written = "".join(_write(template, tokenizer, SYSTEM) or [])
-        if (template.stop_words or SPECIAL_TOKEN.search(written)) and not _missing_tokens(name, tokenizer):
+    for name, template in _text_templates().items():
+        special = {*template.stop_words, *SPECIAL_TOKEN.findall("".join(_write(template, tokenizer, SYSTEM) or []))}
+        if special - {tokenizer.bos_token, tokenizer.eos_token} and not _missing_tokens(name, tokenizer):
             fitting.append(name)
     return fitting
+
+
+def _text_templates() -> dict[str, Any]:
+    """Leave out those for models that see or hear: many write text like one of the others."""
+    return {
+        name: template
+        for name, template in facade.TEMPLATES.items()
+        if type(template.mm_plugin).__name__ == "BasePlugin"
+    }
 
 
 def _alike_templates(tokenizer: Any) -> list[str]:
@@ -170,7 +179,7 @@ def _alike_templates(tokenizer: Any) -> list[str]:
     if own[1] is None:
         return []
     likeness = {}
-    for name, template in facade.TEMPLATES.items():
+    for name, template in _text_templates().items():
         theirs = [_cut(_write(template, tokenizer, system), system) for system in (SYSTEM, None)]
         if theirs[1] is not None:
             likeness[name] = _compare(own, theirs, _eos(template, tokenizer))
