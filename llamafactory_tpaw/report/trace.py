@@ -57,6 +57,11 @@ def trace(places: Sequence[Path]) -> Graph:
             found += outputs
         elif not place.is_file():
             raise DataError(f"{place} does not exist. Give an `output_dir`, a folder of such, or a triplet file.")
+        elif not meta_path(place).is_file():
+            raise DataError(
+                f"{place} is no file of generated triplets, or has lost its meta file: {meta_path(place)} does not "
+                "exist. Give a triplet file with its meta file, or an `output_dir`."
+            )
     walk.known = {
         fingerprint: folder
         for output in found
