@@ -120,7 +120,7 @@ class Engine(Protocol):
 
 # Batches' worth of requests that an engine is given at once, and that an interruption costs at most. The more, the
 # rarer are the times when rows finish and none is left to take their places.
-UNIT_BATCHES = 16
+UNIT_BATCHES = 8
 
 
 def plan_units(requests: Sequence[Request], batch_tokens: int) -> list[list[int]]:

@@ -131,10 +131,11 @@ class TeamScorer:
             todo = {key: sequences[key] for lacking in missing.values() for key in lacking}
             if todo:
                 work.append((member, todo, cache))
-        for index, (member, todo, cache) in enumerate(work):
-            report.scored_sequences += len(todo)
-            report.scored_tokens += sum(len(prompt) + len(response) for prompt, response in todo.values())
-            self._score(member, todo, cache, following=work[index + 1][0] if work[index + 1 :] else None)
+        with _only_new_garbage():
+            for index, (member, todo, cache) in enumerate(work):
+                report.scored_sequences += len(todo)
+                report.scored_tokens += sum(len(prompt) + len(response) for prompt, response in todo.values())
+                self._score(member, todo, cache, following=work[index + 1][0] if work[index + 1 :] else None)
         report.seconds = time.monotonic() - started
         logger.info_rank0(
             f"Scored {report.scored_blocks} of {report.blocks} blocks ({report.scored_sequences} sequences); the "
@@ -267,6 +268,16 @@ def _read_files(folder: Path, stop: threading.Event) -> None:
         with contextlib.suppress(OSError), path.open("rb", buffering=0) as stream:
             while not stop.is_set() and stream.read(READ_AHEAD_BYTES):
                 continue
+
+
+@contextlib.contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Let collections meanwhile pass over what is there already: a million objects of imported modules and data."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def release_memory() -> None:
