@@ -5,18 +5,15 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
 import re
-import shutil
-import subprocess
+import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
 from llamafactory_tpaw.arguments import reference
 from llamafactory_tpaw.arguments.fields import FIELDS
-from llamafactory_tpaw.data.source import triplet_entry
+from llamafactory_tpaw.cli import COMMANDS, build_parsers
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,24 +103,22 @@ def test_pages_name_only_keys_that_exist(page: Path) -> None:
     assert words - set(FIELDS) - {"tpaw_loss"} == set()
 
 
-def test_the_sed_command_of_the_readme_makes_run_files(tmp_path: Path) -> None:
-    """Step 3 of the README, run as it stands there."""
-    shutil.copytree(ROOT / "yaml", tmp_path / "yaml")
-    command = re.search(r"^ +for run in sft .*?^ +done$", read(ROOT / "README.md"), re.DOTALL | re.MULTILINE)[0]
-    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
-    runs = [
-        yaml.safe_load(read(tmp_path / "yaml" / f"mine_{run}.yaml")) for run in ("sft", "tpaw_iter0", "tpaw_iter2")
-    ]
-    sft, first, last = runs
-    assert {run["template"] for run in runs} == {"llama3"}
-    assert sft["model_name_or_path"] == "my-org/my-base-model"
-    assert sft["dataset"] == first["tpaw_prompts"] == "my_sft"
-    assert first["model_name_or_path"] == first["tpaw_players"] == sft["output_dir"] == "saves/mine/full/sft"
-    assert last["dataset"] == "mine_tpaw_iter0,mine_tpaw_iter1,mine_tpaw_iter2"
-    assert last["model_name_or_path"] == "saves/mine/full/tpaw_iter1"
-    assert "qwen_" not in read(tmp_path / "yaml" / "mine_tpaw_iter2.yaml")
+INIT_COMMANDS = [
+    line for page in PAGES for line in re.findall(r"^ +llamafactory-tpaw (init [^\[\n]*)$", read(page), re.MULTILINE)
+]
 
 
-def test_the_dataset_entries_of_the_readme_are_the_generated_ones() -> None:
-    text = re.search(r'^ +"my_sft".*?^       \}$', read(ROOT / "README.md"), re.DOTALL | re.MULTILINE)[0]
-    assert json.loads("{" + text + "}")["mine_tpaw_iter0"] == triplet_entry("mine_tpaw_iter0")
+@pytest.mark.parametrize("line", INIT_COMMANDS)
+def test_init_is_shown_as_it_takes_its_arguments(line: str) -> None:
+    _, parsers = build_parsers()
+    given = parsers["init"].parse_intermixed_args(shlex.split(line)[1:])
+    assert given.name
+    assert all("=" in word for word in given.overrides)
+
+
+def test_the_five_steps_name_the_commands_in_order() -> None:
+    steps = read(ROOT / "README.md").partition("### Your own model in five steps")[2].partition("The [guide]")[0]
+    assert re.findall(r"^(\d)\. ", steps, re.MULTILINE) == list("12345")
+    named = re.findall(r"llamafactory-tpaw (\w+)", steps)
+    assert named == ["doctor", "init", "check", "run", "lineage"]
+    assert set(named) <= set(COMMANDS)

@@ -71,8 +71,9 @@ class Lengths:
         whole = _share([prompt + target for prompt, target in zip(self.prompts, self.targets, strict=True)])
         target = _share(self.targets)
         longest = max(max(self.prompts) + min(target, TOKEN_STEP), whole)
-        cutoff = min(_round_up(longest), most)
-        return cutoff, max(min(_round_up(target), cutoff - TOKEN_STEP), 1)
+        cutoff, new = _round_up(longest), _round_up(target)
+        cutoff = min(cutoff + TOKEN_STEP if new >= cutoff else cutoff, most)
+        return cutoff, min(new, max(cutoff - TOKEN_STEP, cutoff // 2))
 
     def bad_allowance(self, cutoff_len: int, min_response: int, prompts: int | None) -> int:
         r"""How many bad rows are to be expected under `cutoff_len`.
