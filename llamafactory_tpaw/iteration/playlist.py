@@ -207,9 +207,8 @@ def _check(item: Item, expected: set[Path] | None) -> bool:
     if str(item.given.get("do_train", False)).lower() != "true":
         problems.append("`do_train` is not true, but `run` trains. Set `do_train: true`.")
     with Findings() as findings:
-        if problems:
-            findings.errors.append(ConfigError(problems))
-        elif expected is not None and find_progress(item).state == "finished":
+        findings.refuse(ConfigError, problems)
+        if not problems and expected is not None and find_progress(item).state == "finished":
             return True
         if item.is_iteration and expected is not None:
             make_plan(item.given, expected)

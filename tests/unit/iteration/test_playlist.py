@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.errors import ConfigError
+from llamafactory_tpaw.errors import TpawError
 from llamafactory_tpaw.iteration.playlist import Item, find_progress, read_playlist, split_words
 from tests.runs import COMMON, Project
 from tests.unit.iteration.test_preflight import finish, project, write_triplets
@@ -37,7 +37,7 @@ def write_all(project: Project, **changes: Any) -> list[str]:
 
 
 def problems_of(files: list[str], *overrides: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(TpawError) as caught:
         read_playlist(files, overrides)
     return caught.value.problems
 
