@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
+from rich.padding import Padding
 from rich.text import Text
 from rich.tree import Tree
 
@@ -75,7 +77,7 @@ def _add_what_followed(graph: Graph, node: Checkpoint, tree: Tree) -> None:
         _add_what_followed(graph, child, tree.add(_checkpoint(graph, child)))
 
 
-def _checkpoint(graph: Graph, node: Checkpoint) -> Text:
+def _checkpoint(graph: Graph, node: Checkpoint) -> Group:
     parent = graph.checkpoints.get(node.parent or "")
     name = (
         node.name
@@ -85,7 +87,7 @@ def _checkpoint(graph: Graph, node: Checkpoint) -> Text:
     title = _title(f"{name} <- {parent.name}" if parent else name, node.path, node.key, node.state)
     manifest = node.manifest
     if manifest is None:
-        return title
+        return Group(title)
     when = manifest.finished or manifest.started
     lines = []
     if when:
@@ -109,7 +111,7 @@ def _checkpoint(graph: Graph, node: Checkpoint) -> Text:
     return _with(title, lines)
 
 
-def _triplets(graph: Graph, node: Triplets) -> Text:
+def _triplets(graph: Graph, node: Triplets) -> Group:
     title = _title(f"D_{node.iteration} {node.name}", node.path, node.key, node.state)
     meta = node.meta
     if meta is None:
@@ -134,10 +136,8 @@ def _title(name: str, path: str, key: str, state: str) -> Text:
     return title
 
 
-def _with(title: Text, lines: list[str]) -> Text:
-    for line in lines:
-        title.append(f"\n  {line}", style="not bold")
-    return title
+def _with(title: Text, lines: list[str]) -> Group:
+    return Group(title, *(Padding(Text(line), (0, 0, 0, 2), expand=False) for line in lines))
 
 
 def _listed(values: Mapping[str, Any]) -> str:

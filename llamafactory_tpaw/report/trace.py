@@ -127,9 +127,18 @@ class _Walk:
         present = self.graph.checkpoints.get(key)
         if present is None or present.state in ABSENT:
             self._look_for(key, described.get("name", ""), path, base)
+        else:
+            self._prefer(present, _find(path, base, directory=True))
         node = self.graph.checkpoints[key]
         node.recorded |= {name: described[name] for name in ("files",) if name in described}
         return key
+
+    def _prefer(self, node: Checkpoint, folder: Path | None) -> None:
+        """Of several folders with one result, take the one that is trained from: only it is what was recorded."""
+        if folder is None or node.folder is None or folder.resolve() == node.folder.resolve():
+            return
+        if _result_of(folder) == node.key:
+            node.folder, node.path, node.manifest = folder, shown(folder), read_manifest(folder)
 
     def _look_for(self, key: str, name: str, path: str, base: Path) -> None:
         folder = _find(path, base, directory=True)

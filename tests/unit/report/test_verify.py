@@ -152,6 +152,15 @@ def test_manifests_of_the_first_version(thetas: list[Path]) -> None:
     assert record_of(thetas[1], STORE).is_file(), "the cache beside the output folders is found"
 
 
+def test_of_folders_with_one_result_the_parent_is_compared(thetas: list[Path]) -> None:
+    """A copy, or an iteration that was played twice, says other dates."""
+    shutil.copytree(thetas[2], "saves/a_copy")
+    change_json(Path("saves/a_copy/tpaw.json"), finished="2027-01-01T00:00:00Z")
+    checked = checks("saves")
+    assert [check for check in checked if check.state != "ok"] == []
+    assert {check.path for check in checked if check.name == "theta_2"} == {"saves/iter1"}
+
+
 def test_unfinished_training_has_nothing_to_compare(thetas: list[Path]) -> None:
     change_json(thetas[3] / "tpaw.json", status="training", result={})
     assert "theta_3" not in {check.name for check in checks()}

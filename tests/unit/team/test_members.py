@@ -15,7 +15,15 @@ from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_proces
 from llamafactory_tpaw.errors import DataError, Findings
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
-from llamafactory_tpaw.team.members import check_tokenizers, load_encoder, load_members, load_team
+from llamafactory_tpaw.team.members import (
+    Member,
+    check_parents,
+    check_tokenizers,
+    load_encoder,
+    load_members,
+    load_team,
+)
+from llamafactory_tpaw.team.players import Player
 from tests import tiny
 from tests.unit.team.test_manifest import make_manifest
 
@@ -124,6 +132,17 @@ def test_tokenizer_with_other_tokens(run_of: Callable[..., RunArguments]) -> Non
     path.write_text(json.dumps(content))
     (problem,) = check(run_of())
     assert problem.startswith("theta_0 (theta_0) has another tokenizer than theta_1 (theta_1): 395 and 395 tokens")
+
+
+def test_players_of_a_hub_are_checked_after_their_download(run_of: Callable[..., RunArguments]) -> None:
+    members = [
+        Member(Player(0, "org/theta_0"), Path("theta_0"), fingerprint_checkpoint(Path("theta_0"), Path("c"))),
+        Member(Player(1, "org/theta_1"), Path("theta_1"), fingerprint_checkpoint(Path("theta_1"), Path("c"))),
+    ]
+    check_parents(members)
+    Path("theta_1/tpaw.json").unlink()
+    with pytest.raises(DataError, match=r"`tpaw_players` has org/theta_1 as theta_1, but it has no tpaw\.json"):
+        check_parents(members)
 
 
 def test_vocabularies_are_compared(run_of: Callable[..., RunArguments]) -> None:
