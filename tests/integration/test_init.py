@@ -150,6 +150,41 @@ def test_settings_of_another_run(data: str, tiny_model: Path) -> None:
     assert keys["optim"] == "sgd"
 
 
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [({}, (128, 64)), ({"cutoff_len": 100}, (100, 50)), ({"max_new_tokens": 200}, (256, 200))],
+)
+def test_a_limit_that_is_given_moves_the_other(
+    given: dict[str, int], limits: tuple[int, int], data: str, tiny_model: Path
+) -> None:
+    words = [f"{key}={value}" for key, value in given.items()]
+    assert init("--model", tiny_model, "--data", data, "--name", "mine", "--iterations", 1, *words) == 0
+    run = run_file("mine_tpaw_iter0")
+    assert (run["cutoff_len"], run["max_new_tokens"]) == limits
+
+
+def test_a_folder_elsewhere(data: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is given is found from here, and what is written from there."""
+    shutil.copytree(tiny_model, "new/place/sft")
+    arguments = ("--model", "new/place/sft", "--folder", "new/place", "--name", "mine", "--iterations", 1)
+    assert init(*arguments, "--data", data) == 0
+    assert "cd new/place" in capsys.readouterr().out
+    run = yaml.safe_load(Path("new/place/yaml/mine_tpaw_iter0.yaml").read_text())
+    assert run["model_name_or_path"] == "sft"
+    info = json.loads(Path("new/place/data/dataset_info.json").read_text())
+    assert Path(info["additions"]["file_name"]) == Path(data).resolve()
+    assert init(*arguments, "--data", "additions") == 0
+    assert "everything is there already" in capsys.readouterr().out
+
+
+def test_more_iterations_are_added(data: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--model", tiny_model, "--data", data, "--name", "mine")
+    assert init(*arguments, "--iterations", 1) == 0
+    assert init(*arguments, "--iterations", 3) == 0
+    assert "(1 more there already, with the same content)" in capsys.readouterr().out
+    assert len(list(Path("yaml").iterdir())) == 3
+
+
 def test_bad_rows_are_counted_and_allowed(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

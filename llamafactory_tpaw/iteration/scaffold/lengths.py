@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,8 +61,8 @@ class Lengths:
         """Whether every row was looked at."""
         return self.total == self.sampled
 
-    def limits(self, max_positions: int | None) -> tuple[int, int]:
-        r"""Choose `cutoff_len` and `max_new_tokens`.
+    def limits(self, max_positions: int | None, given: Mapping[str, int]) -> dict[str, int]:
+        r"""Choose `cutoff_len` and `max_new_tokens` where they are not given.
 
         Every prompt of the sample and nearly every whole row fits, up to the model's positions and 4096 tokens; nearly
         every target could be generated in full.
@@ -71,9 +71,11 @@ class Lengths:
         whole = _share([prompt + target for prompt, target in zip(self.prompts, self.targets, strict=True)])
         target = _share(self.targets)
         longest = max(max(self.prompts) + min(target, TOKEN_STEP), whole)
-        cutoff, new = _round_up(longest), _round_up(target)
-        cutoff = min(cutoff + TOKEN_STEP if new >= cutoff else cutoff, most)
-        return cutoff, min(new, max(cutoff - TOKEN_STEP, cutoff // 2))
+        new = given.get("max_new_tokens", _round_up(target))
+        cutoff = min(max(_round_up(longest), _round_up(new + 1)), most)
+        cutoff = given.get("cutoff_len", cutoff)
+        fitting = min(new, max(cutoff - TOKEN_STEP, cutoff // 2))
+        return {"cutoff_len": cutoff, "max_new_tokens": given.get("max_new_tokens", fitting)}
 
     def bad_allowance(self, cutoff_len: int, min_response: int, prompts: int | None) -> int:
         r"""How many bad rows are to be expected under `cutoff_len`.
@@ -82,7 +84,7 @@ class Lengths:
             Their number where every row was looked at; else what the sample lets expect, and 1 % of the prompts.
         """
         bad = self.count_bad(cutoff_len, min_response)
-        if self.is_whole and (prompts is None or prompts >= self.sampled):
+        if self.is_whole:
             return bad
         among = prompts or self.total or self.sampled
         return max(round(among * BAD_SHARE), _ceil(1.5 * among * bad / self.sampled))

@@ -111,7 +111,6 @@ def _load(source: str, settings: Settings, is_local: bool) -> tuple[Any, Any]:
         "trust_remote_code": str(keys.get("trust_remote_code", False)).lower() == "true",
         "cache_dir": keys.get("cache_dir"),
         "revision": keys.get("model_revision", "main"),
-        "token": keys.get("hf_hub_token"),
     }
     what = "config"
     try:

@@ -43,6 +43,7 @@ MOVED_PREFIXES = {
 }
 PRECISION_KEYS = ("bf16", "fp16", "pure_bf16", "use_cpu")
 # Of the training keys, those that SFT and self-play have in common.
+OF_ITERATIONS = ("eval_dataset",)
 COMMON_TRAINING = (*PRECISION_KEYS, "tf32", "seed", "data_seed", "ddp_timeout", "ddp_backend", "deepspeed")
 FAMILY_KEYS = {
     "template": "template",
@@ -150,14 +151,7 @@ def _look(settings: Settings, tell: Callable[[str], None]) -> _Found:
         if sft_set.path or len(given) < 2:
             tell("lengths under the tokenizer")
             lengths = measure(settings, model, template.name, sft_set)
-        limits = {
-            **(
-                dict(zip(("cutoff_len", "max_new_tokens"), lengths.limits(model.max_positions), strict=True))
-                if lengths
-                else {}
-            ),
-            **given,
-        }
+        limits = lengths.limits(model.max_positions, given) if lengths else given
         _check_limits(limits, model)
         return _Found(settings, model, sft_set, look_at_machine(), template, lengths, limits)
 
@@ -236,8 +230,11 @@ def _sft_changes(changes: Mapping[str, Change], sft_keys: Mapping[str, Any]) -> 
     common = {
         key: change
         for key, change in changes.items()
-        if key in COMMON_TRAINING
-        or (change.section in ("model", "method", "dataset", "output") and not key.startswith("tpaw_"))
+        if key not in OF_ITERATIONS
+        and (
+            key in COMMON_TRAINING
+            or (change.section in ("model", "method", "dataset", "output") and not key.startswith("tpaw_"))
+        )
     }
     own = {key: Change(section_of(key).replace("eval", "train"), value) for key, value in sft_keys.items()}
     return common | own

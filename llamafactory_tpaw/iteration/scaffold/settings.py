@@ -35,6 +35,7 @@ LAYOUT = {
     "do_train": "The files are for training.",
     "finetuning_type": "This version of stage `tpaw` trains all weights.",
 }
+SECRETS = ("hf_hub_token", "ms_hub_token", "om_hub_token")
 # What makes SPIN of TPAW. A file of another objective says nothing about these.
 WEIGHTING = ("tpaw_team_size", "tpaw_eta", "tpaw_gamma")
 
@@ -54,8 +55,8 @@ class Settings:
         sft: Whether theta_0 is still to be trained from `model`.
         saves: Folder of the runs; None for LlamaBoard's.
         columns: Which column is what, for a file.
-        like: The run file that settings are taken from.
-        like_template: Its template, where the model is another one: it only settles what is ambiguous.
+        like_template: The template of the run file of `--like`, where the model is another one: it only settles
+            what is ambiguous.
         keys: Keys of run files that the user set, of the iterations and, where they fit, of SFT.
         sft_keys: Keys of the SFT file alone.
     """
@@ -70,7 +71,6 @@ class Settings:
     sft: bool = False
     saves: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    like: str | None = None
     like_template: str | None = None
     keys: Mapping[str, Any] = field(default_factory=dict)
     sft_keys: Mapping[str, Any] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Settings:
     @property
     def model_keys(self) -> dict[str, Any]:
         """Keys on which it depends where and how the model is found."""
-        wanted = ("trust_remote_code", "cache_dir", "model_revision", "hf_hub_token", "use_fast_tokenizer")
+        wanted = ("trust_remote_code", "cache_dir", "model_revision", "use_fast_tokenizer")
         return {key: self.keys[key] for key in wanted if key in self.keys}
 
 
@@ -120,7 +120,7 @@ def read_settings(flags: Mapping[str, Any], overrides: Sequence[str] = (), like:
         raise ConfigError(list(dict.fromkeys(problems)))
     merged = OmegaConf.to_container(OmegaConf.merge(borrowed, given, keys), resolve=False)
     options["folder"] = Path(options.get("folder") or ".")
-    return Settings(**options, like=like, like_template=like_template, keys=merged, sft_keys=sft_keys)
+    return Settings(**options, like_template=like_template, keys=merged, sft_keys=sft_keys)
 
 
 def _read_like(like: str | None, problems: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -142,7 +142,8 @@ def _read_like(like: str | None, problems: list[str]) -> tuple[dict[str, Any], d
     players = given.get("tpaw_players") or given.get("model_name_or_path") or ""
     first = players[0] if isinstance(players, list) else str(players).split(",")[0].strip()
     options = {"model": first, "data": given.get("tpaw_prompts"), "objectives": objective}
-    left_out = {*LAYOUT, *(() if objective == "tpaw" else WEIGHTING), "resume_from_checkpoint", "overwrite_output_dir"}
+    left_out = {*LAYOUT, *(() if objective == "tpaw" else WEIGHTING), *SECRETS}
+    left_out |= {"resume_from_checkpoint", "overwrite_output_dir"}
     return {key: value for key, value in given.items() if key not in left_out}, options
 
 
@@ -179,7 +180,13 @@ def _read_overrides(overrides: Sequence[str], problems: list[str]) -> tuple[dict
 
 
 def _layout_problems(keys: Mapping[str, Any]) -> list[str]:
-    return [f"`{key}={keys[key]}` is not to be set: `init` writes it. {LAYOUT[key]}" for key in LAYOUT if key in keys]
+    secrets = [
+        f"`{key}` is not written to a file. Log in with `hf auth login`, or set it where you start a run: `{key}=…`."
+        for key in SECRETS
+        if key in keys
+    ]
+    written = [key for key in LAYOUT if key in keys]
+    return secrets + [f"`{key}={keys[key]}` is not to be set: `init` writes it. {LAYOUT[key]}" for key in written]
 
 
 def _sft_problems(sft_keys: Mapping[str, Any], writes_sft: bool) -> list[str]:

@@ -72,7 +72,7 @@ def choose_template(settings: Settings, tokenizer: Any, model_type: str, known_a
                 f"`template: {given}` is not a template of LlamaFactory. "
                 f"{f'Did you mean `{nearest[0]}`?' if nearest else 'Leave it out, and init looks for it.'}"
             )
-        return _checked(Choice(given, f"from {settings.like}" if settings.like else "as given"), tokenizer)
+        return _checked(Choice(given, "as given"), tokenizer)
     listed = _listed_templates(known_as)
     if len(listed) == 1:
         return _checked(Choice(listed[0], f"LlamaFactory lists it for {known_as}"), tokenizer)

@@ -88,6 +88,7 @@ PROBLEMS: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
     (("sft.seed=1",), {}, "`sft.seed` is for the SFT file, which is written with `--sft` only."),
     (("sft.tpaw_eta=2",), {"sft": True}, "`sft.tpaw_eta`: stage `sft` has no such key."),
     (("output_dir=x",), {}, "`output_dir=x` is not to be set: `init` writes it. Give the folder of the runs"),
+    (("hf_hub_token=hf_secret",), {}, "`hf_hub_token` is not written to a file."),
     (("tpaw_players=x",), {}, "They follow from `--model` and `--iterations`."),
     (("finetuning_type=lora",), {}, "This version of stage `tpaw` trains all weights."),
 ]
@@ -99,6 +100,7 @@ def test_refused(overrides: tuple[str, ...], flags: dict[str, Any], message: str
         read(*overrides, **flags)
     assert message in str(caught.value)
     assert len(caught.value.problems) == 1
+    assert "hf_secret" not in str(caught.value)
 
 
 def test_all_problems_at_once() -> None:
