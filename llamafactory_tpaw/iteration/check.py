@@ -256,7 +256,7 @@ def _check_sample(sample: Sample, plan: Plan, encoder: TurnEncoder, template: st
         _report_bad_rows(sample, plan, report)
     for problem in round_trip_problems(_spread(sample.prompts, ROUND_TRIPS), encoder, template):
         report.error(ConfigError, problem)
-    if plan.tpaw_args.tpaw_prompts and not sample.prompts:
+    if plan.tpaw_args.tpaw_prompts and not sample.prompts and not report.errors:
         report.error(
             DataError,
             f"`tpaw_prompts: {plan.tpaw_args.tpaw_prompts}`: no row can be used among {sample.how}. Correct the rows.",

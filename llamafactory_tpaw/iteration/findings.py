@@ -95,4 +95,4 @@ class Report:
         if self.errors:
             messages = [finding.message for finding in self.errors]
             kind = ERRORS.get(self.exit_code, TpawError)
-            raise kind(messages if kind is ConfigError else "\n".join(messages))
+            raise kind(messages)

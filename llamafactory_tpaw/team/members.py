@@ -183,6 +183,8 @@ def _load_tokenizer(model_args: Any, whose: str) -> dict[str, Any]:
     # Without files transformers makes a tokenizer that knows no text instead of failing.
     if folder.is_dir() and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise DataError(f"{whose}: {folder} holds no tokenizer. {advice}")
+    if not folder.is_dir():
+        advice = "It is no folder here: correct the path, or let this machine reach the hub."
     try:
         return facade.load_tokenizer(model_args)
     except (OSError, ValueError) as error:

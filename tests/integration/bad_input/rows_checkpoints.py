@@ -23,7 +23,7 @@ from .spoiling import (
 
 
 MANIFEST = "saves/play_iter0/tpaw.json"
-HUB = (("the hub: .*\\. Correct", "the hub: <what the hub says>. Correct"),)
+HUB = (("cannot be loaded \\(.*\\)\\. It is", "cannot be loaded (<what the hub says>). It is"),)
 
 
 def lose_a_shard() -> None:

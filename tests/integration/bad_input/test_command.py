@@ -9,7 +9,7 @@ import pytest
 
 from tests.runs import Project
 
-from .spoiling import anew, change_json, contents, meta_of, remove_triplets, sft_set
+from .spoiling import anew, change_json, contents, meta_of, other_weights, remove_triplets
 
 
 pytestmark = pytest.mark.integration
@@ -32,11 +32,11 @@ def test_settings(project: Project) -> None:
     assert "Did you mean `tpaw_gamma`?" in errors[0]
 
 
-def test_prompts_in_the_generating_child(project: Project) -> None:
-    remove_triplets(0)
-    sft_set([{"question": "Why?", "answer": None}])
-    (error,) = fails(project, 3, anew(project, 0, tpaw_prompts="bad"))
-    assert "`tpaw_prompts: bad` (data/bad.jsonl) has 1 bad row" in error
+def test_players_in_the_generating_child(project: Project) -> None:
+    remove_triplets(1)
+    other_weights("saves/play_iter0")
+    (error,) = fails(project, 3, anew(project, 1))
+    assert "the weights were changed after the iteration" in error
 
 
 def test_triplets_in_the_training_process(project: Project) -> None:
