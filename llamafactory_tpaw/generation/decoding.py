@@ -89,6 +89,11 @@ class Row:
         """Tokens of prompt and response. The last one is the next step's input, the others are in the cache."""
         return len(self.request.prompt_ids) + len(self.ids)
 
+    @property
+    def last_position(self) -> int:
+        """Where the last token stands that predicts one within the limit."""
+        return len(self.request.prompt_ids) + self.request.max_new_tokens - 2
+
     def tokens(self) -> np.ndarray:
         """All of them."""
         return np.concatenate([self.request.prompt_ids, np.asarray(self.ids, dtype=np.int32)])
@@ -240,6 +245,8 @@ class RowDecoder:
         tokens = torch.tensor([row.ids[-1] if row.ids else int(row.request.prompt_ids[-1]) for row in rows])
         lengths = torch.tensor([row.length - 1 for row in rows])
         padding = (cache.width - lengths).to(device)[:, None]
+        # Rows that finish between two looks run on, but not beyond the positions that the model may have.
+        last = torch.tensor([row.last_position for row in rows]).to(device)[:, None]
         tokens, lengths = tokens.to(device)[:, None], lengths.to(device)[:, None]
         numbers = None
         if self.settings.temperature > 0:
@@ -250,7 +257,7 @@ class RowDecoder:
             logits = self.model(
                 input_ids=tokens,
                 attention_mask=(columns >= padding).long(),
-                position_ids=lengths + step,
+                position_ids=torch.minimum(lengths + step, last),
                 past_key_values=cache,
                 use_cache=True,
             ).logits[:, -1]

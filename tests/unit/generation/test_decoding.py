@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     GenerationConfig,
+    GPT2Config,
     MistralConfig,
     Qwen2Config,
     Qwen3NextConfig,
@@ -193,6 +194,16 @@ def test_several_steps_between_two_looks(
     watch = Watch(model)
     assert decode(model, requests, bound, **changes) == single
     assert all(room <= bound or rows == 1 for rows, room in zip(watch.rows, watch.room, strict=True))
+
+
+def test_finished_rows_run_into_no_position_that_the_model_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=20, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    requests = [Request(f"{size}-0", np.arange(1, size + 1, dtype=np.int32), 20 - size, 0) for size in (3, 12, 19)]
+    single = decode(model, requests, 300)
+    monkeypatch.setattr(decoding, "STEPS", {"cpu": 8})
+    assert decode(model, requests, 300) == single
 
 
 def test_many_short_passes_over_prompts(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
