@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Attention that takes a mask for every pair of tokens, and attention that keeps sequences apart by their positions.
 MASKED_ATTENTION = ("sdpa", "eager")
 PACKED_ATTENTION = ("flash_attention_2", "flash_attention_3")
+# What architectures call the width of a window; the few tokens of a trial fit into most.
+WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_window_size")
 TRIED_PROMPT, TRIED_RESPONSES = 6, (4, 7, 5)
 
 logger = get_logger(__name__)
@@ -123,5 +125,5 @@ def _sees_everything(model: PreTrainedModel) -> bool:
     return (
         attention_of(model) in MASKED_ATTENTION
         and kinds == {"full_attention"}
-        and not getattr(config, "sliding_window", None)
+        and not any(getattr(config, name, None) for name in WINDOWS)
     )

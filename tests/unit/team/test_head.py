@@ -16,6 +16,8 @@ from transformers import (
     FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -202,8 +204,13 @@ def test_an_unknown_step_after_the_head_is_noticed(caplog: pytest.LogCaptureFixt
         lambda: FalconH1ForCausalLM(
             FalconH1Config(**SIZES, mamba_d_ssm=32, mamba_n_heads=2, mamba_d_head=16, mamba_d_state=8)
         ),
+        lambda: GPTNeoForCausalLM(
+            GPTNeoConfig(
+                vocab_size=320, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
+            )
+        ),
     ],
-    ids=["sliding window", "layers of two kinds", "state space"],
+    ids=["sliding window", "layers of two kinds", "state space", "local layers"],
 )
 def test_memories_that_a_mask_does_not_describe_are_not_shared(model: Callable[[], PreTrainedModel]) -> None:
     torch.manual_seed(0)
