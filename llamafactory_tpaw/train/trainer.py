@@ -35,14 +35,19 @@ class _PolicyMoves(TrainerCallback):
     def __init__(self, trainer: TpawTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A training that is resumed has moved."""
-        self.trainer.policy_moved = state.global_step > 0
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, lr_scheduler: Any = None, **kwargs: Any
+    ) -> None:
+        """A training that is resumed has moved, unless the learning rate of all its steps was 0."""
+        rates = getattr(lr_scheduler, "lr_lambdas", None) or [lambda step: 1.0]
+        self.trainer.policy_moved = any(rate(step) > 0 for step in range(state.global_step) for rate in rates)
 
-    def on_pre_optimizer_step(
+    def on_optimizer_step(
         self, args: Any, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """An update moves the policy unless every learning rate is 0."""
+        """An update moves the policy unless every learning rate is 0, or fp16 skipped it."""
+        if self.trainer.accelerator.optimizer_step_was_skipped:
+            return
         if optimizer is None or any(group["lr"] > 0 for group in optimizer.param_groups):
             self.trainer.policy_moved = True
 

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the policy stops being the newest player, as the Trainer's callback sees it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState, get_scheduler
+
+from llamafactory_tpaw.train.trainer import _PolicyMoves
+
+
+@pytest.fixture
+def trainer() -> SimpleNamespace:
+    return SimpleNamespace(policy_moved=False, accelerator=SimpleNamespace(optimizer_step_was_skipped=False))
+
+
+def step(trainer: SimpleNamespace, rate: float) -> bool:
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": rate}])
+    _PolicyMoves(trainer).on_optimizer_step(None, TrainerState(), TrainerControl(), optimizer=optimizer)
+    return trainer.policy_moved
+
+
+def begin(trainer: SimpleNamespace, at: int, warmup: int) -> bool:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=9)
+    state = TrainerState(global_step=at)
+    _PolicyMoves(trainer).on_train_begin(None, state, TrainerControl(), lr_scheduler=schedule)
+    return trainer.policy_moved
+
+
+def test_an_update_moves_the_policy(trainer: SimpleNamespace) -> None:
+    assert not step(trainer, 0.0)
+    assert step(trainer, 1e-6)
+
+
+def test_an_update_that_fp16_skips_does_not(trainer: SimpleNamespace) -> None:
+    trainer.accelerator.optimizer_step_was_skipped = True
+    assert not step(trainer, 1e-3)
+
+
+@pytest.mark.parametrize(("at", "warmup", "moved"), [(0, 0, False), (1, 0, True), (1, 3, False), (2, 3, True)])
+def test_a_resumed_training_has_moved_if_a_learning_rate_was_above_0(
+    trainer: SimpleNamespace, at: int, warmup: int, moved: bool
+) -> None:
+    assert begin(trainer, at, warmup) == moved
+
+
+def test_without_a_schedule_that_can_be_asked_it_has_moved(trainer: SimpleNamespace) -> None:
+    _PolicyMoves(trainer).on_train_begin(None, TrainerState(global_step=1), TrainerControl(), lr_scheduler=object())
+    assert trainer.policy_moved
