@@ -10,11 +10,11 @@ from typing import Any
 
 from ..errors import EnvironmentProblem
 from .command import Command
+from .step_line import clear_step, show_step
 
 
 GIB = 1024**3
 BOLD, RED, YELLOW = "1", "31", "33"
-CLEAR_LINE = "\r\x1b[K"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,21 +24,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from ..doctor.report import make_report
 
-    report = make_report(_show_step)
-    if sys.stderr.isatty():
-        sys.stderr.write(CLEAR_LINE)
+    report = make_report(lambda step: show_step(step.removeprefix("import ")))
+    clear_step()
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
         print("\n".join(_text(report)))
     return 0 if report["ok"] else EnvironmentProblem.exit_code
-
-
-def _show_step(step: str) -> None:
-    """Imports take seconds: say on a terminal what is waited for."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"{CLEAR_LINE}looking at {step.removeprefix('import ')} ...")
-        sys.stderr.flush()
 
 
 def _paint(text: str, *codes: str) -> str:

@@ -7,10 +7,10 @@ import argparse
 import logging
 import os
 import shlex
-import sys
 from typing import TYPE_CHECKING
 
 from .command import FILE, FOLDER, RUN_FILE, Command
+from .step_line import clear_step, show_step
 
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ..iteration.scaffold.settings import Settings
     from ..iteration.scaffold.writing import Written
 
-CLEAR_LINE = "\r\x1b[K"
 LABEL_WIDTH = 10
 NOT_SETTINGS = ("overrides", "like", "force")
 
@@ -65,7 +64,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
-    _show_step("LlamaFactory")
+    show_step("LlamaFactory")
     from ..iteration.scaffold.project import plan_project
     from ..iteration.scaffold.settings import read_settings
     from ..iteration.scaffold.writing import write_project
@@ -74,19 +73,11 @@ def _run(arguments: argparse.Namespace) -> None:
     try:
         settings = read_settings(flags, arguments.overrides, arguments.like)
         _be_quiet()
-        project = plan_project(settings, _show_step)
+        project = plan_project(settings, show_step)
         written = write_project(settings.folder, settings.dataset_dir, project.files, project.entries, arguments.force)
     finally:
-        if sys.stderr.isatty():
-            sys.stderr.write(CLEAR_LINE)
+        clear_step()
     print("\n".join([*_found(project), "", *_wrote(settings, written), "", *_next(settings, project.families)]))
-
-
-def _show_step(step: str) -> None:
-    """Say on a terminal what is waited for."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"{CLEAR_LINE}looking at {step} ...")
-        sys.stderr.flush()
 
 
 def _be_quiet() -> None:

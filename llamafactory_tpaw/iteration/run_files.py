@@ -309,10 +309,12 @@ def _render(
 ) -> str:
     command = f"{family.launcher} llamafactory-cli train {family.path(run)}".strip()
     blocks = ["\n".join(f"# {line}" for line in (title, family.note, command) if line)]
-    for name, lines in _changed(sections, changes or {}):
+    changes = changes or {}
+    for name, lines in _changed(sections, changes):
         body = [f"### {name}"]
         for key, value, *comment in lines:
-            body.append(_line(key, value, "".join(comment) or family.comments.get(key, "")))
+            found_out = "" if key in changes else family.comments.get(key, "")
+            body.append(_line(key, value, "".join(comment) or found_out))
         if name == "eval":
             given = {key for key, *_ in lines}
             body += [hint for key, hint in EVAL_HINTS.items() if key not in given]

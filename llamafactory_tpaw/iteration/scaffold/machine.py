@@ -27,7 +27,7 @@ class Machine:
     Attributes:
         devices: How many accelerators.
         name: What they are; `CPU` without one.
-        memory: Bytes of one of them; 0 for the CPU.
+        memory: Bytes of one of them; 0 where that is not known.
         bf16: Whether it computes in bfloat16.
         flash_attention: Whether flash-attention 2 is installed for it.
     """
@@ -54,6 +54,9 @@ def look_at_machine() -> Machine:
     import torch
 
     if not torch.cuda.is_available():
+        if torch.accelerator.is_available():
+            kind = torch.accelerator.current_accelerator()
+            return Machine(torch.accelerator.device_count(), kind.type.upper(), 0, False, False)
         return Machine(0, "CPU", 0, False, False)
     properties = torch.cuda.get_device_properties(0)
     recent = properties.major >= 8
@@ -80,7 +83,7 @@ def batch_sizes(
     step = STEP_TRIPLETS if sequences == 2 else STEP_ROWS
     step = _power_of_two(min(step, max(rows // MIN_STEPS, 8)))
     tokens = CPU_BATCH_TOKENS
-    if machine.devices:
+    if machine.memory:
         layers, hidden = (getattr(text_config, name, 1) for name in ("num_hidden_layers", "hidden_size"))
         free = 0.8 * machine.memory - TRAINING_BYTES * (parameters or 0)
         fitting = int(free / (hidden * (LAYER_UNITS + CHECKPOINT_UNITS * layers)))

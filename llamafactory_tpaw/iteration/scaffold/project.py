@@ -174,7 +174,7 @@ def _check_limits(limits: Mapping[str, int], model: Model) -> None:
 
 def _family(found: _Found) -> Family:
     settings, model, machine = found.settings, found.model, found.machine
-    name = settings.name or slug(f"{Path(settings.model).name}_{found.sft_set.name}")
+    name = settings.name or slug(f"{Path(settings.model).name}_{found.sft_set.name}") or "run"
     keys = {key: value for key, value in settings.keys.items() if key not in PROMPT_KEYS and key not in FAMILY_KEYS}
     fields = {FAMILY_KEYS[key]: value for key, value in settings.keys.items() if key in FAMILY_KEYS}
     changes = {key: Change(section_of(key), value) for key, value in keys.items()}
@@ -357,8 +357,8 @@ def _bad_row_words(found: _Found, family: Family) -> list[Finding]:
 def _device_words(machine: Machine, long: bool = False) -> str:
     if not machine.devices:
         return "CPU: no accelerator is in sight" if long else "the CPU"
-    words = f"{machine.name}, {machine.memory / GIB:.0f} GiB"
     if not long:
         return f"one {machine.name}"
+    words = f"{machine.name}{f', {machine.memory / GIB:.0f} GiB' if machine.memory else ''}"
     kernel = "flash-attention 2" if machine.flash_attention else "no flash-attention 2"
     return f"{machine.devices} x {words}, {'bfloat16' if machine.bf16 else 'no bfloat16'}, {kernel}"

@@ -36,6 +36,14 @@ LAYOUT = {
     "finetuning_type": "This version of stage `tpaw` trains all weights.",
 }
 SECRETS = ("hf_hub_token", "ms_hub_token", "om_hub_token")
+POSITIVE = (
+    "cutoff_len",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "max_new_tokens",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+)
 # What makes SPIN of TPAW. A file of another objective says nothing about these.
 WEIGHTING = ("tpaw_team_size", "tpaw_eta", "tpaw_gamma")
 
@@ -92,7 +100,7 @@ def read_settings(flags: Mapping[str, Any], overrides: Sequence[str] = (), like:
 
     Args:
         flags: Attributes of `Settings` as texts, and keys of run files; None stands for a flag that was not given.
-        overrides: `key=value` for the iterations, `sft.key=value` for the SFT file.
+        overrides: `key=value` for the iterations, `sft.key=value` for the SFT file; `key=null` takes a key away.
         like: A run file of stage `tpaw`.
 
     Raises:
@@ -120,6 +128,8 @@ def read_settings(flags: Mapping[str, Any], overrides: Sequence[str] = (), like:
         raise ConfigError(list(dict.fromkeys(problems)))
     merged = OmegaConf.to_container(OmegaConf.merge(borrowed, given, keys), resolve=False)
     options["folder"] = Path(options.get("folder") or ".")
+    # Without a value a key is as if it was not given: so one of `like` is left out.
+    merged, sft_keys = ({key: keys[key] for key in keys if keys[key] is not None} for keys in (merged, sft_keys))
     return Settings(**options, like_template=like_template, keys=merged, sft_keys=sft_keys)
 
 
@@ -209,6 +219,8 @@ def _key_problems(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
             problem = parse_value(key, value)[1]
             problems += [problem] if problem else []
             continue
+        if key in POSITIVE and isinstance(value, int | float) and value <= 0:
+            problems.append(f"`{prefix}{key}={value}` must be above 0. Correct the value.")
         if key in unknown or value is None or isinstance(value, list | dict):
             continue
         try:

@@ -52,6 +52,12 @@ def test_the_objective_of_a_run_file(method: str) -> None:
     assert not {"tpaw_eta", "tpaw_gamma", "tpaw_team_size"} & set(settings.keys)
 
 
+def test_null_takes_a_key_of_the_file_away() -> None:
+    like = str(ROOT / "yaml" / "qwen_tpaw_iter2.yaml")
+    assert "optim" in read(like=like).keys
+    assert "optim" not in read("optim=null", like=like).keys
+
+
 def test_values_are_yaml() -> None:
     keys = read("bf16=true", "optim=sgd", "seed=3", "run_name='3'", "warmup_ratio=0").keys
     assert keys["bf16"] is True
@@ -85,6 +91,7 @@ PROBLEMS: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
     (("sft.num_train_epochs=a",), {"sft": True}, "`sft.num_train_epochs=a`: invalid float value"),
     (("tpaw_max_prompts=many",), {}, "`tpaw_max_prompts` is 'many'"),
     (("tpaw_eta=0.5",), {}, "`tpaw_eta` is 0.5"),
+    (("num_train_epochs=0",), {}, "`num_train_epochs=0` must be above 0. Correct the value."),
     (("sft.seed=1",), {}, "`sft.seed` is for the SFT file, which is written with `--sft` only."),
     (("sft.tpaw_eta=2",), {"sft": True}, "`sft.tpaw_eta`: stage `sft` has no such key."),
     (("output_dir=x",), {}, "`output_dir=x` is not to be set: `init` writes it. Give the folder of the runs"),
