@@ -44,37 +44,50 @@ class Shortcuts(NamedTuple):
 
 
 class _Trial:
-    """Compares ways to score the same few responses with a model."""
+    r"""Compares ways to score the same few responses with a model.
+
+    Float32 weights are tried without autocast, too: its rounding would cover what a way gets wrong.
+    """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-        self.model, self.dtype = model, dtype
+        self.model = model
+        exact = unwrap(model).dtype == torch.float32 and attention_of(model) not in PACKED_ATTENTION
         tokens = np.arange(TRIED_PROMPT + sum(TRIED_RESPONSES), dtype=np.int32) % text_config(model).vocab_size
         prompt, *responses = np.split(tokens, TRIED_PROMPT + np.cumsum([0, *TRIED_RESPONSES[:-1]]))
         self.shared = [Row(prompt, responses)]
         self.apart = separate(self.shared)
-        self.expected = self.score(self.apart)
+        self.expected = {kind: self.score(self.apart, kind) for kind in ({None, dtype} if exact else {dtype})}
 
     @torch.no_grad()
-    def score(self, rows: Sequence[Row], *, head: bool = False, packed: bool = False) -> torch.Tensor:
-        """Score the responses: (S,) in nats."""
+    def score(
+        self, rows: Sequence[Row], dtype: torch.dtype | None, *, head: bool = False, packed: bool = False
+    ) -> torch.Tensor:
+        """Score the responses under autocast to a dtype: (S,) in nats."""
         batch = pack(rows) if packed else lay_out(rows, pad_token_id=0)
         device = self.model.device
         batch = {name: value.to(device) for name, value in batch.items()}
-        return response_logps(self.model, batch, autocast(device, self.dtype), head=head).sums
+        return response_logps(self.model, batch, autocast(device, dtype), head=head).sums
 
     def agrees(self, what: str, rows: Sequence[Row], **ways: bool) -> bool:
         """Whether a way gives the same log-probs; says so where it does not."""
         try:
-            apart = (self.score(rows, **ways) - self.expected).abs()
-            size = torch.maximum(self.expected.abs(), self.expected.new_tensor(TRIED_RESPONSES))
-            if bool((apart <= ROUNDING[self.dtype] * size).all()):
+            differences = (self._difference(rows, dtype, **ways) for dtype in self.expected)
+            apart = next((difference for difference in differences if difference), None)
+            if apart is None:
                 return True
-            reason = f"they give log-probs that differ by up to {float(apart.max()):.3g} nats"
+            reason = f"they give log-probs that differ by up to {apart:.3g} nats"
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         name = type(unwrap(self.model)).__name__
         logger.warning_rank0_once(f"{name} is run without {what}, which costs time or memory only: {reason}.")
         return False
+
+    def _difference(self, rows: Sequence[Row], dtype: torch.dtype | None, **ways: bool) -> float:
+        """How far a way is off, in nats; 0 within rounding."""
+        expected = self.expected[dtype]
+        apart = (self.score(rows, dtype, **ways) - expected).abs()
+        size = torch.maximum(expected.abs(), expected.new_tensor(TRIED_RESPONSES))
+        return 0.0 if bool((apart <= ROUNDING[dtype] * size).all()) else float(apart.max())
 
 
 def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: Any) -> Shortcuts:
@@ -105,6 +118,12 @@ def _try(model: PreTrainedModel, dtype: torch.dtype | None, finetuning_args: Any
         if not trial.agrees("shared prompts", trial.shared):
             return Shortcuts(head, costs)
         return Shortcuts(head, replace(costs, sharing="cheaper" if layout == "auto" else "always", by_parts=by_parts))
+    if layout == "shared":
+        logger.warning_rank0_once(
+            f"`tpaw_layout: shared` has no effect: {type(unwrap(model)).__name__} with {attention_of(model)} "
+            f"attention takes no mask that could hide responses from each other. Full attention with "
+            f"{' or '.join(MASKED_ATTENTION)} (`flash_attn: sdpa`) would."
+        )
     return Shortcuts(head, costs)
 
 

@@ -24,6 +24,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -212,9 +214,22 @@ def test_an_unknown_step_after_the_head_is_noticed(caplog: pytest.LogCaptureFixt
     ],
     ids=["sliding window", "layers of two kinds", "state space", "local layers"],
 )
-def test_memories_that_a_mask_does_not_describe_are_not_shared(model: Callable[[], PreTrainedModel]) -> None:
+def test_memories_that_a_mask_does_not_describe_are_not_shared(
+    model: Callable[[], PreTrainedModel], caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(0)
     assert find_shortcuts(model(), RUN, asked(layout="shared")).costs.sharing == "never"
+    assert "`tpaw_layout: shared` has no effect" in caplog.text
+
+
+def test_what_autocast_would_cover_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """Distances between columns, which this architecture adds to its scores, are not those between positions."""
+    torch.manual_seed(0)
+    model = MptForCausalLM(MptConfig(vocab_size=320, d_model=32, n_heads=2, n_layers=2))
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3) if weight.ndim > 1 else None
+    assert find_shortcuts(model, BF16, asked()).costs.sharing == "never"
+    assert "MptForCausalLM is run without shared prompts" in caplog.text
 
 
 def test_costs_count_layers_and_not_the_vocabulary() -> None:
