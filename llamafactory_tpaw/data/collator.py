@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from .layout import LayoutCosts, Row, lay_out, pack
+from .layout import WIDTH_MULTIPLE, LayoutCosts, Row, lay_out, pack
 
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class TripletCollator:
     pad_token_id: int
     grouped: bool = True
     costs: LayoutCosts = field(default_factory=LayoutCosts)
-    pad_to_multiple_of: int = 8
+    pad_to_multiple_of: int = WIDTH_MULTIPLE
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         r"""Collate items of `TripletDataset`.

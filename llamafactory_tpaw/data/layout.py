@@ -21,6 +21,8 @@ import torch
 CLEARLY_CHEAPER = 0.9
 # Pads that end a row belong to no response.
 PADDING = -1
+# Rows are as long as the next multiple, which kernels of accelerators like.
+WIDTH_MULTIPLE = 8
 
 
 class Row(NamedTuple):
@@ -99,7 +101,14 @@ def is_shared(rows: Sequence[Row]) -> bool:
     return any(len(row.responses) > 1 for row in rows)
 
 
-def lay_out(rows: Sequence[Row], *, pad_token_id: int, pad_to_multiple_of: int = 8) -> dict[str, torch.Tensor]:
+def padded(length: int, multiple: int = WIDTH_MULTIPLE) -> int:
+    """Return the smallest multiple that is not below a length."""
+    return -(-length // multiple) * multiple
+
+
+def lay_out(
+    rows: Sequence[Row], *, pad_token_id: int, pad_to_multiple_of: int = WIDTH_MULTIPLE
+) -> dict[str, torch.Tensor]:
     r"""Write rows into tensors.
 
     Args:
@@ -113,7 +122,7 @@ def lay_out(rows: Sequence[Row], *, pad_token_id: int, pad_to_multiple_of: int =
         `response_counts` (S,), tokens of each response. Where a row has several responses also `position_ids` and
         `segments` (N, T): 0 in the prompt, k in its k-th response, -1 in the padding.
     """
-    width = -(-max(row.length for row in rows) // pad_to_multiple_of) * pad_to_multiple_of
+    width = padded(max(row.length for row in rows), pad_to_multiple_of)
     input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
     segments = np.full_like(input_ids, PADDING)
     position_ids = np.zeros_like(input_ids)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ..data.layout import LayoutCosts, Row, is_shared, lay_out, pack
+from ..data.layout import LayoutCosts, Row, is_shared, lay_out, pack, padded
 from ..data.progress import Progress
 from ..errors import EnvironmentProblem
 from ..plugin import facade
@@ -219,7 +219,7 @@ def plan_score_batches(
     Args:
         todo: Prompt and response of each sequence by its key.
         batch_tokens: Most tokens of a batch, padding included; a larger row forms a batch of its own.
-        costs: Whether the responses of a prompt share its row.
+        costs: Whether the responses of a prompt share its row, and whether rows are padded at all.
 
     Returns:
         Batches of rows, each row with the keys of its responses. Rows that share a prompt are not mixed with others,
@@ -241,7 +241,7 @@ def plan_score_batches(
         fits = batches and is_shared([item[0]]) == is_shared([batches[-1][0][0]])
         if not fits or (len(batches[-1]) + 1) * width > batch_tokens:
             batches.append([])
-            width = item[0].length
+            width = item[0].length if costs.packed else padded(item[0].length)
         batches[-1].append(item)
     return batches
 

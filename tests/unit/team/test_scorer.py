@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llamafactory_tpaw.data.layout import LayoutCosts, is_shared
+from llamafactory_tpaw.data.layout import LayoutCosts, is_shared, lay_out
 from llamafactory_tpaw.team import scorer
 from llamafactory_tpaw.team.cache import sequence_key
 from llamafactory_tpaw.team.scorer import plan_score_batches, read_ahead
@@ -38,7 +38,8 @@ def test_every_sequence_is_scored_once_under_its_own_key(sharing: str, batch_tok
             for key, response in zip(keys, row.responses, strict=True):
                 assert sequence_key(row.prompt, response) == key
                 seen.append(key)
-        assert len(batch) == 1 or len(batch) * max(row.length for row, _ in batch) <= batch_tokens
+        laid_out = lay_out([row for row, _ in batch], pad_token_id=0)
+        assert len(batch) == 1 or laid_out["input_ids"].numel() <= batch_tokens
         assert len({is_shared([row]) for row, _ in batch}) == 1
     assert sorted(seen) == sorted(todo)
 
