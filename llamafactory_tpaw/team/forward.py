@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # How far two scores of one sequence may be apart in batches of different shapes, by autocast dtype: a share of the
 # larger of their size in nats and their number of tokens. Far above what was seen, far below what other weights give.
 ROUNDING = {None: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+# Noise that mixtures of experts add while they train, where modules keep how much.
+ROUTING_NOISE = ("jitter_noise", "input_jitter_noise")
 MODEL_INPUTS = ("input_ids", "position_ids")
 
 
@@ -83,12 +85,12 @@ def attention_of(model: torch.nn.Module) -> str:
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout probability to 0, also those that attention modules keep as plain numbers."""
+    """Set what makes a training pass random to 0: dropout, of layers too, and noise on the way to experts."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if ("drop" in name or name in ROUTING_NOISE) and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
