@@ -8,7 +8,8 @@ one matrix product, instead of being summed over chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +23,27 @@ from .checks import check_tokens
 BLOCK_SCORES = {"cpu": 1 << 22}
 BLOCK_SCORES_ELSEWHERE = 1 << 26
 SMALLEST_BLOCK = 256
+
+Blocks = Iterator[tuple[int, Tensor]]
+# Set by `watched_blocks`: the kind of device, and what stands between the blocks and who goes through them.
+_watched: tuple[str, Callable[[Blocks, float], Blocks]] | None = None
+
+
+@contextlib.contextmanager
+def watched_blocks(device: str, watch: Callable[[Blocks, float], Blocks]) -> Iterator[None]:
+    r"""Meanwhile cut blocks as on another kind of device, and let a function see them first: to measure memory.
+
+    Args:
+        device: Kind of device, e.g. `cuda`.
+        watch: Given the blocks (first token and scores of each) and how many there are, the last one as the share of
+            a whole block that it is. Who goes through the blocks gets what it yields.
+    """
+    global _watched
+    before, _watched = _watched, (device, watch)
+    try:
+        yield
+    finally:
+        _watched = before
 
 
 class _HeadLogps(torch.autograd.Function):
@@ -41,7 +63,7 @@ class _HeadLogps(torch.autograd.Function):
         head = _Head(hidden, weight, bias, scale, softcap, dtype)
         largest = torch.full((len(tokens),), -torch.inf, dtype=torch.float32, device=hidden.device)
         total, picked = torch.zeros_like(largest), torch.zeros_like(largest)
-        for start, scores in head.blocks():
+        for start, _, scores in head.blocks():
             at, inside = _within(tokens, start, scores.shape[1])
             picked += scores.gather(1, at).squeeze(1) * inside
             maximum = torch.maximum(largest, scores.amax(1))
@@ -65,13 +87,13 @@ class _HeadLogps(torch.autograd.Function):
         grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if needs_hidden else None
         grad_weight = torch.empty_like(weight) if needs_weight else None
         grad_bias = torch.empty_like(bias) if needs_bias else None
-        for start, scores in head.blocks(normalizers):
-            end = start + scores.shape[1]
+        for start, block, scores in head.blocks(normalizers):
+            end = start + len(block)
             # - d logp / d score = softmax - onehot(token)
             slope = head.slope(scores, normalizers, tokens, start)
             narrow = slope.to(dtype)
             if needs_hidden:
-                grad_hidden += narrow @ head.weight[start:end]
+                grad_hidden += narrow @ block
             if needs_weight:
                 grad_weight[start:end] = narrow.t() @ weighted
             if needs_bias:
@@ -93,12 +115,12 @@ class _Head:
         softcap: float | None,
         dtype: torch.dtype,
     ) -> None:
-        self.hidden, self.weight = hidden.detach().to(dtype), weight.detach().to(dtype)
+        self.hidden, self.weight, self.dtype = hidden.detach().to(dtype), weight.detach(), dtype
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.scale, self.softcap = scale, softcap
 
-    def blocks(self, normalizers: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
-        r"""Yield the first token of each block and its scores, float32 (M, block), to be overwritten at will.
+    def blocks(self, normalizers: Tensor | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        r"""Yield each block's first token, weight (block, H) and scores, float32 (M, block), to be overwritten.
 
         Args:
             normalizers: Subtracted where the scores are plain products, within the product.
@@ -108,9 +130,9 @@ class _Head:
         size = min(vocabulary, max(SMALLEST_BLOCK, budget // max(rows, 1)))
         buffer = torch.empty(rows * size, dtype=torch.float32, device=self.hidden.device)
         for start in range(0, vocabulary, size):
-            weight = self.weight[start : start + size]
+            weight = self.weight[start : start + size].to(self.dtype)
             scores = buffer[: rows * len(weight)].view(rows, len(weight))
-            if self.weight.dtype != torch.float32:
+            if self.dtype != torch.float32:
                 product = torch.nn.functional.linear(
                     self.hidden, weight, None if self.bias is None else self.bias[start : start + size]
                 )
@@ -125,13 +147,13 @@ class _Head:
                 scores.mul_(self.scale)
             if self.softcap is not None:
                 scores.div_(self.softcap).tanh_().mul_(self.softcap)
-            yield start, scores
+            yield start, weight, scores
 
     @property
     def is_plain(self) -> bool:
         """Whether the scores are nothing but the product of hidden states and weight, in float32."""
         is_product = self.bias is None and self.scale == 1.0 and self.softcap is None
-        return is_product and self.weight.dtype == torch.float32
+        return is_product and self.dtype == torch.float32
 
     def slope(self, scores: Tensor, normalizers: Tensor, tokens: Tensor, start: int) -> Tensor:
         """Turn the scores of a block into the softmax less the tokens' one-hot rows, through the soft cap."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llamafactory_tpaw.objectives import head
 from llamafactory_tpaw.objectives.head import head_logps
@@ -105,6 +106,23 @@ def test_a_foreign_id_is_named() -> None:
     tokens[3] = VOCABULARY
     with pytest.raises(ValueError, match="the vocabulary has the ids 0 to 1008"):
         head_logps(hidden, weight, tokens)
+
+
+def test_autocast_copies_a_block_of_the_weight_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(head.BLOCK_SCORES, "cpu", 256 * TOKENS)
+    (hidden, weight, _), tokens = parts()
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.dtype == torch.bfloat16:
+                sizes.append(out.numel())
+            return out
+
+    with Watch(), torch.autocast("cpu", dtype=torch.bfloat16):
+        head_logps(hidden, weight, tokens).sum().backward()
+    assert max(sizes) == 256 * max(WIDTH, TOKENS) < VOCABULARY * WIDTH
 
 
 def test_nothing_of_tokens_times_vocabulary_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
