@@ -77,6 +77,7 @@ class _Trial:
                 return True
             reason = f"they give log-probs that differ by up to {apart:.3g} nats"
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+            logger.debug("Where it failed:", exc_info=True)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         name = type(unwrap(self.model)).__name__
         logger.warning_rank0_once(f"{name} is run without {what}, which costs time or memory only: {reason}.")

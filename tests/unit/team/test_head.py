@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ from transformers import (
 
 from llamafactory_tpaw.data.layout import Row, lay_out, separate
 from llamafactory_tpaw.objectives import head as blocks
-from llamafactory_tpaw.team import forward
+from llamafactory_tpaw.team import forward, shortcuts
 from llamafactory_tpaw.team.forward import response_logps
 from llamafactory_tpaw.team.shortcuts import find_shortcuts, layout_costs
 
@@ -196,6 +197,19 @@ def test_an_unknown_step_after_the_head_is_noticed(caplog: pytest.LogCaptureFixt
     assert not found.head
     assert found.costs.sharing == "cheaper"
     assert "Doubled is run without log-probs in blocks" in caplog.text
+
+
+def test_where_a_trial_failed_can_be_read(caplog: pytest.LogCaptureFixture) -> None:
+    """The warning is for users; what a maintainer needs is in the debug log."""
+
+    class Headless(Qwen2ForCausalLM):
+        def get_output_embeddings(self):
+            return None
+
+    with caplog.at_level(logging.DEBUG, logger=shortcuts.logger.name):
+        assert not find_shortcuts(Headless(Qwen2Config(**SIZES)), RUN, asked()).head
+    assert "Headless is run without log-probs in blocks" in caplog.text
+    assert any(record.exc_info for record in caplog.records)
 
 
 @pytest.mark.parametrize(
