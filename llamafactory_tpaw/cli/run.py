@@ -130,9 +130,12 @@ def _print_rich(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if index < LEFT_ALIGNED else "right", overflow="fold")
+        left = index < LEFT_ALIGNED
+        # Headings of numbers take two lines, so that the names of files have room.
+        heading = name if left else name.replace(" ", "\n")
+        table.add_column(heading, justify="left" if left else "right", vertical="bottom", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, _cells(row)))
     Console().print(table)

@@ -122,6 +122,19 @@ def test_on_a_terminal_the_summary_is_a_table_of_rich(
     assert row.split()[:3] == ["[b]a.yaml", "finished", "theta_1"]
 
 
+def test_on_a_terminal_of_120_columns_the_name_of_a_run_file_is_whole(
+    run: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = "yaml/llama_tpaw_iter0.yaml"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run({file: "interrupted"}, file) == 0
+    first, header, row = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()[-3:]
+    assert first.split() == ["sampled", "target"]
+    assert header.split()[-3:] == ["loss", "reward", "margin"]
+    assert row.split()[:2] == [file, "interrupted"]
+
+
 def test_without_a_run_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "seed=1"]) == ConfigError.exit_code
     assert "No run file is given, only seed=1." in capsys.readouterr().err
