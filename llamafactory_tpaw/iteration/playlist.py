@@ -95,8 +95,7 @@ def read_playlist(files: Sequence[str], overrides: Sequence[str]) -> list[Item]:
             with findings.note(), _named(file):
                 items.append(_read_item(file, overrides))
         complete = len(items) == len(files)
-        with findings.note():
-            _refuse_shared_folders(items)
+        findings.refuse(ConfigError, _folder_problems(items) + _order_problems(items))
         expected: set[Path] = set()
         for item in items:
             finished = False
@@ -182,15 +181,35 @@ def _read_item(file: str, overrides: Sequence[str]) -> Item:
     return Item(file, tuple(overrides), given)
 
 
-def _refuse_shared_folders(items: Sequence[Item]) -> None:
+def _folder_problems(items: Sequence[Item]) -> list[str]:
     first: dict[Path, Item] = {}
-    problems = [
-        f"{item.file}: `output_dir: {item.folder}` is that of {before.file}, too. Each run has a folder of its own."
-        for item in items
-        if (before := first.setdefault(item.folder.resolve(), item)) is not item
-    ]
-    if problems:
-        raise ConfigError(problems)
+    problems = []
+    for item in items:
+        before = first.setdefault(item.folder.resolve(), item)
+        if before is item:
+            continue
+        if Path(before.file).resolve() == Path(item.file).resolve():
+            problems.append(f"{item.file} is given twice. Name each run file once.")
+        else:
+            problems.append(
+                f"{item.file}: `output_dir: {item.folder}` is that of {before.file}, too. Each run has a folder of "
+                "its own."
+            )
+    return problems
+
+
+def _order_problems(items: Sequence[Item]) -> list[str]:
+    """Name what starts from a model that is not there yet and that only a later file makes."""
+    problems = []
+    for index, item in enumerate(items):
+        model = Path(str(item.given.get("model_name_or_path") or ""))
+        maker = next((later for later in items[index + 1 :] if later.folder.resolve() == model.resolve()), None)
+        if maker is not None and check_checkpoint_complete(maker.folder):
+            problems.append(
+                f"{item.file} starts from {model}, which {maker.file} makes later in the list. Name {maker.file} "
+                "first."
+            )
+    return problems
 
 
 def _makes(item: Item) -> set[Path]:

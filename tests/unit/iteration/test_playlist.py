@@ -75,9 +75,18 @@ class TestReading:
     def test_what_a_later_file_makes_is_one(self, project: Project) -> None:
         _, first, second = write_all(project)
         problems = problems_of([second, first])
-        assert [problem.split(" ")[0] for problem in problems] == ["iter1.yaml:", "iter1.yaml:"]
-        assert "theta_1 (`model_name_or_path`): saves/play_iter0 does not exist" in problems[0]
-        assert "play_iter0.jsonl and its meta file are not there. Run iteration 0" in problems[1]
+        assert problems[0] == (
+            "iter1.yaml starts from saves/play_iter0, which iter0.yaml makes later in the list. Name iter0.yaml first."
+        )
+        assert [problem.split(" ")[0] for problem in problems[1:]] == ["iter1.yaml:", "iter1.yaml:"]
+        assert "theta_1 (`model_name_or_path`): saves/play_iter0 does not exist" in problems[1]
+        assert "play_iter0.jsonl and its meta file are not there. Run iteration 0" in problems[2]
+
+    def test_a_later_file_may_make_again_what_is_there(self, project: Project) -> None:
+        _, first, second = write_all(project)
+        write_triplets()
+        finish(project)
+        assert len(read_playlist([second, first], [])) == 2
 
     def test_problems_of_all_files_come_together(self, project: Project) -> None:
         sft, first, second = write_all(project, tpaw_eta=0)
@@ -110,6 +119,10 @@ class TestReading:
         assert "iter1.yaml: `tpaw_gamma` is -1" in problems[1]
         assert any("iter1.yaml: `tpaw_prompts: none` is not an entry" in problem for problem in problems)
         assert not any("play_iter0" in problem for problem in problems)  # the first file makes it
+
+    def test_a_file_given_twice(self, project: Project) -> None:
+        _, first, _ = write_all(project)
+        assert problems_of([first, f"./{first}"]) == ["./iter0.yaml is given twice. Name each run file once."]
 
     def test_one_folder_for_two_runs(self, project: Project) -> None:
         _, first, _ = write_all(project)
