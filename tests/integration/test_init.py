@@ -229,6 +229,7 @@ def test_what_is_refused(data: str, tiny_model: Path, tmp_path: Path, capsys: py
         ([*model, "--data", data, "--template", "qwn"], 2, "Did you mean `qwen`?"),
         ([*model, "--data", data, "cutoff_len=4096"], 2, "is more than the 2048 positions of"),
         ([*model, "--data", data, "--cutoff-len", 64, "--max-new-tokens", 64], 2, "below `cutoff_len: 64`"),
+        ([*model, "--data", data, "--cutoff-len", 8], 2, "`cutoff_len: 8` leaves no room for a response in "),
         ([*model, "--data", data, "packing=true"], 2, "`packing: True` does not go with stage `tpaw`"),
     ]
     for arguments, code, message in cases:

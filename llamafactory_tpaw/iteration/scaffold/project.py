@@ -15,7 +15,7 @@ from ..families import GPU_OUTPUT, self_play_training, sft_training
 from ..preflight import key_problems
 from ..run_files import Change, Family, Method, dataset_entries, run_files
 from .dataset import SftSet, find_sft_set
-from .lengths import Lengths, measure
+from .lengths import USELESS_SHARE, Lengths, measure
 from .machine import GIB, Machine, batch_sizes, look_at_machine
 from .model import Model, find_model
 from .settings import ABLATIONS, Settings, slug
@@ -42,7 +42,7 @@ MOVED_PREFIXES = {
     "eval_": "eval",
 }
 PRECISION_KEYS = ("bf16", "fp16", "pure_bf16", "use_cpu")
-# Of the training keys, those that SFT and self-play have in common.
+# Of the other sections' keys, those that are not for SFT; of the training keys, those that it shares.
 OF_ITERATIONS = ("eval_dataset",)
 COMMON_TRAINING = (*PRECISION_KEYS, "tf32", "seed", "data_seed", "ddp_timeout", "ddp_backend", "deepspeed")
 FAMILY_KEYS = {
@@ -153,6 +153,8 @@ def _look(settings: Settings, tell: Callable[[str], None]) -> _Found:
             lengths = measure(settings, model, template.name, sft_set)
         limits = lengths.limits(model.max_positions, given) if lengths else given
         _check_limits(limits, model)
+        if lengths and "tpaw_max_bad_rows" not in settings.keys:
+            _check_prompts_fit(lengths, limits["cutoff_len"], settings.keys.get("tpaw_min_response", 1))
         return _Found(settings, model, sft_set, look_at_machine(), template, lengths, limits)
 
 
@@ -170,6 +172,17 @@ def _check_limits(limits: Mapping[str, int], model: Model) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def _check_prompts_fit(lengths: Lengths, cutoff: int, min_response: int) -> None:
+    """Refuse a limit under which a large part of the set would be dropped as bad rows."""
+    bad = lengths.count_bad(cutoff, min_response)
+    if bad > USELESS_SHARE * lengths.sampled:
+        raise ConfigError(
+            f"`cutoff_len: {cutoff}` leaves no room for a response in {bad} of {lengths.sampled} rows looked at: "
+            f"their prompts have up to {max(lengths.prompts)} tokens. Give more with `--cutoff-len`, or allow for "
+            "that many bad rows with `tpaw_max_bad_rows=…`."
+        )
 
 
 def _family(found: _Found) -> Family:

@@ -278,6 +278,9 @@ def _option_problems(options: Mapping[str, Any]) -> list[str]:
             f"`--ablate {','.join(options['ablations'])}` leaves out parts of TPAW, but `--objective` is "
             f"{','.join(options['objectives'])}. Add `tpaw` to it, or leave `--ablate` out."
         )
+    folder = options.get("folder")
+    if folder and Path(folder).exists() and not Path(folder).is_dir():
+        problems.append(f"`--folder {folder}` is a file. Name a folder; one that does not exist is made.")
     for separator in ",+":
         if separator in str(options.get("model") or ""):
             problems.append(

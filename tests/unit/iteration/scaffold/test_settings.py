@@ -73,6 +73,7 @@ PROBLEMS: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
         "and begin with a letter or digit: it becomes part of file and dataset names. Take `a_b_c`",
     ),
     ((), {"name": "…"}, "Choose another."),
+    ((), {"folder": __file__}, "test_settings.py` is a file. Name a folder; one that does not exist is made."),
     ((), {"iterations": 0}, "`--iterations 0` must be at least 1."),
     ((), {"objectives": "dpo,tpaw"}, "`--objective dpo,tpaw` names dpo, but takes tpaw, spin, tspin"),
     ((), {"objectives": ","}, "`--objective` is empty. Choose of tpaw, spin, tspin."),
