@@ -72,4 +72,7 @@ def add_run_file(parser: argparse.ArgumentParser) -> None:
     """Add a run file and its overrides, as `llamafactory-cli train` takes them."""
     file = parser.add_argument("run_file", metavar="RUN_FILE", help="a YAML file as `llamafactory-cli train` takes it")
     file.complete = RUN_FILE
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="keys that replace those of the file")
+    # Without a default argparse would name it among what is missing.
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="keys that replace those of the file"
+    )

@@ -25,7 +25,7 @@ from .estimates.hours import describe_measured, measure_speed, time_figures
 from .estimates.memory import DEVICE_SHARE, Device, Traced, device_of, memory_figures, trace_run
 from .estimates.workload import Sample, Workload, describe_workload, take_sample
 from .findings import Report
-from .preflight import Plan, finished_manifest, key_problems, make_plan, with_defaults
+from .preflight import Plan, finished_manifest, key_problems, make_plan, refuse_other_stage, with_defaults
 from .round_trip import round_trip_problems
 
 
@@ -102,6 +102,10 @@ def check(
     result = CheckResult()
     report = result.report
     say("settings")
+    with report.collect():
+        refuse_other_stage(given, "check")
+    if report.errors:
+        return result
     plan = _plan(given, report)
     from .launcher import refuse_start  # which imports this module
 

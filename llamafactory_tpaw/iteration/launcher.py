@@ -20,7 +20,7 @@ from ..plugin.logs import get_logger
 from ..team.manifest import Manifest
 from .check import check_start
 from .checkpoints import find_resume_point
-from .preflight import Plan, finished_manifest, key_problems, make_plan
+from .preflight import Plan, finished_manifest, key_problems, make_plan, refuse_other_stage
 
 
 # Set while this process holds the lock of that output folder, for the training processes that it starts.
@@ -126,7 +126,9 @@ def generate(argv: list[str]) -> int:
     """Generate the triplets that an iteration lacks, in this process."""
     end_with_parent()
     _use_one_device(os.environ)
-    plan = make_plan(read_given(argv))
+    given = read_given(argv)
+    refuse_other_stage(given, "generate")
+    plan = make_plan(given)
     if plan.tpaw_args.tpaw_prompts is None:
         raise ConfigError(
             "`tpaw_prompts` is missing, so there is nothing to generate. Name the SFT set with the prompts."
@@ -146,7 +148,9 @@ def generate(argv: list[str]) -> int:
 def score(argv: list[str]) -> int:
     """Score the players' log-probs that an iteration lacks, in this process."""
     _use_one_device(os.environ)
-    plan = make_plan(read_given(argv))
+    given = read_given(argv)
+    refuse_other_stage(given, "score")
+    plan = make_plan(given)
     _require_triplets(plan)
     from ..arguments.parsed import parse_single_process
     from ..train.workflow import score_tpaw

@@ -14,7 +14,7 @@ from ..data.files import read_json
 from ..data.rounds import split_names
 from ..data.source import find_entry
 from ..errors import ConfigError, DataError, Findings, TpawError
-from ..plugin.given import YAML_ENDINGS, read_given, unknown_key_problems
+from ..plugin.given import YAML_ENDINGS, read_given, unknown_key_problems, value_problems
 from ..team.fingerprint import check_checkpoint_complete
 from .checkpoints import ResumePoint, find_resume_point
 from .preflight import finished_manifest, key_problems, make_plan
@@ -169,9 +169,11 @@ def _read_item(file: str, overrides: Sequence[str]) -> Item:
         raise ConfigError("A run file's name ends with `.yaml` or `.yml`; an override is written `key=value`.")
     given = read_given([file, *overrides])
     problems = []
-    if given.get("stage") not in STAGES:
+    if given.get("stage") is None:
+        problems.append(f"`stage` is missing. `run` plays run files of the stages {' and '.join(STAGES)}.")
+    elif given["stage"] not in STAGES:
         problems.append(
-            f"`stage: {given.get('stage')}` is none that `run` plays: {' and '.join(STAGES)}. Train it with "
+            f"`stage: {given['stage']}` is none that `run` plays: {' and '.join(STAGES)}. Train it with "
             f"`llamafactory-cli train {file}`."
         )
     if not given.get("output_dir"):
@@ -222,7 +224,10 @@ def _makes(item: Item) -> set[Path]:
 
 def _check(item: Item, expected: set[Path] | None) -> bool:
     """Refuse what cannot work, from the keys alone where `expected` is None, and say whether the run is finished."""
-    problems = key_problems(item.given) if item.is_iteration else unknown_key_problems(item.given)
+    if item.is_iteration:
+        problems = key_problems(item.given)
+    else:
+        problems = unknown_key_problems(item.given) + value_problems(item.given)
     if str(item.given.get("do_train", False)).lower() != "true":
         problems.append("`do_train` is not true, but `run` trains. Set `do_train: true`.")
     with Findings() as findings:

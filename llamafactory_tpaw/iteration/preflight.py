@@ -19,7 +19,7 @@ from ..data.triplets import read_meta
 from ..errors import ConfigError, DataError, EnvironmentProblem, Findings, TpawError
 from ..generation.base import SamplingSettings
 from ..plugin import facade
-from ..plugin.given import unknown_key_problems
+from ..plugin.given import unknown_key_problems, value_problems
 from ..team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint, hash_weights
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from ..team.players import Player, list_players, player_problems, same_path, team_of
@@ -60,7 +60,22 @@ LAYOUT_KEYS = ("tpaw_iteration", "tpaw_team_size", "tpaw_objective")
 
 def key_problems(given: dict[str, Any]) -> list[str]:
     """Say what is wrong with the keys by themselves: unknown, out of range, or not for this stage."""
-    return unknown_key_problems(given) + read_tpaw_args(given)[1] + setting_problems(given) + _template_problems(given)
+    checks = (unknown_key_problems, value_problems, lambda keys: read_tpaw_args(keys)[1], setting_problems)
+    return [problem for check in (*checks, _template_problems) for problem in check(given)]
+
+
+def refuse_other_stage(given: dict[str, Any], command: str) -> None:
+    r"""Refuse a run file that is no iteration of self-play.
+
+    Raises:
+        ConfigError: Then.
+    """
+    stage = given.get("stage")
+    if stage != "tpaw":
+        what = "`stage` is missing" if stage is None else f"`stage: {stage}` is not `tpaw`"
+        raise ConfigError(
+            f"{what}, but `llamafactory-tpaw {command}` is for an iteration of self-play. Give the run file of one."
+        )
 
 
 def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:

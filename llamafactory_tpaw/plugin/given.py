@@ -5,11 +5,13 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..arguments.checks import SAMPLING_NUMBERS
 from ..errors import ConfigError
 
 
@@ -20,6 +22,7 @@ PREFIX = "tpaw_"
 YAML_SOURCE = '"<unicode string>"'
 OVERRIDE = re.compile(r"[^-=\s][^=]*=")
 KEYS_HINT = "`llamafactory-cli train -h` lists every key."
+AT_LEAST_ONE = ("cutoff_len", "gradient_accumulation_steps", "per_device_train_batch_size")
 Args = list[str] | dict[str, Any] | None
 
 
@@ -75,6 +78,49 @@ def unknown_key_problems(given: dict[str, Any]) -> list[str]:
     return [_unknown_message(key, known) for key in unknown]
 
 
+def value_problems(given: dict[str, Any]) -> list[str]:
+    r"""Return a message for each of LlamaFactory's numbers and switches that is given as something else.
+
+    LlamaFactory takes the values of a run file as they are; a wrong one ends the run where it is used, hours later.
+    """
+    kinds = _kinds()
+    problems = []
+    for key, value in given.items():
+        wanted = None if value is None else _wanted(kinds.get(key), value)
+        if wanted is None and key in AT_LEAST_ONE and isinstance(value, int) and value < 1:
+            wanted = "at least 1"
+        if wanted is not None:
+            advice = "Write it without quotes." if _is_number(value) else "Correct the value."
+            problems.append(f"`{key}` is {value!r}, but must be {wanted}. {advice}")
+    return problems
+
+
+def _kinds() -> dict[str, type]:
+    """Keys of LlamaFactory that take an int, a float or a bool."""
+    from transformers.hf_argparser import string_to_bool
+
+    kinds = {int: int, float: float, string_to_bool: bool}
+    found = {action.dest: kinds[action.type] for action in _train_parser()._actions if action.type in kinds}
+    # The others have checks of their own.
+    return {key: kind for key, kind in found.items() if not key.startswith(PREFIX) and key not in SAMPLING_NUMBERS}
+
+
+def _wanted(kind: type | None, value: Any) -> str | None:
+    """What a value would have to be, where it is not."""
+    if kind is bool:
+        return None if isinstance(value, int) else "true or false"
+    if kind is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return "a whole number" if kind is int and value != int(value) else None
+    return "a whole number" if kind is int else "a number"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
 def _unknown_message(key: str, known: set[str]) -> str:
     ours = key.startswith(PREFIX)
     choices = sorted(name for name in known if name.startswith(PREFIX) or not ours)
@@ -110,6 +156,11 @@ def _read_file(path: str, overrides: list[str]) -> dict[str, Any]:
             f"The run file {path} holds a list or a bare value, but must hold `key: value` lines. Correct the file."
         )
     malformed = [item for item in overrides if not OVERRIDE.match(item)]
+    if any(item.endswith(YAML_ENDINGS) for item in malformed):
+        raise ConfigError(
+            f"{' '.join(malformed)}: one run file is read here, and {path} is given already. Give one at a time; "
+            "`llamafactory-tpaw run` takes several."
+        )
     if malformed:
         raise ConfigError(
             f"`{' '.join(malformed)}` after {path} cannot be read as overrides, which are written `key=value`. Write "
@@ -150,7 +201,8 @@ def _last_flag(args: list[str], flag: str) -> str | None:
     return value
 
 
-def _read_flags(args: list[str]) -> dict[str, Any]:
+def _train_parser() -> Any:
+    """LlamaFactory's own parser of `train`, whose errors are ours."""
     from transformers import HfArgumentParser
 
     from . import facade
@@ -159,7 +211,11 @@ def _read_flags(args: list[str]) -> dict[str, Any]:
         def error(self, message: str) -> NoReturn:
             raise ConfigError(f"The command line cannot be read: {message}. {KEYS_HINT}")
 
-    parser = Parser(list(facade.TRAIN_ARGS), add_help=False)
+    return Parser(list(facade.TRAIN_ARGS), add_help=False)
+
+
+def _read_flags(args: list[str]) -> dict[str, Any]:
+    parser = _train_parser()
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     namespace, rest = parser.parse_known_args(args)

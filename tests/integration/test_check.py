@@ -157,6 +157,16 @@ def test_every_problem_at_once(project: runs.Project) -> None:
     assert all((result.memory, result.disk, result.time))
 
 
+@pytest.mark.parametrize(
+    ("given", "what"), [({"stage": "dpo"}, "`stage: dpo` is not `tpaw`"), ({}, "`stage` is missing")]
+)
+def test_a_run_file_of_another_stage(given: dict[str, Any], what: str) -> None:
+    result = check(given)
+    advice = "but `llamafactory-tpaw check` is for an iteration of self-play. Give the run file of one."
+    assert messages(result) == [f"error: {what}, {advice}"]
+    assert result.report.exit_code == 2
+
+
 def test_settings_come_first(project: runs.Project) -> None:
     result = check(project.settings(2, tpaw_eta=0, tpaw_gama=1, temperature=None))
     assert result.report.exit_code == 2

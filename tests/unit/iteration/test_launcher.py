@@ -266,6 +266,12 @@ class TestSteps:
         with launcher.prepare(GIVEN):  # and make_plan raises
             pass
 
+    @pytest.mark.parametrize("command", ["generate", "score"])
+    def test_run_files_of_other_stages_are_refused(self, command: str) -> None:
+        message = f"`stage: sft` is not `tpaw`, but `llamafactory-tpaw {command}` is for an iteration of self-play."
+        with pytest.raises(ConfigError, match=message):
+            getattr(launcher, command)(GIVEN | {"stage": "sft"})
+
     def test_nothing_to_generate(self, plan: SimpleNamespace) -> None:
         assert launcher.generate(GIVEN) == 0
         plan.tpaw_args.tpaw_prompts = None

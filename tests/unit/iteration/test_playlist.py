@@ -110,6 +110,15 @@ class TestReading:
             assert problem.startswith(f"{file}: ")
             assert text in problem
 
+    def test_wrong_types_in_both_stages(self, project: Project) -> None:
+        sft, first, _ = write_all(project)
+        Path("bare.yaml").write_text("output_dir: x")
+        assert problems_of([sft, first, "bare.yaml"], "learning_rate=fast") == [
+            "bare.yaml: `stage` is missing. `run` plays run files of the stages tpaw and sft.",
+            "sft.yaml: `learning_rate` is 'fast', but must be a number. Correct the value.",
+            "iter0.yaml: `learning_rate` is 'fast', but must be a number. Correct the value.",
+        ]
+
     def test_problems_of_keys_and_of_files_come_together(self, project: Project) -> None:
         project.model = Path("saves/full/sft")
         _, first, second = write_all(project)

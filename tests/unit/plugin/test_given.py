@@ -122,6 +122,11 @@ def test_stage_of_a_run_file_imports_nothing_heavy(run_file: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_second_run_file_is_no_override(run_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"b\.yaml: one run file is read here, and .* is given already."):
+        given.read_given([str(run_file), "b.yaml"])
+
+
 def test_unknown_keys_name_the_nearest() -> None:
     problems = given.unknown_key_problems(
         {"tpaw_gama": 1, "learning_rat": 2, "xqzw": 3, "stage": 4, "tpaw_kkkkkkkkkkkkkkkkkkkkkkkkk": 5}
@@ -131,6 +136,28 @@ def test_unknown_keys_name_the_nearest() -> None:
     assert "`learning_rate`" in problems[1]
     assert "Did you mean" not in problems[2]
     assert "Did you mean `tpaw_" in problems[3]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("learning_rate", "abc", "`learning_rate` is 'abc', but must be a number. Correct the value."),
+        ("learning_rate", "1e-6", "`learning_rate` is '1e-6', but must be a number. Write it without quotes."),
+        ("num_train_epochs", [1], "`num_train_epochs` is [1], but must be a number. Correct the value."),
+        ("max_steps", 1.5, "`max_steps` is 1.5, but must be a whole number. Correct the value."),
+        ("save_steps", True, "`save_steps` is True, but must be a number. Correct the value."),
+        ("bf16", "yse", "`bf16` is 'yse', but must be true or false. Correct the value."),
+        ("cutoff_len", 0, "`cutoff_len` is 0, but must be at least 1. Correct the value."),
+    ],
+)
+def test_values_of_llamafactorys_keys_have_their_type(key: str, value: object, message: str) -> None:
+    assert given.value_problems({key: value}) == [message]
+
+
+def test_values_that_are_not_judged() -> None:
+    fine = {"learning_rate": 1, "max_steps": 100.0, "bf16": True, "use_cpu": 0, "report_to": "none", "save_steps": 0.1}
+    elsewhere = {"tpaw_eta": "x", "temperature": "x", "learning_rat": "x", "warmup_ratio": None, "optim": "x"}
+    assert given.value_problems(fine | elsewhere) == []
 
 
 def test_extra_keys_allowed_still_checks_ours(monkeypatch: pytest.MonkeyPatch) -> None:
