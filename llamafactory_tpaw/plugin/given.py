@@ -22,6 +22,7 @@ PREFIX = "tpaw_"
 YAML_SOURCE = '"<unicode string>"'
 OVERRIDE = re.compile(r"[^-=\s][^=]*=")
 KEYS_HINT = "`llamafactory-cli train -h` lists every key."
+CHECKED_ELSEWHERE = (*SAMPLING_NUMBERS, "stage", "finetuning_type")
 AT_LEAST_ONE = ("cutoff_len", "gradient_accumulation_steps", "per_device_train_batch_size")
 Args = list[str] | dict[str, Any] | None
 
@@ -79,7 +80,7 @@ def unknown_key_problems(given: dict[str, Any]) -> list[str]:
 
 
 def value_problems(given: dict[str, Any]) -> list[str]:
-    r"""Return a message for each of LlamaFactory's numbers and switches that is given as something else.
+    r"""Return a message for each of LlamaFactory's numbers, switches and choices that is given as something else.
 
     LlamaFactory takes the values of a run file as they are; a wrong one ends the run where it is used, hours later.
     """
@@ -90,28 +91,40 @@ def value_problems(given: dict[str, Any]) -> list[str]:
         if wanted is None and key in AT_LEAST_ONE and isinstance(value, int) and value < 1:
             wanted = "at least 1"
         if wanted is not None:
-            advice = "Write it without quotes." if _is_number(value) else "Correct the value."
-            problems.append(f"`{key}` is {value!r}, but must be {wanted}. {advice}")
+            problems.append(f"`{key}` is {value!r}, but must be {wanted}. {_correction(kinds.get(key), value)}")
     return problems
 
 
-def _kinds() -> dict[str, type]:
-    """Keys of LlamaFactory that take an int, a float or a bool."""
+def _kinds() -> dict[str, type | tuple[str, ...]]:
+    """Keys of LlamaFactory that take an int, a float, a bool or one of several words."""
     from transformers.hf_argparser import string_to_bool
 
     kinds = {int: int, float: float, string_to_bool: bool}
-    found = {action.dest: kinds[action.type] for action in _train_parser()._actions if action.type in kinds}
+    found = {
+        action.dest: tuple(action.choices) if action.choices else kinds[action.type]
+        for action in _train_parser()._actions
+        if action.choices or action.type in kinds
+    }
     # The others have checks of their own.
-    return {key: kind for key, kind in found.items() if not key.startswith(PREFIX) and key not in SAMPLING_NUMBERS}
+    return {key: kind for key, kind in found.items() if not key.startswith(PREFIX) and key not in CHECKED_ELSEWHERE}
 
 
-def _wanted(kind: type | None, value: Any) -> str | None:
+def _wanted(kind: type | tuple[str, ...] | None, value: Any) -> str | None:
     """What a value would have to be, where it is not."""
+    if isinstance(kind, tuple):
+        return f"one of {', '.join(map(str, kind))}" if isinstance(value, str) and value not in kind else None
     if kind is bool:
         return None if isinstance(value, int) else "true or false"
     if kind is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return "a whole number" if kind is int and value != int(value) else None
     return "a whole number" if kind is int else "a number"
+
+
+def _correction(kind: type | tuple[str, ...] | None, value: Any) -> str:
+    if isinstance(kind, tuple):
+        nearest = difflib.get_close_matches(value, map(str, kind), n=1)
+        return f"Did you mean `{nearest[0]}`?" if nearest else "Choose one of them."
+    return "Write it without quotes." if _is_number(value) else "Correct the value."
 
 
 def _is_number(value: Any) -> bool:

@@ -147,6 +147,12 @@ def test_unknown_keys_name_the_nearest() -> None:
         ("max_steps", 1.5, "`max_steps` is 1.5, but must be a whole number. Correct the value."),
         ("save_steps", True, "`save_steps` is True, but must be a number. Correct the value."),
         ("bf16", "yse", "`bf16` is 'yse', but must be true or false. Correct the value."),
+        (
+            "hub_strategy",
+            "ends",
+            "`hub_strategy` is 'ends', but must be one of end, every_save, checkpoint, all_checkpoints. Did you mean "
+            "`end`?",
+        ),
         ("cutoff_len", 0, "`cutoff_len` is 0, but must be at least 1. Correct the value."),
     ],
 )
@@ -155,8 +161,16 @@ def test_values_of_llamafactorys_keys_have_their_type(key: str, value: object, m
 
 
 def test_values_that_are_not_judged() -> None:
-    fine = {"learning_rate": 1, "max_steps": 100.0, "bf16": True, "use_cpu": 0, "report_to": "none", "save_steps": 0.1}
-    elsewhere = {"tpaw_eta": "x", "temperature": "x", "learning_rat": "x", "warmup_ratio": None, "optim": "x"}
+    fine = {
+        "learning_rate": 1,
+        "max_steps": 100.0,
+        "bf16": True,
+        "use_cpu": 0,
+        "report_to": "none",
+        "save_steps": 0.1,
+        "optim": "sgd",
+    }
+    elsewhere = {"tpaw_eta": "x", "temperature": "x", "learning_rat": "x", "warmup_ratio": None, "stage": "x"}
     assert given.value_problems(fine | elsewhere) == []
 
 
