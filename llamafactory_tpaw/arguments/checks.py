@@ -21,6 +21,12 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "adapter_name_or_path": ((), "this version trains all weights"),
     "quantization_bit": ((), "this version trains all weights"),
     "use_unsloth": ((False,), "it replaces the forward pass that players and policy share"),
+    "rope_scaling": (
+        ("linear", "yarn", "llama3"),
+        "`dynamic` makes a log-prob depend on the longest row of its batch",
+    ),
+    "fp8": ((False,), "players and policy are run in float32, bf16 or fp16"),
+    "moe_aux_loss_coef": ((0, 0.0), "the loss has no term for routers"),
     "mixture_of_depths": ((), "it changes the model that players and policy share"),
     "use_badam": ((False,), "its hooks on the Trainer are not there"),
     "num_beams": ((1,), "responses are sampled one by one"),

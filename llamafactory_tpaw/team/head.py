@@ -101,4 +101,4 @@ def _module_logps(
         vocabulary = head(states[:1]).shape[-1]
     size = max(1, BLOCK_SCORES.get(states.device.type, BLOCK_SCORES_ELSEWHERE) // vocabulary)
     pairs = zip(states.split(size), tokens.split(size), strict=True)
-    return torch.cat([checkpoint(chunk_logps, *pair, use_reentrant=False) for pair in pairs])
+    return torch.cat([checkpoint(chunk_logps, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs])

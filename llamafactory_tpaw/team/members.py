@@ -18,6 +18,7 @@ from .players import (
     list_players,
     parent_problems,
     player_problems,
+    position_problems,
     team_of,
     vocabulary_problems,
 )
@@ -80,6 +81,10 @@ def load_team(run: RunArguments, findings: Findings) -> Team:
     team = Team(members, policy, tokenizer, processor, encoder)
     with findings.note():
         check_tokenizers(team.readers, run, encoder)
+    with findings.note():
+        problems = position_problems(policy.player.path, policy.folder, run.data.cutoff_len)
+        if problems:
+            raise ConfigError(problems)
     return team
 
 

@@ -18,7 +18,7 @@ from .manifest import MANIFEST, read_manifest
 
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What is downloaded of a player: config, tokenizer, tpaw.json and weights; `.bin` only where there is nothing else.
@@ -239,6 +239,43 @@ def vocabulary_problems(folders: dict[str, Path], tokenizer_size: int) -> list[s
             "train the tokens in the `sft` stage first."
         )
     return problems
+
+
+def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
+    r"""Refuse rotary positions that depend on the longest row of a batch: a log-prob would depend on its neighbours.
+
+    Args:
+        path: The checkpoint, as the user names it.
+        folder: Where it is.
+        cutoff_len: Most tokens of a row.
+    """
+    problems = []
+    for config, rope in _rope_settings(read_json(folder / "config.json")):
+        kind = rope.get("rope_type") or rope.get("type")
+        limit = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        if kind == "dynamic":
+            problems.append(
+                f"{path} has rotary positions of type `dynamic`, which depend on the longest row of a batch, so its "
+                "log-probs would depend on their neighbours. Use another type (`rope_type` in its config.json)."
+            )
+        elif kind == "longrope" and limit and cutoff_len > limit:
+            problems.append(
+                f"`cutoff_len` is {cutoff_len}, but {path} changes its rotary positions (`longrope`) for all rows of "
+                f"a batch where one is longer than {limit}, so log-probs would depend on their neighbours. Set "
+                f"`cutoff_len` to {limit} or less."
+            )
+    return problems
+
+
+def _rope_settings(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield every setting of rotary positions with the configuration it stands in; there may be one a layer type."""
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = config.get(name) or {}
+        for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+            if part.get("rope_type") or part.get("type"):
+                yield config, part
+    if isinstance(config.get("text_config"), dict):
+        yield from _rope_settings(config["text_config"])
 
 
 def _vocabulary_size(folder: Path) -> int:

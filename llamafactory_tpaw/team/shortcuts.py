@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..data.layout import LayoutCosts, Row, lay_out, pack, separate
+from ..errors import ConfigError
 from ..plugin.logs import get_logger
 from .forward import ROUNDING, attention_of, autocast, autocast_dtype, response_logps
 from .head import text_config, unwrap
@@ -60,13 +61,35 @@ class _Trial:
 
     @torch.no_grad()
     def score(
-        self, rows: Sequence[Row], dtype: torch.dtype | None, *, head: bool = False, packed: bool = False
+        self,
+        rows: Sequence[Row],
+        dtype: torch.dtype | None,
+        *,
+        head: bool = False,
+        packed: bool = False,
+        multiple: int = 8,
     ) -> torch.Tensor:
         """Score the responses under autocast to a dtype: (S,) in nats."""
-        batch = pack(rows) if packed else lay_out(rows, pad_token_id=0)
+        batch = pack(rows) if packed else lay_out(rows, pad_token_id=0, pad_to_multiple_of=multiple)
         device = self.model.device
         batch = {name: value.to(device) for name, value in batch.items()}
         return response_logps(self.model, batch, autocast(device, dtype), head=head).sums
+
+    def refuse_padding_that_counts(self) -> None:
+        r"""Make sure that a row's log-probs do not depend on the padding behind it.
+
+        Raises:
+            ConfigError: If they do.
+        """
+        for dtype, expected in self.expected.items():
+            first = self.score(self.apart[:1], dtype, multiple=1)
+            # A yes means that all is well: where a model is traced without data, every question is answered with yes.
+            if not bool(((first - expected[:1]).abs() <= ROUNDING[dtype] * expected[:1].abs().clamp(min=1.0)).all()):
+                raise ConfigError(
+                    f"{type(unwrap(self.model)).__name__} gives a response {float(first):.4g} nats by itself and "
+                    f"{float(expected[0]):.4g} with padding behind it, so players would judge by the length of other "
+                    "rows. Stage `tpaw` cannot train this architecture; use one with causal attention."
+                )
 
     def agrees(self, what: str, rows: Sequence[Row], **ways: bool) -> bool:
         """Whether a way gives the same log-probs; says so where it does not."""
@@ -98,6 +121,9 @@ def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: 
         model: Policy or player, on its device, not wrapped yet.
         training_args: LlamaFactory's, for autocast.
         finetuning_args: LlamaFactory's, with `tpaw_logits` and `tpaw_layout`.
+
+    Raises:
+        ConfigError: If padding changes the model's log-probs.
     """
     was_training = model.training
     try:
@@ -108,6 +134,7 @@ def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: 
 
 def _try(model: PreTrainedModel, dtype: torch.dtype | None, finetuning_args: Any) -> Shortcuts:
     trial = _Trial(model, dtype)
+    trial.refuse_padding_that_counts()
     layout, costs = finetuning_args.tpaw_layout, layout_costs(model)
     head = finetuning_args.tpaw_logits == "blocks" and trial.agrees("log-probs in blocks", trial.apart, head=True)
     if layout == "auto" and attention_of(model) in PACKED_ATTENTION:
@@ -142,8 +169,11 @@ def _sees_everything(model: PreTrainedModel) -> bool:
     """Whether one mask of ours can stand for those of all layers: no sliding windows, no other kinds of memory."""
     config = text_config(model)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    # ALiBi counts distances in the row, not by positions.
+    counts_distances = getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False)
     return (
         attention_of(model) in MASKED_ATTENTION
+        and not counts_distances
         and kinds == {"full_attention"}
         and not any(getattr(config, name, None) for name in WINDOWS)
     )

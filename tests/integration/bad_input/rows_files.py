@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +18,11 @@ INFO = "data/dataset_info.json"
 
 
 def swap_parts() -> None:
-    """Put the content of another part under a part's name."""
-    one, other = sorted(CACHE.glob("logps/*/*/part-*.safetensors"))[:2]
-    shutil.copy(other, one)
+    """Put the content of another part under every part's name."""
+    parts = sorted(CACHE.glob("logps/*/*/part-*.safetensors"))
+    contents = [part.read_bytes() for part in parts]
+    for part, content in zip(parts, contents[1:] + contents[:1], strict=True):
+        part.write_bytes(content)
 
 
 def every_part(do: Callable[[Path], object]) -> None:

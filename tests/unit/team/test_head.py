@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from llamafactory_tpaw.data.layout import Row, lay_out, separate
+from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.objectives import head as blocks
 from llamafactory_tpaw.team import forward, shortcuts
 from llamafactory_tpaw.team.forward import response_logps
@@ -236,14 +237,36 @@ def test_memories_that_a_mask_does_not_describe_are_not_shared(
     assert "`tpaw_layout: shared` has no effect" in caplog.text
 
 
-def test_what_autocast_would_cover_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_autocast_would_cover_is_noticed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Distances between columns, which this architecture adds to its scores, are not those between positions."""
+    monkeypatch.setattr(shortcuts, "_sees_everything", lambda model: True)
     torch.manual_seed(0)
     model = MptForCausalLM(MptConfig(vocab_size=320, d_model=32, n_heads=2, n_layers=2))
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3) if weight.ndim > 1 else None
     assert find_shortcuts(model, BF16, asked()).costs.sharing == "never"
     assert "MptForCausalLM is run without shared prompts" in caplog.text
+
+
+def test_distances_in_a_row_are_not_shared() -> None:
+    """ALiBi lowers attention by how far tokens stand apart, whatever their positions are said to be."""
+    config = MptConfig(d_model=32, n_heads=2, n_layers=2, vocab_size=SIZES["vocab_size"], max_seq_len=64)
+    torch.manual_seed(0)
+    model = MptForCausalLM(config).to(torch.bfloat16)
+    assert find_shortcuts(model, RUN, asked(layout="shared")).costs.sharing == "never"
+
+
+def test_a_model_that_sees_its_padding_is_refused() -> None:
+    class Seeing(Qwen2ForCausalLM):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            return type(out)(logits=out.logits * kwargs["input_ids"].shape[1])
+
+    torch.manual_seed(0)
+    with pytest.raises(ConfigError, match=r"Seeing gives a response -\d.* by itself and -\d.* with padding behind it"):
+        find_shortcuts(Seeing(Qwen2Config(**SIZES)), RUN, asked())
 
 
 def test_costs_count_layers_and_not_the_vocabulary() -> None:

@@ -21,6 +21,7 @@ from llamafactory_tpaw.team.players import (
     list_players,
     parent_problems,
     player_problems,
+    position_problems,
     same_path,
     team_of,
     vocabulary_problems,
@@ -264,3 +265,30 @@ def test_vocabularies(tmp_path: Path) -> None:
     first, second = vocabulary_problems(folders, 404)
     assert "differ (theta_0 400, theta_1 408, theta_2 400)" in first
     assert "but theta_0, theta_2 only 400" in second
+
+
+@pytest.mark.parametrize(
+    ("config", "cutoff_len", "said"),
+    [
+        ({"rope_scaling": None}, 4096, []),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 4096, []),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 10, ["type `dynamic`"]),
+        ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}}, 4096, []),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}},
+            4097,
+            ["`cutoff_len` is 4097, but saves/theta_0 changes", "Set `cutoff_len` to 4096 or less"],
+        ),
+        (
+            {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 2048},
+            4096,
+            ["to 2048 or less"],
+        ),
+        ({"text_config": {"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}}, 10, ["type `dynamic`"]),
+    ],
+)
+def test_positions_that_depend_on_other_rows(tmp_path: Path, config: dict, cutoff_len: int, said: list[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    problems = position_problems("saves/theta_0", tmp_path, cutoff_len)
+    assert len(problems) == bool(said)
+    assert all(part in problems[0] for part in said)
