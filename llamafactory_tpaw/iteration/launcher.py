@@ -14,7 +14,7 @@ from typing import Any
 from ..arguments.parsed import DISTRIBUTED_KEYS
 from ..data.locks import locked
 from ..errors import INTERRUPTED, TERMINATED, ConfigError, DataError, Findings
-from ..plugin.given import read_given
+from ..plugin.given import is_on, is_true, read_given
 from ..plugin.interruption import Terminated, end_with_parent, run_child
 from ..plugin.logs import get_logger
 from ..team.manifest import Manifest
@@ -44,15 +44,15 @@ def prepare(argv: list[str]) -> Iterator[None]:
     _stop_if_finished(given)
     plan = make_plan(given)
     refuse_start(given)
-    if _trains(given):
+    if is_true(given, "do_train"):
         check_start(plan)
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_output(given))
-        if plan.to_generate and _trains(given):
+        if plan.to_generate and is_true(given, "do_train"):
             files = ", ".join(str(round_.path) for round_ in plan.to_generate)
             logger.info_rank0(f"{files}: generated first, in a process of its own.")
             _generate_in_child(argv)
-        if _is_on("USE_RAY"):
+        if is_on("USE_RAY"):
             stack.close()  # Ray's workers do not know what this process holds: theirs takes the lock itself.
         yield
 
@@ -80,7 +80,12 @@ def hold_output(given: dict[str, Any]) -> Iterator[None]:
     """
     folder = Path(str(given.get("output_dir") or "")).resolve()
     others_task = any(os.environ.get(name, "0") != "0" for name in ("RANK", "NODE_RANK"))
-    if not given.get("output_dir") or not _trains(given) or others_task or os.environ.get(HELD) == str(folder):
+    if (
+        not given.get("output_dir")
+        or not is_true(given, "do_train")
+        or others_task
+        or os.environ.get(HELD) == str(folder)
+    ):
         yield
         return
     with locked(folder, f"`output_dir: {given['output_dir']}`"):
@@ -109,14 +114,14 @@ def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
     manifest = _stop_if_finished(given)
     plan = make_plan(given)
     _refuse_distributed(given)
-    if plan.to_generate and _trains(given):
+    if plan.to_generate and is_true(given, "do_train"):
         missing = ", ".join(str(round_.path) for round_ in plan.to_generate)
         raise DataError(
             f"{missing} is not there yet. `llamafactory-cli train` generates it before it starts training; where "
             "training is started otherwise (Python, torchrun, Ray), run `llamafactory-tpaw generate` with the same "
             "settings first."
         )
-    if not _trains(given):
+    if not is_true(given, "do_train"):
         return given
     with hold_output(given):
         return given | _where_to_continue(given, manifest)
@@ -160,7 +165,7 @@ def score(argv: list[str]) -> int:
 
 
 def _stop_if_finished(given: dict[str, Any]) -> Manifest | None:
-    if not _trains(given) or key_problems(given):
+    if not is_true(given, "do_train") or key_problems(given):
         return None  # `make_plan` says what is wrong with the keys, together with everything else.
     manifest = finished_manifest(given)
     if manifest is not None and manifest.status == "finished":
@@ -174,7 +179,7 @@ def _stop_if_finished(given: dict[str, Any]) -> Manifest | None:
 def _refuse_distributed(given: dict[str, Any]) -> None:
     """Players are loaded without an engine for several processes, so the policy may not have one either."""
     keys = [f"`{key}`" for key in DISTRIBUTED_KEYS if given.get(key)]
-    if keys and _trains(given):
+    if keys and is_true(given, "do_train"):
         raise ConfigError(
             f"{', '.join(keys)} is for training in several processes, but this version of stage `tpaw` trains in one. "
             "Remove it, or switch it off on the command line (`deepspeed=null`)."
@@ -182,7 +187,7 @@ def _refuse_distributed(given: dict[str, Any]) -> None:
 
 
 def _refuse_idle(given: dict[str, Any]) -> None:
-    if not _trains(given) and str(given.get("do_eval", False)).lower() != "true":
+    if not is_true(given, "do_train") and not is_true(given, "do_eval"):
         raise ConfigError("Neither `do_train` nor `do_eval` is true, so there is nothing to do. Set `do_train: true`.")
 
 
@@ -191,7 +196,7 @@ def _refuse_several_processes() -> None:
     import torch
 
     devices = torch.cuda.device_count()
-    if not _is_on("FORCE_TORCHRUN") and (devices <= 1 or _is_on("USE_RAY") or _is_on("USE_KT")):
+    if not is_on("FORCE_TORCHRUN") and (devices <= 1 or is_on("USE_RAY") or is_on("USE_KT")):
         return
     nodes, per_node = os.environ.get("NNODES", "1"), os.environ.get("NPROC_PER_NODE", str(devices))
     if nodes.isdigit() and per_node.isdigit() and int(nodes) * int(per_node) > 1:
@@ -200,14 +205,6 @@ def _refuse_several_processes() -> None:
             "one for each device in sight), but this version of stage `tpaw` trains in one. Set "
             "`CUDA_VISIBLE_DEVICES=0`, or `NPROC_PER_NODE=1` and `NNODES=1` with FORCE_TORCHRUN."
         )
-
-
-def _is_on(variable: str) -> bool:
-    return os.environ.get(variable, "0").lower() in ("true", "y", "1")
-
-
-def _trains(given: dict[str, Any]) -> bool:
-    return str(given.get("do_train", False)).lower() == "true"
 
 
 def _require_triplets(plan: Plan) -> None:

@@ -14,7 +14,7 @@ from ..data.files import read_json
 from ..data.rounds import split_names
 from ..data.source import find_entry
 from ..errors import ConfigError, DataError, Findings, TpawError
-from ..plugin.given import YAML_ENDINGS, read_given, unknown_key_problems, value_problems
+from ..plugin.given import YAML_ENDINGS, is_true, read_given, unknown_key_problems, value_problems
 from ..team.fingerprint import check_checkpoint_complete
 from .checkpoints import ResumePoint, find_resume_point
 from .preflight import finished_manifest, key_problems, make_plan
@@ -133,7 +133,7 @@ def _iteration_progress(item: Item) -> Progress:
 
 
 def _sft_progress(item: Item) -> Progress:
-    if str(item.given.get("overwrite_output_dir", False)).lower() == "true":
+    if is_true(item.given, "overwrite_output_dir"):
         return Progress("new", f"trains {item.produces} anew")
     if _is_finished_sft(item):
         return Progress("finished", f"{item.folder} holds a finished model")
@@ -228,7 +228,7 @@ def _check(item: Item, expected: set[Path] | None) -> bool:
         problems = key_problems(item.given)
     else:
         problems = unknown_key_problems(item.given) + value_problems(item.given)
-    if str(item.given.get("do_train", False)).lower() != "true":
+    if not is_true(item.given, "do_train"):
         problems.append("`do_train` is not true, but `run` trains. Set `do_train: true`.")
     with Findings() as findings:
         findings.refuse(ConfigError, problems)

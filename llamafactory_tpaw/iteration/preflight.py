@@ -19,7 +19,7 @@ from ..data.triplets import read_meta
 from ..errors import ConfigError, DataError, EnvironmentProblem, Findings, TpawError
 from ..generation.base import SamplingSettings
 from ..plugin import facade
-from ..plugin.given import unknown_key_problems, value_problems
+from ..plugin.given import is_true, unknown_key_problems, value_problems
 from ..team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint, hash_weights
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from ..team.players import Player, list_players, player_problems, same_path, team_of
@@ -121,7 +121,7 @@ def finished_manifest(given: dict[str, Any]) -> Manifest | None:
         DataError: If the iteration is finished, but its checkpoint is damaged.
     """
     folder = given.get("output_dir")
-    if not folder or _overwrites(given):
+    if not folder or is_true(given, "overwrite_output_dir"):
         return None
     manifest = read_manifest(folder)
     if manifest is None:
@@ -158,10 +158,6 @@ def _check_result(folder: Path, manifest: Manifest, given: dict[str, Any]) -> No
         )
 
 
-def _overwrites(given: dict[str, Any]) -> bool:
-    return str(given.get("overwrite_output_dir", False)).lower() == "true"
-
-
 def _dataset_dir(given: dict[str, Any]) -> str:
     return str(given.get("dataset_dir", "data"))
 
@@ -190,7 +186,7 @@ def _output_problems(given: dict[str, Any], players: list[Player]) -> list[str]:
     if (
         not occupied
         or (Path(folder) / MANIFEST).is_file()
-        or _overwrites(given)
+        or is_true(given, "overwrite_output_dir")
         or given.get("resume_from_checkpoint")
     ):
         return []

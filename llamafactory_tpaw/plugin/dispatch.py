@@ -10,7 +10,6 @@ accident: it needs a reward model.
 import contextlib
 import functools
 import importlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -126,7 +125,7 @@ def _asks_help(args: Any) -> bool:
 
 
 def _refuse_backend_switch() -> None:
-    if os.environ.get("USE_MCA", "0").lower() in ("true", "y", "1"):
+    if given.is_on("USE_MCA"):
         raise ConfigError("USE_MCA is set, but stage `tpaw` trains with transformers' Trainer only. Unset USE_MCA.")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..arguments.fields import FIELDS
 from ..errors import EnvironmentProblem, TpawError
-from .given import FILE_ENDINGS, read_given
+from .given import FILE_ENDINGS, is_true, read_given
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -163,7 +163,7 @@ def _out_of_memory(error: BaseException, settings: Mapping[str, Any]) -> Machine
         _with_value("cutoff_len", settings),
         f"{_with_value('tpaw_score_batch_tokens', settings)} where players were being scored",
     ]
-    if str(settings.get("disable_gradient_checkpointing", False)).lower() == "true":
+    if is_true(settings, "disable_gradient_checkpointing"):
         advice.append("remove `disable_gradient_checkpointing: true`")
     cause = " ".join(str(error).split())[:CAUSE_CHARACTERS].rstrip(".") or type(error).__name__
     return MachineProblem(

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,7 +75,7 @@ def unknown_key_problems(given: dict[str, Any]) -> list[str]:
     """
     known = known_keys()
     unknown = [key for key in given if key not in known]
-    if _is_on("ALLOW_EXTRA_ARGS"):
+    if is_on("ALLOW_EXTRA_ARGS"):
         unknown = [key for key in unknown if key.startswith(PREFIX)]
     return [_unknown_message(key, known) for key in unknown]
 
@@ -142,7 +143,12 @@ def _unknown_message(key: str, known: set[str]) -> str:
     return f"`{key}` is not a key of `train`. {advice}Correct or remove it; {KEYS_HINT}"
 
 
-def _is_on(variable: str) -> bool:
+def is_true(given: Mapping[str, Any], key: str) -> bool:
+    """Whether a switch is on, by a bool or by its word."""
+    return str(given.get(key, False)).lower() == "true"
+
+
+def is_on(variable: str) -> bool:
     """Read a switch of the environment as LlamaFactory does."""
     return os.environ.get(variable, "0").lower() in ("true", "y", "1")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import ConfigError, DataError
 from ...plugin import facade
+from ...plugin.given import is_true
 from ...team.fingerprint import check_checkpoint_complete
 from ...team.players import HUB_NAME
 from .settings import Settings
@@ -108,7 +109,7 @@ def _load(source: str, settings: Settings, is_local: bool) -> tuple[Any, Any]:
 
     keys = settings.model_keys
     options = {
-        "trust_remote_code": str(keys.get("trust_remote_code", False)).lower() == "true",
+        "trust_remote_code": is_true(keys, "trust_remote_code"),
         "cache_dir": keys.get("cache_dir"),
         "revision": keys.get("model_revision", "main"),
     }
