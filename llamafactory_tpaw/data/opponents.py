@@ -7,6 +7,7 @@ import copy
 import hashlib
 import math
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
@@ -18,7 +19,7 @@ from .triplets import ANEW, TripletMeta, TripletRow, read_triplets
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -105,7 +106,12 @@ def encoding_problems(metas: Sequence[tuple[Path, TripletMeta]], encoder: TurnEn
 
 
 def load_triplets(
-    entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits: Limits, store: TokenStore | None = None
+    entry: Entry,
+    meta: TripletMeta,
+    encoder: TurnEncoder,
+    limits: Limits,
+    store: TokenStore | None = None,
+    first: int | None = None,
 ) -> list[Triplet]:
     r"""Read a triplet file as token ids.
 
@@ -117,13 +123,16 @@ def load_triplets(
         encoder: Tokenizer and template of the run.
         limits: How rows are cut and when they are dropped.
         store: Where the ids are kept; in memory without it.
+        first: How many rows are read, for a look at a file that is not checked against its meta; all by default.
 
     Raises:
         DataError: If a row's prompt does not encode to the tokens it was generated from, or rows are bad.
     """
     exact = is_exact(meta, encoder)
     triplets, bad_rows, seen = [], [], {}
-    rows = track(read_triplets(entry.path, meta), f"reading {entry.path.name}", total=meta.rows)
+    rows: Iterable[TripletRow] = islice(read_triplets(entry.path, meta if first is None else None), first)
+    if first is None:
+        rows = track(rows, f"reading {entry.path.name}", total=meta.rows)
     for number, row in enumerate(rows, start=1):
         try:
             prompt_ids, target_ids = encoder.encode(row.messages, row.target, row.system, row.tools)

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,12 @@ from ..plugin.given import read_given
 from ..plugin.logs import get_logger
 from ..team.members import Member, check_tokenizers, load_encoder
 from ..team.players import team_of
-from .estimates.disk import check_disk, disk_spaces
+from .estimates.disk import check_disk, disk_spaces, nearest_folder, saved_bytes
 from .estimates.figures import Figure, readable_bytes
-from .estimates.hours import describe_measured, measure_speed, time_figures
+from .estimates.hours import Basis, describe_measured, measure_speed, time_figures
+from .estimates.lacking import count_lacking
 from .estimates.memory import DEVICE_SHARE, Device, Traced, device_of, memory_figures, trace_run
+from .estimates.storage import measure_storage
 from .estimates.workload import Sample, Workload, describe_workload, take_sample
 from .findings import Report
 from .preflight import Plan, finished_manifest, key_problems, make_plan, refuse_other_stage, with_defaults
@@ -31,7 +34,6 @@ from .round_trip import round_trip_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from ..data.encoding import TurnEncoder
     from ..data.prompts import BadRow
@@ -115,11 +117,12 @@ def check(
     run = _parse(given, report) if plan is not None else None
     if plan is None or run is None:
         return result
-    startup = time.time() - started
     say("tokenizers and data")
     found = _read_data(run, plan, report, ROWS)
+    startup = time.time() - started
     workload = found.workload if found else None
-    spaces = disk_spaces(plan, with_defaults(given) | vars(plan.tpaw_args), workload)
+    keys = with_defaults(given) | vars(plan.tpaw_args)
+    spaces = disk_spaces(plan, keys, workload)
     result.disk = [space.figure for space in spaces]
     check_disk(spaces, report)
     if found is None or workload is None:
@@ -140,7 +143,9 @@ def check(
             measured = result.step_zero.measured
             report.note(describe_measured(measured))
     speed = measure_speed(run.training.device, run.model.compute_dtype)
-    result.time = time_figures(run, workload, traced, speed, startup, measured)
+    storage = measure_storage(nearest_folder(Path(run.training.output_dir)))
+    basis = Basis(traced, speed, storage, startup, measured)
+    result.time = time_figures(run, workload, basis, saved_bytes(plan, keys, workload))
     return result
 
 
@@ -232,13 +237,15 @@ def _read_data(run: RunArguments, plan: Plan, report: Report, rows: int) -> _Fou
         sample = take_sample(plan, encoder, run.model, run.data, run.training, rows)
         _check_sample(sample, plan, encoder, run.data.template, report)
         if sample.prompts or sample.triplets:
-            return _Found(tokenizer, encoder, sample, describe_workload(plan, encoder, sample, run.data))
+            lacking = None
+            if plan.tpaw_args.tpaw_objective == "tpaw" and plan.tpaw_args.tpaw_reference == "cached":
+                lacking = count_lacking(run, plan, encoder, sample, rows)
+            return _Found(tokenizer, encoder, sample, describe_workload(plan, encoder, sample, run.data, lacking))
     return None
 
 
 def _local_members(plan: Plan) -> list[Member]:
     """The team's checkpoints that are folders here, without their fingerprints; a hub's are not fetched."""
-    from pathlib import Path
 
     size = 1 if plan.tpaw_args.tpaw_objective == "tspin" else plan.tpaw_args.tpaw_team_size
     return [Member(player, Path(player.path), "") for player in team_of(plan.players, size) if player.is_local]

@@ -7,10 +7,9 @@ import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import Trainer
 
 from ..data.collator import TripletDataset
 from ..data.layout import Row
@@ -25,7 +24,9 @@ from ..team.players import team_of
 from ..team.scorer import TeamScorer, release_memory
 from ..team.shortcuts import find_shortcuts
 from ..train.setup import load_setup
-from .estimates.hours import Measured
+from .estimates.hours import Measured, TrainingSample
+from .estimates.passes import collator_of
+from .warm_up import measure_training
 
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from .preflight import Plan
 
 SAMPLE_TRIPLETS = 16
-SAMPLE_STEPS = 2
 SAMPLE_NEW_TOKENS = 32
 
 
@@ -67,18 +67,16 @@ class StepZero:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `--json`."""
         plain = {name: value for name, value in vars(self).items() if name != "measured"}
-        return plain | {"measured": vars(self.measured)}
+        return plain | {"measured": self.measured.as_dict()}
 
 
-@dataclass
-class _Policy:
-    """What the policy gave: sums of the responses in nats, and seconds of what was timed."""
+class _Policy(NamedTuple):
+    """What the policy gave: sums of the responses in nats, seconds to load it, and a short training."""
 
     pairs: list[tuple[Any, Any]]
     sums: torch.Tensor
-    token_trained: float
-    step: float
     load: float
+    training: TrainingSample
 
 
 def examine(
@@ -108,9 +106,10 @@ def examine(
     encoder, tokenizer, policy, triplets = _load(run, plan, workload)
     try:
         say("the policy")
-        scored = _as_policy(run, tokenizer, triplets)
+        names = [player.name for player in team_of(plan.players, run.finetuning.tpaw_team_size)]
+        scored = _as_policy(run, tokenizer, triplets, names if run.finetuning.tpaw_objective == "tpaw" else [])
         say("the newest player")
-        sums, token_scored = _as_player(run, tokenizer, policy, scored.pairs)
+        sums, token_scored, load = _as_player(run, tokenizer, policy, scored.pairs)
         token_sampled = None
         if workload.generates:
             say("a few tokens of generation")
@@ -120,7 +119,7 @@ def examine(
             f"The device ran out of memory with theta_t and {SAMPLE_TRIPLETS} triplets: {error}. Lower "
             "`per_device_train_batch_size`, `tpaw_score_batch_tokens` or `tpaw_generate_batch_tokens`."
         ) from error
-    measured = Measured(scored.token_trained, scored.step, token_scored, scored.load, token_sampled)
+    measured = Measured(scored.training, scored.load, load, token_scored, token_sampled)
     apart = (scored.sums - sums).abs()
     tokens = torch.tensor([len(response) for _, response in scored.pairs])
     allowed = ROUNDING[autocast_dtype(run.training)] * torch.maximum(scored.sums.abs(), tokens)
@@ -170,57 +169,43 @@ def _load(run: RunArguments, plan: Plan, workload: Workload) -> tuple[TurnEncode
     return setup.encoder, setup.tokenizer, setup.policy, triplets
 
 
-def _as_policy(run: RunArguments, tokenizer: Any, triplets: Sequence[Triplet]) -> _Policy:
-    """Score as the Trainer does, timing a training step; the weights are not changed."""
-    started = time.perf_counter()
+def _as_policy(run: RunArguments, tokenizer: Any, triplets: Sequence[Triplet], names: Sequence[str]) -> _Policy:
+    """Score as the Trainer does, then train a few steps on the sample."""
+    started = _now(run)
     model = facade.load_model(tokenizer, run.model, run.finetuning, True).to(run.training.device)
-    load = time.perf_counter() - started
+    load = _now(run) - started
     disable_dropout(model)
     shortcuts = find_shortcuts(model, run.training, run.finetuning)
-    from .estimates.passes import collator_of
-
     collator = collator_of(run, tokenizer, shortcuts)
     size = run.training.per_device_train_batch_size
-    pairs, sums, seconds, tokens = [], [], 0.0, 0
+    pairs, sums = [], {"target": [], "generated": []}
     for start in range(0, len(triplets), size):
         part = list(triplets[start : start + size])
         batch = collator([TripletDataset(part)[index] for index in range(len(part))])
         batch = {name: value.to(run.training.device) for name, value in batch.items()}
-        for attempt in range(SAMPLE_STEPS if start == 0 else 1):
-            begun = _now(run)
-            with autocast(run.training.device, autocast_dtype(run.training)):
-                logps = response_logps(model, batch, head=shortcuts.head)
-            (logps.sums.sum() * 0.0).backward()
-            if attempt == SAMPLE_STEPS - 1 or start > 0:
-                seconds += _now(run) - begun
-                tokens += batch["input_ids"].numel()
-        for name, kind in (("target_index", "target_ids"), ("generated_index", "generated_ids")):
-            sums.append(logps.sums.detach()[batch[name]].cpu())
-            pairs += [(triplet.prompt_ids, getattr(triplet, kind)) for triplet in part]
-    step = _update_seconds(run, model)
+        with torch.no_grad(), autocast(run.training.device, autocast_dtype(run.training)):
+            logps = response_logps(model, batch, head=shortcuts.head)
+        for kind, parts in sums.items():
+            parts.append(logps.sums[batch[f"{kind}_index"]].cpu())
+    for kind in sums:
+        pairs += [(triplet.prompt_ids, getattr(triplet, f"{kind}_ids")) for triplet in triplets]
+    both = {kind: torch.cat(parts) for kind, parts in sums.items()}
+    # Every player is given the policy's own log-probs: what they are does not change how long a step takes.
+    columns = [both[kind].numpy()[:, None].repeat(max(len(names), 1), axis=1) for kind in ("target", "generated")]
+    training = measure_training(run, tokenizer, model, shortcuts, triplets, (columns[0], columns[1]), names)
     del model
     release_memory()
-    return _Policy(pairs, torch.cat(sums), seconds / tokens, step, load)
-
-
-def _update_seconds(run: RunArguments, model: torch.nn.Module) -> float:
-    """Time an update with gradients of 0; the first one also makes the optimizer's state."""
-    kind, settings = Trainer.get_optimizer_cls_and_kwargs(run.training)
-    optimizer = kind([weight for weight in model.parameters() if weight.requires_grad], **settings)
-    seconds = 0.0
-    for _ in range(SAMPLE_STEPS):
-        begun = _now(run)
-        optimizer.step()
-        seconds = _now(run) - begun
-    return seconds
+    return _Policy(pairs, torch.cat(list(both.values())), load, training)
 
 
 def _as_player(
     run: RunArguments, tokenizer: Any, policy: Member, pairs: Sequence[tuple[Any, Any]]
-) -> tuple[torch.Tensor, float]:
-    """Score the same responses as the cache is filled: sums and seconds a token."""
+) -> tuple[torch.Tensor, float, float]:
+    """Score the same responses as the cache is filled: sums, seconds a token, and seconds that loading took."""
     scorer = TeamScorer(run, tokenizer)
+    begun = _now(run)
     model = scorer.load(policy)
+    load = _now(run) - begun
     shortcuts = scorer.shortcuts_of(model)
     rows = [Row(prompt, [response]) for prompt, response in pairs]
     scorer.score_rows(model, rows[:1], shortcuts)
@@ -229,7 +214,7 @@ def _as_player(
     seconds = _now(run) - begun
     del model
     release_memory()
-    return sums.cpu(), seconds / sum(row.length for row in rows)
+    return sums.cpu(), seconds / sum(row.length for row in rows), load
 
 
 def _sample_speed(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,26 +24,32 @@ BLOCK_SCORES = {"cpu": 1 << 22}
 BLOCK_SCORES_ELSEWHERE = 1 << 26
 SMALLEST_BLOCK = 256
 
-Blocks = Iterator[tuple[int, Tensor]]
-# Set by `watched_blocks`: the kind of device, and what stands between the blocks and who goes through them.
-_watched: tuple[str, Callable[[Blocks, float], Blocks]] | None = None
+# First token, weight and scores of each.
+Blocks = Iterator[tuple[int, Tensor, Tensor]]
+
+
+class _Watch(NamedTuple):
+    device: str
+    see: Callable[[Blocks, float], Blocks]
+
+
+_watches: list[_Watch] = []
 
 
 @contextlib.contextmanager
-def watched_blocks(device: str, watch: Callable[[Blocks, float], Blocks]) -> Iterator[None]:
-    r"""Meanwhile cut blocks as on another kind of device, and let a function see them first: to measure memory.
+def watched_blocks(device: str, see: Callable[[Blocks, float], Blocks]) -> Iterator[None]:
+    r"""Meanwhile cut blocks as on another kind of device and let a function see them first, for measurements.
 
     Args:
         device: Kind of device, e.g. `cuda`.
-        watch: Given the blocks (first token and scores of each) and how many there are, the last one as the share of
-            a whole block that it is. Who goes through the blocks gets what it yields.
+        see: Given the blocks and how many they are, the last one counted by its share of a whole one. What it yields
+            is what is computed with.
     """
-    global _watched
-    before, _watched = _watched, (device, watch)
+    _watches.append(_Watch(device, see))
     try:
         yield
     finally:
-        _watched = before
+        _watches.pop()
 
 
 class _HeadLogps(torch.autograd.Function):
@@ -119,15 +125,19 @@ class _Head:
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.scale, self.softcap = scale, softcap
 
-    def blocks(self, normalizers: Tensor | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
-        r"""Yield each block's first token, weight (block, H) and scores, float32 (M, block), to be overwritten.
+    def blocks(self, normalizers: Tensor | None = None) -> Blocks:
+        r"""Give each block's first token, weight (block, H) and scores, float32 (M, block), to be overwritten at will.
 
         Args:
             normalizers: Subtracted where the scores are plain products, within the product.
         """
+        watch = _watches[-1] if _watches else _Watch(self.hidden.device.type, lambda blocks, count: blocks)
+        budget = BLOCK_SCORES.get(watch.device, BLOCK_SCORES_ELSEWHERE)
+        size = min(len(self.weight), max(SMALLEST_BLOCK, budget // max(len(self.hidden), 1)))
+        return watch.see(self._blocks(size, normalizers), len(self.weight) / size)
+
+    def _blocks(self, size: int, normalizers: Tensor | None) -> Blocks:
         rows, vocabulary = len(self.hidden), len(self.weight)
-        budget = BLOCK_SCORES.get(self.hidden.device.type, BLOCK_SCORES_ELSEWHERE)
-        size = min(vocabulary, max(SMALLEST_BLOCK, budget // max(rows, 1)))
         buffer = torch.empty(rows * size, dtype=torch.float32, device=self.hidden.device)
         for start in range(0, vocabulary, size):
             weight = self.weight[start : start + size].to(self.dtype)

@@ -97,6 +97,15 @@ def hash_weights(folder: Path, store_dir: Path | None, *, trust_stat: bool = Tru
     return weights
 
 
+def kept_fingerprint(folder: Path, store_dir: Path) -> str | None:
+    """Return the fingerprint that is kept of a checkpoint's files as they are, None where they must be read."""
+    folder = Path(folder).resolve()
+    if _folder_problems(folder) or _weight_problems(folder):
+        return None
+    kept = _read_record(record_of(folder, store_dir), folder, _stat_weights(folder))
+    return kept and kept.fingerprint
+
+
 def record_of(folder: Path, store_dir: Path) -> Path:
     """Where the fingerprint of a checkpoint is kept."""
     return Path(store_dir) / "fingerprints" / f"{sha256_hex(os.fsencode(Path(folder).resolve()))}.json"

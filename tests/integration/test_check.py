@@ -40,6 +40,10 @@ def project(
     shutil.rmtree(tmp_path / "run" / "saves" / "play_iter2")
     for path in (tmp_path / "run" / "data" / "tpaw").glob("play_iter2*"):
         path.unlink()
+    earlier = {path.relative_to(played[0].root) for path in _of_earlier_iterations(played[0])}
+    for path in (tmp_path / "run" / "saves" / ".tpaw_cache").rglob("part-*"):
+        if path.relative_to(tmp_path / "run") not in earlier:
+            path.unlink()
     monkeypatch.chdir(tmp_path / "run")
     return runs.Project(tmp_path / "run", played[0].model)
 
@@ -62,7 +66,37 @@ def test_a_sound_run_has_estimates_with_how(project: runs.Project) -> None:
     assert list(plain["memory"]) == ["generation", "scoring", "training"]
     figures = [*plain["disk"], *plain["time"], *(figure for part in plain["memory"].values() for figure in part)]
     assert all(figure["amount"] > 0 and figure["how"] and figure["unit"] in ("bytes", "seconds") for figure in figures)
-    assert [figure["name"] for figure in plain["time"]] == ["generation", "scoring", "training", "start", "total"]
+    parts = ["generation", "scoring", "training", "saving", "reading", "start"]
+    assert [figure["name"] for figure in plain["time"]] == [*parts, "total"]
+    assert plain["time"][-1]["amount"] == pytest.approx(
+        sum(figure["amount"] for figure in plain["time"][:-1]), abs=0.01
+    )
+
+
+def test_what_is_cached_is_not_scored_again(
+    project: runs.Project, played: tuple[runs.Project, list[runs.Result]]
+) -> None:
+    """The cache is looked at by content: theta_0 and theta_1 scored the targets and the two rounds before."""
+    settings = project.settings(2, **REAL)
+    before = scored(check(settings))
+    assert before == 6 * 16
+    cache = Path("saves/.tpaw_cache")
+    shutil.copytree(played[0].root / cache, cache, dirs_exist_ok=True)
+    # What iteration 2 scored, too, but for the responses that are yet to be sampled.
+    assert scored(check(settings)) == 3 * 16
+    for name in ("play_iter2.jsonl", "play_iter2.meta.json"):
+        shutil.copy(played[0].root / "data" / "tpaw" / name, Path("data/tpaw") / name)
+    finished = check(settings)
+    assert scored(finished) == 0
+    assert next(figure.amount for figure in finished.time if figure.name == "scoring") == 0
+    # The folder is there, but of other numbers.
+    assert scored(check(settings | {"flash_attn": "disabled"})) == 12 * 16
+
+
+def scored(result: Any) -> int:
+    """Log-probs that the estimate of the cache speaks of."""
+    how = next(figure.how for figure in result.disk if figure.name == "cache")
+    return int(how.split("each of ")[1].split()[0])
 
 
 def test_disk_is_what_the_iteration_wrote(
@@ -215,7 +249,10 @@ def test_model_shows_a_reward_of_zero(project: runs.Project) -> None:
     assert zero.largest <= zero.allowed
     assert sorted(zero.fingerprints) == ["theta_0", "theta_1", "theta_2"]
     assert all(figure.how == "measured on a sample" for figure in result.time[:3])
-    assert json.loads(json.dumps(result.as_dict()))["step_zero"]["measured"]["token_sampled"] > 0
+    measured = json.loads(json.dumps(result.as_dict()))["step_zero"]["measured"]
+    zero_at_times = {"training_begin"}
+    assert all(seconds > 0 for name, seconds in measured.items() if name not in zero_at_times), measured
+    assert sorted(Path("saves").glob("**/checkpoint-*")) == [] == sorted(Path("saves").glob("play_iter2*"))
 
 
 def test_model_finds_a_hidden_change(project: runs.Project) -> None:

@@ -144,7 +144,7 @@ def test_every_part_has_a_level(path: Path) -> None:
 
 
 def test_objectives_need_nothing_but_torch() -> None:
-    allowed = {"torch", "__future__", "typing", "math", "collections"}
+    allowed = {"torch", "__future__", "typing", "math", "collections", "contextlib"}
     for path in (ROOT / PACKAGE / "objectives").glob("*.py"):
         foreign = {module for _, module in imports_of(path) if part_of(module) != "objectives"}
         assert {module.partition(".")[0] for module in foreign} <= allowed, relative(path)

@@ -7,7 +7,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import EnvironmentProblem
 from ...team.cache import KEY_BYTES
@@ -42,6 +42,32 @@ class Space:
     folder: Path
     figure: Figure
     sure: float
+
+
+class SavedBytes(NamedTuple):
+    """What training writes of weights: the result's bytes, those of all savings together, and how many these are."""
+
+    result: float
+    whole: float
+    times: int
+
+
+def saved_bytes(plan: Plan, keys: dict[str, Any], workload: Workload) -> SavedBytes | None:
+    r"""Count what training writes, checkpoints that are removed again included.
+
+    Args:
+        plan: Its players.
+        keys: The run's keys with LlamaFactory's defaults.
+        workload: What there is to do.
+    """
+    policy = Path(plan.players[-1].path)
+    counts = _weight_counts(policy) if policy.is_dir() else {}
+    steps = _steps(keys, workload)
+    if not counts:
+        return None
+    _, result, state = _weights_and_state(keys, counts)
+    times = _checkpoints(keys | {"save_total_limit": None}, steps)
+    return SavedBytes(result, result + times * (result + state), 1 + times)
 
 
 def disk_spaces(plan: Plan, keys: dict[str, Any], workload: Workload | None) -> list[Space]:
@@ -83,25 +109,18 @@ def _output_spaces(keys: dict[str, Any], policy: Path, workload: Workload | None
     counts = _weight_counts(policy)
     if not counts:
         return []
-    numbers = sum(counts.values())
-    size = 4 if not _is_true(keys.get("pure_bf16")) else 2
-    weights = numbers * size + len(counts) * TENSOR_NAME
+    numbers, weights, state = _weights_and_state(keys, counts)
     texts = _text_bytes(policy)
     steps = _steps(keys, workload)
     players = workload.players if workload else 1
     logs = (steps or 0) / max(float(keys["logging_steps"]), 1) * (LOGGED + LOGGED_PLAYER * players)
     curves = _curves(keys, steps)
-    dtype = "bfloat16" if size == 2 else "float32"
+    dtype = "bfloat16" if _is_true(keys.get("pure_bf16")) else "float32"
     theta = weights + texts + logs + curves + OUTPUT_FILES
     how = f"{numbers} weights in {dtype}, tokenizer, logs{', curves' if curves else ''}"
     spaces = [Space(folder, Figure("theta_{t+1}", theta, "bytes", how), weights)]
     kept = _checkpoints(keys, steps)
     if kept:
-        state = 0
-        if not _is_true(keys.get("save_only_model")):
-            optim = str(getattr(keys["optim"], "value", keys["optim"]))
-            state = optimizer_bytes(optim.removeprefix("paged_"), numbers, numbers * size)[0]
-            state += len(counts) * OPTIMIZER_ENTRY
         one = weights + texts + state + CHECKPOINT_FILES + logs / 4
         how = f"{kept} at a time (`save_strategy`, `save_steps`, `save_total_limit`) of {readable_bytes(one)}" + (
             ", with the optimizer's state" if state else ""
@@ -116,6 +135,18 @@ def _weight_counts(folder: Path) -> dict[str, int]:
     if not is_safetensors(main):
         return {}
     return {tensor.name: math.prod(tensor.shape) for path in weight_paths(main) for tensor in read_header(path)}
+
+
+def _weights_and_state(keys: dict[str, Any], counts: dict[str, int]) -> tuple[int, float, float]:
+    """Number of weights, their bytes in a file, and those of the optimizer's state in a checkpoint."""
+    numbers = sum(counts.values())
+    size = 2 if _is_true(keys.get("pure_bf16")) else 4
+    state = 0
+    if not _is_true(keys.get("save_only_model")):
+        optim = str(getattr(keys["optim"], "value", keys["optim"]))
+        state = optimizer_bytes(optim.removeprefix("paged_"), numbers, numbers * size)[0]
+        state += len(counts) * OPTIMIZER_ENTRY
+    return numbers, numbers * size + len(counts) * TENSOR_NAME, state
 
 
 def _steps(keys: dict[str, Any], workload: Workload | None) -> int | None:
@@ -166,9 +197,9 @@ def check_disk(spaces: list[Space], report: Report) -> None:
     """Compare what is needed with what is free, for each file system; what is there already counts as done."""
     systems: dict[int, list[Space]] = {}
     for space in spaces:
-        systems.setdefault(_existing(space.folder).stat().st_dev, []).append(space)
+        systems.setdefault(nearest_folder(space.folder).stat().st_dev, []).append(space)
     for parts in systems.values():
-        folder = _existing(parts[0].folder)
+        folder = nearest_folder(parts[0].folder)
         free = shutil.disk_usage(folder).free
         there = sum(_bytes_below(path) for path in {space.folder for space in parts if space.sure})
         sure = sum(space.sure for space in parts) - there
@@ -189,7 +220,7 @@ def check_disk(spaces: list[Space], report: Report) -> None:
             report.warn(f"{needs} That is tight. {advice}")
 
 
-def _existing(path: Path) -> Path:
+def nearest_folder(path: Path) -> Path:
     """The path itself, or the nearest folder above it that is there."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,7 +15,9 @@ from .workload import batches_of, steps_of
 
 if TYPE_CHECKING:
     from ...arguments.parsed import RunArguments
+    from .disk import SavedBytes
     from .memory import Traced
+    from .storage import Storage
     from .workload import Workload
 
 # What a run reaches of a plain matrix product's speed, and what starting an operation costs besides.
@@ -44,23 +46,48 @@ class Speed:
         return max(flops / (UTILIZATION * self.flops), read / self.bandwidth) + calls * self.call_seconds
 
 
+class TrainingSample(NamedTuple):
+    r"""Seconds of a short training.
+
+    Attributes:
+        token: A token of a forward and backward pass, padding included.
+        update: The optimizer's update of a step, gradient clipping included.
+        log: What is done between two steps: the metrics are logged, the next batch is laid out.
+        begin: What a training does once: the Trainer is made, the optimizer's state too, the first step takes longer.
+        files: Tokenizer and state are saved.
+        curves: The curves are drawn; 0 where they are not asked for.
+    """
+
+    token: float
+    update: float
+    log: float
+    begin: float
+    files: float
+    curves: float
+
+
 @dataclass(frozen=True)
 class Measured:
     """Seconds of a warm-up sample; None for a part that the iteration does not have.
 
     Attributes:
-        token_trained: Seconds a token of a training step, padding included.
-        step: Seconds of the optimizer's update.
+        training: A short training.
+        load: Seconds to load the model for the first time in a process.
+        reload: Seconds to load one more.
         token_scored: Seconds a token that a player scores.
-        load: Seconds to load the model.
         token_sampled: Seconds a token that is sampled, in a batch of the run's size.
     """
 
-    token_trained: float
-    step: float
-    token_scored: float | None
+    training: TrainingSample
     load: float
+    reload: float
+    token_scored: float
     token_sampled: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        plain = {name: value for name, value in vars(self).items() if name != "training"}
+        return {f"training_{name}": value for name, value in self.training._asdict().items()} | plain
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype | None) -> Speed:
@@ -74,35 +101,80 @@ def measure_speed(device: torch.device, dtype: torch.dtype | None) -> Speed:
     return Speed(2 * size**3 / product, moved / copy, calls)
 
 
-def time_figures(
-    run: RunArguments, workload: Workload, traced: Traced, speed: Speed, startup: float, measured: Measured | None
-) -> list[Figure]:
+@dataclass(frozen=True)
+class Basis:
+    r"""What times are estimated from.
+
+    Attributes:
+        traced: The passes, with their operations counted.
+        speed: Of this machine.
+        storage: Of this machine.
+        startup: Seconds that a command takes before it works, measured on this one.
+        measured: A warm-up sample, or None.
+    """
+
+    traced: Traced
+    speed: Speed
+    storage: Storage
+    startup: float
+    measured: Measured | None
+
+
+def time_figures(run: RunArguments, workload: Workload, basis: Basis, saved: SavedBytes | None) -> list[Figure]:
     r"""Estimate the seconds of each part; the last figure is the sum.
 
     Args:
         run: The run's arguments.
         workload: What there is to do.
-        traced: The passes, with their operations counted.
-        speed: Of this machine.
-        startup: Seconds that a command takes before it works, measured on this one.
-        measured: A warm-up sample, or None.
+        basis: What is known of model and machine.
+        saved: What training writes, or None where that cannot be told.
     """
-    how = "measured on a sample" if measured else _stated(speed)
+    how = "measured on a sample" if basis.measured else _stated(basis.speed)
     figures = []
-    starts = 1
+    starts = 2 if workload.generates else 1
     if workload.generates:
-        starts += 1
-        figures.append(Figure("generation", _generation(workload, traced, speed, measured), "seconds", how))
-    if workload.players:
-        figures.append(Figure("scoring", _scoring(workload, traced, speed, measured), "seconds", how))
+        figures.append(Figure("generation", _generation(workload, basis), "seconds", how))
+    if workload.players and run.finetuning.tpaw_reference == "cached":
+        figures.append(Figure("scoring", _scoring(workload, basis), "seconds", how))
     if run.training.do_train:
-        figures.append(Figure("training", _training(run, workload, traced, speed, measured), "seconds", how))
-    figures.append(
-        Figure("start", starts * startup, "seconds", f"{starts} times what this command took before its first check")
-    )
+        figures.append(Figure("training", _training(run, workload, basis), "seconds", how))
+        figures.append(_saving(basis, saved))
+    figures.append(_reading(workload, basis))
+    text = f"{starts} times what this command took before its first check of a model"
+    figures.append(Figure("start", starts * basis.startup, "seconds", text))
     amounts = [figure.amount for figure in figures]
     total = None if None in amounts else sum(amounts)
     return [*figures, Figure("total", total, "seconds", f"the sum; lengths from {workload.how}")]
+
+
+def _saving(basis: Basis, saved: SavedBytes | None) -> Figure:
+    storage = basis.storage
+    rates = f"{storage.write / 1e9:.3g} and {storage.hash / 1e9:.3g} GB/s"
+    how = f"weights, checkpoints and the result's fingerprint at {rates}"
+    if saved is None:
+        return Figure("saving", None, "seconds", how)
+    seconds = saved.whole / storage.write + saved.result / storage.hash
+    if basis.measured is None:
+        return Figure("saving", seconds, "seconds", f"{how} (measured)")
+    sample = basis.measured.training
+    return Figure(
+        "saving",
+        seconds + saved.times * sample.files + sample.curves,
+        "seconds",
+        f"{how}, tokenizer and curves (measured)",
+    )
+
+
+def _reading(workload: Workload, basis: Basis) -> Figure:
+    """Prompts are encoded before they are answered, and each row of the triplets again when it is read."""
+    times = workload.rounds + bool(workload.generates)
+    unread = workload.lacking.unread if workload.lacking else 0
+    rows = None if workload.prompts is None else workload.prompts * times * workload.encode_seconds
+    amount = None if rows is None else rows + unread / basis.storage.hash
+    how = f"{times} times all prompts at {workload.encode_seconds * 1e3:.3g} ms (measured)"
+    if unread:
+        how += f", and players whose fingerprint is not known yet at {basis.storage.hash / 1e9:.3g} GB/s"
+    return Figure("reading", amount, "seconds", how)
 
 
 def _stated(speed: Speed) -> str:
@@ -112,9 +184,10 @@ def _stated(speed: Speed) -> str:
     )
 
 
-def _generation(workload: Workload, traced: Traced, speed: Speed, measured: Measured | None) -> float | None:
+def _generation(workload: Workload, basis: Basis) -> float | None:
     if workload.prompts is None:
         return None
+    traced, speed, measured = basis.traced, basis.speed, basis.measured
     newest = workload.triplets[workload.rounds - 1 :: workload.rounds]
     lengths = [len(triplet.generated_ids) for triplet in newest]
     sampled = workload.prompts * sum(lengths) / len(lengths)
@@ -129,36 +202,44 @@ def _generation(workload: Workload, traced: Traced, speed: Speed, measured: Meas
     return first + sampled / rows * step
 
 
-def _scoring(workload: Workload, traced: Traced, speed: Speed, measured: Measured | None) -> float | None:
-    count = workload.scored_sequences
+def _scoring(workload: Workload, basis: Basis) -> float | None:
+    count, traced = workload.scored_sequences, basis.traced
     if count is None or traced.scoring is None:
         return None
     lengths = [
         len(triplet.prompt_ids) + len(response) for triplet in workload.triplets for response in triplet.responses[:2]
     ]
     tokens = count * sum(lengths) / len(lengths)
-    if measured is not None and measured.token_scored is not None:
-        return workload.players * measured.load + tokens * measured.token_scored
+    if basis.measured is not None:
+        loads = workload.scoring_players * basis.measured.reload
+        return loads + tokens * basis.measured.token_scored
     batches = tokens / traced.scoring.tokens
-    return speed.seconds(batches * traced.scoring.flops, batches * traced.scoring.calls)
+    return basis.speed.seconds(batches * traced.scoring.flops, batches * traced.scoring.calls)
 
 
-def _training(
-    run: RunArguments, workload: Workload, traced: Traced, speed: Speed, measured: Measured | None
-) -> float | None:
-    triplets = workload.train_triplets
+def _training(run: RunArguments, workload: Workload, basis: Basis) -> float | None:
+    triplets, traced = workload.train_triplets, basis.traced
     if triplets is None and run.training.max_steps <= 0:
         return None
     size = run.training.per_device_train_batch_size
     accumulation = run.training.gradient_accumulation_steps
     steps = steps_of(triplets or 1, size, accumulation, run.training.num_train_epochs, run.training.max_steps)
     tokens = steps * accumulation * mean_tokens(run, workload, traced)
-    if measured is not None:
-        return measured.load + tokens * measured.token_trained + steps * measured.step
+    online = workload.players if run.finetuning.tpaw_reference == "online" else 0
+    if basis.measured is not None:
+        sample = basis.measured.training
+        # Where nobody scored before, the policy is the first model that the process loads.
+        first = workload.scoring_players == 0 or online > 0
+        load = basis.measured.load if first else basis.measured.reload
+        each = sample.token + online * basis.measured.token_scored
+        loads = load + online * basis.measured.reload
+        return loads + sample.begin + tokens * each + steps * (sample.update + sample.log)
     updated = 8 * traced.trained_bytes  # weights, gradients and states are read, three of them written
     share = tokens / traced.training.tokens
-    step = steps * updated / speed.bandwidth
-    return step + speed.seconds(share * traced.training.flops, steps * accumulation * traced.training.calls)
+    step = steps * updated / basis.speed.bandwidth
+    scored = online * traced.scoring.flops / traced.scoring.tokens * tokens if online else 0
+    flops = share * traced.training.flops + scored
+    return step + basis.speed.seconds(flops, steps * accumulation * traced.training.calls)
 
 
 def mean_tokens(run: RunArguments, workload: Workload, traced: Traced) -> float:
@@ -185,9 +266,13 @@ def _wait(device: torch.device) -> None:
 
 def describe_measured(measured: Measured) -> str:
     """What the sample showed, for a note."""
-    parts = [f"{measured.token_trained * 1e6:.3g} us a trained token", f"{readable_seconds(measured.step)} an update"]
-    if measured.token_scored is not None:
-        parts.append(f"{measured.token_scored * 1e6:.3g} us a scored token")
+    sample = measured.training
+    parts = [
+        f"{sample.token * 1e6:.3g} us a trained token",
+        f"{readable_seconds(sample.update)} an update",
+        f"{readable_seconds(sample.log)} between two steps",
+        f"{measured.token_scored * 1e6:.3g} us a scored token",
+    ]
     if measured.token_sampled is not None:
         parts.append(f"{measured.token_sampled * 1e6:.3g} us a sampled token")
     return f"Warm-up sample: {', '.join(parts)}, {readable_seconds(measured.load)} to load the model."

@@ -11,6 +11,7 @@ import torch
 
 from ...team.forward import autocast_dtype
 from .figures import Figure
+from .layers import size_in_training, trace_deep_training
 from .optimizers import optimizer_bytes, step_bytes
 from .passes import (
     Pass,
@@ -21,6 +22,7 @@ from .passes import (
     trace_generation,
     trace_scoring,
     trace_training,
+    whole_pass,
 )
 from .tracing import ByteTracer
 from .workload import worst_batch
@@ -76,10 +78,13 @@ def trace_run(run: RunArguments, plan: Plan, tokenizer: Any, workload: Workload)
     batch = worst_batch(workload, plan, run.training.per_device_train_batch_size, run.data.cutoff_len)
     tracer = ByteTracer()
     model = model_without_data(run, tokenizer, tracer, trainable=True)
-    shortcuts = see_shortcuts(run, tracer, model)
-    training = trace_training(run, tokenizer, tracer, model, shortcuts, batch)
-    trained_bytes = size_of(model)
-    parameters = sum({id(weight): weight.numel() for weight in model.parameters()}.values())
+    size = size_in_training(model)
+    deep = trace_deep_training(run, tokenizer, size, batch)
+    if deep is None:
+        shortcuts = see_shortcuts(run, tracer, model)
+        training = whole_pass(trace_training(run, tokenizer, tracer, model, shortcuts, batch))
+    else:
+        training, shortcuts = deep
     scoring = None
     if workload.players:
         scoring = trace_scoring(run, tokenizer, tracer, model, shortcuts, batch[0])
@@ -95,7 +100,7 @@ def trace_run(run: RunArguments, plan: Plan, tokenizer: Any, workload: Workload)
         sampling_bytes = size_of(model)
         first, last = trace_generation(tracer, model, rows, prompt, new)
     collator = collator_of(run, tokenizer, shortcuts)
-    return Traced(parameters, trained_bytes, sampling_bytes, training, scoring, first, last, rows, collator)
+    return Traced(*size, sampling_bytes, training, scoring, first, last, rows, collator)
 
 
 def memory_figures(run: RunArguments, traced: Traced, vocabulary: int) -> dict[str, list[Figure]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,8 @@ from ...plugin import facade
 from ...team.forward import autocast, autocast_dtype, disable_dropout, freeze, response_logps
 from ...team.scorer import TeamScorer
 from ...team.shortcuts import Shortcuts, find_shortcuts
-from .tracing import ByteTracer, Step, trace_peak, trace_step
+from .head_blocks import head_on
+from .tracing import ByteTracer, Step, most_of, trace_peak, trace_phases
 
 
 if TYPE_CHECKING:
@@ -68,10 +70,15 @@ def size_of(model: torch.nn.Module) -> int:
     return sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
 
 
+def head_of(run: RunArguments, tracer: ByteTracer) -> contextlib.AbstractContextManager[None]:
+    """Count the head's blocks as on the run's device."""
+    return head_on(run.training.device.type, tracer)
+
+
 def see_shortcuts(run: RunArguments, tracer: ByteTracer, model: torch.nn.Module) -> Shortcuts:
     """See what the run's forward pass does without; whether results agree is taken for granted."""
     disable_dropout(model)
-    with tracer:
+    with tracer, head_of(run, tracer):
         return find_shortcuts(model, run.training, run.finetuning)
 
 
@@ -82,8 +89,12 @@ def trace_training(
     model: torch.nn.Module,
     shortcuts: Shortcuts,
     triplets: Sequence[Triplet],
-) -> Pass:
-    """Trace a training step over a batch of triplets, laid out as the Trainer does."""
+) -> tuple[Pass, ...]:
+    """Trace a training step over a batch of triplets, laid out as the Trainer does; see `trace_phases`.
+
+    Returns:
+        A pass for each phase; they differ in their bytes only.
+    """
     tracer.watch_gradients(model)
     batch = collator_of(run, tokenizer, shortcuts)(TripletDataset(list(triplets)))
     dtype = autocast_dtype(run.training)
@@ -93,8 +104,14 @@ def trace_training(
             return response_logps(model, batch, head=shortcuts.head).sums
 
     tracer.reset_work()
-    step = trace_step(tracer, model, forward)
-    return Pass(step, tracer.flops, tracer.calls, batch["input_ids"].numel())
+    with head_of(run, tracer):
+        phases = trace_phases(tracer, model, forward)
+    return tuple(Pass(step, tracer.flops, tracer.calls, batch["input_ids"].numel()) for step in phases)
+
+
+def whole_pass(phases: Sequence[Pass]) -> Pass:
+    """Phases of one pass together."""
+    return phases[0]._replace(step=most_of([phase.step for phase in phases]))
 
 
 def collator_of(run: RunArguments, tokenizer: Any, shortcuts: Shortcuts) -> TripletCollator:
@@ -118,7 +135,8 @@ def trace_scoring(
     row = Row(triplet.prompt_ids, [np.zeros(length - len(triplet.prompt_ids), dtype=np.int32)])
     freeze(model)
     tracer.reset_work()
-    peak, _ = trace_peak(tracer, lambda: scorer.score_rows(model, [row] * rows, shortcuts))
+    with head_of(run, tracer):
+        peak, _ = trace_peak(tracer, lambda: scorer.score_rows(model, [row] * rows, shortcuts))
     return Pass(Step(peak, 0, peak), tracer.flops, tracer.calls, rows * length)
 
 
@@ -140,14 +158,12 @@ def trace_generation(
         return model(input_ids=ids, use_cache=True, logits_to_keep=1, **more)
 
     tracer.reset_work()
-    first_peak, _ = trace_peak(tracer, lambda: run(prompt_tokens))
+    first_peak = trace_peak(tracer, lambda: run(prompt_tokens))[0]
     first = Pass(Step(first_peak, 0, first_peak), tracer.flops, tracer.calls, rows * prompt_tokens)
     before = tracer.live
-    _, output = trace_peak(tracer, lambda: run(prompt_tokens + new_tokens - 1))
-    kept = output.past_key_values
-    del output
+    kept = trace_peak(tracer, lambda: run(prompt_tokens + new_tokens - 1))[1].past_key_values
     cache = tracer.live - before
     tracer.reset_work()
-    peak, _ = trace_peak(tracer, lambda: run(1, past_key_values=kept))
+    peak = trace_peak(tracer, lambda: run(1, past_key_values=kept))[0]
     peak += cache
     return first, Pass(Step(peak, 0, peak), tracer.flops, tracer.calls, rows)

@@ -10,17 +10,17 @@ can be measured without its weights and in seconds.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -59,6 +59,8 @@ class ByteTracer(TorchDispatchMode):
         self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, _Storage] = weakref.WeakKeyDictionary()
         self.live = self.gradients = self.peak = self.activations = 0
         self.flops = self.calls = 0
+        self._awaited = 0
+        self._first_half = (0, 0)
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -76,9 +78,8 @@ class ByteTracer(TorchDispatchMode):
         else:
             out = func(*args, **kwargs)
         self._count_flops(func, args, kwargs, out)
-        for tensor in tree_iter(out):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
+        for tensor in _tensors_in(out):
+            self._count(tensor.untyped_storage())
         return out
 
     def reset_peak(self) -> None:
@@ -95,6 +96,16 @@ class ByteTracer(TorchDispatchMode):
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._move_gradient)
 
+    def await_half(self, model: torch.nn.Module) -> None:
+        """Begin anew, and once more when half of the weights have their gradients; see `halves`."""
+        self.reset_peak()
+        self._awaited = sum(parameter.requires_grad for parameter in model.parameters()) // 2 + 1
+        self._first_half = (0, 0)
+
+    def halves(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """`activations` and `peak` before and after that moment."""
+        return self._first_half, (self.activations, self.peak)
+
     def _move_gradient(self, parameter: torch.Tensor) -> None:
         storage = parameter.grad.untyped_storage()
         self._count(storage)
@@ -103,6 +114,10 @@ class ByteTracer(TorchDispatchMode):
             record.is_gradient = True
             self.live -= record.size
             self.gradients += record.size
+            self._awaited -= 1
+            if self._awaited == 0:
+                self._first_half = (self.activations, self.peak)
+                self.reset_peak()
 
     @staticmethod
     def _answer(tensor: torch.Tensor) -> bool:
@@ -124,7 +139,7 @@ class ByteTracer(TorchDispatchMode):
 
     @staticmethod
     def _without_data(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        tensors = [item for item in tree_iter((args, kwargs)) if isinstance(item, torch.Tensor)]
+        tensors = [*_tensors_in(args), *_tensors_in(kwargs.values())]
         if tensors:
             return any(isinstance(tensor, FakeTensor) for tensor in tensors)
         if kwargs.get("dtype") is not None:
@@ -153,6 +168,15 @@ class ByteTracer(TorchDispatchMode):
             self.live -= record.size
 
 
+def _tensors_in(values: Any) -> Iterator[torch.Tensor]:
+    """Find the tensors in what an operation takes or gives."""
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, Iterable) and not isinstance(values, str):
+        for value in values:
+            yield from _tensors_in(value)
+
+
 class _Storage:
     """Bytes of a storage and what they are."""
 
@@ -164,20 +188,40 @@ class _Storage:
 
 
 def trace_step(tracer: ByteTracer, model: torch.nn.Module, forward: Callable[[], torch.Tensor]) -> Step:
+    """Run a forward and a backward pass; see `trace_phases`."""
+    return most_of(trace_phases(tracer, model, forward))
+
+
+def trace_phases(
+    tracer: ByteTracer, model: torch.nn.Module, forward: Callable[[], torch.Tensor]
+) -> tuple[Step, Step, Step]:
     r"""Run a forward and a backward pass.
 
     Args:
         tracer: The tracer under which the model was made.
         model: Its gradients are dropped afterwards. `watch_gradients` was called for it.
         forward: Gives the tensor whose sum is differentiated.
+
+    Returns:
+        What was needed forward, backward until half of the weights had their gradients, and from then on.
     """
     before = tracer.live
     tracer.reset_peak()
     with tracer:
-        forward().sum().backward()
-    step = Step(tracer.activations - before, tracer.gradients, tracer.peak - before)
+        loss = forward().sum()
+        most = [(tracer.activations, tracer.peak)]
+        tracer.await_half(model)
+        loss.backward()
+    most += tracer.halves()
+    gradients = tracer.gradients
     model.zero_grad(set_to_none=True)
-    return step
+    forward_step, first, second = (Step(active - before, gradients, peak - before) for active, peak in most)
+    return forward_step, first, second
+
+
+def most_of(steps: Sequence[Step]) -> Step:
+    """Phases of one pass together."""
+    return Step(max(step.activations for step in steps), steps[-1].gradients, max(step.peak for step in steps))
 
 
 def trace_peak(tracer: ByteTracer, work: Callable[[], Any]) -> tuple[int, Any]:

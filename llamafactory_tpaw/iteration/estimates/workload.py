@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from ...data.encoding import TurnEncoder
     from ...data.prompts import BadRow, Prompt, PromptSet
     from ..preflight import Plan
+    from .lacking import Lacking
 
 BYTES_PER_ID = 7  # up to five digits, a comma and a space
 LINE_READ = 1 << 20
+TIMED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,23 @@ class Workload:
         prompts: Prompts of a round; None where it cannot be told.
         rounds: Rounds of triplets that are trained on.
         players: Players that score; 0 for T-SPIN.
-        old_players: Those among them that scored in the iteration before.
-        old_rounds: Rounds among them that they scored then.
         generates: Whether this iteration's responses are sampled.
         triplets: A sample: `rounds` triplets for each prompt looked at, one prompt after another.
         row_bytes: Mean size of a line of the triplet file.
         how: Where the lengths come from.
+        encode_seconds: Seconds to encode a row, measured.
+        lacking: What the players' caches lack, or None for all.
     """
 
     prompts: int | None
     rounds: int
     players: int
-    old_players: int
-    old_rounds: int
     generates: bool
     triplets: list[Triplet]
     row_bytes: float
     how: str
+    encode_seconds: float = 0.0
+    lacking: Lacking | None = None
 
     @property
     def train_triplets(self) -> int | None:
@@ -67,18 +70,29 @@ class Workload:
 
     @property
     def scored_sequences(self) -> int | None:
-        """Sequences that the players' caches lack: targets and rounds, less what was scored an iteration ago."""
+        """Sequences that the players' caches lack."""
         if self.prompts is None:
             return None
-        blocks = self.players * (1 + self.rounds) - self.old_players * (1 + self.old_rounds)
-        return self.prompts * blocks
+        return round(self.prompts * self.scored_per_prompt)
+
+    @property
+    def scored_per_prompt(self) -> float:
+        """Sequences of a prompt that the caches lack, of all players together."""
+        return self.players * (1 + self.rounds) if self.lacking is None else self.lacking.per_prompt
+
+    @property
+    def scoring_players(self) -> int:
+        """Players that have something to score."""
+        return self.players if self.lacking is None else self.lacking.players
 
     def longest(self) -> Triplet:
         """The sampled triplet with the longest row."""
         return max(self.triplets, key=lambda triplet: len(triplet.prompt_ids) + max(map(len, triplet.responses)))
 
 
-def describe_workload(plan: Plan, encoder: TurnEncoder, sample: Sample, reading: Any) -> Workload:
+def describe_workload(
+    plan: Plan, encoder: TurnEncoder, sample: Sample, reading: Any, lacking: Lacking | None = None
+) -> Workload:
     r"""Count what an iteration has to do.
 
     Args:
@@ -86,24 +100,32 @@ def describe_workload(plan: Plan, encoder: TurnEncoder, sample: Sample, reading:
         encoder: Tokenizer and template.
         sample: Rows that were looked at.
         reading: LlamaFactory's data arguments (`cutoff_len`).
+        lacking: What the players' caches lack, where that was looked at.
     """
     args = plan.tpaw_args
     rounds = len(plan.opponents.rounds) + len(plan.opponents.foreign)
     players = min(len(plan.players), args.tpaw_team_size) if args.tpaw_objective == "tpaw" else 0
-    # All but θ_t scored, and all but its round were scored, in the iteration before.
-    scored_before = (Path(args.tpaw_cache_dir) / "logps").is_dir()
     triplets = _sampled_triplets(plan, sample, reading.cutoff_len, rounds)
     return Workload(
         prompts=sample.total,
         rounds=rounds,
         players=players,
-        old_players=max(players - 1, 0) if scored_before else 0,
-        old_rounds=rounds - 1,
         generates=bool(plan.to_generate),
         triplets=triplets,
         row_bytes=_row_bytes(plan, sample, encoder, triplets),
         how=sample.how,
+        encode_seconds=_encode_seconds(sample, encoder),
+        lacking=lacking if players else None,
     )
+
+
+def _encode_seconds(sample: Sample, encoder: TurnEncoder) -> float:
+    """Time the encoding of a few prompts with their targets; 0 where only triplets were read."""
+    prompts = sample.prompts[:TIMED_ROWS]
+    begun = time.perf_counter()
+    for prompt in prompts:
+        encoder.encode(prompt.messages, prompt.target, prompt.system, prompt.tools)
+    return (time.perf_counter() - begun) / max(len(prompts), 1)
 
 
 @dataclass(frozen=True)
