@@ -12,6 +12,7 @@ from typing import Any
 
 from ..plugin import bootstrap
 from .command import Command, add_run_file
+from .libraries import be_quiet
 
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -38,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> int:
     shows = progress.status("starting") if progress.is_terminal else contextlib.nullcontext()
     # What libraries print on the way is no part of the answer.
     with contextlib.redirect_stdout(sys.stderr), shows as status:
-        importlib.import_module("transformers").utils.logging.set_verbosity_error()
+        be_quiet()
         check = importlib.import_module("llamafactory_tpaw.iteration.check").check
         result = check(
             [arguments.run_file, *arguments.overrides],

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shlex
 from typing import TYPE_CHECKING
 
 from .command import FILE, FOLDER, RUN_FILE, Command
+from .libraries import be_quiet
 from .step_line import clear_step, show_step
 
 
@@ -72,22 +72,12 @@ def _run(arguments: argparse.Namespace) -> None:
     flags = {name: value for name, value in vars(arguments).items() if name not in NOT_SETTINGS}
     try:
         settings = read_settings(flags, arguments.overrides, arguments.like)
-        _be_quiet()
+        be_quiet()
         project = plan_project(settings, show_step)
         written = write_project(settings.folder, settings.dataset_dir, project.files, project.entries, arguments.force)
     finally:
         clear_step()
     print("\n".join([*_found(project), "", *_wrote(settings, written), "", *_next(settings, project.families)]))
-
-
-def _be_quiet() -> None:
-    """What the libraries say of a sample is of no use here."""
-    import datasets
-    import transformers
-
-    logging.getLogger("llamafactory").setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
 
 
 def _found(project: Project) -> list[str]:
