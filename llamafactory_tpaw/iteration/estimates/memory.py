@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,6 +54,7 @@ class Traced:
         last: Its last step, or None.
         rows: Rows of a batch of generation.
         collator: Lays batches out as the Trainer does.
+        first_model: Seconds to make the first model of this process, which imports what a model needs.
     """
 
     parameters: int
@@ -64,6 +66,7 @@ class Traced:
     last: Pass | None
     rows: int
     collator: TripletCollator
+    first_model: float
 
 
 class Device(NamedTuple):
@@ -77,7 +80,9 @@ def trace_run(run: RunArguments, plan: Plan, tokenizer: Any, workload: Workload)
     """Trace an iteration's passes over its largest batches."""
     batch = worst_batch(workload, plan, run.training.per_device_train_batch_size, run.data.cutoff_len)
     tracer = ByteTracer()
+    begun = time.perf_counter()
     model = model_without_data(run, tokenizer, tracer, trainable=True)
+    first_model = time.perf_counter() - begun
     size = size_in_training(model)
     deep = trace_deep_training(run, tokenizer, size, batch)
     if deep is None:
@@ -100,7 +105,7 @@ def trace_run(run: RunArguments, plan: Plan, tokenizer: Any, workload: Workload)
         sampling_bytes = size_of(model)
         first, last = trace_generation(tracer, model, rows, prompt, new)
     collator = collator_of(run, tokenizer, shortcuts)
-    return Traced(*size, sampling_bytes, training, scoring, first, last, rows, collator)
+    return Traced(*size, sampling_bytes, training, scoring, first, last, rows, collator, first_model)
 
 
 def memory_figures(run: RunArguments, traced: Traced, vocabulary: int) -> dict[str, list[Figure]]:
