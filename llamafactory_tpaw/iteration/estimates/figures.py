@@ -30,7 +30,7 @@ class Figure:
         """Plain values for `--json`."""
         amount = self.amount
         if amount is not None:
-            amount = round(amount) if self.unit == "bytes" else round(amount, 3)
+            amount = round(amount) if self.unit == "bytes" else round(amount, 6)
         return {"name": self.name, "amount": amount, "unit": self.unit, "how": self.how}
 
     def readable(self) -> str:
