@@ -179,6 +179,11 @@ class TpawArguments:
         metadata={"help": "How many bad rows of `tpaw_prompts` may be dropped; beyond that the run is refused."},
     )
 
+    @property
+    def rounds_played(self) -> int:
+        """Most rounds of triplets that are opponents, and checkpoints behind them: T-SPIN plays the newest alone."""
+        return 1 if self.tpaw_objective == "tspin" else self.tpaw_team_size
+
     def __post_init__(self) -> None:
         """Coerce what YAML leaves as text and check ranges; other stages are left alone."""
         if getattr(self, "stage", "tpaw") != "tpaw":

@@ -81,7 +81,7 @@ def list_opponents(tpaw_args: Any, names: Sequence[str], dataset_dir: str) -> Op
     own, foreign = [], []
     for entry in entries:
         (own if _is_round(entry, tpaw_args.tpaw_prompts) else foreign).append(entry)
-    size = 1 if tpaw_args.tpaw_objective == "tspin" else tpaw_args.tpaw_team_size
+    size = tpaw_args.rounds_played
     first = tpaw_args.tpaw_iteration + 1 - len(own)
     rounds = [Round(first + index, entry) for index, entry in enumerate(own)]
     proto = None

@@ -246,9 +246,8 @@ def _read_data(run: RunArguments, plan: Plan, report: Report, rows: int) -> _Fou
 
 def _local_members(plan: Plan) -> list[Member]:
     """The team's checkpoints that are folders here, without their fingerprints; a hub's are not fetched."""
-
-    size = 1 if plan.tpaw_args.tpaw_objective == "tspin" else plan.tpaw_args.tpaw_team_size
-    return [Member(player, Path(player.path), "") for player in team_of(plan.players, size) if player.is_local]
+    team = team_of(plan.players, plan.tpaw_args.rounds_played)
+    return [Member(player, Path(player.path), "") for player in team if player.is_local]
 
 
 def _check_rounds(plan: Plan, encoder: TurnEncoder, run: RunArguments, report: Report) -> None:

@@ -98,7 +98,7 @@ def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:
         if reliable and given.get("model_name_or_path"):
             with findings.note():
                 players = list_players(tpaw_args, str(given["model_name_or_path"]))
-                needed = 1 if tpaw_args.tpaw_objective == "tspin" else tpaw_args.tpaw_team_size
+                needed = tpaw_args.rounds_played
                 findings.refuse(DataError, player_problems(team_of(players, needed), expected))
             findings.refuse(ConfigError, _output_problems(given, players))
         findings.refuse(EnvironmentProblem, folder_problems(given))

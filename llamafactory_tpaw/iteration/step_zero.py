@@ -138,9 +138,8 @@ def examine(
 
 def _recompute(run: RunArguments, plan: Plan, say: Callable[[str], object]) -> dict[str, str]:
     """Read every byte of the players here; what was kept of earlier times is written anew."""
-    size = 1 if run.finetuning.tpaw_objective == "tspin" else run.finetuning.tpaw_team_size
     fingerprints, problems = {}, []
-    for player in team_of(plan.players, size):
+    for player in team_of(plan.players, run.finetuning.rounds_played):
         if not player.is_local:
             continue
         say(f"the fingerprint of {player.name}")

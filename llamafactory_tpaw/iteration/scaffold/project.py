@@ -348,7 +348,7 @@ def _data_words(sft_set: SftSet, lengths: Lengths | None) -> str:
 
 def _length_words(lengths: Lengths) -> str:
     def span(tokens: list[int]) -> str:
-        return f"{sorted(tokens)[len(tokens) // 2]} tokens in the middle and {max(tokens)} at most"
+        return f"{sorted(tokens)[len(tokens) // 2]} tokens (median) and {max(tokens)} at most"
 
     which = "all rows" if lengths.is_whole else f"{lengths.sampled} rows looked at"
     return f"{which}: prompts have {span(lengths.prompts)}, targets {span(lengths.targets)}"
