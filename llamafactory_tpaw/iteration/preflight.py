@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -277,13 +278,21 @@ def _different_checkpoints(manifest: Manifest, given: dict[str, Any]) -> list[st
 def _difference(key: str, recorded: dict[str, str], path: str, given: dict[str, Any]) -> list[str]:
     """Compare by content where it is at hand, else by place: a player may be deleted once it is not needed."""
     folder = Path(given["output_dir"])
-    before = f"`{key}`: {recorded['name']} was {recorded['path']} (from {folder})"
+    # Recorded as seen from the output folder, whose siblings most players are; hub names stay as they are.
+    is_near = recorded["path"].startswith(os.pardir)
+    place = os.path.relpath((folder / recorded["path"]).resolve()) if is_near else recorded["path"]
+    in_place = place == path or Path(place).resolve() == Path(path).resolve()
     if Path(path).is_dir() and not check_checkpoint_complete(Path(path)):
         then, now = recorded["fingerprint"], fingerprint_checkpoint(Path(path), _store(given))
-        return [] if now == then else [f"{before} with fingerprint {then[:12]} and is {path} with {now[:12]} now"]
-    if recorded["path"] == path or (folder / recorded["path"]).resolve() == Path(path).resolve():
-        return []
-    return [f"{before} and is {path} now"]
+        if now == then:
+            return []
+        if in_place:
+            return [
+                f"`{key}`: the weights of {recorded['name']} ({path}) had fingerprint {then[:12]} and have {now[:12]} "
+                "now (once they are restored, `llamafactory-tpaw lineage --verify` reads them anew)"
+            ]
+        return [f"`{key}`: {recorded['name']} was {place} with fingerprint {then[:12]} and is {path} with {now[:12]}"]
+    return [] if in_place else [f"`{key}`: {recorded['name']} was {place} and is {path} now"]
 
 
 def _store(given: dict[str, Any]) -> Path:

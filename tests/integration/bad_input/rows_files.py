@@ -71,7 +71,7 @@ OUTPUT_FOLDERS = [
         spoil=other_model,
         iteration=1,
         given={"output_dir": "saves/play_iter1", "plot_loss": True, "tpaw_players": f"{OTHER},saves/play_iter0"},
-        unlike=((r"theta_0 was \S+ \(", "theta_0 was <its folder> ("),),
+        unlike=((r"theta_0 was \S+ with", "theta_0 was <its folder> with"),),
     ),
     Row(
         "an `output_dir` finished but damaged since",
