@@ -20,6 +20,12 @@ from tests import runs, tiny
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
 
 
+@pytest.fixture(autouse=True)
+def _no_command_leaves_its_pythonpath(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that runs in the test's process names the hook's folder there, for processes that it starts."""
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+
+
 @pytest.fixture(scope="session")
 def gsm8k() -> Path:
     """Folder of the GSM8K problems; the tests that need it are skipped where it is absent."""

@@ -60,7 +60,8 @@ def test_nothing_is_imported_from_the_working_folder(tmp_path: Path, monkeypatch
 def test_the_hook_is_seen_as_the_interpreter_started(
     switch: str | None, active: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("LLAMAFACTORY_TPAW", raising=False)
+    for name in ("LLAMAFACTORY_TPAW", "PYTHONPATH"):
+        monkeypatch.delenv(name, raising=False)
     if switch is not None:
         monkeypatch.setenv("LLAMAFACTORY_TPAW", switch)
     found = examine([probe.HOOK], lambda _: None)[probe.HOOK].found
