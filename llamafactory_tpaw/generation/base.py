@@ -82,25 +82,42 @@ class Request:
         max_new_tokens: What `max_new_tokens` and `cutoff_len` leave for this prompt.
         iteration: Which θ answers. Its number is part of the seed: with the same random numbers in every iteration,
             players that differ little would give the same response, and D_O would hold it several times.
+        sample: Which of the prompt's responses this is, from 0 (`tpaw_samples_per_prompt`).
     """
 
     id: str
     prompt_ids: np.ndarray
     max_new_tokens: int
     iteration: int
+    sample: int = 0
 
     def seed(self, seed: int) -> int:
-        """The seed of this prompt's random numbers: it does not depend on order, batch or process."""
-        digest = hashlib.sha256(f"{seed}:{self.iteration}:{self.id}".encode()).digest()
+        """The seed of this request's random numbers: it does not depend on order, batch or process."""
+        name = f"{seed}:{self.iteration}:{self.id}" + (f":{self.sample}" if self.sample else "")
+        digest = hashlib.sha256(name.encode()).digest()
         return int.from_bytes(digest[:8], "little") >> 1
 
 
 @dataclass(frozen=True)
 class Response:
-    """Sampled ids, the stop token included, and why sampling ended: `stop` or `length`."""
+    r"""What was sampled.
 
-    ids: list[int]
+    Attributes:
+        ids: Sampled ids, the stop token included; None where a server gives text only.
+        finish_reason: `stop` or `length`.
+        text: The response's text without the stop token; None where ids are given.
+    """
+
+    ids: list[int] | None
     finish_reason: str
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that no attempt answered, and why, in words for the user."""
+
+    reason: str
 
 
 def ignore(_: int) -> None:
