@@ -19,6 +19,7 @@ REAL_VOCABULARY = 151_936
 SIZES: dict[str, dict[str, int]] = {
     "toy": {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64, "vocabulary": 512},
     "small": {"hidden": 256, "layers": 4, "heads": 4, "kv_heads": 2, "intermediate": 1024},
+    "deep": {"hidden": 256, "layers": 24, "heads": 4, "kv_heads": 2, "intermediate": 1024},
     "0.5b": {"hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "intermediate": 4864},
     "1.5b": {"hidden": 1536, "layers": 28, "heads": 12, "kv_heads": 2, "intermediate": 8960},
 }
