@@ -80,9 +80,13 @@ def _after_the_head(model: nn.Module) -> tuple[float, float | None, list[_After]
     if isinstance(getattr(config, "logits_scaling", None), int | float):
         scale = 1.0 / config.logits_scaling
         after.append(_After(config, "logits_scaling", 1.0))
-    if isinstance(getattr(inner, "logit_scale", None), int | float):
-        scale *= inner.logit_scale
-        after.append(_After(inner, "logit_scale", 1.0))
+    # An adapter's wrapper shows the attribute of the model inside; set on the wrapper it would change nothing.
+    owner = next(
+        (module for module in inner.modules() if isinstance(vars(module).get("logit_scale"), int | float)), None
+    )
+    if owner is not None:
+        scale *= owner.logit_scale
+        after.append(_After(owner, "logit_scale", 1.0))
     return scale, softcap, after
 
 

@@ -125,11 +125,12 @@ def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: 
     Raises:
         ConfigError: If padding changes the model's log-probs.
     """
-    was_training = model.training
+    in_training = [module for module in model.modules() if module.training]
     try:
         return _try(model.eval(), autocast_dtype(training_args), finetuning_args)
     finally:
-        model.train(was_training)
+        for module in in_training:
+            module.training = True
 
 
 def _try(model: PreTrainedModel, dtype: torch.dtype | None, finetuning_args: Any) -> Shortcuts:

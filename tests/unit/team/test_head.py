@@ -165,6 +165,22 @@ def test_lora_on_the_head(rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> N
     check_same(model.eval(), rows)
 
 
+def test_lora_beside_a_scaled_head(rows: list[Row]) -> None:
+    """The scale is the inner model's; an adapter's wrapper only shows it."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(build("multiplied"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    assert find_shortcuts(model, RUN, asked()).head
+    check_same(model.eval(), rows)
+
+
+def test_a_trial_leaves_every_module_in_its_mode() -> None:
+    model = build("untied").train()
+    model.get_output_embeddings().eval()
+    find_shortcuts(model, RUN, asked())
+    assert [name for name, module in model.named_modules() if not module.training] == ["lm_head"]
+
+
 def test_bf16_under_autocast_stays_near(rows: list[Row]) -> None:
     model = build("tied").eval()
     assert find_shortcuts(model, BF16, asked()) == find_shortcuts(model, RUN, asked())
