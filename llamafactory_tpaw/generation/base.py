@@ -8,13 +8,17 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from ..errors import ConfigError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    import numpy as np
+    from ..arguments.parsed import RunArguments
+    from ..data.encoding import TurnEncoder
 
 
 @dataclass(frozen=True)
@@ -124,49 +128,150 @@ def ignore(_: int) -> None:
     """Take no notice of how many requests are finished."""
 
 
+class Requests(Protocol):
+    r"""All requests of a round, each made when it is asked for.
+
+    Their order is by prompt, then by sample: request `i` is sample `i % samples` of prompt `i // samples`.
+
+    Attributes:
+        prompt_tokens: Tokens of each request's prompt, (N,) int32.
+        new_tokens: `max_new_tokens` of each request, (N,) int32.
+    """
+
+    prompt_tokens: np.ndarray
+    new_tokens: np.ndarray
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, index: int) -> Request:
+        """Make one."""
+        ...
+
+
+Answers = list[tuple[int, Response | Failure]]
+
+
 class Engine(Protocol):
-    """Samples responses. Made by its own module, so that heavy imports stay there."""
+    """Samples responses. Made by its own module, so that heavy imports stay there.
+
+    One that holds something (a server, say) has a method `close` besides, which the workflow calls in any case.
+
+    Attributes:
+        name: Its kind: `hf`, `vllm` or `openai`.
+        version: Of what samples; read after the first answers, since a server says it only then.
+    """
 
     name: str
     version: str
 
-    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
-        """Answer the requests of one unit, in their order; `finished` may be told how many more are done."""
+    def answer(
+        self, requests: Requests, left: np.ndarray, finished: Callable[[int], object] = ignore
+    ) -> Iterator[Answers]:
+        r"""Answer what is left.
+
+        Args:
+            requests: All requests of the round.
+            left: Indices of those to answer, ascending, (M,) int64.
+            finished: May be told how many more are done, before they are given.
+
+        Yields:
+            Lists of (index, answer), in any order; each index of `left` comes once. A list is on the disk before the
+            next one is asked for. The iterator is closed where the workflow ends early.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    r"""What an engine is made from.
+
+    Attributes:
+        run: The run's arguments, `run.finetuning.tpaw_engine_*` among them.
+        name: `theta_2`, or the name of the opponent model; for messages.
+        model: Checkpoint folder of the generator, or the name under which a server knows it where it is none.
+        encoder: Tokenizer and template.
+        settings: Sampling settings.
+        dtype: What the run computes in, `bfloat16` for example; not what the files hold.
+        stop_token_ids: Ids that end a response.
+        devices: What `CUDA_VISIBLE_DEVICES` names for each device in sight; empty on the CPU.
+        opponent: `tpaw_opponent_model`; empty where θ_t generates.
+    """
+
+    run: RunArguments
+    name: str
+    model: Path | str
+    encoder: TurnEncoder
+    settings: SamplingSettings
+    dtype: str
+    stop_token_ids: tuple[int, ...]
+    devices: tuple[str, ...] = ()
+    opponent: str = ""
 
 
 # Batches' worth of requests that an engine is given at once, and that an interruption costs at most. The more, the
 # rarer are the times when rows finish and none is left to take their places.
 UNIT_BATCHES = 8
+PLANNED_AT_ONCE = 1 << 16
 
 
-def plan_units(requests: Sequence[Request], batch_tokens: int) -> list[list[int]]:
+def answer_units(
+    generate: Callable[[Sequence[Request], Callable[[int], object]], Sequence[Response]],
+    requests: Requests,
+    left: np.ndarray,
+    batch_tokens: int,
+    finished: Callable[[int], object] = ignore,
+) -> Iterator[Answers]:
+    r"""Answer requests unit by unit, for an engine whose responses are rounded by what is in a batch together.
+
+    The plan covers all requests, so that after an interruption the units that are left are the same ones.
+
+    Args:
+        generate: Answers the requests of one unit, in their order.
+        requests: All requests.
+        left: Indices of those to answer.
+        batch_tokens: Most tokens in a batch.
+        finished: Passed on to `generate`.
+    """
+    wanted = np.zeros(len(requests), dtype=bool)
+    wanted[left] = True
+    for unit in plan_units(requests, batch_tokens):
+        indices = unit[wanted[unit]].tolist()
+        if indices:
+            responses = generate([requests[index] for index in indices], finished)
+            yield list(zip(indices, responses, strict=True))
+
+
+def plan_units(requests: Requests, batch_tokens: int) -> Iterator[np.ndarray]:
     """Split requests into units: each is answered and kept as a whole, whatever happened before."""
-    return plan_batches(requests, UNIT_BATCHES * batch_tokens)
+    return plan_batches(requests.prompt_tokens, requests.new_tokens, UNIT_BATCHES * batch_tokens)
 
 
-def plan_batches(requests: Sequence[Request], batch_tokens: int) -> list[list[int]]:
+def plan_batches(prompt_tokens: np.ndarray, new_tokens: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
     r"""Split requests into batches: longest prompts first, bounded by tokens rather than rows.
 
     Args:
-        requests: The requests.
+        prompt_tokens: Tokens of each request's prompt, (N,).
+        new_tokens: Most new tokens of each request, (N,).
         batch_tokens: Most tokens in a batch, prompts padded to the longest and new tokens included. A request that
             is larger by itself forms a batch of one.
 
-    Returns:
-        Indices of the requests in each batch. The plan depends on nothing else, so a run that was interrupted makes
-        the same batches again.
+    Yields:
+        Indices of the requests in a batch. The plan depends on nothing else, so a run that was interrupted makes the
+        same batches again.
     """
-    order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].prompt_ids), index))
-    batches: list[list[int]] = []
-    width = new_tokens = 0
-    for index in order:
-        request = requests[index]
-        if batches:
-            new_tokens = max(new_tokens, request.max_new_tokens)
-            if (len(batches[-1]) + 1) * (width + new_tokens) <= batch_tokens:
-                batches[-1].append(index)
-                continue
-        batches.append([index])
-        width, new_tokens = len(request.prompt_ids), request.max_new_tokens
-    return batches
+    order = np.argsort(-prompt_tokens.astype(np.int64), kind="stable")
+    begin = width = longest = 0
+    for start in range(0, len(order), PLANNED_AT_ONCE):
+        part = order[start : start + PLANNED_AT_ONCE]
+        lengths = zip(prompt_tokens[part].tolist(), new_tokens[part].tolist(), strict=True)
+        for place, (prompt, new) in enumerate(lengths, start):
+            longest = max(longest, new)
+            if place == begin:
+                width = prompt
+            elif (place + 1 - begin) * (width + longest) > batch_tokens:
+                yield order[begin:place]
+                begin, width, longest = place, prompt, new
+    if begin < len(order):
+        yield order[begin:]
