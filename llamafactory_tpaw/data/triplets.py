@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triplet files: one generated response for each prompt, with the ids that were sampled, and what they came from."""
+"""Triplet files: the responses generated for each prompt, with the ids that were sampled, and what they came from."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import DataError
 from .encoding import digest_of_ids
@@ -42,7 +43,8 @@ class TripletRow:
         target: The SFT response.
         generated: The generated response's text.
         finish_reason: `stop` or `length`.
-        generated_ids: The ids as sampled, stop token included.
+        generated_ids: The ids as sampled, stop token included; empty where a server gave text only.
+        sample: Which of the prompt's responses this is, from 0 (`tpaw_samples_per_prompt`).
     """
 
     id: str
@@ -54,9 +56,17 @@ class TripletRow:
     generated: str
     finish_reason: str
     generated_ids: list[int]
+    sample: int = 0
+
+    @property
+    def key(self) -> str:
+        """What no two rows of a file have in common: `<id>#<sample>`."""
+        return row_key(self.id, self.sample)
 
     @classmethod
-    def of(cls, prompt: Prompt, iteration: int, text: str, finish_reason: str, ids: Sequence[int]) -> TripletRow:
+    def of(
+        cls, prompt: Prompt, iteration: int, text: str, finish_reason: str, ids: Sequence[int], sample: int = 0
+    ) -> TripletRow:
         """Join a prompt with what was generated for it."""
         return cls(
             id=prompt.id,
@@ -68,13 +78,19 @@ class TripletRow:
             generated=text,
             finish_reason=finish_reason,
             generated_ids=[int(token) for token in ids],
+            sample=sample,
         )
 
-    def to_json(self) -> str:
-        """One line of the file: a sharegpt ranking row that LlamaFactory's other stages read as well."""
+    def to_json(self, samples: int = 1) -> str:
+        r"""One line of the file: a sharegpt ranking row that LlamaFactory's other stages read as well.
+
+        Args:
+            samples: Responses a prompt has in the file; `sample` is written where there are several.
+        """
         row = {
             "id": self.id,
             "iteration": self.iteration,
+            **({"sample": self.sample} if samples > 1 or self.sample else {}),
             "conversations": [_to_tag(message) for message in self.messages],
             "system": self.system,
             "tools": self.tools,
@@ -103,6 +119,7 @@ class TripletRow:
                 generated=row["rejected"]["value"],
                 finish_reason=row["finish_reason"],
                 generated_ids=row.get("generated_ids") or [],
+                sample=int(row.get("sample") or 0),
             )
         except KeyError as error:
             raise DataError(f"{where} is not a triplet: it lacks {error}. {ANEW}") from error
@@ -112,6 +129,8 @@ class TripletRow:
             raise DataError(
                 f"{where}: `finish_reason` is {parsed.finish_reason!r}, but must be `stop` or `length`. {ANEW}"
             )
+        if parsed.sample < 0:
+            raise DataError(f"{where}: `sample` is {parsed.sample}, but must be 0 or more. {ANEW}")
         return parsed
 
 
@@ -140,6 +159,14 @@ class TripletMeta:
         template_name: Name of the template.
         hardware: Device and processor that sampled.
         versions: Versions of the packages that matter.
+        samples: Responses a prompt, numbered from 0.
+        failed: `<id>#<sample>` of the responses that no attempt got and that were allowed to fail, in the order of the
+            file: there is no row for them.
+        ids_digest: `digest_of_ids` over the rows' keys, `<id>#<sample>`, in order; empty where every prompt has its
+            one row, so that `prompts_digest` says it all.
+        opponent: What the user named as `tpaw_opponent_model`, a path from the file's folder; empty where theta of
+            this iteration itself generated. Then `generator` is the fingerprint of its weights where they are here,
+            else `served:` and a digest of the name under which a server has it.
     """
 
     iteration: int
@@ -161,7 +188,25 @@ class TripletMeta:
     template_name: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    samples: int = 1
+    failed: list[str] = field(default_factory=list)
+    ids_digest: str = ""
+    opponent: str = ""
     schema: int = META_SCHEMA
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts, those included whose responses all failed."""
+        return (self.rows + len(self.failed)) // self.samples
+
+
+# Left out of a meta file that has no use for them.
+OPTIONAL = {"samples": 1, "failed": [], "ids_digest": "", "opponent": ""}
+
+
+def row_key(prompt_id: str, sample: int) -> str:
+    """Name a response among those of a file: `<id>#<sample>`."""
+    return f"{prompt_id}#{sample}"
 
 
 def meta_path(path: Path) -> Path:
@@ -171,7 +216,11 @@ def meta_path(path: Path) -> Path:
 
 def write_meta(path: Path, meta: TripletMeta) -> None:
     """Write the meta file of the triplet file `path`; its presence says that the file is whole."""
-    write_json_atomic(meta_path(path), asdict(meta))
+    content = asdict(meta)
+    for key, default in OPTIONAL.items():
+        if content[key] == default:
+            del content[key]
+    write_json_atomic(meta_path(path), content)
 
 
 def read_meta(path: Path) -> TripletMeta:
@@ -201,7 +250,27 @@ def read_meta(path: Path) -> TripletMeta:
     problems = key_problems(TripletMeta, content)
     if problems:
         raise DataError(f"{where} is damaged: {', '.join(problems)}. {advice}")
-    return TripletMeta(**content)
+    meta = TripletMeta(**content)
+    problem = _count_problem(meta)
+    if problem:
+        raise DataError(f"{where} is damaged: {problem}. {advice}")
+    return meta
+
+
+def _count_problem(meta: TripletMeta) -> str:
+    """Say what is wrong with the numbers of rows, of responses a prompt and of those that failed."""
+    if not isinstance(meta.samples, int) or meta.samples < 1:
+        return f"`samples` is {meta.samples!r}, but must be 1 or more"
+    if (meta.rows + len(meta.failed)) % meta.samples:
+        return (
+            f"{meta.rows} rows and {len(meta.failed)} responses that failed are not {meta.samples} (`samples`) for "
+            "each of its prompts"
+        )
+    if bool(meta.ids_digest) != (meta.samples > 1 or bool(meta.failed)):
+        return (
+            f"`ids_digest` is {'there' if meta.ids_digest else 'missing'}, which does not fit `samples` and `failed`"
+        )
+    return ""
 
 
 def generator_place(path: Path, meta: TripletMeta) -> str:
@@ -226,18 +295,28 @@ def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[Tripl
         raise DataError(
             f"{path} is not the file that {meta_path(path)} describes: {_what_changed(path, meta)}. {ANEW}"
         )
-    ids = []
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            where = f"{path}, row {number}"
-            row = TripletRow.from_json(parse_json(line, where, ANEW), where)
-            ids.append(row.id)
+        if meta is None:
+            yield from _parsed(path, stream)
+            return
+        count, digest = 0, hashlib.sha256()
+        for row in _parsed(path, stream):
+            count += 1
+            digest.update(f"{row.key if meta.ids_digest else row.id}\n".encode())
             yield row
-    if meta is not None and (len(ids), digest_of_ids(ids)) != (meta.rows, meta.prompts_digest):
+    if (count, digest.hexdigest()) != (meta.rows, meta.ids_digest or meta.prompts_digest):
+        each = "one" if meta.samples == 1 else f"{meta.samples}"
+        but = f", {len(meta.failed)} that failed aside" if meta.failed else ""
         raise DataError(
-            f"{path} holds {len(ids)} triplets, but not one for each of the {meta.rows} prompts that "
-            f"{meta_path(path)} speaks of: rows are missing, doubled or of another set. {ANEW}"
+            f"{path} holds {count} triplets, but not {each} for each of the {meta.prompts} prompts that "
+            f"{meta_path(path)} speaks of{but}: rows are missing, doubled or of another set. {ANEW}"
         )
+
+
+def _parsed(path: Path, stream: BinaryIO) -> Iterator[TripletRow]:
+    for number, line in enumerate(stream, start=1):
+        where = f"{path}, row {number}"
+        yield TripletRow.from_json(parse_json(line, where, ANEW), where)
 
 
 def _what_changed(path: Path, meta: TripletMeta) -> str:
@@ -251,15 +330,30 @@ def _what_changed(path: Path, meta: TripletMeta) -> str:
             except DataError as error:
                 broken = broken or str(error).removesuffix(ANEW).rstrip(". ")
                 continue
-            first = seen.setdefault(row.id, count)
+            first = seen.setdefault(row.key if meta.ids_digest else row.id, count)
             if first != count and not doubled:
-                doubled = f"rows {first} and {count} have the same id {row.id}"
+                same = f"id {row.id}" + (f" and sample {row.sample}" if meta.ids_digest else "")
+                doubled = f"rows {first} and {count} have the same {same}"
     rows = f"it has {count} rows, not {meta.rows}" if count != meta.rows else ""
-    foreign = (
-        "" if digest_of_ids(seen) == meta.prompts_digest else "its ids are not those of its prompts, in their order"
-    )
+    fits = digest_of_ids(seen) == (meta.ids_digest or meta.prompts_digest)
+    foreign = "" if fits else _foreign_ids(list(seen), meta)
     found = [part for part in (rows, broken, doubled or (not broken and foreign)) if part]
     return "; ".join(found) or "a response or the meta file was changed"
+
+
+def _foreign_ids(keys: list[str], meta: TripletMeta) -> str:
+    """Say how ids and numbers of rows differ from those that the meta file counted."""
+    if meta.samples > 1:
+        there, failed = set(keys), set(meta.failed)
+        for name in dict.fromkeys(key.rpartition("#")[0] for key in keys):
+            for sample in range(meta.samples):
+                key = row_key(name, sample)
+                if key not in there and key not in failed:
+                    return f"it lacks sample {sample} of prompt {name}"
+    of = (
+        "prompts, in their order" if meta.samples == 1 else f"prompts and their {meta.samples} samples, in their order"
+    )
+    return f"its ids are not those of its {of}"
 
 
 def _to_tag(message: Message) -> dict[str, str]:

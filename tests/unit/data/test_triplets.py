@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from llamafactory.data import get_dataset
 
-from llamafactory_tpaw.data.files import write_atomic
+from llamafactory_tpaw.data.files import digest_of_file, write_atomic
 from llamafactory_tpaw.data.opponents import Limits, load_triplets
 from llamafactory_tpaw.data.triplets import (
     TripletRow,
@@ -19,6 +19,7 @@ from llamafactory_tpaw.data.triplets import (
     meta_path,
     read_meta,
     read_triplets,
+    row_key,
     write_meta,
 )
 from llamafactory_tpaw.errors import DataError
@@ -87,6 +88,7 @@ def test_llamafactorys_pairs_have_the_same_tokens(project: Project, template: st
             r"d0, row 7 is not a triplet: a value is wrong \(`from` is 'nobody', but must be one of human, gpt",
         ),
         ({"iteration": "x"}, r"d0, row 7 is not a triplet: a value is wrong \(invalid literal"),
+        ({"sample": -1}, r"d0, row 7: `sample` is -1, but must be 0 or more"),
         ({"rejected": "text"}, r"d0, row 7 is not a triplet: a value is wrong \(string indices"),
     ],
 )
@@ -132,6 +134,75 @@ def test_a_changed_file_is_refused(project: Project, encoder: TurnEncoder, how: 
     with pytest.raises(DataError, match=rf"d0\.jsonl is not the file that .*d0\.meta\.json describes: {what}"):
         list(read_triplets(entry.path, meta))
     assert len(list(read_triplets(entry.path))) in (2, 3, 4)
+
+
+def two_samples(encoder: TurnEncoder) -> list[TripletRow]:
+    """Two prompts with two responses each, of which the last one failed."""
+    first, second = make_prompt(encoder, "1 + 1?", "2"), make_prompt(encoder, "1 + 2?", "3")
+    return [
+        make_row(encoder, first, "2"),
+        make_row(encoder, first, "4", sample=1),
+        make_row(encoder, second, "!"),
+    ]
+
+
+def test_one_row_a_prompt_and_sample(project: Project, encoder: TurnEncoder) -> None:
+    rows = two_samples(encoder)
+    failed = [row_key(rows[2].id, 1)]
+    entry, meta = write_round(project, encoder, rows, samples=2, failed=failed)
+    assert list(read_triplets(entry.path, read_meta(entry.path))) == rows
+    assert (meta.prompts, meta.rows) == (2, 3)
+    assert [json.loads(line)["sample"] for line in entry.path.read_text().splitlines()] == [0, 1, 0]
+    assert meta.ids_digest != meta.prompts_digest
+
+
+def test_a_file_of_one_response_a_prompt_has_no_new_keys(project: Project, encoder: TurnEncoder) -> None:
+    """What earlier versions wrote and read stays as it was, byte by byte."""
+    entry, meta = write_round(project, encoder, rows_of(encoder))
+    assert "sample" not in json.loads(entry.path.read_text().splitlines()[0])
+    new = {"samples", "failed", "ids_digest", "opponent"}
+    assert not new & json.loads(meta_path(entry.path).read_text()).keys()
+    assert (meta.samples, meta.failed, meta.ids_digest, meta.opponent) == (1, [], "", "")
+
+
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        ([0, 2], r"it has 2 rows, not 3; it lacks sample 1 of prompt \w{16}-0"),
+        ([0, 1], "it has 2 rows, not 3; its ids are not those of its prompts and their 2 samples, in their order"),
+        ([0, 1, 1, 2], r"it has 4 rows, not 3; rows 2 and 3 have the same id \w{16}-0 and sample 1"),
+        ([1, 0, 2], "its ids are not those of its prompts and their 2 samples, in their order"),
+    ],
+)
+def test_samples_that_are_missing_or_doubled(
+    project: Project, encoder: TurnEncoder, lines: list[int], what: str
+) -> None:
+    rows = two_samples(encoder)
+    entry, meta = write_round(project, encoder, rows, samples=2, failed=[row_key(rows[2].id, 1)])
+    content = entry.path.read_bytes().splitlines(keepends=True)
+    entry.path.write_bytes(b"".join(content[line] for line in lines))
+    with pytest.raises(
+        DataError, match=rf"d0\.jsonl is not the file that .*d0\.meta\.json describes: {what}\. Restore"
+    ):
+        list(read_triplets(entry.path, meta))
+    altered = replace(meta, rows_digest=digest_of_file(entry.path))
+    with pytest.raises(DataError, match=r"but not 2 for each of the 2 prompts that .* speaks of, 1 that failed aside"):
+        list(read_triplets(entry.path, altered))
+
+
+def test_numbers_of_a_meta_file_that_do_not_fit(project: Project, encoder: TurnEncoder) -> None:
+    rows = two_samples(encoder)
+    entry, _ = write_round(project, encoder, rows, samples=2, failed=[row_key(rows[2].id, 1)])
+    content = json.loads(meta_path(entry.path).read_text())
+    for change, message in [
+        ({"samples": 0}, "`samples` is 0, but must be 1 or more"),
+        ({"failed": []}, r"3 rows and 0 responses that failed are not 2 \(`samples`\) for each of its prompts"),
+        ({"ids_digest": ""}, "`ids_digest` is missing, which does not fit `samples` and `failed`"),
+        ({"samples": 1, "failed": []}, "`ids_digest` is there, which does not fit"),
+    ]:
+        write_atomic(meta_path(entry.path), json.dumps(content | change))
+        with pytest.raises(DataError, match=rf"d0\.meta\.json is damaged: {message}.* Restore it"):
+            read_meta(entry.path)
 
 
 def test_a_torn_row_is_named(project: Project, encoder: TurnEncoder) -> None:

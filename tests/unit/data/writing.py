@@ -41,15 +41,20 @@ def make_prompt(
     return Prompt(identity, messages, system, tools, target, prompt_ids, target_ids)
 
 
-def make_row(encoder: TurnEncoder, prompt: Prompt, text: str, reason: str = "stop", iteration: int = 0) -> TripletRow:
+def make_row(
+    encoder: TurnEncoder, prompt: Prompt, text: str, reason: str = "stop", iteration: int = 0, sample: int = 0
+) -> TripletRow:
     """A row as if the model had sampled the text's own tokens and, for `stop`, the first stop token."""
     ids = encoder.encode_text(text, "length").tolist()
     if reason == "stop":
         ids.append(next(token for token in encoder.end_of_turn if token in encoder.stop_token_ids()))
-    return TripletRow.of(prompt, iteration, text, reason, ids)
+    return TripletRow.of(prompt, iteration, text, reason, ids, sample)
 
 
 def make_meta(encoder: TurnEncoder, rows: Sequence[TripletRow], content: bytes, **changes: Any) -> TripletMeta:
+    """The meta of these rows; of several a prompt, or of some that failed, where `changes` says so."""
+    numbered = changes.get("samples", 1) > 1 or bool(changes.get("failed"))
+    keys = [*(row.key for row in rows), *changes.get("failed", [])]
     fields: dict[str, Any] = {
         "iteration": rows[0].iteration if rows else 0,
         "generator": "f" * 64,
@@ -57,7 +62,8 @@ def make_meta(encoder: TurnEncoder, rows: Sequence[TripletRow], content: bytes, 
         "tokenizer": tokenizer_digest(encoder.tokenizer),
         "template": template_digest(encoder.template),
         "prompts_entry": "additions",
-        "prompts_digest": digest_of_ids(row.id for row in rows),
+        "prompts_digest": digest_of_ids(dict.fromkeys(key.rpartition("#")[0] for key in keys)),
+        "ids_digest": digest_of_ids(row.key for row in rows) if numbered else "",
         "selection": {"tpaw_max_prompts": None},
         "sampling": {"temperature": 1.0, "seed": 0},
         "cutoff_len": 256,
@@ -74,7 +80,7 @@ def write_round(
     """Write rows, their meta file (`changes` replaces fields of it) and their entry."""
     project.add_entry(name, triplet_entry(name))
     entry = find_entry(name, str(project.root / "data"))
-    content = "".join(row.to_json() + "\n" for row in rows).encode()
+    content = "".join(row.to_json(changes.get("samples", 1)) + "\n" for row in rows).encode()
     meta = make_meta(encoder, rows, content, **changes)
     write_atomic(entry.path, content)
     write_meta(entry.path, meta)
