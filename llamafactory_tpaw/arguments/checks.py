@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .engine import engine_problems
 from .fields import FIELDS, Range, TpawArguments, parse_number, parse_value
 
 
@@ -98,7 +99,7 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
             problems.append(f"`{key}: {value}` does not go with stage `tpaw`: {reason}. Remove it.")
     if given.get("tpaw_prompts"):
         problems += _sampling_problems(given)
-    return problems
+    return problems + engine_problems(given)
 
 
 def _sampling_problems(given: Mapping[str, Any]) -> list[str]:

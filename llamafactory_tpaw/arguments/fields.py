@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from ..errors import ConfigError
+from .engine import url_problem
 
 
 class Range(NamedTuple):
@@ -114,9 +115,90 @@ class TpawArguments:
             )
         },
     )
-    tpaw_engine: Literal["hf"] = field(
+    tpaw_engine: Literal["hf", "vllm", "openai"] = field(
         default="hf",
-        metadata={"help": "What samples the responses: `hf` is transformers in a process of its own."},
+        metadata={
+            "help": (
+                "What samples the responses: `hf` is transformers in processes of its own, `vllm` starts and stops "
+                "vLLM's server, `openai` asks the servers at `tpaw_engine_url`."
+            )
+        },
+    )
+    tpaw_engine_url: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Base addresses of servers that speak `/completions`, such as `http://host:8000/v1`, separated by "
+                "commas or as a YAML list; requests are spread over them. Required by engine `openai`."
+            )
+        },
+    )
+    tpaw_engine_model: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Name under which the servers of engine `openai` serve the generator. Default: the checkpoint's path "
+                "or folder name, whichever they list."
+            )
+        },
+    )
+    tpaw_engine_concurrency: int = field(
+        default=256,
+        metadata={"help": "Most requests in flight at one server (engines `vllm` and `openai`)."},
+    )
+    tpaw_engine_timeout: float = field(
+        default=600.0,
+        metadata={"help": "Seconds after which a request to a server is given up and repeated."},
+    )
+    tpaw_engine_retries: int = field(
+        default=8,
+        metadata={
+            "help": "How often a request that a server failed to answer is repeated before it counts as failed."
+        },
+    )
+    tpaw_engine_startup: float = field(
+        default=1800.0,
+        metadata={
+            "help": (
+                "Seconds within which a server that engine `vllm` starts must be ready, and for which a lost server "
+                "of engine `openai` is waited for."
+            )
+        },
+    )
+    tpaw_max_failed: int = field(
+        default=0,
+        metadata={
+            "help": (
+                "How many responses may fail for good; their prompts then have that many triplets less. Beyond it the "
+                "run stops and goes on when it is started again."
+            )
+        },
+    )
+    tpaw_vllm_command: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "The program that engine `vllm` starts with `serve`, with a path where it lies in an environment of "
+                "its own. Default: `vllm`."
+            )
+        },
+    )
+    tpaw_vllm_args: str | None = field(
+        default=None,
+        metadata={"help": "Further arguments of `vllm serve`, as in a shell: `--gpu-memory-utilization 0.8`."},
+    )
+    tpaw_samples_per_prompt: int = field(
+        default=1,
+        metadata={"help": "Responses sampled for each prompt; every one makes a triplet."},
+    )
+    tpaw_opponent_model: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Checkpoint that generates the triplets in place of theta_t; with engine `openai` any model's name "
+                "that the servers list. Recorded with the triplets, so that they do not count as theta_t's."
+            )
+        },
     )
     tpaw_generate_batch_tokens: int = field(
         default=32768,
@@ -209,12 +291,20 @@ RANGES: dict[str, Range] = {
     "tpaw_history_weight": Range(0),
     "tpaw_max_prompts": Range(1),
     "tpaw_prompts_seed": Range(0),
+    "tpaw_engine_concurrency": Range(1),
+    "tpaw_engine_timeout": Range(0, exclusive=True),
+    "tpaw_engine_retries": Range(0),
+    "tpaw_engine_startup": Range(0, exclusive=True),
+    "tpaw_max_failed": Range(0),
+    "tpaw_samples_per_prompt": Range(1),
     "tpaw_generate_batch_tokens": Range(1),
     "tpaw_score_batch_tokens": Range(1),
     "tpaw_min_response": Range(1),
     "tpaw_max_bad_rows": Range(0),
 }
 FIELDS = {spec.name: spec for spec in fields(TpawArguments)}
+# Keys that hold several values: a YAML list, or text with commas.
+LISTS = ("tpaw_players", "tpaw_engine_url")
 
 
 def parse_value(name: str, value: Any) -> tuple[Any, str | None]:
@@ -231,9 +321,11 @@ def parse_value(name: str, value: Any) -> tuple[Any, str | None]:
     if value is None:
         return None, None if spec.default is None else f"`{name}` is empty. Give a value or leave the key out."
     kind = spec.type
-    if name == "tpaw_players":
-        names = value if isinstance(value, (list, tuple)) else str(value).split(",")
-        return [str(item).strip() for item in names if str(item).strip()], None
+    if name in LISTS:
+        items = value if isinstance(value, (list, tuple)) else str(value).split(",")
+        parts = [str(item).strip() for item in items if str(item).strip()]
+        problem = next(filter(None, map(url_problem, parts)), None) if name == "tpaw_engine_url" else None
+        return (value, problem) if problem else (parts, None)
     if get_origin(kind) is Literal:
         choices = get_args(kind)
         return (

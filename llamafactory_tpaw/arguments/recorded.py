@@ -20,7 +20,8 @@ WITHOUT_EFFECT = frozenset(
     use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_logdir
     project trackio_space_id trackio_bucket_id trackio_static_space_id
     tpaw_cache_dir tpaw_reference tpaw_score_batch_tokens tpaw_generate_batch_tokens tpaw_max_bad_rows tpaw_engine
-    tpaw_layout tpaw_logits
+    tpaw_layout tpaw_logits tpaw_engine_url tpaw_engine_model tpaw_engine_concurrency tpaw_engine_timeout
+    tpaw_engine_retries tpaw_engine_startup tpaw_max_failed tpaw_vllm_command tpaw_vllm_args
     model_name_or_path tpaw_players
     """.split()
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
 from .checks import INCOMPATIBLE
-from .fields import FIELDS, RANGES
+from .fields import FIELDS, LISTS, RANGES
 
 
 TABLE_BEGIN = "<!-- keys: written by `make docs` -->"
@@ -47,8 +47,25 @@ GROUPS = (
             "tpaw_turn",
             "tpaw_min_response",
             "tpaw_max_bad_rows",
+            "tpaw_samples_per_prompt",
+            "tpaw_opponent_model",
+        ),
+    ),
+    Group(
+        "Engines",
+        "both",
+        (
             "tpaw_engine",
             "tpaw_generate_batch_tokens",
+            "tpaw_engine_url",
+            "tpaw_engine_model",
+            "tpaw_engine_concurrency",
+            "tpaw_engine_timeout",
+            "tpaw_engine_retries",
+            "tpaw_engine_startup",
+            "tpaw_max_failed",
+            "tpaw_vllm_command",
+            "tpaw_vllm_args",
         ),
     ),
     Group("Players' log-probs", "`tpaw`", ("tpaw_reference", "tpaw_score_batch_tokens")),
@@ -67,6 +84,11 @@ known one is named.
 """
 
 PAGE_TAIL = """\
+## Keys of servers
+
+A server's API key is read from the environment alone, `TPAW_ENGINE_API_KEY` or else `OPENAI_API_KEY`. It is never
+written to a file, a log or a message, and no key of the run file takes it. [Generation](generation.md) says more.
+
 ## LlamaFactory's keys that stage `tpaw` reads in its own way
 
 | key | what it does here |
@@ -127,7 +149,7 @@ def with_table(readme: str) -> str:
 
 
 def _type(key: str) -> str:
-    if key == "tpaw_players":
+    if key in LISTS:
         return "text or list"
     kind: Any = FIELDS[key].type
     return "word" if get_origin(kind) is not None and kind not in TYPE_NAMES else TYPE_NAMES[kind]

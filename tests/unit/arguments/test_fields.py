@@ -27,6 +27,9 @@ from llamafactory_tpaw.errors import ConfigError
         ("tpaw_players", "a, b,", ["a", "b"]),
         ("tpaw_players", ["a ", "b"], ["a", "b"]),
         ("tpaw_players", None, None),
+        ("tpaw_engine_url", "http://a:8000/v1, https://b/v1", ["http://a:8000/v1", "https://b/v1"]),
+        ("tpaw_engine_url", ["http://[::1]:8000"], ["http://[::1]:8000"]),
+        ("tpaw_engine_timeout", "30", 30.0),
     ],
 )
 def test_values_are_read_as_their_type(name: str, value: Any, parsed: Any) -> None:
@@ -51,6 +54,10 @@ def test_values_are_read_as_their_type(name: str, value: Any, parsed: Any) -> No
         ("tpaw_eta", None, "`tpaw_eta` is empty. Give a value or leave the key out."),
         ("tpaw_objective", "spin", "`tpaw_objective` is 'spin', but must be `tpaw` or `tspin`."),
         ("tpaw_max_prompts", 0, "`tpaw_max_prompts` is 0, but must be >= 1."),
+        ("tpaw_engine_url", "a.example/v1", "`tpaw_engine_url` has the address 'a.example/v1', but each must be"),
+        ("tpaw_engine_url", "http://a:x/v1", "`tpaw_engine_url` has the address 'http://a:x/v1', but each must be"),
+        ("tpaw_engine_url", "ftp://a/v1", "`tpaw_engine_url` has the address 'ftp://a/v1', but each must be"),
+        ("tpaw_engine_url", "http:///v1", "`tpaw_engine_url` has the address 'http:///v1', but each must be"),
     ],
 )
 def test_wrong_values_are_told(name: str, value: Any, message: str) -> None:
