@@ -29,6 +29,7 @@ def parse(project: Project, iteration: int = 0, **changes: Any) -> RunArguments:
         "dataset_dir": str(project.root / "data"),
         "output_dir": str(project.root / "saves" / "out"),
         "cache_dir": str(project.root / "cache"),
+        "tpaw_cache_dir": str(project.root / "saves" / "tpaw_cache"),
     }
     return parse_single_process(project.settings(iteration, **(paths | changes)))
 

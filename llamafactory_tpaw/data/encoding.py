@@ -142,6 +142,20 @@ def cut_response(ids: np.ndarray, prompt_tokens: int, cutoff_len: int) -> np.nda
     return ids[: max(cutoff_len - prompt_tokens, 0)]
 
 
+def content_number(prompt_ids: np.ndarray, target_ids: np.ndarray) -> int:
+    """Number a prompt and its uncut target by their content: the first 64 bits of SHA-256 over both."""
+    digest = hashlib.sha256()
+    for ids in (prompt_ids, target_ids):
+        digest.update(len(ids).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(ids, dtype="<i8").tobytes())
+    return int.from_bytes(digest.digest()[:8])
+
+
+def name_prompt(content: int, occurrence: int) -> str:
+    """The id of a prompt: its content as 16 hex digits, `-`, and the number of the occurrence from 0."""
+    return f"{content:016x}-{occurrence}"
+
+
 def prompt_id(prompt_ids: np.ndarray, target_ids: np.ndarray, seen: dict[str, int]) -> str:
     r"""Name a prompt by its content.
 
@@ -153,14 +167,11 @@ def prompt_id(prompt_ids: np.ndarray, target_ids: np.ndarray, seen: dict[str, in
     Returns:
         16 hex digits of SHA-256 over both, `-`, and the number of the occurrence from 0.
     """
-    digest = hashlib.sha256()
-    for ids in (prompt_ids, target_ids):
-        digest.update(len(ids).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(ids, dtype="<i8").tobytes())
-    content = digest.hexdigest()[:16]
+    number = content_number(prompt_ids, target_ids)
+    content = name_prompt(number, 0)
     occurrence = seen.get(content, 0)
     seen[content] = occurrence + 1
-    return f"{content}-{occurrence}"
+    return name_prompt(number, occurrence)
 
 
 def digest_of_ids(ids: Iterable[str]) -> str:

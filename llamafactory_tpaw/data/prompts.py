@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import copy
-import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 from ..arguments.fields import FIELDS
 from ..errors import ConfigError, DataError
-from ..plugin.logs import get_logger
-from .encoding import UNENCODABLE, TurnEncoder, digest_of_ids, prompt_id
+from .bad_rows import BadRow, BadRows, check_bad_rows, describe_first
+from .choice import choose_rows
+from .encoding import UNENCODABLE, TurnEncoder, digest_of_ids
 from .progress import track
-from .source import AlignedRow, Entry, find_entry, load_rows
+from .prompt_store import PromptStore
+from .source import AlignedRow, AlignedRows, Entry, find_entry, load_rows
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     import numpy as np
 
@@ -32,6 +35,8 @@ SELECTION = (
     "tpaw_min_response",
     "max_samples",
 )
+# Where under `tpaw_cache_dir` the files of token ids are made; they have no names and go with the process.
+FOLDER = "tokens"
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,81 @@ class Prompt:
     target_ids: np.ndarray
 
 
-@dataclass(frozen=True)
-class BadRow:
-    """A row that no triplet can be made of: its number in the dataset from 1, and why."""
+class Prompts(Sequence[Prompt]):
+    r"""Prompts that do not lie in memory: token ids in memory-mapped files, texts in the dataset's own file.
 
-    row: int
-    reason: str
+    An item reads its text from the dataset; ids, token ids and their numbers do not.
+
+    Args:
+        rows: Rows of the dataset.
+        turn: `tpaw_turn`.
+        store: Ids and token ids of the prompts.
+    """
+
+    def __init__(self, rows: AlignedRows, turn: str, store: PromptStore) -> None:
+        self._rows = rows
+        self._turn = turn
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return self.take(range(*index.indices(len(self))))
+        place = range(len(self))[index]
+        return self._join(place, self._rows[int(self._store.rows[place])])
+
+    def __iter__(self) -> Iterator[Prompt]:
+        for place, (_, row) in enumerate(self._rows.read(self._store.rows)):
+            yield self._join(place, row)
+
+    def take(self, indices: Sequence[int]) -> list[Prompt]:
+        """Some prompts at once, in any order: faster than one by one."""
+        rows = self._rows.take([int(self._store.rows[index]) for index in indices])
+        return [self._join(int(index), row) for index, row in zip(indices, rows, strict=True)]
+
+    def id(self, index: int) -> str:
+        """A prompt's id."""
+        return self._store.id(index)
+
+    def ids(self) -> Iterator[str]:
+        """All ids, in order."""
+        return self._store.ids()
+
+    def prompt_ids(self, index: int) -> np.ndarray:
+        """A prompt's token ids, never cut, read-only int32."""
+        return self._store.prompt_ids(index)
+
+    def target_ids(self, index: int) -> np.ndarray:
+        """A target's token ids, end of turn included, uncut, read-only int32."""
+        return self._store.target_ids(index)
+
+    @property
+    def prompt_tokens(self) -> np.ndarray:
+        """Number of prompt token ids of each prompt, read-only int32."""
+        return self._store.prompt_tokens
+
+    @property
+    def target_tokens(self) -> np.ndarray:
+        """Number of target token ids of each prompt, read-only int32."""
+        return self._store.target_tokens
+
+    def _join(self, index: int, row: AlignedRow) -> Prompt:
+        messages, target = _split(row, self._turn)
+        return Prompt(
+            id=self.id(index),
+            messages=messages,
+            system=row.system,
+            tools=row.tools,
+            target=target,
+            prompt_ids=self.prompt_ids(index),
+            target_ids=self.target_ids(index),
+        )
 
 
 @dataclass(frozen=True)
@@ -77,9 +151,14 @@ class PromptSet:
     """
 
     entry: Entry
-    prompts: list[Prompt]
-    bad_rows: list[BadRow]
+    prompts: Prompts
+    bad_rows: BadRows
     digest: str
+
+    @property
+    def prompt_tokens(self) -> np.ndarray:
+        """Number of prompt token ids of each prompt, read-only int32."""
+        return self.prompts.prompt_tokens
 
 
 def load_prompts(
@@ -104,14 +183,16 @@ def load_prompts(
     if not rows:
         raise DataError(f"`tpaw_prompts: {entry.name}` has no rows. Give an SFT set with at least one row.")
     indices = choose_rows(len(rows), tpaw_args.tpaw_max_prompts, tpaw_args.tpaw_prompts_seed)
-    progress = track(indices, f"encoding the prompts of {entry.name}")
-    prompts, bad_rows = _encode_rows(rows, progress, encoder, data_args, tpaw_args)
+    read = track(rows.read(indices), f"encoding the prompts of {entry.name}", total=len(indices))
+    store = PromptStore(Path(tpaw_args.tpaw_cache_dir) / FOLDER)
+    bad_rows = _encode_rows(read, encoder, data_args, tpaw_args, store)
     check_bad_rows(
         f"`tpaw_prompts: {entry.name}` ({entry.path or 'on the hub'})", bad_rows, tpaw_args.tpaw_max_bad_rows
     )
-    if not prompts:
-        raise DataError(f"`tpaw_prompts: {entry.name}` has no usable row. {_first(bad_rows)} Correct the rows.")
-    return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompt.id for prompt in prompts))
+    if not len(store):
+        first = describe_first(bad_rows)
+        raise DataError(f"`tpaw_prompts: {entry.name}` has no usable row. {first} Correct the rows.")
+    return _join(entry, rows, tpaw_args.tpaw_turn, store, bad_rows)
 
 
 def load_first_prompts(
@@ -139,8 +220,9 @@ def load_first_prompts(
     head = copy.copy(data_args)
     head.max_samples = min(count, data_args.max_samples or count)
     rows = load_rows(entry, model_args, head, training_args)
-    prompts, bad_rows = _encode_rows(rows, range(len(rows)), encoder, data_args, tpaw_args)
-    return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompt.id for prompt in prompts)), len(rows)
+    store = PromptStore(None)
+    bad_rows = _encode_rows(rows.read(range(len(rows))), encoder, data_args, tpaw_args, store)
+    return _join(entry, rows, tpaw_args.tpaw_turn, store, bad_rows), len(rows)
 
 
 def selection(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,51 +235,36 @@ def selection(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given.get(name, defaults.get(name)) for name in SELECTION}
 
 
-def choose_rows(rows: int, max_prompts: int | None, seed: int) -> list[int]:
-    """Indices of the rows that are prompts, ascending; the same for every iteration whatever `seed` of the run is."""
-    if max_prompts is None or max_prompts >= rows:
-        return list(range(rows))
-    return sorted(random.Random(seed).sample(range(rows), max_prompts))
-
-
-def check_bad_rows(what: str, bad_rows: list[BadRow], allowed: int) -> None:
-    """Refuse more bad rows than allowed; say how many are dropped otherwise. The first is shown."""
-    found = f"{len(bad_rows)} bad row{'' if len(bad_rows) == 1 else 's'}"
-    if 0 < len(bad_rows) <= allowed:
-        get_logger(__name__).warning_rank0(f"{what}: dropped {found}. {_first(bad_rows)}")
-    if len(bad_rows) > allowed:
-        raise DataError(
-            f"{what} has {found}, but `tpaw_max_bad_rows` allows {allowed}. {_first(bad_rows)} Correct the rows, or "
-            "raise `tpaw_max_bad_rows` to drop them."
-        )
-
-
 class _UnusableError(Exception):
     """Why a row cannot be used."""
 
 
 def _encode_rows(
-    rows: Sequence[AlignedRow], indices: Iterable[int], encoder: TurnEncoder, data_args: Any, tpaw_args: Any
-) -> tuple[list[Prompt], list[BadRow]]:
-    prompts, bad_rows, seen = [], [], {}
-    for index in indices:
+    rows: Iterable[tuple[int, AlignedRow]], encoder: TurnEncoder, data_args: Any, tpaw_args: Any, store: PromptStore
+) -> BadRows:
+    """Keep what can be used of the rows."""
+    bad_rows, room = BadRows(), _room(data_args, tpaw_args)
+    for index, row in rows:
         try:
-            prompts.append(_encode_row(rows[index], encoder, tpaw_args.tpaw_turn, _room(data_args, tpaw_args), seen))
+            store.add(index, *_encode_row(row, encoder, tpaw_args.tpaw_turn, room))
         except _UnusableError as error:
             bad_rows.append(BadRow(index + 1, str(error)))
-    return prompts, bad_rows
+    store.number()
+    return bad_rows
+
+
+def _join(entry: Entry, rows: AlignedRows, turn: str, store: PromptStore, bad_rows: BadRows) -> PromptSet:
+    return PromptSet(entry, Prompts(rows, turn, store), bad_rows, digest_of_ids(store.ids()))
 
 
 def _encode_row(
-    row: AlignedRow, encoder: TurnEncoder, turn: str, room: tuple[int, int], seen: dict[str, int]
-) -> Prompt:
+    row: AlignedRow, encoder: TurnEncoder, turn: str, room: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     if row.has_media:
         raise _UnusableError("it has images, videos or audio, which stage `tpaw` does not support")
     if len(row.prompt) % 2 != 1 or len(row.responses) != 1:
         raise _UnusableError("it has no response, or its turns do not alternate")
-    prompt, target = row.prompt, row.responses[0]
-    if turn == "first" and len(prompt) > 1:
-        prompt, target = prompt[:1], prompt[1]
+    prompt, target = _split(row, turn)
     if not target["content"]:
         raise _UnusableError("its response is empty")
     try:
@@ -210,9 +277,14 @@ def _encode_row(
             f"its prompt has {len(prompt_ids)} tokens, which leaves fewer than {min_response} "
             f"(`tpaw_min_response`) under `cutoff_len: {cutoff_len}`"
         )
-    return Prompt(
-        prompt_id(prompt_ids, target_ids, seen), prompt, row.system, row.tools, target, prompt_ids, target_ids
-    )
+    return prompt_ids, target_ids
+
+
+def _split(row: AlignedRow, turn: str) -> tuple[list[Message], Message]:
+    """The messages of a usable row that are its prompt, and the one that is its target."""
+    if turn == "first" and len(row.prompt) > 1:
+        return row.prompt[:1], row.prompt[1]
+    return row.prompt, row.responses[0]
 
 
 def _room(data_args: Any, tpaw_args: Any) -> tuple[int, int]:
@@ -233,8 +305,3 @@ def _check_entry(entry: Entry) -> None:
         )
     if problems:
         raise ConfigError(problems)
-
-
-def _first(bad_rows: Iterable[BadRow]) -> str:
-    first = next(iter(bad_rows), None)
-    return f"First: row {first.row}, because {first.reason}." if first else ""

@@ -22,8 +22,9 @@ from ...errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ...data.bad_rows import BadRow, BadRows
     from ...data.encoding import TurnEncoder
-    from ...data.prompts import BadRow, Prompt, PromptSet
+    from ...data.prompts import Prompt, Prompts, PromptSet
     from ..preflight import Plan
     from .lacking import Lacking
 
@@ -141,9 +142,9 @@ class Sample:
         path: The file of the prompts, where it is local.
     """
 
-    prompts: list[Prompt]
+    prompts: Prompts | list[Prompt]
     triplets: list[Triplet]
-    bad_rows: list[BadRow]
+    bad_rows: BadRows | list[BadRow]
     total: int | None
     how: str
     path: Path | None = None

@@ -24,7 +24,8 @@ from .settings import Settings
 
 
 if TYPE_CHECKING:
-    from ...data.prompts import BadRow, PromptSet
+    from ...data.bad_rows import BadRow, BadRows
+    from ...data.prompts import PromptSet
 
 # Beyond this, memory rather than the data decides, and the user does.
 MOST_TOKENS = 4096
@@ -48,7 +49,7 @@ class Lengths:
 
     prompts: list[int]
     targets: list[int]
-    bad_rows: list[BadRow]
+    bad_rows: BadRows | list[BadRow]
     total: int | None
 
     @property
@@ -109,8 +110,8 @@ def measure(settings: Settings, model: Model, template: str, sft_set: SftSet) ->
         (Path(folder) / DATASET_INFO).write_text(json.dumps({sft_set.name: entry}), encoding="utf-8")
         found = _load(settings, model, template, sft_set, folder)
     lengths = Lengths(
-        prompts=[len(prompt.prompt_ids) for prompt in found.prompts],
-        targets=[len(prompt.target_ids) for prompt in found.prompts],
+        prompts=found.prompts.prompt_tokens.tolist(),
+        targets=found.prompts.target_tokens.tolist(),
         bad_rows=found.bad_rows,
         total=sft_set.total,
     )
@@ -161,6 +162,7 @@ def _load(settings: Settings, model: Model, template: str, sft_set: SftSet, fold
         tpaw_prompts=sft_set.name,
         tpaw_turn=settings.keys.get("tpaw_turn", FIELDS["tpaw_turn"].default),
         tpaw_max_bad_rows=NO_LIMIT,
+        tpaw_cache_dir=folder,
     )
     if sft_set.path:
         run.model.cache_dir = folder  # the sample is not worth keeping

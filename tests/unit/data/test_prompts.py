@@ -40,7 +40,7 @@ def answers(prompts: PromptSet) -> list[str]:
 def test_every_row_in_order(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
     prompts = load(run, encoder, "additions")
     assert len(prompts.prompts) == 16
-    assert prompts.bad_rows == []
+    assert not prompts.bad_rows
     assert answers(prompts)[:2] == ["0 + 0 = 0.", "0 + 1 = 1."]
     assert prompts.digest == digest_of_ids(prompt.id for prompt in prompts.prompts)
     first = prompts.prompts[0]
@@ -51,12 +51,12 @@ def test_every_row_in_order(project: Project, run: RunArguments, encoder: TurnEn
 
 
 def test_choose_rows() -> None:
-    assert choose_rows(4, None, 0) == choose_rows(4, 4, 0) == choose_rows(4, 9, 0) == [0, 1, 2, 3]
-    chosen = choose_rows(1000, 10, 0)
+    assert choose_rows(4, None, 0) == choose_rows(4, 4, 0) == choose_rows(4, 9, 0) == range(4)
+    chosen = choose_rows(1000, 10, 0).tolist()
     assert chosen == sorted(set(chosen))
     assert len(chosen) == 10
-    assert chosen == choose_rows(1000, 10, 0)
-    assert chosen != choose_rows(1000, 10, 1)
+    assert chosen == choose_rows(1000, 10, 0).tolist()
+    assert chosen != choose_rows(1000, 10, 1).tolist()
     assert chosen[-1] > 100  # not merely the first rows
 
 
