@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import ConfigError, DataError
 from ..plugin import facade
 from .files import parse_json, read_json
+from .json_array import ArrayReader
 from .progress import BYTES, Progress
 from .triplets import meta_path
 
@@ -33,6 +34,7 @@ MEDIA_KEYS = ("_images", "_videos", "_audios")
 ROW_KEYS = ("_prompt", "_response", "_system", "_tools", *MEDIA_KEYS)
 # Rows that are read from the dataset at once.
 BLOCK_ROWS = 1000
+HEAD_BYTES = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def is_triplet_file(path: Path) -> bool:
     if meta_path(path).is_file():
         return True
     with path.open("rb") as stream:
-        first = stream.readline()
+        first = stream.readline() if _first_byte(stream) == b"{" else b""
     try:
         row = json.loads(first)
     except ValueError:
@@ -234,30 +236,36 @@ def _check_local_file(entry: Entry) -> None:
     if path.suffix not in (".json", ".jsonl"):
         return
     with path.open("rb") as stream:
-        first = next((line.lstrip() for line in stream if line.strip()), b"")
+        first = _first_byte(stream)
         if not first:
             raise DataError(f"`{entry.name}`: {path} is empty. Give a dataset with at least one row.")
-        stream.seek(0)
-        if first.startswith(b"["):
-            _check_json_array(path, stream)
-        else:
-            _check_json_lines(path, stream)
+        with Progress(f"checking {path.name}", path.stat().st_size, BYTES) as progress:
+            check = _check_json_array if first == b"[" else _check_json_lines
+            check(path, stream, progress)
 
 
-def _check_json_array(path: Path, stream: BinaryIO) -> None:
-    rows = parse_json(stream.read(), str(path), "Correct the file.")
-    if not rows:
-        raise DataError(f"{path} has no rows. Give a dataset with at least one row.")
-    for number, row in enumerate(rows, start=1):
+def _first_byte(stream: BinaryIO) -> bytes:
+    """The first byte that is no space, empty where there is none; a line may be as long as the whole file."""
+    head = b""
+    while not head and (block := stream.read(HEAD_BYTES)):
+        head = block.lstrip()
+    stream.seek(0)
+    return head[:1]
+
+
+def _check_json_array(path: Path, stream: BinaryIO, progress: Progress) -> None:
+    number = 0
+    for number, row in enumerate(ArrayReader(stream, str(path), "Correct the file.", progress.update), start=1):
         _check_object(path, number, row)
+    if not number:
+        raise DataError(f"{path} has no rows. Give a dataset with at least one row.")
 
 
-def _check_json_lines(path: Path, stream: BinaryIO) -> None:
-    with Progress(f"checking {path.name}", path.stat().st_size, BYTES) as progress:
-        for number, line in enumerate(stream, start=1):
-            progress.update(len(line))
-            if line.strip():
-                _check_object(path, number, parse_json(line, f"{path}, row {number}", "Correct or remove the row."))
+def _check_json_lines(path: Path, stream: BinaryIO, progress: Progress) -> None:
+    for number, line in enumerate(stream, start=1):
+        progress.update(len(line))
+        if line.strip():
+            _check_object(path, number, parse_json(line, f"{path}, row {number}", "Correct or remove the row."))
 
 
 def _check_object(path: Path, number: int, row: Any) -> None:

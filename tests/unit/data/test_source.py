@@ -72,6 +72,7 @@ def test_the_suggested_entry_is_one_that_works(project: Project) -> None:
         ('["id", "iteration", "finish_reason"]\n', False),
         ("", False),
         ("no JSON\n", False),
+        ('[{"id": "a-0", "iteration": 0, "finish_reason": "stop"}]', False),
     ],
 )
 def test_is_triplet_file(tmp_path: Path, text: str, answer: bool) -> None:
