@@ -8,26 +8,15 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
 from ..errors import DataError
 
 
 TEMP_SUFFIX = ".tmp"
-
-
-class JsonlPrefix(NamedTuple):
-    """What `read_jsonl_prefix` found."""
-
-    rows: list[dict[str, Any]]
-    """The objects of all complete lines."""
-    end: int
-    """Bytes up to the end of the last complete line: truncate the file to this before appending."""
-    torn_bytes: int
-    """Bytes after `end`: a line whose writer was killed. 0 where there is none."""
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -39,12 +28,34 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     Raises:
         OSError: If the folder cannot be written to; the temporary file is removed.
     """
-    path = Path(path)
+    with _replacing(Path(path)) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_parts_atomic(path: str | Path, parts: Iterable[bytes]) -> str:
+    r"""Write a file as `write_atomic` does, but from parts, of which one at a time is in memory.
+
+    Returns:
+        The SHA-256 of the file's bytes as 64 hex digits.
+
+    Raises:
+        OSError: If the folder cannot be written to; the temporary file is removed.
+    """
+    digest = hashlib.sha256()
+    with _replacing(Path(path)) as stream:
+        for part in parts:
+            digest.update(part)
+            stream.write(part)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMP_SUFFIX}")
     try:
         with open(temporary, "xb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -85,7 +96,7 @@ def read_json(path: str | Path) -> Any:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(_cannot_read(path, error)) from error
+        raise DataError(cannot_read(path, error)) from error
     return parse_json(content, str(path), "Repair or restore the file.")
 
 
@@ -131,33 +142,17 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with open(path, "rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    yield number, _parse_row(path, number, line)
+                    yield number, parse_row(path, number, line)
     except OSError as error:
-        raise DataError(_cannot_read(path, error)) from error
+        raise DataError(cannot_read(path, error)) from error
 
 
-def read_jsonl_prefix(path: str | Path) -> JsonlPrefix:
-    r"""Read what an interrupted writer of JSON lines finished.
-
-    A last line without its newline is torn, even if it happens to parse: it is left out, and the file must be cut to
-    `end` bytes before more is appended. A missing file is an empty one.
+def parse_row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
+    r"""Read one line of a JSON lines file.
 
     Raises:
-        DataError: If a complete line is no JSON object, naming the file and the row, or the file cannot be read.
+        DataError: If it is no JSON object, naming the file and the row.
     """
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        return JsonlPrefix([], 0, 0)
-    except OSError as error:
-        raise DataError(_cannot_read(path, error)) from error
-    end = content.rfind(b"\n") + 1
-    lines = content[:end].split(b"\n")
-    rows = [_parse_row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    return JsonlPrefix(rows, end, len(content) - end)
-
-
-def _parse_row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
     row = parse_json(line, f"{path}, row {number}", "Repair the row, or delete the file.")
     if not isinstance(row, dict):
         raise DataError(
@@ -175,7 +170,8 @@ def key_problems(kind: type, content: Mapping[str, Any]) -> list[str]:
     return absent + [f"it has `{name}`, which nobody knows" for name in content if name not in specs]
 
 
-def _cannot_read(path: str | Path, error: OSError) -> str:
+def cannot_read(path: str | Path, error: OSError) -> str:
+    """Say which file cannot be read and why."""
     return f"{path} cannot be read: {error.strerror or error}. Check the path and its permissions."
 
 
@@ -200,7 +196,7 @@ def digest_file(path: str | Path) -> str:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(_cannot_read(path, error)) from error
+        raise DataError(cannot_read(path, error)) from error
 
 
 def digest_json(value: Any) -> str:

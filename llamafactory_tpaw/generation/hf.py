@@ -11,15 +11,17 @@ import transformers
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..plugin.logs import get_logger
-from .base import Request, Response, SamplingSettings, ignore, plan_batches
+from .base import Request, Response, SamplingSettings, answer_units, ignore, plan_batches
 from .decoding import RowDecoder, obstacle
 from .sampling import choose, refuse_unsound, uniforms_of
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from transformers import PreTrainedModel
+
+    from .base import Answers, Requests
 
 logger = get_logger(__name__)
 
@@ -98,8 +100,14 @@ class HfEngine:
                 "Responses are generated in fixed batches by transformers' `generate`, which takes longer."
             )
 
+    def answer(
+        self, requests: Requests, left: np.ndarray, finished: Callable[[int], object] = ignore
+    ) -> Iterator[Answers]:
+        """Answer what is left, unit by unit: the longest prompts first, see `base.answer_units`."""
+        return answer_units(self.generate, requests, left, self.batch_tokens, finished)
+
     def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
-        r"""Answer requests.
+        r"""Answer the requests of one unit.
 
         Args:
             requests: The prompts; each is sampled up to its own `max_new_tokens`.
@@ -111,7 +119,10 @@ class HfEngine:
         if self.decoder is not None:
             return self.decoder.decode(requests, finished)
         responses: dict[int, Response] = {}
-        for batch in plan_batches(requests, self.batch_tokens):
+        prompt_tokens = np.asarray([len(request.prompt_ids) for request in requests])
+        new_tokens = np.asarray([request.max_new_tokens for request in requests])
+        for indices in plan_batches(prompt_tokens, new_tokens, self.batch_tokens):
+            batch = indices.tolist()
             responses.update(zip(batch, self._fixed_batch([requests[index] for index in batch]), strict=True))
             finished(len(batch))
         return [responses[index] for index in range(len(requests))]

@@ -77,7 +77,6 @@ def generate_round(run: RunArguments, round_: Round) -> TripletMeta:
         generator_path=policy.player.path,
         settings=settings,
         engine={"name": HfEngine.name, "version": HfEngine.version, "dtype": str(dtype).removeprefix("torch.")},
-        batch_tokens=run.finetuning.tpaw_generate_batch_tokens,
         cutoff_len=run.data.cutoff_len,
         template_name=str(run.data.template),
         hardware=hardware(run.training.device),

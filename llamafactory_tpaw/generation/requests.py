@@ -35,8 +35,7 @@ class PromptRequests:
         self.prompts = prompts
         self.iteration = iteration
         self.samples = samples
-        lengths = np.fromiter((len(prompt.prompt_ids) for prompt in prompts.prompts), dtype=np.int32)
-        self.prompt_tokens = np.repeat(lengths, samples)
+        self.prompt_tokens = np.repeat(prompts.prompt_tokens, samples)
         self.new_tokens = np.minimum(max_new_tokens, cutoff_len - self.prompt_tokens).astype(np.int32)
 
     def __len__(self) -> int:
@@ -51,8 +50,11 @@ class PromptRequests:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"no request {index} among {len(self)}")
-        prompt = self.prompts.prompts[index // self.samples]
-        return Request(prompt.id, prompt.prompt_ids, int(self.new_tokens[index]), self.iteration, index % self.samples)
+        prompt, sample = divmod(index, self.samples)
+        prompts = self.prompts.prompts
+        return Request(
+            prompts.id(prompt), prompts.prompt_ids(prompt), int(self.new_tokens[index]), self.iteration, sample
+        )
 
     def __iter__(self) -> Iterator[Request]:
         """Make them one after another."""

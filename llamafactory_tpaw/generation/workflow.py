@@ -1,36 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From prompts to a triplet file: exactly one row a prompt, whatever interrupts it."""
+"""From prompts to a triplet file: exactly one row a prompt and sample number, whatever interrupts it."""
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
+import hashlib
 import time
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.encoding import cut_response
-from ..data.files import read_jsonl_prefix, sha256_hex, write_atomic
+from ..data.files import write_parts_atomic
 from ..data.locks import locked
 from ..data.progress import Progress
-from ..data.triplets import TripletMeta, TripletRow, read_meta, write_meta
-from ..errors import DataError
+from ..data.triplets import TripletMeta, TripletRow, read_meta, row_key, write_meta
+from ..errors import DataError, GenerationError
 from ..team.machine import now, versions
 from ..team.manifest import relative_path
-from .base import Request, SamplingSettings, plan_units
+from .base import Failure, SamplingSettings
+from .failures import FailedRequests
+from .partial import ANEW, NewRow, PartialFile
+from .requests import PromptRequests
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ..data.encoding import TurnEncoder
     from ..data.prompts import Prompt, PromptSet
     from ..data.rounds import Round
-    from .base import Engine, Response
+    from .base import Answers, Engine, Response
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,17 @@ class Job:
         prompts: The prompts.
         selection: The keys that settled which rows are prompts.
         encoder: Tokenizer and template.
-        generator: Fingerprint of θ_t.
+        generator: Fingerprint of θ_t, or of the model that stands in for it.
         generator_path: Where it is.
         settings: Sampling settings.
-        engine: Name and version of the engine, and the dtype it computes in.
-        batch_tokens: `tpaw_generate_batch_tokens`.
+        engine: Name and version of the engine, and the dtype it computes in. A version that only a server knows is
+            filled in when it has answered.
         cutoff_len: `cutoff_len`.
         template_name: `template`.
         hardware: What it is sampled on.
+        samples: Responses a prompt.
+        opponent: `tpaw_opponent_model` as the meta file names it; empty where θ_t generates.
+        max_failed: How many responses may be missing in the end.
     """
 
     round: Round
@@ -60,138 +65,167 @@ class Job:
     generator_path: str
     settings: SamplingSettings
     engine: dict[str, str]
-    batch_tokens: int
     cutoff_len: int
     template_name: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
+    samples: int = 1
+    opponent: str = ""
+    max_failed: int = 0
 
     @property
     def partial_path(self) -> Path:
         """Where finished rows are kept until the file is whole."""
         return self.round.path.with_name(self.round.path.name + ".partial")
 
+    @property
+    def failed_path(self) -> Path:
+        """Where the requests of the last run that no attempt answered are listed."""
+        return self.round.path.with_name(self.round.path.name + ".failed.jsonl")
+
     def identity(self) -> dict[str, Any]:
         """What a half-done file must agree in to be continued."""
         return {
             "iteration": self.round.iteration,
             "generator": self.generator,
+            "opponent": self.opponent,
             "tokenizer": self.encoder.tokenizer_digest,
             "template": self.encoder.template_digest,
             "prompts": self.prompts.digest,
+            "samples": self.samples,
             "sampling": self.settings.as_dict(),
             "cutoff_len": self.cutoff_len,
+            "engine": self.engine["name"],
             "dtype": self.engine["dtype"],
         }
 
-    def requests(self) -> list[Request]:
-        """One request a prompt, each bounded by what the prompt leaves of `cutoff_len`."""
-        return [
-            Request(
-                prompt.id,
-                prompt.prompt_ids,
-                min(self.settings.max_new_tokens, self.cutoff_len - len(prompt.prompt_ids)),
-                self.round.iteration,
-            )
-            for prompt in self.prompts.prompts
-        ]
+    def requests(self) -> PromptRequests:
+        """One request a prompt and sample, each bounded by what the prompt leaves of `cutoff_len`."""
+        return PromptRequests(
+            self.prompts, self.round.iteration, self.samples, self.settings.max_new_tokens, self.cutoff_len
+        )
 
 
 def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
     r"""Generate what is missing of a round and write its files.
 
+    What is answered is on the disk before more is asked for, and memory holds a few numbers a request: neither rows
+    nor requests.
+
     Args:
         job: What to generate.
-        make_engine: Loads θ_t; called only if a row is missing.
+        make_engine: Makes what answers; called only if a row is missing.
 
     Returns:
         The meta of the finished file.
 
     Raises:
-        DataError: If a half-done file was begun with other settings.
+        DataError: If a half-done file was begun with other settings, or is damaged.
         InUseError: If another process generates it.
-        GenerationError: If the engine fails.
+        GenerationError: If the engine fails, or more than `max_failed` requests stay without an answer.
     """
     with locked(job.round.path, f"The triplet file {job.round.path}"):
-        return _run_locked(job, make_engine)
+        if job.round.complete:  # by another process while this one was starting, or by one killed at its very end
+            job.partial_path.unlink(missing_ok=True)
+            return read_meta(job.round.path)
+        requests = job.requests()
+        with PartialFile(job.partial_path, job.identity(), len(requests)) as partial:
+            if partial.done < len(requests):
+                _fill(job, requests, partial, make_engine)
+            meta = _finish(job, requests, partial)
+            partial.remove()
+        return meta
 
 
-def _run_locked(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
-    if job.round.complete:  # by another process while this one was starting, or by one killed at its very end
-        job.partial_path.unlink(missing_ok=True)
-        return read_meta(job.round.path)
-    done, seconds = _read_partial(job)
-    requests = job.requests()
-    # The plan covers all prompts, so that after an interruption the units that are left are the same ones.
-    units = [
-        [index for index in unit if requests[index].id not in done] for unit in plan_units(requests, job.batch_tokens)
-    ]
-    units = [unit for unit in units if unit]
-    if units:
-        engine = make_engine()
-        with (
-            job.partial_path.open("ab") as stream,
-            Progress(f"D_{job.round.iteration}", len(requests), "prompt", done=len(done)) as progress,
-        ):
-            for unit in units:
-                started = time.monotonic()
-                responses = engine.generate([requests[index] for index in unit], progress.update)
-                rows = [_row(job, index, response) for index, response in zip(unit, responses, strict=True)]
-                elapsed = time.monotonic() - started
-                _append(stream, {"seconds": elapsed, "rows": [row.to_json() for row in rows]})
-                done.update({row.id: row for row in rows})
-                seconds += elapsed
-                progress.update(len(done) - progress.n)
-    meta = _finish(job, done, seconds)
-    job.partial_path.unlink()
-    return meta
+def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine: Callable[[], Engine]) -> None:
+    """Ask for what is left until each request is answered or has failed."""
+    engine = make_engine()
+    left = partial.left
+    failed = FailedRequests(job.failed_path)
+    what = f"D_{job.round.iteration}"
+    with contextlib.ExitStack() as stack:
+        if hasattr(engine, "close"):
+            stack.callback(engine.close)
+        unit = "prompt" if job.samples == 1 else "response"
+        progress = stack.enter_context(Progress(what, len(requests), unit, done=partial.done))
+        answers = stack.enter_context(contextlib.closing(engine.answer(requests, left, progress.update)))
+        started = time.monotonic()
+        open_ = np.zeros(len(requests), dtype=bool)
+        open_[left] = True
+        for batch in answers:
+            _check_off(open_, batch, engine.name)
+            failed.add([(requests[index], answer) for index, answer in batch if isinstance(answer, Failure)])
+            rows = _new_rows(job, batch)
+            elapsed = time.monotonic() - started
+            started += elapsed
+            partial.append(rows, elapsed, engine.version)
+            progress.update(partial.done + failed.count - progress.n)
+    _refuse_unanswered(job, requests, open_, failed, engine.name)
 
 
-def _read_partial(job: Job) -> tuple[dict[str, TripletRow], float]:
-    """Open the half-done file, or begin it, and return its rows by id and the seconds spent on them."""
-    path = job.partial_path
-    prefix = read_jsonl_prefix(path)
-    if not prefix.rows:
-        write_atomic(path, json.dumps(job.identity()) + "\n")
-        return {}, 0.0
-    begun, now = prefix.rows[0], job.identity()
-    different = sorted(key for key in now if begun.get(key) != now[key])
-    if different:
-        raise DataError(
-            f"{path} was begun with another {', '.join(different)} than now. Restore the settings or the checkpoint "
-            "to continue it, or delete it to begin anew."
+def _check_off(open_: np.ndarray, batch: Answers, engine: str) -> None:
+    """Take answers as given; each request has one."""
+    for index, _ in batch:
+        if not 0 <= index < len(open_):
+            raise GenerationError(
+                f"The engine `{engine}` answered request {index}, but there are {len(open_)}, counted from 0. What "
+                "came before is kept. This is a bug of the engine: please report it."
+            )
+        if not open_[index]:
+            raise GenerationError(
+                f"The engine `{engine}` answered request {index} a second time, or without being asked. What came "
+                "before is kept. This is a bug of the engine: please report it."
+            )
+        open_[index] = False
+
+
+def _refuse_unanswered(
+    job: Job, requests: PromptRequests, open_: np.ndarray, failed: FailedRequests, engine: str
+) -> None:
+    unanswered = np.flatnonzero(open_)
+    if len(unanswered):
+        first = requests[int(unanswered[0])]
+        raise GenerationError(
+            f"The engine `{engine}` ended without an answer to {len(unanswered)} of {len(requests)} requests, the "
+            f"first of them {row_key(first.id, first.sample)}. What is answered is kept: the same command asks for "
+            "the others again."
         )
-    os.truncate(path, prefix.end)
-    rows = [
-        TripletRow.from_json(json.loads(text), f"{path}, line {number}")
-        for number, batch in enumerate(prefix.rows[1:], start=2)
-        for text in batch["rows"]
-    ]
-    return {row.id: row for row in rows}, sum(batch["seconds"] for batch in prefix.rows[1:])
+    if failed.count > job.max_failed:
+        raise GenerationError(
+            f"{failed.count} of {len(requests)} responses of {job.round.path} could not be had, but "
+            f"`tpaw_max_failed: {job.max_failed}` allows {job.max_failed}. {failed.first()} {job.failed_path} lists "
+            "all. The others are kept: the same command tries only these again. Or raise `tpaw_max_failed` to do "
+            "without them."
+        )
 
 
-def _append(stream: BinaryIO, batch: dict[str, Any]) -> None:
-    """One line a unit: after a crash a unit is there whole or not at all."""
-    stream.write(json.dumps(batch, ensure_ascii=False).encode() + b"\n")
-    stream.flush()
-    os.fsync(stream.fileno())
+def _new_rows(job: Job, batch: Answers) -> list[NewRow]:
+    answers = [(index, answer) for index, answer in batch if not isinstance(answer, Failure)]
+    prompts = job.prompts.prompts.take([index // job.samples for index, _ in answers])
+    return [_new_row(job, *answer, prompt) for answer, prompt in zip(answers, prompts, strict=True)]
 
 
-def _row(job: Job, index: int, response: Response) -> TripletRow:
-    text = job.encoder.text_of(response.ids, response.finish_reason)
-    return TripletRow.of(job.prompts.prompts[index], job.round.iteration, text, response.finish_reason, response.ids)
-
-
-def _equal(job: Job, prompt: Prompt, row: TripletRow) -> bool:
-    """Whether the generated response is the target, token by token, as in training."""
+def _new_row(job: Job, index: int, response: Response, prompt: Prompt) -> NewRow:
+    """Join a response with its prompt, and count it."""
+    ids, reason, encoder = response.ids, response.finish_reason, job.encoder
+    if ids is None:
+        text = response.text or ""
+        counted = finished = encoder.encode_text(text, reason)
+    else:
+        text = encoder.text_of(ids, reason)
+        counted, finished = ids, encoder.finish(ids, reason)
     target_ids = cut_response(prompt.target_ids, len(prompt.prompt_ids), job.cutoff_len)
-    return np.array_equal(job.encoder.finish(row.generated_ids, row.finish_reason), target_ids)
+    row = TripletRow.of(prompt, job.round.iteration, text, reason, ids or [], index % job.samples)
+    # Equal is compared token by token, as in training.
+    counts = {reason: 1, "equal": int(np.array_equal(finished, target_ids)), "generated_tokens": len(counted)}
+    return NewRow(index, row.to_json(job.samples), counts)
 
 
-def _finish(job: Job, rows: dict[str, TripletRow], seconds: float) -> TripletMeta:
-    """Write the triplets in the order of the prompts, then the meta file, which says that they are whole."""
-    ordered = [rows[prompt.id] for prompt in job.prompts.prompts]
-    content = "".join(row.to_json() + "\n" for row in ordered).encode()
-    reasons = Counter(row.finish_reason for row in ordered)
+def _finish(job: Job, requests: PromptRequests, partial: PartialFile) -> TripletMeta:
+    """Write the triplets in the order of the requests, then the meta file, which says that they are whole."""
+    failed = [requests[index] for index in partial.left.tolist()]
+    keyed = job.samples > 1 or bool(failed)
+    ids = hashlib.sha256()
+    rows_digest = write_parts_atomic(job.round.path, _digested(job, partial, ids, keyed))
     identity = job.identity()
     meta = TripletMeta(
         iteration=job.round.iteration,
@@ -204,22 +238,35 @@ def _finish(job: Job, rows: dict[str, TripletRow], seconds: float) -> TripletMet
         selection=job.selection,
         sampling=identity["sampling"],
         cutoff_len=job.cutoff_len,
-        engine=job.engine,
-        rows=len(ordered),
-        rows_digest=sha256_hex(content),
-        counts={
-            "stop": reasons["stop"],
-            "length": reasons["length"],
-            "equal": sum(_equal(job, *pair) for pair in zip(job.prompts.prompts, ordered, strict=True)),
-            "bad_rows": len(job.prompts.bad_rows),
-            "generated_tokens": sum(len(row.generated_ids) for row in ordered),
-        },
-        seconds=round(seconds, 3),
+        engine=job.engine | ({"version": partial.version} if partial.version else {}),
+        rows=partial.done,
+        rows_digest=rows_digest,
+        counts={name: partial.counts[name] for name in ("stop", "length", "equal")}
+        | {"bad_rows": len(job.prompts.bad_rows), "generated_tokens": partial.counts["generated_tokens"]},
+        seconds=round(partial.seconds, 3),
         created=now(),
         template_name=job.template_name,
         hardware=job.hardware,
         versions=versions(),
+        samples=job.samples,
+        failed=[row_key(request.id, request.sample) for request in failed],
+        ids_digest=ids.hexdigest() if keyed else "",
+        opponent=job.opponent,
     )
-    write_atomic(job.round.path, content)
     write_meta(job.round.path, meta)
     return meta
+
+
+def _digested(job: Job, partial: PartialFile, ids: Any, keyed: bool) -> Iterator[bytes]:
+    """Pass on the rows in order and digest their ids; with every row there, the prompts' ids must come out."""
+    start = len(b'{"id": "')
+    prompts = hashlib.sha256()
+    for index, line in partial.rows():
+        name = line[start : line.index(b'"', start)].decode()
+        sample = index % job.samples
+        ids.update(f"{row_key(name, sample) if keyed else name}\n".encode())
+        if sample == 0:
+            prompts.update(f"{name}\n".encode())
+        yield line
+    if partial.done == len(partial.offsets) and prompts.hexdigest() != job.prompts.digest:
+        raise DataError(f"{partial.path} holds rows of other prompts than it says. {ANEW}")

@@ -58,9 +58,10 @@ def loop(project: Project, iterations: str) -> Started:
 
 
 def batches(project: Project) -> list[str]:
-    """Complete lines of the half-done file, after the first, which says what it is."""
+    """Rows of the half-done file: with one a batch each has a line after it that says that it is whole."""
     path = project.root / PARTIAL
-    return path.read_text().split("\n")[1:-1] if path.exists() else []
+    lines = path.read_text().split("\n")[1:-1] if path.exists() else []
+    return [row for row, commit in zip(lines[::2], lines[1::2], strict=False) if commit.startswith('{"commit"')]
 
 
 def checkpoints(project: Project) -> list[Path]:

@@ -24,10 +24,13 @@ from tests.runs import Project, Result
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
+
     from llamafactory_tpaw.data.encoding import TurnEncoder
+    from llamafactory_tpaw.generation.base import Answers, Requests
 
 pytestmark = pytest.mark.integration
 
@@ -153,11 +156,14 @@ class TargetEngine:
         self.limit = limit
         self.asked: dict[str, list[int]] = {}
 
-    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
-        self.asked |= {request.id: request.prompt_ids.tolist() for request in requests}
-        return [self.answer(self.targets[request.id]) for request in requests]
+    def answer(
+        self, requests: Requests, left: np.ndarray, finished: Callable[[int], object] = ignore
+    ) -> Iterator[Answers]:
+        asked = {index: requests[index] for index in left.tolist()}
+        self.asked |= {request.id: request.prompt_ids.tolist() for request in asked.values()}
+        yield [(index, self.respond(self.targets[request.id])) for index, request in asked.items()]
 
-    def answer(self, target: list[int]) -> Response:
+    def respond(self, target: list[int]) -> Response:
         if self.limit is not None:
             return Response(target[: self.limit], "length")
         stop = next(index for index, token in enumerate(target) if token in self.stop_token_ids)
@@ -210,7 +216,6 @@ def make_job(project: Project, run: Any, encoder: TurnEncoder, form: str) -> Job
         generator_path="theta_0",
         settings=SamplingSettings.of(vars(run.generating) | {"seed": 0}),
         engine={"name": "test", "version": "1", "dtype": "float32"},
-        batch_tokens=2000,
         cutoff_len=CUTOFF,
     )
 
@@ -281,7 +286,7 @@ def test_a_real_model_is_conditioned_on_the_tokens_that_are_trained_on(
     model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     assert len(encoder.tokenizer) == model.config.vocab_size  # the template added no token
     stop_token_ids = encoder.stop_token_ids(range(150, 250))  # as a checkpoint's own config may name others
-    engine = RecordingEngine(model, job.settings, stop_token_ids, encoder.tokenizer.pad_token_id, job.batch_tokens)
+    engine = RecordingEngine(model, job.settings, stop_token_ids, encoder.tokenizer.pad_token_id, 2000)
     run_job(job, lambda: engine)
     triplets, rows = load(run, encoder, "d0")
     assert engine.asked == {triplet.id: triplet.prompt_ids.tolist() for triplet in triplets}

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,22 @@ def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     files.write_atomic(str(path), b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_parts_are_written_one_by_one_and_digested(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    parts = [b"first\r\n", b"", b"\x00\xff"]
+    assert files.write_parts_atomic(path, iter(parts)) == files.sha256_hex(b"".join(parts)) == files.digest_file(path)
+    assert path.read_bytes() == b"".join(parts)
+
+    def broken() -> Iterator[bytes]:
+        yield b"new"
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        files.write_parts_atomic(path, broken())
+    assert path.read_bytes() == b"".join(parts)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_write_atomic_respects_the_umask(tmp_path: Path) -> None:
@@ -108,7 +124,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no\.jsonl cannot be read: No such file"):
         list(files.read_jsonl(tmp_path / "no.jsonl"))
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
-        files.read_jsonl_prefix(tmp_path)
+        list(files.read_jsonl(tmp_path))
 
 
 def test_read_jsonl_counts_lines(tmp_path: Path) -> None:
@@ -131,30 +147,6 @@ def test_bad_rows_are_named(tmp_path: Path, line: bytes, message: str) -> None:
     path.write_bytes(b'{"a": 0}\n' + line + b'\n{"a": 2}\n')
     with pytest.raises(DataError, match=message):
         list(files.read_jsonl(path))
-    with pytest.raises(DataError, match=message):
-        files.read_jsonl_prefix(path)
-
-
-def test_prefix_of_every_possible_kill(tmp_path: Path) -> None:
-    rows = [{"id": 0, "text": "a\nb"}, {"id": 1, "text": "é"}, {"id": 2}]
-    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
-    content = b"".join(lines)
-    path = tmp_path / "a.jsonl"
-    for size in range(len(content) + 1):
-        path.write_bytes(content[:size])
-        complete = content[:size].count(b"\n")
-        prefix = files.read_jsonl_prefix(path)
-        assert prefix.rows == rows[:complete]
-        assert prefix.end == sum(map(len, lines[:complete]))
-        assert prefix.torn_bytes == size - prefix.end
-        os.truncate(path, prefix.end)
-        with open(path, "ab") as stream:
-            stream.writelines(lines[complete:])
-        assert path.read_bytes() == content
-
-
-def test_prefix_of_a_missing_file_is_empty(tmp_path: Path) -> None:
-    assert files.read_jsonl_prefix(tmp_path / "no.jsonl") == ([], 0, 0)
 
 
 def test_digests() -> None:

@@ -3,65 +3,121 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError
-from llamafactory_tpaw.generation.base import UNIT_BATCHES, Request, SamplingSettings, plan_batches, plan_units
+from llamafactory_tpaw.generation import base
+from llamafactory_tpaw.generation.base import (
+    UNIT_BATCHES,
+    Request,
+    Response,
+    SamplingSettings,
+    answer_units,
+    plan_batches,
+    plan_units,
+)
 
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 GIVEN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 16, "seed": 3}
 
 
-def request(length: int, max_new_tokens: int = 16, name: str = "a-0", iteration: int = 0) -> Request:
-    return Request(name, np.zeros(length, dtype=np.int32), max_new_tokens, iteration)
+def request(length: int, max_new_tokens: int = 16, name: str = "a-0", iteration: int = 0, sample: int = 0) -> Request:
+    return Request(name, np.zeros(length, dtype=np.int32), max_new_tokens, iteration, sample)
 
 
-def cost(requests: list[Request], batch: list[int]) -> int:
-    longest = max(len(requests[index].prompt_ids) for index in batch)
-    return len(batch) * (longest + max(requests[index].max_new_tokens for index in batch))
+class Lengths:
+    """Requests of which only the lengths are known: pairs of prompt tokens and new tokens."""
+
+    def __init__(self, pairs: list[tuple[int, int]]) -> None:
+        self.prompt_tokens = np.asarray([prompt for prompt, _ in pairs], dtype=np.int32)
+        self.new_tokens = np.asarray([new for _, new in pairs], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.prompt_tokens)
+
+    def __getitem__(self, index: int) -> Request:
+        return request(int(self.prompt_tokens[index]), int(self.new_tokens[index]), f"{index}-0")
 
 
+def plan(pairs: list[tuple[int, int]], batch_tokens: int) -> list[list[int]]:
+    lengths = Lengths(pairs)
+    return [batch.tolist() for batch in plan_batches(lengths.prompt_tokens, lengths.new_tokens, batch_tokens)]
+
+
+def cost(pairs: list[tuple[int, int]], batch: list[int]) -> int:
+    return len(batch) * (max(pairs[index][0] for index in batch) + max(pairs[index][1] for index in batch))
+
+
+@pytest.mark.parametrize("planned_at_once", [1, 7, 10**6])
 @pytest.mark.parametrize("batch_tokens", [1, 40, 100, 500, 10**6])
-def test_every_request_once_within_the_bound(batch_tokens: int) -> None:
+def test_every_request_once_within_the_bound(
+    batch_tokens: int, planned_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw = random.Random(0)
-    requests = [request(draw.randint(1, 60), draw.randint(1, 30)) for _ in range(200)]
-    batches = plan_batches(requests, batch_tokens)
-    assert sorted(index for batch in batches for index in batch) == list(range(200))
-    assert all(len(batch) == 1 or cost(requests, batch) <= batch_tokens for batch in batches)
-    lengths = [len(requests[index].prompt_ids) for batch in batches for index in batch]
-    assert lengths == sorted(lengths, reverse=True)
-    assert plan_batches(requests, batch_tokens) == batches
+    pairs = [(draw.randint(1, 60), draw.randint(1, 30)) for _ in range(200)]
+    whole = plan(pairs, batch_tokens)
+    monkeypatch.setattr(base, "PLANNED_AT_ONCE", planned_at_once)
+    batches = plan(pairs, batch_tokens)
+    assert batches == whole
+    order = [index for batch in batches for index in batch]
+    assert order == sorted(range(200), key=lambda index: (-pairs[index][0], index))
+    assert all(len(batch) == 1 or cost(pairs, batch) <= batch_tokens for batch in batches)
+    further = [[*batch, after[0]] for batch, after in itertools.pairwise(batches)]
+    assert all(cost(pairs, batch) > batch_tokens for batch in further)
 
 
 def test_batches_are_filled() -> None:
-    requests = [request(10, 10) for _ in range(7)]
-    assert [len(batch) for batch in plan_batches(requests, 60)] == [3, 3, 1]
-    assert [len(batch) for batch in plan_batches(requests, 59)] == [2, 2, 2, 1]
-    assert plan_batches(requests, 10**6) == [list(range(7))]
-    assert plan_batches([], 60) == []
+    pairs = [(10, 10)] * 7
+    assert [len(batch) for batch in plan(pairs, 60)] == [3, 3, 1]
+    assert [len(batch) for batch in plan(pairs, 59)] == [2, 2, 2, 1]
+    assert plan(pairs, 10**6) == [list(range(7))]
+    assert plan([], 60) == []
 
 
 def test_longer_answers_count_for_the_whole_batch() -> None:
-    requests = [request(10, 10), request(10, 30), request(10, 10)]
-    assert plan_batches(requests, 80) == [[0], [1, 2]] or plan_batches(requests, 80) == [[0, 1], [2]]
-    assert plan_batches(requests, 119) == [[0, 1], [2]]
-    assert plan_batches(requests, 120) == [[0, 1, 2]]
+    pairs = [(10, 10), (10, 30), (10, 10)]
+    assert plan(pairs, 80) == [[0, 1], [2]]
+    assert plan(pairs, 119) == [[0, 1], [2]]
+    assert plan(pairs, 120) == [[0, 1, 2]]
 
 
 def test_units_are_worth_many_batches() -> None:
-    requests = [request(10, 10) for _ in range(40 * UNIT_BATCHES)]
+    requests = Lengths([(10, 10)] * (40 * UNIT_BATCHES))
     assert [len(unit) for unit in plan_units(requests, 200)] == [10 * UNIT_BATCHES] * 4
     assert [len(unit) for unit in plan_units(requests, 1)] == [1] * len(requests)
+
+
+def test_units_are_planned_over_all_requests_and_asked_for_what_is_left() -> None:
+    requests = Lengths([(10 + number, 10) for number in range(9 * UNIT_BATCHES)])
+    units = [unit.tolist() for unit in plan_units(requests, 100)]
+    left = np.asarray(sorted({*units[1][::2], *units[3]}))
+    asked: list[list[str]] = []
+    told: list[int] = []
+
+    def generate(unit: list[Request], finished: Callable[[int], object]) -> list[Response]:
+        asked.append([each.id for each in unit])
+        finished(len(unit))
+        return [Response([int(each.id[:-2])], "stop") for each in unit]
+
+    answers = list(answer_units(generate, requests, left, 100, told.append))
+    assert asked == [[f"{index}-0" for index in unit] for unit in (units[1][::2], units[3])]
+    assert answers == [[(index, Response([index], "stop")) for index in unit] for unit in (units[1][::2], units[3])]
+    assert told == [len(units[1][::2]), len(units[3])]
 
 
 def test_seed_is_fixed_by_seed_iteration_and_id() -> None:
     names = ("a-0", "a-1", "b-0")
     seeds = {request(1, 16, name, theta).seed(seed) for name in names for theta in (0, 1, 10) for seed in (0, 1)}
     assert len(seeds) == 18
+    assert len({request(1, sample=sample).seed(0) for sample in range(4)} | seeds) == 21
     assert request(1).seed(0) == request(9, 3).seed(0)
     assert all(0 <= seed < 2**63 for seed in seeds)
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from llamafactory_tpaw.data.source import find_entry, triplet_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, read_meta, read_triplets
 from llamafactory_tpaw.errors import DataError, InUseError
 from llamafactory_tpaw.generation import workflow
-from llamafactory_tpaw.generation.base import Request, Response, SamplingSettings, ignore
+from llamafactory_tpaw.generation.base import Request, Response, SamplingSettings, answer_units, ignore
 from llamafactory_tpaw.generation.hf import HfEngine
 from llamafactory_tpaw.generation.workflow import Job, run_job
 from tests import encoders
@@ -29,10 +28,13 @@ from tests.runs import ADDITIONS, Project
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
     from transformers import PreTrainedModel
+
+    from llamafactory_tpaw.generation.base import Answers, Requests
 
 CUTOFF = 60
 
@@ -46,18 +48,24 @@ class FakeEngine:
 
     name, version = "fake", "1"
 
-    def __init__(self, job: Job, batches: int = 10**6) -> None:
+    def __init__(self, job: Job, batches: int = 10**6, batch_tokens: int = 16) -> None:
         self.job = job
         self.batches = batches
+        self.batch_tokens = batch_tokens
         self.asked: list[list[str]] = []
+
+    def answer(
+        self, requests: Requests, left: np.ndarray, finished: Callable[[int], object] = ignore
+    ) -> Iterator[Answers]:
+        return answer_units(self.generate, requests, left, self.batch_tokens, finished)
 
     def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
         if len(self.asked) == self.batches:
             raise Interrupted
         self.asked.append([request.id for request in requests])
-        return [self.answer(request) for request in requests]
+        return [self.respond(request) for request in requests]
 
-    def answer(self, request: Request) -> Response:
+    def respond(self, request: Request) -> Response:
         stop = self.job.encoder.end_of_turn[0]
         targets = {prompt.id: prompt.target_ids.tolist() for prompt in self.job.prompts.prompts[:1]}
         if request.id in targets:
@@ -87,7 +95,6 @@ def job(tmp_path: Path) -> Job:
         generator_path="saves/theta_1",
         settings=SamplingSettings.of(vars(run.generating) | {"seed": run.training.seed}),
         engine={"name": "fake", "version": "1", "dtype": "float32"},
-        batch_tokens=16,
         cutoff_len=CUTOFF,
     )
 
@@ -97,8 +104,8 @@ def at(job: Job, folder: Path) -> Job:
     return replace(job, round=Round(1, replace(job.round.entry, path=folder / "d1.jsonl")))
 
 
-def play(job: Job, batches: int = 10**6) -> FakeEngine:
-    engine = FakeEngine(job, batches)
+def play(job: Job, batches: int = 10**6, batch_tokens: int = 16) -> FakeEngine:
+    engine = FakeEngine(job, batches, batch_tokens)
     run_job(job, lambda: engine)
     return engine
 
@@ -132,7 +139,7 @@ def test_one_row_a_prompt_in_order(job: Job) -> None:
     assert sorted(name for batch in engine.asked for name in batch) == sorted(prompt.id for prompt in prompts)
     assert len(engine.asked) > 3
     for row, request in zip(rows, job.requests(), strict=True):
-        response = engine.answer(request)
+        response = engine.respond(request)
         assert (row.generated_ids, row.finish_reason) == (response.ids, response.finish_reason)
         assert row.generated == job.encoder.text_of(response.ids, response.finish_reason)
 
@@ -206,7 +213,7 @@ def test_torn_at_many_bytes_of_the_last_line(job: Job, tmp_path: Path) -> None:
     for size in [0, 5, start - 1, start, *range(start + 1, len(partial), 37), len(partial) - 1, len(partial)]:
         job.partial_path.write_bytes(partial[:size])
         interrupt(job, 1)
-        kept = max(partial[:size].count(b"\n") - 1, 0)
+        kept = sum(line.startswith(b'{"commit"') for line in partial[:size].split(b"\n")[:-1])
         assert len(play(job).asked) == batches - kept - 1
         assert job.round.path.read_bytes() == content
         meta_path(job.round.path).unlink()
@@ -215,7 +222,7 @@ def test_torn_at_many_bytes_of_the_last_line(job: Job, tmp_path: Path) -> None:
 def test_other_batches_continue_and_give_the_same_rows(job: Job, tmp_path: Path) -> None:
     content, _ = undisturbed(job, tmp_path / "other")
     first = interrupt(job, 2)
-    second = play(replace(job, batch_tokens=1))
+    second = play(job, batch_tokens=1)
     assert not {name for batch in first.asked for name in batch} & {name for batch in second.asked for name in batch}
     assert {len(batch) for batch in second.asked} == {1}
     assert job.round.path.read_bytes() == content
@@ -232,6 +239,9 @@ def test_other_batches_continue_and_give_the_same_rows(job: Job, tmp_path: Path)
         ),
         (lambda job: replace(job, prompts=replace(job.prompts, digest="x")), "prompts"),
         (lambda job: replace(job, round=Round(2, job.round.entry)), "iteration"),
+        (lambda job: replace(job, engine=job.engine | {"name": "vllm"}), "engine"),
+        (lambda job: replace(job, samples=2), "samples"),
+        (lambda job: replace(job, opponent="other", generator="served:x"), "generator, opponent"),
     ],
 )
 def test_another_run_does_not_continue_it(job: Job, change: Callable[[Job], Job], named: str) -> None:
@@ -242,7 +252,7 @@ def test_another_run_does_not_continue_it(job: Job, change: Callable[[Job], Job]
     ):
         run_job(change(job), no_engine)
     assert job.partial_path.read_bytes() == partial
-    play(replace(job, generator_path="moved/theta_1"))
+    play(replace(job, generator_path="moved/theta_1", engine=job.engine | {"version": "2"}, max_failed=1))
 
 
 def test_another_template_or_tokenizer_does_not_continue_it(job: Job) -> None:
@@ -282,19 +292,6 @@ def test_what_another_process_finished_is_not_done_again(job: Job) -> None:
     assert job.round.path.stat().st_mtime_ns == changed
 
 
-def test_a_line_that_is_no_batch_is_named(job: Job) -> None:
-    interrupt(job, 2)
-    lines = job.partial_path.read_bytes().splitlines(keepends=True)
-    job.partial_path.write_bytes(lines[0] + b"{broken\n" + lines[2])
-    with pytest.raises(DataError, match=r"d1\.jsonl\.partial, row 2 is not valid JSON"):
-        run_job(job, no_engine)
-    batch = json.loads(lines[1])
-    batch["rows"][0] = batch["rows"][0].replace('"stop"', '"eos"').replace('"length"', '"eos"')
-    job.partial_path.write_bytes(lines[0] + json.dumps(batch).encode() + b"\n")
-    with pytest.raises(DataError, match=r"d1\.jsonl\.partial, line 2: `finish_reason` is 'eos'"):
-        run_job(job, no_engine)
-
-
 def test_a_second_process_is_refused_while_the_first_works(job: Job) -> None:
     lock = job.round.path.with_name(f".{job.round.path.name}.lock")
     lock.parent.mkdir(parents=True)
@@ -326,7 +323,7 @@ def test_the_lock_is_held_while_the_engine_works_and_given_back_when_it_fails(jo
     play(job)
 
 
-def test_an_engine_that_answers_too_little(job: Job) -> None:
+def test_an_engine_that_answers_too_little_for_a_unit(job: Job) -> None:
     class Short(FakeEngine):
         def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
             return super().generate(requests)[1:]
@@ -337,7 +334,7 @@ def test_an_engine_that_answers_too_little(job: Job) -> None:
 
 
 def test_the_transformers_engine_continues_to_the_same_bytes(job: Job, model: PreTrainedModel, tmp_path: Path) -> None:
-    arguments = (model, job.settings, job.encoder.stop_token_ids(), job.encoder.tokenizer.pad_token_id, 250)
+    arguments = (model, job.settings, job.encoder.stop_token_ids(), job.encoder.tokenizer.pad_token_id, 50)
     engine = HfEngine(*arguments)
     other = at(job, tmp_path / "other")
     run_job(other, lambda: engine)
@@ -350,11 +347,11 @@ def test_the_transformers_engine_continues_to_the_same_bytes(job: Job, model: Pr
             self.batches -= 1
             if self.batches < 0:
                 raise Interrupted
-            return super().generate(requests)
+            return super().generate(requests, finished)
 
     with pytest.raises(Interrupted):
         run_job(job, lambda: Failing(*arguments))
-    run_job(replace(job, batch_tokens=25), lambda: engine)
+    run_job(job, lambda: engine)
     assert job.round.path.read_bytes() == content
     texts = [row.generated for row in read_triplets(job.round.path)]
     assert len(set(texts)) > 10
