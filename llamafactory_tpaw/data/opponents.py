@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from .triplets import ANEW, TripletMeta, TripletRow, read_triplets
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -43,6 +44,7 @@ class Triplet:
         generated_ids: The generated response by the same rule.
         truncated: Whether the generated response has no end of turn.
         proto_ids: y_0, the response of θ_0 to the prompt (T-SPIN), or None.
+        sample: Which of the round's responses to the prompt it is, from 0.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Triplet:
     generated_ids: np.ndarray
     truncated: bool
     proto_ids: np.ndarray | None = None
+    sample: int = 0
 
     @property
     def responses(self) -> tuple[np.ndarray, ...]:
@@ -129,7 +132,7 @@ def load_triplets(
         DataError: If a row's prompt does not encode to the tokens it was generated from, or rows are bad.
     """
     exact = is_exact(meta, encoder)
-    triplets, bad_rows, seen = [], [], {}
+    triplets, bad_rows, prompts = [], [], _PromptIds(meta, exact=exact)
     rows: Iterable[TripletRow] = islice(read_triplets(entry.path, meta if first is None else None), first)
     if first is None:
         rows = track(rows, f"reading {entry.path.name}", total=meta.rows)
@@ -139,18 +142,16 @@ def load_triplets(
         except UNENCODABLE as error:
             bad_rows.append(BadRow(number, f"the template cannot encode it: {error!r}"))
             continue
-        identity = prompt_id(prompt_ids, target_ids, seen)
+        identity = prompts.name(row, prompt_ids, target_ids)
         if exact and identity != row.id:
             raise DataError(
                 f"{entry.path}, row {number}: its prompt and target encode to id {identity}, but the row says "
                 f"{row.id}: it is doubled, foreign, or was altered. {ANEW}"
             )
         generated_ids = _generated_ids(row, encoder, exact)
-        triplet = _cut(
-            Triplet(identity, row.iteration, prompt_ids, target_ids, generated_ids, row.finish_reason == "length"),
-            limits,
-        )
-        _keep(triplet, number, limits, triplets, bad_rows, store)
+        truncated = row.finish_reason == "length"
+        triplet = Triplet(identity, row.iteration, prompt_ids, target_ids, generated_ids, truncated, sample=row.sample)
+        _keep(_cut(triplet, limits), number, limits, triplets, bad_rows, store)
     check_bad_rows(f"`dataset: {entry.name}` ({entry.path})", bad_rows, limits.max_bad_rows)
     return triplets
 
@@ -200,20 +201,76 @@ def load_foreign(
     return triplets
 
 
-def with_proto(triplets: list[Triplet], proto: list[Triplet], entry_name: str) -> list[Triplet]:
-    r"""Give each triplet y_0, the response that θ_0 generated for the same prompt.
+class _PromptIds:
+    """Names the prompts of a triplet file by their content, as they were named when they were answered."""
+
+    def __init__(self, meta: TripletMeta, *, exact: bool) -> None:
+        failed = Counter(key.rpartition("#")[0] for key in meta.failed) if exact else Counter()
+        # Prompts without any row: of a content that occurs several times, the others keep their numbers.
+        self.absent = {name for name, count in failed.items() if count == meta.samples}
+        self.seen: dict[str, int] = {}
+        self.row: tuple[str, int] = ("", 0)
+        self.named = ""
+
+    def name(self, row: TripletRow, prompt_ids: np.ndarray, target_ids: np.ndarray) -> str:
+        """Return the id of a row's prompt; rows that are further samples of the prompt before have its id."""
+        (name, sample), self.row = self.row, (row.id, row.sample)
+        if name == row.id and sample < row.sample:
+            content = prompt_id(prompt_ids, target_ids, {}).partition("-")[0]
+            if self.named.partition("-")[0] == content:
+                return self.named
+        self.named = prompt_id(prompt_ids, target_ids, self.seen)
+        while self.named in self.absent:
+            self.named = prompt_id(prompt_ids, target_ids, self.seen)
+        return self.named
+
+
+def with_proto(
+    triplets: list[Triplet], proto: list[Triplet], entry_name: str, failed: Collection[str] = ()
+) -> tuple[list[Triplet], int]:
+    r"""Give each triplet y_0: of what θ_0 generated for the same prompt, the response of the same number.
+
+    Where `proto` has no response of that number, y_0 is the prompt's first one.
+
+    Args:
+        triplets: Triplets of any number of rounds.
+        proto: The triplets of iteration 0.
+        entry_name: Their entry, for the message.
+        failed: `failed` of their meta file: prompts that may have none.
+
+    Returns:
+        The triplets, without those of prompts that have no y_0 because every response failed; and how many those
+        prompts are.
 
     Raises:
-        DataError: If a prompt has no response in `proto`.
+        DataError: If any other prompt has no response in `proto`.
     """
-    by_id = {triplet.id: triplet.generated_ids for triplet in proto}
-    absent = [triplet.id for triplet in triplets if triplet.id not in by_id]
-    if absent:
+    responses: dict[str, dict[int, np.ndarray]] = {}
+    for triplet in proto:
+        responses.setdefault(triplet.id, {})[triplet.sample] = triplet.generated_ids
+    known = {key.rpartition("#")[0] for key in failed}
+    prompts = dict.fromkeys(triplet.id for triplet in triplets)
+    unknown = [name for name in prompts if name not in responses and name not in known]
+    if unknown:
         raise DataError(
-            f"`tpaw_proto: {entry_name}` lacks {len(absent)} of {len(triplets)} prompts, the first with id "
-            f"{absent[0]}. Name the triplets that iteration 0 generated for the same prompts."
+            f"`tpaw_proto: {entry_name}` lacks {len(unknown)} of {len(prompts)} prompts, the first with id "
+            f"{unknown[0]}. Name the triplets that iteration 0 generated for the same prompts."
         )
-    return [replace(triplet, proto_ids=by_id[triplet.id]) for triplet in triplets]
+    kept = []
+    for triplet in triplets:
+        if triplet.id in responses:
+            own = responses[triplet.id]
+            kept.append(replace(triplet, proto_ids=own.get(triplet.sample, own[min(own)])))
+    return kept, len(prompts.keys() - responses.keys())
+
+
+def count_repeated(triplets: Sequence[Triplet]) -> int:
+    """How many triplets have the prompt, the target and the response of one before them."""
+    contents = {
+        (triplet.prompt_ids.tobytes(), triplet.target_ids.tobytes(), triplet.generated_ids.tobytes())
+        for triplet in triplets
+    }
+    return len(triplets) - len(contents)
 
 
 def first_prompts(triplets: list[Triplet], count: int | None) -> list[Triplet]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 META_SCHEMA = 1
 ANEW = "Restore the file, or delete it and its meta file to generate it anew."
 FINISH_REASONS = ("stop", "length")
+# How the identity of a model begins that only a server has.
+SERVED = "served:"
 
 # LlamaFactory's common roles and the tags of its sharegpt format.
 ROLE_TO_TAG = {"user": "human", "assistant": "gpt", "observation": "observation", "function": "function_call"}
@@ -165,8 +167,10 @@ class TripletMeta:
         ids_digest: `digest_of_ids` over the rows' keys, `<id>#<sample>`, in order; empty where every prompt has its
             one row, so that `prompts_digest` says it all.
         opponent: What the user named as `tpaw_opponent_model`, a path from the file's folder; empty where theta of
-            this iteration itself generated. Then `generator` is the fingerprint of its weights where they are here,
-            else `served:` and a digest of the name under which a server has it.
+            this iteration itself generated. With an opponent `generator` is the fingerprint of its weights where
+            they are here, else `served:` and a digest of the name under which a server has it; `generator_path` is
+            the same as `opponent`. `tokenizer` and `template` are always those of the run, with which the prompts
+            were encoded: where the opponent has other tokens, rows have no `generated_ids`.
     """
 
     iteration: int
@@ -275,10 +279,19 @@ def _count_problem(meta: TripletMeta) -> str:
 
 def generator_place(path: Path, meta: TripletMeta) -> str:
     """Where the generator of the triplet file `path` is, as seen from the working folder; a hub's name stays one."""
-    if os.path.isabs(meta.generator_path):
-        return meta.generator_path
-    beside = Path(os.path.normpath(path.parent / meta.generator_path))
-    return str(beside) if beside.exists() else meta.generator_path
+    return _place(path, meta.generator_path)
+
+
+def opponent_place(path: Path, meta: TripletMeta) -> str:
+    """Where the opponent that generated `path` is, likewise; a served name stays one; empty where θ generated it."""
+    return _place(path, meta.opponent) if meta.opponent else ""
+
+
+def _place(path: Path, recorded: str) -> str:
+    if os.path.isabs(recorded):
+        return recorded
+    beside = Path(os.path.normpath(path.parent / recorded))
+    return str(beside) if beside.exists() else recorded
 
 
 def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[TripletRow]:

@@ -253,7 +253,7 @@ def _local_members(plan: Plan) -> list[Member]:
 def _check_rounds(plan: Plan, encoder: TurnEncoder, run: RunArguments, report: Report) -> None:
     """Hold the rounds that are there to one another and to the run's tokenizer and template, by their metas."""
     metas = [(round_, read_meta(round_.path)) for round_ in plan.opponents.rounds if round_.complete]
-    problems = prompts_problems({round_.entry.name: (meta.prompts_digest, meta.rows) for round_, meta in metas})
+    problems = prompts_problems({round_.entry.name: (meta.prompts_digest, meta.prompts) for round_, meta in metas})
     if plan.tpaw_args.tpaw_prompts:
         files = [(round_.path, meta) for round_, meta in metas]
         problems += encoding_problems(files, encoder, str(run.data.template))

@@ -14,7 +14,7 @@ from ..arguments.checks import read_tpaw_args, setting_problems
 from ..arguments.fields import FIELDS, parse_value
 from ..arguments.recorded import different_settings
 from ..data.prompts import selection
-from ..data.rounds import Opponents, Round, list_opponents, round_problems, split_names
+from ..data.rounds import Opponents, Round, list_opponents, opponent_problems, round_problems, split_names
 from ..data.source import find_entry
 from ..data.triplets import read_meta
 from ..errors import ConfigError, DataError, EnvironmentProblem, Findings, TpawError
@@ -23,6 +23,8 @@ from ..plugin import facade
 from ..plugin.given import is_true, unknown_key_problems, value_problems
 from ..team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint, hash_weights
 from ..team.manifest import MANIFEST, Manifest, read_manifest
+from ..team.opponent import OpponentPlayer, opponent_fingerprint
+from ..team.opponent import local_problems as opponent_folder_problems
 from ..team.players import Player, list_players, player_problems, same_path, team_of
 from .folders import folder_problems
 
@@ -212,8 +214,11 @@ def _check_opponents(
         findings.refuse(DataError, found)
         if own and not round_.complete:
             _check_entries("tpaw_prompts", [str(tpaw_args.tpaw_prompts)], given, findings)
+            findings.refuse(DataError, _missing_opponent(tpaw_args, expected))
         elif own and not found:
             findings.refuse(ConfigError, _origin_problems(round_, tpaw_args, given))
+        if not found and round_.complete and round_.iteration == tpaw_args.tpaw_iteration:
+            findings.refuse(DataError, _other_generator(round_, tpaw_args, given))
 
 
 def _meta_problems(round_: Round) -> list[str]:
@@ -251,6 +256,8 @@ def _origin_problems(round_: Round, tpaw_args: TpawArguments, given: dict[str, A
     known = _defaults() | given | vars(tpaw_args)
     asked |= {"tpaw_prompts": tpaw_args.tpaw_prompts, "cutoff_len": known["cutoff_len"], **selection(known)}
     made = {**meta.sampling, "tpaw_prompts": meta.prompts_entry, "cutoff_len": meta.cutoff_len, **meta.selection}
+    asked["tpaw_samples_per_prompt"] = tpaw_args.tpaw_samples_per_prompt
+    made["tpaw_samples_per_prompt"] = meta.samples
     differing = [
         f"`{key}` was {made.get(key)} and is {asked[key]} now" for key in asked if made.get(key) != asked[key]
     ]
@@ -262,17 +269,51 @@ def _origin_problems(round_: Round, tpaw_args: TpawArguments, given: dict[str, A
     ]
 
 
+def _missing_opponent(tpaw_args: TpawArguments, expected: Collection[Path]) -> list[str]:
+    """Say that the model which is to generate is not there; names of servers and hubs are not looked up."""
+    named = tpaw_args.tpaw_opponent_model
+    if not named or Path(named).resolve() in expected:
+        return []
+    player = OpponentPlayer(tpaw_args.tpaw_iteration, str(named))
+    if not player.is_local or (tpaw_args.tpaw_engine == "openai" and not Path(named).is_dir()):
+        return []
+    return opponent_folder_problems(str(named))
+
+
+def _other_generator(round_: Round, tpaw_args: TpawArguments, given: dict[str, Any]) -> list[str]:
+    """A finished file that another model generated than the run names: an opponent model, or θ_t itself."""
+    try:
+        meta = read_meta(round_.path)
+        named = tpaw_args.tpaw_opponent_model
+        return opponent_problems(round_, meta, named, opponent_fingerprint(named, _store(given)))
+    except TpawError:
+        return []  # said of the files themselves
+
+
 def _different_checkpoints(manifest: Manifest, given: dict[str, Any]) -> list[str]:
     """Compare θ_t and the other players with the recorded ones."""
+    tpaw_args, _ = read_tpaw_args(given)
     differing = _difference("model_name_or_path", manifest.policy, str(given.get("model_name_or_path")), given)
+    differing += _different_opponent(manifest, tpaw_args.tpaw_opponent_model, given)
     if manifest.objective != "tpaw":
         return differing
-    tpaw_args, _ = read_tpaw_args(given)
     asked = team_of(list_players(tpaw_args, str(given.get("model_name_or_path"))), tpaw_args.tpaw_team_size)
     # The newest player is θ_t; another number of players comes with another `tpaw_iteration` or `tpaw_team_size`.
     for recorded, player in zip(manifest.players[:-1], asked[:-1], strict=False):
         differing += _difference("tpaw_players", recorded, player.path, given)
     return differing
+
+
+def _different_opponent(manifest: Manifest, named: str | None, given: dict[str, Any]) -> list[str]:
+    """Compare who generated the iteration's own triplets: an opponent model, or θ_t itself."""
+    own = next((source for source in manifest.triplets if source.get("iteration") == manifest.iteration), None)
+    if own is None or not (named or own.get("opponent")):
+        return []
+    if named and own.get("opponent"):
+        recorded = {"name": "the opponent", "path": own["opponent"], "fingerprint": own["generator"]}
+        return _difference("tpaw_opponent_model", recorded, str(named), given)
+    was, now = (name or f"none (theta_{manifest.iteration})" for name in (own.get("opponent"), named))
+    return [f"`tpaw_opponent_model` was {was} and is {now} now"]
 
 
 def _difference(key: str, recorded: dict[str, str], path: str, given: dict[str, Any]) -> list[str]:

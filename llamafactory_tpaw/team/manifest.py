@@ -27,8 +27,9 @@ class Manifest:
         objective: `tpaw` or `tspin`.
         policy: θ_t: `name`, `path`, `fingerprint`; `files` with the SHA-256 of each file that makes the model.
         players: The team, oldest first: `name`, `path`, `fingerprint`.
-        triplets: The opponent data: entry, iteration, rows, digest, generator's fingerprint; `foreign` for others;
-            `path`, and the digest `meta` of the meta file.
+        triplets: The opponent data: entry, iteration, rows, digest, generator's fingerprint; `samples` a prompt, how
+            many `failed`, and the `opponent` that generated instead of θ; `foreign` for others; `path`, and the digest
+            `meta` of the meta file.
         tokenizer: Digest of the tokenizer.
         template: Name and digest of the template.
         settings: What the user gave, without keys that cannot change the result and without secrets.
@@ -36,7 +37,7 @@ class Manifest:
         versions: Versions of the packages that matter.
         hardware: Device, processor and number of processes.
         seconds: Time spent by part; of a training that was interrupted, all that its result contains.
-        counts: Rows, scored blocks and tokens.
+        counts: Rows, those with the prompt, target and response of another one, scored blocks and tokens.
         seeds: Of training, of its order of rows, and of the choice of prompts, given or default.
         started: When training began, UTC.
         finished: When θ_{t+1} was saved, UTC.
@@ -129,10 +130,12 @@ def moved_manifest(manifest: Manifest, old: Path, new: Path, **changes: Any) -> 
     """Return what a manifest of the folder `old` is in the folder `new`: its paths lead to the same places."""
 
     def moved(described: dict[str, Any]) -> dict[str, Any]:
-        path = described.get("path", "")
-        if not path or os.path.isabs(path) or not (old / path).exists():
-            return described
-        return described | {"path": os.path.relpath(old / path, new)}
+        paths = {key: described[key] for key in ("path", "opponent") if described.get(key)}
+        return described | {
+            key: os.path.relpath(old / path, new)
+            for key, path in paths.items()
+            if not os.path.isabs(path) and (old / path).exists()
+        }
 
     return replace(
         manifest,

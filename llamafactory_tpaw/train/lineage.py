@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from ..arguments.recorded import recorded_settings
 from ..data.files import digest_file
-from ..data.opponents import FOREIGN
+from ..data.opponents import FOREIGN, count_repeated
 from ..data.rounds import split_names
 from ..data.source import find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, meta_path, read_meta
@@ -75,6 +75,7 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
         counts={
             "train_triplets": len(setup.train),
             "held_out_triplets": len(setup.held_out),
+            "repeated_triplets": count_repeated([*setup.train, *setup.held_out]),
             "blocks": report.blocks,
             "scored_blocks": report.scored_blocks,
             "scored_sequences": report.scored_sequences,
@@ -118,7 +119,9 @@ def _triplets(run: RunArguments, setup: IterationSetup) -> list[dict[str, Any]]:
     described = []
     for source in setup.sources:
         foreign = source.iteration == FOREIGN
-        described.append(asdict(source) | {"foreign": foreign} | _place(run, source.entry, foreign))
+        opponent = source.opponent and relative_path(source.opponent, run.training.output_dir)
+        names = {"foreign": foreign, "opponent": opponent}
+        described.append(asdict(source) | names | _place(run, source.entry, foreign))
     return described
 
 

@@ -22,9 +22,13 @@ def test_keys_without_effect_and_secrets_are_left_out() -> None:
         "swanlab_lark_secret": "s",
         "model_name_or_path": "m",
         "tpaw_players": "m",
+        "tpaw_opponent_model": "m",
+        "tpaw_engine_url": "http://host:8000/v1",
+        "tpaw_max_failed": 1,
+        "tpaw_samples_per_prompt": 2,
     }
     kept = recorded_settings(given)
-    assert kept == {"learning_rate": 1e-3, "tpaw_eta": 6.0}
+    assert kept == {"learning_rate": 1e-3, "tpaw_eta": 6.0, "tpaw_samples_per_prompt": 2}
     assert list(kept) == sorted(kept)
 
 

@@ -189,7 +189,8 @@ def test_an_sft_set_is_no_opponent(run: RunArguments, encoder: TurnEncoder) -> N
 def test_with_proto() -> None:
     rounds = [make_triplet("a-0", 1), make_triplet("b-0", 1)]
     proto = [make_triplet("b-0", generated=7), make_triplet("a-0", generated=6), make_triplet("c-0")]
-    joined = with_proto(rounds, proto, "d0")
+    joined, dropped = with_proto(rounds, proto, "d0")
+    assert dropped == 0
     assert [len(triplet.proto_ids) for triplet in joined] == [6, 7]
     assert [len(ids) for ids in joined[0].responses] == [2, 4, 6]
     assert rounds[0].proto_ids is None
