@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation of a round by θ_t in this process."""
+"""Generation of a round by θ_t or the model that stands in for it: what is asked, of whom, and by which engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..data.files import digest_json, read_json
 from ..data.opponents import encoding_problems
 from ..data.prompts import load_prompts, selection
 from ..data.rounds import list_opponents, origin_problems, prompts_problems, split_names
@@ -17,21 +18,24 @@ from ..plugin import facade
 from ..plugin.logs import get_logger
 from ..team.forward import autocast_dtype
 from ..team.machine import hardware
-from ..team.members import Member, Team, load_team
-from .base import SamplingSettings, ignore
+from ..team.members import Team, load_team
+from ..team.opponent import load_opponent, served_identity
+from .base import EngineContext, SamplingSettings, ignore
+from .devices import DeviceEngine, answer_parent, command_for
 from .hf import HfEngine
 from .workflow import Job, run_job
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from ..arguments.parsed import RunArguments
-    from ..data.encoding import TurnEncoder
     from ..data.prompts import PromptSet
     from ..data.rounds import Round
     from ..data.triplets import TripletMeta
-    from .base import Request, Response
+    from .base import Engine, Request, Response
+    from .devices import Share
 
 logger = get_logger(__name__)
 
@@ -49,44 +53,118 @@ class _OutOfMemoryAdvice(HfEngine):
             ) from error
 
 
-def generate_round(run: RunArguments, round_: Round) -> TripletMeta:
-    r"""Sample D_t from θ_t with the `hf` engine and write its files.
+def generate_round(
+    run: RunArguments, round_: Round, argv: Sequence[str] = (), devices: Sequence[str] = ()
+) -> TripletMeta:
+    r"""Sample D_t from θ_t, or from the model that stands in for it, and write its files.
 
     Args:
         run: The run's arguments, parsed for one process.
         round_: The round whose file is missing or half done.
+        argv: The command line's run file and overrides, for processes on further devices.
+        devices: The devices in sight, as `CUDA_VISIBLE_DEVICES` names them.
 
     Raises:
         TpawError: If the team, the prompts or a half-done file do not fit, before the model is loaded; or if
             sampling fails.
     """
+    job, context = _prepare(run, round_, devices)
+    meta = run_job(job, lambda: _make_engine(job, context, argv))
+    logger.info_rank0(
+        f"{round_.path}: {meta.rows} triplets of {context.name}, {meta.counts['stop']} ended, "
+        f"{meta.counts['length']} ran into the limit, {meta.counts['equal']} equal their target."
+    )
+    if meta.failed:
+        logger.warning_rank0(
+            f"{round_.path} lacks {len(meta.failed)} responses that could not be had (`tpaw_max_failed: "
+            f"{job.max_failed}`). {job.failed_path} says why."
+        )
+    return meta
+
+
+def answer_share(run: RunArguments, round_: Round, share: Share) -> None:
+    r"""Answer what the process that started this one hands out.
+
+    Args:
+        run: The run's arguments, parsed for one process.
+        round_: The round.
+        share: What this process was told.
+    """
+    job, context = _prepare(run, round_, [])
+    answer_parent(share, digest_json(job.identity()), job.requests(), lambda: _load_engine(context).generate)
+
+
+def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[Job, EngineContext]:
+    """Settle what is generated and by whom, without loading a model."""
+    args = run.finetuning
     with Findings() as findings:
         team = load_team(run, findings)
         with findings.note():
-            prompts = load_prompts(team.encoder, run.model, run.data, run.training, run.finetuning)
+            prompts = load_prompts(team.encoder, run.model, run.data, run.training, args)
             _check_earlier_rounds(run, round_, team, prompts)
-    policy, encoder = team.policy, team.encoder
-    settings = SamplingSettings.of({**vars(run.generating), "seed": run.training.seed})
-    dtype = _compute_dtype(run)
+        opponent = load_opponent(run, team.policy, team.encoder)
+    named = str(args.tpaw_opponent_model or "")
+    generator = opponent or team.policy
+    served = bool(named) and opponent is None
+    dtype = str(_compute_dtype(run)).removeprefix("torch.")
+    context = EngineContext(
+        run=run,
+        name=named or generator.player.name,
+        model=named if served else generator.folder,
+        encoder=team.encoder,
+        settings=SamplingSettings.of({**vars(run.generating), "seed": run.training.seed}),
+        dtype=dtype,
+        stop_token_ids=tuple(team.encoder.stop_token_ids(None if served else _eos_of(generator.folder))),
+        devices=tuple(devices),
+        opponent=named,
+    )
+    hf = args.tpaw_engine == HfEngine.name
     job = Job(
         round=round_,
         prompts=prompts,
-        selection=selection({**vars(run.data), **vars(run.finetuning)}),
-        encoder=encoder,
-        generator=policy.fingerprint,
-        generator_path=policy.player.path,
-        settings=settings,
-        engine={"name": HfEngine.name, "version": HfEngine.version, "dtype": str(dtype).removeprefix("torch.")},
+        selection=selection({**vars(run.data), **vars(args)}),
+        encoder=team.encoder,
+        generator=served_identity(named) if served else generator.fingerprint,
+        generator_path=named or generator.player.path,
+        settings=context.settings,
+        engine={"name": args.tpaw_engine, "version": HfEngine.version if hf else "", "dtype": dtype},
         cutoff_len=run.data.cutoff_len,
         template_name=str(run.data.template),
-        hardware=hardware(run.training.device),
+        hardware=hardware(run.training.device, max(len(devices), 1)),
+        samples=args.tpaw_samples_per_prompt,
+        opponent=named,
+        max_failed=args.tpaw_max_failed,
     )
-    meta = run_job(job, lambda: _load_engine(run, policy, encoder, settings, dtype))
-    logger.info_rank0(
-        f"{round_.path}: {meta.rows} triplets of {policy.player.name}, {meta.counts['stop']} ended, "
-        f"{meta.counts['length']} ran into the limit, {meta.counts['equal']} equal their target."
+    return job, context
+
+
+def _make_engine(job: Job, context: EngineContext, argv: Sequence[str]) -> Engine:
+    args = context.run.finetuning
+    if args.tpaw_engine != HfEngine.name:
+        from .openai import make_engine
+
+        return make_engine(context)
+    if len(context.devices) < 2:
+        return _load_engine(context)
+    return DeviceEngine(
+        HfEngine.name,
+        HfEngine.version,
+        command_for(argv),
+        str(job.round.path),
+        digest_json(job.identity()),
+        context.devices,
+        args.tpaw_generate_batch_tokens,
     )
-    return meta
+
+
+def _eos_of(folder: Path) -> int | list[int] | None:
+    """The end-of-sequence ids of a checkpoint, as transformers finds them for generation."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.is_file():
+            config = read_json(path)
+            return config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+    return None
 
 
 def _compute_dtype(run: RunArguments) -> torch.dtype:
@@ -100,7 +178,7 @@ def _check_earlier_rounds(run: RunArguments, round_: Round, team: Team, prompts:
     """Find before sampling what training would refuse afterwards: rounds of other checkpoints or prompts."""
     rounds = list_opponents(run.finetuning, split_names(run.data.dataset), run.data.dataset_dir).rounds
     metas = [(other, read_meta(other.path)) for other in rounds if other.iteration != round_.iteration]
-    digests = {other.entry.name: (meta.prompts_digest, meta.rows) for other, meta in metas}
+    digests = {other.entry.name: (meta.prompts_digest, meta.prompts) for other, meta in metas}
     problems = prompts_problems(digests | {round_.entry.name: (prompts.digest, len(prompts.prompts))})
     players = {member.player.theta: (member.player.path, member.fingerprint) for member in team.members}
     problems += origin_problems(metas, players)
@@ -109,13 +187,12 @@ def _check_earlier_rounds(run: RunArguments, round_: Round, team: Team, prompts:
         raise DataError(problems)
 
 
-def _load_engine(
-    run: RunArguments, policy: Member, encoder: TurnEncoder, settings: SamplingSettings, dtype: torch.dtype
-) -> HfEngine:
+def _load_engine(context: EngineContext) -> HfEngine:
+    run, encoder = context.run, context.encoder
     model_args = copy.copy(run.model)
-    model_args.model_name_or_path = str(policy.folder)
+    model_args.model_name_or_path = str(context.model)
     model = facade.load_model(encoder.tokenizer, model_args, run.finetuning, False)
-    model = model.to(device=run.training.device, dtype=dtype)
+    model = model.to(device=run.training.device, dtype=getattr(torch, context.dtype))
     stop_token_ids = encoder.stop_token_ids(model.generation_config.eos_token_id)
     batch_tokens = run.finetuning.tpaw_generate_batch_tokens
-    return _OutOfMemoryAdvice(model, settings, stop_token_ids, encoder.tokenizer.pad_token_id, batch_tokens)
+    return _OutOfMemoryAdvice(model, context.settings, stop_token_ids, encoder.tokenizer.pad_token_id, batch_tokens)
