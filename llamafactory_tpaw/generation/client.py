@@ -8,20 +8,23 @@ while what is handed out is written to the disk.
 from __future__ import annotations
 
 import asyncio
-import json
 import queue
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EnvironmentProblem
-from .base import Failure
+from .dispatch import Dispatcher
+from .endpoint import load_openai
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-NO_KEY = "none"
+    from .base import Failure
+
+# How often a waiting consumer looks up, so that Ctrl-C reaches it on every system, and how long a thread may take to
+# end its connections.
+LOOK_S, END_S = 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class ClientSettings:
         retries: Further attempts of a request after an error of the server.
         wait_s: How long a lost or overloaded server is waited for, in seconds.
         api_key: Bearer token; None where none is needed. It appears in no message.
+        backoff_s: Bound of the first random wait before a further attempt; it doubles with each.
+        longest_backoff_s: Where that doubling ends.
+        longest_probe_s: Most seconds between two looks at a lost server.
+        flush_s: Most seconds that an answer waits for others to be handed out with.
+        flush_rows: Most answers that are handed out together.
     """
 
     urls: tuple[str, ...]
@@ -52,6 +60,11 @@ class ClientSettings:
     retries: int
     wait_s: float
     api_key: str | None
+    backoff_s: float = 0.5
+    longest_backoff_s: float = 30.0
+    longest_probe_s: float = 5.0
+    flush_s: float = 0.5
+    flush_rows: int = 256
 
 
 def complete(
@@ -68,7 +81,8 @@ def complete(
         settings: Servers and bounds.
         parse: Makes a call's result of the answer's JSON object; raises ValueError for what is no answer, which is
             tried again. Runs in the client's thread.
-        revive: Called in a thread when a server is down; returns the URL under which it is back.
+        revive: Called in a thread when a server is down; returns the URL under which it is back, or raises
+            GenerationError. Without it a server is waited for.
 
     Yields:
         Lists of index and result, or index and why it failed for good.
@@ -76,61 +90,66 @@ def complete(
     Raises:
         GenerationError: If a server refuses the run as a whole, or none is left.
         EnvironmentProblem: If `openai` is absent.
+        Exception: Whatever `calls` raises, and `parse` beside ValueError.
     """
-    try:
-        import openai
-    except ImportError:
-        raise EnvironmentProblem(
-            "Servers are asked through the package openai, which is not installed. "
-            'Run: pip install "llamafactory-tpaw[openai]"'
-        ) from None
-    results: queue.Queue[Any] = queue.Queue(maxsize=4 * settings.concurrency)
-    stop = threading.Event()
-    iterator = iter(calls)
-
-    async def attempt(client: Any, call: Call) -> Any:
-        error: Exception | None = None
-        for _ in range(settings.retries + 1):
-            try:
-                text = await client.post(call.path, body=call.body, cast_to=str)
-                return parse(call, json.loads(text))
-            except (openai.APIError, ValueError) as caught:
-                error = caught
-        return Failure(str(error))
-
-    async def worker(client: Any) -> None:
-        for call in iterator:
-            result = (call.index, await attempt(client, call))
-            while not stop.is_set():
-                try:
-                    results.put_nowait([result])
-                    break
-                except queue.Full:
-                    await asyncio.sleep(0.01)
-            if stop.is_set():
-                return
-
-    async def run() -> None:
-        key = settings.api_key or NO_KEY
-        clients = [
-            openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=settings.timeout_s)
-            for url in settings.urls
-        ]
-        await asyncio.gather(*(worker(client) for client in clients for _ in range(settings.concurrency)))
-
-    def main() -> None:
-        try:
-            asyncio.run(run())
-            results.put(None)
-        except BaseException as error:
-            results.put(error)
-
-    thread = threading.Thread(target=main, daemon=True)
+    load_openai()
+    worker = _Worker()
+    thread = threading.Thread(
+        target=worker.work, args=(calls, settings, parse, revive), name="tpaw-client", daemon=True
+    )
     thread.start()
     try:
-        while (item := results.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        while (results := worker.next()) is not None:
+            yield results
+            worker.call(Dispatcher.taken, len(results))
     finally:
-        stop.set()
+        worker.call(Dispatcher.stop)
+        thread.join(END_S)
+
+
+class _Worker:
+    """The client's side and the consumer's side of a queue, which the dispatcher's own bound keeps short."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[list[Any] | BaseException | None] = queue.SimpleQueue()
+        self.started = threading.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.dispatcher: Dispatcher | None = None
+
+    def work(self, *arguments: Any) -> None:
+        """The thread: answer all, then say that it is the end, or why it is."""
+        try:
+            asyncio.run(self._answer(*arguments))
+            self.queue.put(None)
+        except BaseException as error:
+            self.queue.put(error)
+        finally:
+            self.loop = None
+            self.started.set()
+
+    async def _answer(self, calls: Iterable[Call], settings: ClientSettings, parse: Any, revive: Any) -> None:
+        self.dispatcher = Dispatcher(calls, settings, parse, revive, self.queue.put)
+        self.loop = asyncio.get_running_loop()
+        self.started.set()
+        await self.dispatcher.run()
+
+    def next(self) -> list[Any] | None:
+        """What came since; None at the end."""
+        while True:
+            try:
+                results = self.queue.get(timeout=LOOK_S)
+            except queue.Empty:
+                continue
+            if isinstance(results, BaseException):
+                raise results
+            return results
+
+    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Have the loop's thread do something, unless it has ended."""
+        self.started.wait()
+        loop = self.loop
+        if loop is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(function, self.dispatcher, *arguments)
+            except RuntimeError:
+                return  # it ended in between

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""A completion server on loopback that misbehaves as a script says, in a thread of its own.
+
+What it answers is a function of prompt and seed alone, so a test knows every right row. Faults belong to prompts: each
+arrival of a prompt takes the next fault of its list, and when the list is empty the prompt is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import random
+import socket
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+
+FAULTS = (
+    "slow",
+    "late",
+    "429",
+    "429 with a time",
+    "500",
+    "503",
+    "half a body",
+    "wrong JSON",
+    "other shape",
+    "empty text",
+    "doubled answer",
+    "answered twice",
+    "reset",
+    "death",
+)
+# These answers are valid.
+HARMLESS = {"slow", "late", "empty text", "answered twice"}
+STATUS = {
+    "429": (429, ""),
+    "429 with a time": (429, "retry-after: 0.01\r\n"),
+    "500": (500, ""),
+    "503": (503, ""),
+    "400": (400, ""),
+    "401": (401, ""),
+    "404": (404, ""),
+}
+
+
+def key_of(prompt: Any) -> str:
+    """A prompt, text or token ids, as text."""
+    return prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
+
+
+def answer_ids(prompt: Any, seed: int | None, limit: int) -> list[int]:
+    """The right answer: at most `limit` token ids of printable ASCII."""
+    digest = hashlib.sha256(f"{seed}:{key_of(prompt)}".encode()).digest()
+    return [97 + byte % 26 for byte in digest[: 3 + digest[0] % 20]][:limit]
+
+
+def text_of(ids: Sequence[int]) -> str:
+    """What ids say."""
+    return bytes(ids).decode()
+
+
+def random_faults(prompts: Sequence[Any], seed: int, times: int, faults: Iterable[str] = FAULTS) -> dict[str, list]:
+    """Give each fault to so many prompts at random. A death comes first, so that no prompt is long under suspicion."""
+    script: dict[str, list[str]] = {}
+    chosen = random.Random(seed)
+    for fault in faults:
+        for prompt in chosen.sample(prompts, times):
+            script.setdefault(key_of(prompt), []).append(fault)
+    for listed in script.values():
+        chosen.shuffle(listed)
+        listed.sort(key=lambda fault: fault != "death")
+    return script
+
+
+class FaultyServer:
+    r"""Serve `/v1/completions` and `/v1/models`.
+
+    Args:
+        script: Prompt's key to its faults, in order.
+        delay_s: How long an answer takes.
+        slow_s: How long a slow one takes.
+        down_s: How long a dead server is gone; None until `rise`.
+        model: What it lists.
+        on_answer: Told the number of valid answers after each.
+
+    Attributes:
+        answered: How often each prompt was answered validly.
+        faults: How often each fault was played.
+        most_at_once: Most requests that were in work together.
+        key: The last Authorization header.
+        always: A fault that every request meets.
+        repeats_ids: Whether an answer names its request, as vLLM's do; else their ids are not even unique.
+    """
+
+    def __init__(
+        self,
+        script: Mapping[str, Sequence[str]] | None = None,
+        delay_s: float = 0.0,
+        slow_s: float = 0.02,
+        down_s: float | None = 0.01,
+        model: str = "tiny",
+        on_answer: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        self.script = {key: deque(faults) for key, faults in (script or {}).items()}
+        self.delay_s = delay_s
+        self.slow_s = slow_s
+        self.down_s = down_s
+        self.model = model
+        self.on_answer = on_answer
+        self.answered: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.requests = self.valid = self.at_work = self.most_at_once = 0
+        self.key: str | None = None
+        self.always: str | None = None
+        self.repeats_ids = True
+        self.connections: set[Connection] = set()
+        self.listener: asyncio.Server | None = None
+        self.loop = asyncio.new_event_loop()
+        # A bound socket that does not listen keeps the port while the server is dead.
+        self.holder = self._bind(0)
+        self.port: int = self.holder.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.up = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    @staticmethod
+    def _bind(port: int) -> socket.socket:
+        made = socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(("127.0.0.1", port))
+        return made
+
+    def __enter__(self) -> FaultyServer:
+        self.thread.start()
+        self.rise()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.die()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+        self.holder.close()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def rise(self) -> None:
+        """Listen (again)."""
+        asyncio.run_coroutine_threadsafe(self._rise(), self.loop).result()
+
+    def die(self) -> None:
+        """Reset all connections and listen no more."""
+        asyncio.run_coroutine_threadsafe(self._die(), self.loop).result()
+
+    async def _rise(self) -> None:
+        if self.listener is None:
+            self.listener = await self.loop.create_server(lambda: Connection(self), sock=self._bind(self.port))
+            self.up.set()
+
+    async def _die(self) -> None:
+        self.up.clear()
+        listener, self.listener = self.listener, None
+        if listener is not None:
+            listener.close()
+        for connection in list(self.connections):
+            connection.reset()
+
+    def fall(self) -> None:
+        """Die, and come back after a while."""
+        self.loop.create_task(self._die())
+        if self.down_s is not None:
+            self.loop.call_later(self.down_s, lambda: self.loop.create_task(self._rise()))
+
+    def take(self, prompt: Any) -> str | None:
+        """The fault that this arrival of a prompt meets."""
+        faults = self.script.get(key_of(prompt))
+        fault = self.always or (faults.popleft() if faults else None)
+        if fault:
+            self.faults[fault] += 1
+        return fault
+
+    def answer(self, body: dict[str, Any], request_id: str | None, empty: bool) -> dict[str, Any]:
+        """A valid answer."""
+        limit = 0 if empty else body.get("max_tokens", 16)
+        ids = answer_ids(body["prompt"], body.get("seed"), limit)
+        self.valid += 1
+        self.answered[key_of(body["prompt"])] += 1
+        choice = {"index": 0, "text": text_of(ids), "finish_reason": "stop" if len(ids) < limit else "length"}
+        if not isinstance(body["prompt"], str):
+            choice |= {"token_ids": ids, "prompt_token_ids": body["prompt"]}
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)}
+        return {
+            "id": f"cmpl-{request_id if self.repeats_ids else self.valid % 7}",
+            "object": "text_completion",
+            "model": self.model,
+            "choices": [choice],
+            "usage": usage,
+        }
+
+
+class Connection(asyncio.Protocol):
+    """One connection of HTTP/1.1 with keep-alive."""
+
+    def __init__(self, server: FaultyServer) -> None:
+        self.server = server
+        self.buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: asyncio.Transport = transport
+        self.server.connections.add(self)
+        if self.server.listener is None:
+            self.reset()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.server.connections.discard(self)
+
+    def reset(self) -> None:
+        """End with RST rather than FIN."""
+        with contextlib.suppress(OSError):
+            made = self.transport.get_extra_info("socket")
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while b"\r\n\r\n" in self.buffer:
+            head, _, rest = self.buffer.partition(b"\r\n\r\n")
+            lines = head.decode("latin-1").split("\r\n")
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+            length = int(headers.get("content-length", 0))
+            if len(rest) < length:
+                return
+            self.buffer = rest[length:]
+            self.server.key = headers.get("authorization")
+            self.handle(lines[0].split()[1], rest[:length], headers.get("x-request-id"))
+
+    def handle(self, path: str, content: bytes, request_id: str | None) -> None:
+        server = self.server
+        if path == "/v1/models":
+            return self.send(200, {"object": "list", "data": [{"id": server.model, "object": "model"}]})
+        server.requests += 1
+        server.at_work += 1
+        server.most_at_once = max(server.most_at_once, server.at_work)
+        body = json.loads(content)
+        fault = server.take(body["prompt"])
+        delay = server.slow_s if fault == "slow" else 0.002 if fault == "late" else server.delay_s
+        if fault != "never":
+            server.loop.call_later(delay, self.respond, fault, body, request_id)
+        return None
+
+    def respond(self, fault: str | None, body: dict[str, Any], request_id: str | None) -> None:
+        server = self.server
+        server.at_work -= 1
+        if self.transport.is_closing():
+            return None
+        if fault == "death":
+            return server.fall()
+        if fault == "reset":
+            return self.reset()
+        if fault in STATUS:
+            status, header = STATUS[fault]
+            return self.send(status, {"error": {"message": f"scripted {status}", "code": None}}, header)
+        if fault == "wrong JSON":
+            return self.send(200, b'{"choices": [{"text": "tru')
+        if fault == "other shape":
+            return self.send(200, {"object": "list", "data": []})
+        if fault is None or fault in HARMLESS:
+            answer = server.answer(body, request_id, empty=fault == "empty text")
+            self.send(200, answer)
+            if fault == "answered twice":
+                self.send(200, answer)
+            return server.on_answer(server.valid)
+        answer = server.answer(body, request_id, empty=False)
+        server.answered[key_of(body["prompt"])] -= 1
+        if fault == "doubled answer":
+            return self.send(200, answer | {"choices": 2 * answer["choices"]})
+        content = json.dumps(answer).encode()
+        self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content))
+        self.transport.write(content[: len(content) // 2])
+        return self.transport.close()
+
+    def send(self, status: int, content: Any, header: str = "") -> None:
+        """Write an answer."""
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        head = f"HTTP/1.1 {status} -\r\n{header}content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        self.transport.write(head.encode() + data)
