@@ -167,11 +167,10 @@ def prompt_id(prompt_ids: np.ndarray, target_ids: np.ndarray, seen: dict[str, in
     Returns:
         16 hex digits of SHA-256 over both, `-`, and the number of the occurrence from 0.
     """
-    number = content_number(prompt_ids, target_ids)
-    content = name_prompt(number, 0)
+    content = f"{content_number(prompt_ids, target_ids):016x}"
     occurrence = seen.get(content, 0)
     seen[content] = occurrence + 1
-    return name_prompt(number, occurrence)
+    return f"{content}-{occurrence}"
 
 
 def digest_of_ids(ids: Iterable[str]) -> str:

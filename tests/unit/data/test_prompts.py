@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
-from llamafactory_tpaw.data.encoding import digest_of_ids
-from llamafactory_tpaw.data.prompts import PromptSet, choose_rows, load_prompts
+from llamafactory_tpaw.data import source
+from llamafactory_tpaw.data.bad_rows import KEPT
+from llamafactory_tpaw.data.encoding import digest_of_ids, prompt_id
+from llamafactory_tpaw.data.prompts import Prompt, PromptSet, load_first_prompts, load_prompts
+from llamafactory_tpaw.data.source import find_entry, load_rows
 from llamafactory_tpaw.errors import ConfigError, DataError
 from tests import encoders
 
@@ -50,14 +55,107 @@ def test_every_row_in_order(project: Project, run: RunArguments, encoder: TurnEn
     assert first.target_ids.tolist() == expected[1].tolist()
 
 
-def test_choose_rows() -> None:
-    assert choose_rows(4, None, 0) == choose_rows(4, 4, 0) == choose_rows(4, 9, 0) == range(4)
-    chosen = choose_rows(1000, 10, 0).tolist()
-    assert chosen == sorted(set(chosen))
-    assert len(chosen) == 10
-    assert chosen == choose_rows(1000, 10, 0).tolist()
-    assert chosen != choose_rows(1000, 10, 1).tolist()
-    assert chosen[-1] > 100  # not merely the first rows
+@pytest.mark.parametrize("turn", ["last", "first"])
+@pytest.mark.parametrize("keys", [{}, {"tpaw_max_prompts": 9}, {"tpaw_max_prompts": 3, "tpaw_prompts_seed": 2}])
+@pytest.mark.parametrize("block", [4, 1000])
+def test_prompts_are_those_of_reading_all_rows(
+    project: Project,
+    run: RunArguments,
+    encoder: TurnEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: str,
+    keys: dict[str, int],
+    block: int,
+) -> None:
+    monkeypatch.setattr(source, "BLOCK_ROWS", block)
+    run.data.cutoff_len = 1000
+    rows = [
+        talk(("system", "Be brief."), ("human", "q1"), ("gpt", "a1"), ("human", "q2"), ("gpt", "a2")),
+        talk(("human", "q1"), ("gpt", "a1"), tools='[{"name": "f", "description": "", "parameters": {}}]'),
+        talk(("human", "q3"), ("gpt", "a1")),
+        talk(("human", "q")),
+        talk(("human", None), ("gpt", "a")),
+    ]
+    project.add_dataset("sft", [rows[place % 7 % 5] for place in range(19)], **TALK)
+    found = load(run, encoder, tpaw_turn=turn, tpaw_max_bad_rows=19, **keys)
+    expected = reference(run, encoder)
+    assert len(found.prompts) == len(expected) > 0
+    for place, prompt in enumerate(expected):
+        assert same(found.prompts[place], prompt)
+        assert found.prompts.id(place) == prompt.id
+        assert found.prompts.prompt_ids(place).tolist() == prompt.prompt_ids.tolist()
+        assert found.prompts.target_ids(place).tolist() == prompt.target_ids.tolist()
+    order = np.random.default_rng(0).permutation(len(expected))
+    for taken, places in (
+        (list(found.prompts), range(len(expected))),
+        (found.prompts.take(order), order),
+        (found.prompts[1:8:2], range(len(expected))[1:8:2]),
+    ):
+        assert len(taken) == len(places)
+        assert all(same(prompt, expected[place]) for prompt, place in zip(taken, places, strict=True))
+    assert same(found.prompts[-1], expected[-1])
+    with pytest.raises(IndexError):
+        found.prompts[len(expected)]
+    assert found.prompt_tokens.tolist() == [len(prompt.prompt_ids) for prompt in expected]
+    assert found.prompts.target_tokens.tolist() == [len(prompt.target_ids) for prompt in expected]
+    assert list(found.prompts.ids()) == [prompt.id for prompt in expected]
+    assert found.digest == digest_of_ids(prompt.id for prompt in expected)
+
+
+def reference(run: RunArguments, encoder: TurnEncoder) -> list[Prompt]:
+    """The prompts of `sft` as lists and dicts in memory."""
+    keys = run.finetuning
+    rows = list(load_rows(find_entry("sft", run.data.dataset_dir), run.model, run.data, run.training))
+    places = range(len(rows))
+    if keys.tpaw_max_prompts is not None:
+        places = sorted(random.Random(keys.tpaw_prompts_seed).sample(places, keys.tpaw_max_prompts))
+    prompts, seen = [], {}
+    for place in places:
+        row = rows[place]
+        if not row.responses or row.prompt[0]["content"] is None:
+            continue
+        messages, target = row.prompt, row.responses[0]
+        if keys.tpaw_turn == "first" and len(messages) > 1:
+            messages, target = messages[:1], messages[1]
+        both = encoder.encode(messages, target, row.system, row.tools)
+        prompts.append(Prompt(prompt_id(*both, seen), messages, row.system, row.tools, target, *both))
+    return prompts
+
+
+def same(one: Prompt, other: Prompt) -> bool:
+    """Whether two prompts are equal, token ids and their type included."""
+    first, second = vars(one), vars(other)
+    return all(
+        np.array_equal(value, second[name]) and value.dtype == second[name].dtype
+        if isinstance(value, np.ndarray)
+        else value == second[name]
+        for name, value in first.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "digest"),
+    [
+        ({}, "5b44cc5f56df413ac92474c44c36fbd0cd3ba8f9a9ea081e7340027a2f0ae099"),
+        ({"tpaw_max_prompts": 5}, "95481ffb9f0cfeeb8c07a03d1b5dfcd457252b7cd645ba306df568d8787c1afa"),
+        (
+            {"tpaw_max_prompts": 5, "tpaw_prompts_seed": 1},
+            "65c5e2411cfa086cdcd85723995c49da7fa1abdc5f5dec21ced02aa3e70d433e",
+        ),
+    ],
+)
+def test_fixed_digests(
+    project: Project, run: RunArguments, encoder: TurnEncoder, keys: dict[str, int], digest: str
+) -> None:
+    """Another digest would make the triplet files that users have those of other prompts."""
+    assert load(run, encoder, "additions", **keys).digest == digest
+
+
+def test_text_is_read_from_the_dataset_alone(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
+    prompts = load(run, encoder, "additions").prompts
+    assert prompts[3].messages is not prompts[3].messages
+    assert prompts[3].prompt_ids.base is not None
+    assert [path for path in (project.root / "saves").rglob("*") if path.is_file()] == []
 
 
 def test_the_choice_does_not_follow_the_seed(project: Project, encoder: TurnEncoder) -> None:
@@ -121,6 +219,25 @@ def test_bad_rows_are_named_and_counted(
     prompts = load(run, encoder, tpaw_max_bad_rows=2)
     assert [row.row for row in prompts.bad_rows] == [3, 5]
     assert len(prompts.prompts) == 3
+
+
+def test_the_first_bad_rows_are_kept(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
+    bad = talk(("human", "q"))
+    project.add_dataset("sft", [bad] * 25 + [talk(("human", "q"), ("gpt", "a"))], **TALK)
+    prompts = load(run, encoder, tpaw_max_bad_rows=25)
+    assert len(prompts.bad_rows) == 25
+    assert [row.row for row in prompts.bad_rows] == list(range(1, KEPT + 1))
+    with pytest.raises(DataError, match=r"has 25 bad rows, but `tpaw_max_bad_rows` allows 24\. First: row 1, because"):
+        load(run, encoder, tpaw_max_bad_rows=24)
+
+
+def test_first_prompts(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
+    run.finetuning.tpaw_prompts = "additions"
+    run.finetuning.tpaw_max_prompts = 2
+    found, read = load_first_prompts(encoder, run.model, run.data, run.training, run.finetuning, 6)
+    assert (len(found.prompts), read) == (6, 6)
+    assert answers(found)[:2] == ["0 + 0 = 0.", "0 + 1 = 1."]
+    assert not (project.root / "saves").exists()
 
 
 def test_absent_responses(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
