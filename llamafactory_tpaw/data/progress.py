@@ -19,6 +19,8 @@ Item = TypeVar("Item")
 BAR_AFTER_S = 5.0
 LINE_EVERY_S = 30.0
 BYTES = "B"
+# Set for a process whose progress another one shows.
+SILENT = "LLAMAFACTORY_TPAW_SILENT"
 
 
 class Progress:
@@ -38,7 +40,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._said = time.monotonic()
-        self._silent = os.environ.get("RANK", "0") != "0"
+        self._silent = os.environ.get("RANK", "0") != "0" or SILENT in os.environ
         self._spoke = False
         if sys.stderr.isatty() and not self._silent:
             scale = {"unit_scale": True, "unit_divisor": 1024} if self.unit == BYTES else {}

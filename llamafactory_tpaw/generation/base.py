@@ -234,13 +234,19 @@ def answer_units(
         batch_tokens: Most tokens in a batch.
         finished: Passed on to `generate`.
     """
+    for unit in units_left(requests, left, batch_tokens):
+        responses = generate([requests[index] for index in unit], finished)
+        yield list(zip(unit, responses, strict=True))
+
+
+def units_left(requests: Requests, left: np.ndarray, batch_tokens: int) -> Iterator[list[int]]:
+    """Give the requests of each unit that are left; the plan covers all requests, whatever is left of them."""
     wanted = np.zeros(len(requests), dtype=bool)
     wanted[left] = True
     for unit in plan_units(requests, batch_tokens):
         indices = unit[wanted[unit]].tolist()
         if indices:
-            responses = generate([requests[index] for index in indices], finished)
-            yield list(zip(indices, responses, strict=True))
+            yield indices
 
 
 def plan_units(requests: Requests, batch_tokens: int) -> Iterator[np.ndarray]:

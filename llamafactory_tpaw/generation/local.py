@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation of a round by θ_t or the model that stands in for it: what is asked, of whom, and by which engine."""
+"""Generation of a round by θ_t or the model in its place: what is asked, of whom, and by which engine."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from ..team.machine import hardware
 from ..team.members import Team, load_team
 from ..team.opponent import load_opponent, served_identity
 from .base import EngineContext, SamplingSettings, ignore
-from .devices import DeviceEngine, answer_parent, command_for
+from .devices import DeviceEngine, command_for
 from .hf import HfEngine
+from .share import answer_parent
 from .workflow import Job, run_job
 
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from ..data.rounds import Round
     from ..data.triplets import TripletMeta
     from .base import Engine, Request, Response
-    from .devices import Share
+    from .share import Share
 
 logger = get_logger(__name__)
 

@@ -53,7 +53,7 @@ class Job:
         template_name: `template`.
         hardware: What it is sampled on.
         samples: Responses a prompt.
-        opponent: `tpaw_opponent_model` as the meta file names it; empty where θ_t generates.
+        opponent: `tpaw_opponent_model`; empty where θ_t generates.
         max_failed: How many responses may be missing in the end.
     """
 
@@ -87,7 +87,7 @@ class Job:
         return {
             "iteration": self.round.iteration,
             "generator": self.generator,
-            "opponent": self.opponent,
+            "opponent": bool(self.opponent),
             "tokenizer": self.encoder.tokenizer_digest,
             "template": self.encoder.template_digest,
             "prompts": self.prompts.digest,
@@ -251,7 +251,7 @@ def _finish(job: Job, requests: PromptRequests, partial: PartialFile) -> Triplet
         samples=job.samples,
         failed=[row_key(request.id, request.sample) for request in failed],
         ids_digest=ids.hexdigest() if keyed else "",
-        opponent=job.opponent,
+        opponent=relative_path(job.opponent, job.round.path.parent) if job.opponent else "",
     )
     write_meta(job.round.path, meta)
     return meta

@@ -13,9 +13,11 @@ from typing import Any
 
 from ..arguments.parsed import DISTRIBUTED_KEYS
 from ..data.locks import locked
-from ..errors import INTERRUPTED, TERMINATED, ConfigError, DataError, Findings
+from ..errors import ConfigError, DataError, Findings
+from ..generation.devices import devices_in_sight
+from ..generation.share import Share
 from ..plugin.given import is_on, is_true, read_given
-from ..plugin.interruption import Terminated, end_with_parent, run_child
+from ..plugin.interruption import end_like_child, end_with_parent, run_child
 from ..plugin.logs import get_logger
 from ..team.manifest import Manifest
 from .check import check_start
@@ -128,8 +130,10 @@ def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
 
 
 def generate(argv: list[str]) -> int:
-    """Generate the triplets that an iteration lacks, in this process."""
+    """Generate the triplets that an iteration lacks, in this process, or in one for each device in sight."""
     end_with_parent()
+    share = Share.given(os.environ)
+    devices = devices_in_sight(os.environ)
     _use_one_device(os.environ)
     given = read_given(argv)
     refuse_other_stage(given, "generate")
@@ -142,11 +146,14 @@ def generate(argv: list[str]) -> int:
         logger.info_rank0("The triplets of this iteration are there already.")
         return 0
     from ..arguments.parsed import parse_single_process
-    from ..generation.local import generate_round
+    from ..generation.local import answer_share, generate_round
 
     run = parse_single_process(plan.given)
     for round_ in plan.to_generate:
-        generate_round(run, round_)
+        if share is None:
+            generate_round(run, round_, argv, devices)
+        elif share.file == str(round_.path):
+            answer_share(run, round_, share)
     return 0
 
 
@@ -215,20 +222,8 @@ def _require_triplets(plan: Plan) -> None:
 
 def _generate_in_child(argv: list[str]) -> None:
     """Generate in a process of its own, so that its memory on the device is free again before training."""
-    environment = dict(os.environ)
-    _use_one_device(environment)
-    code = run_child([sys.executable, "-m", "llamafactory_tpaw", "generate", *argv], environment)
-    if code == TERMINATED:
-        raise Terminated
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
-    if code > 128:
-        logger.warning_rank0(
-            f"The process that generates was ended by signal {code - 128}. Signal 9 without your doing is the "
-            "system's want of memory. What is done is kept: the same command continues."
-        )
-    if code != 0:
-        raise SystemExit(code)
+    command = [sys.executable, "-m", "llamafactory_tpaw", "generate", *argv]
+    end_like_child(run_child(command, os.environ), logger.warning_rank0)
 
 
 def _use_one_device(environment: MutableMapping[str, str]) -> None:

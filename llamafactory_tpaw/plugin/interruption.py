@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -120,13 +120,59 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], **streams:
     Returns:
         Its exit code, 128 + n where signal n ended it.
     """
-    process = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, **streams)
+    with started_child(command, environment, **streams) as process:
+        return exit_code(process)
+
+
+@contextlib.contextmanager
+def started_child(
+    command: Sequence[str], environment: Mapping[str, str], **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    r"""Start a command, and end it where it still runs when the block is left.
+
+    The thread that starts it must live as long: a child ends with it, see `end_with_parent`.
+
+    Args:
+        command: Program and arguments.
+        environment: Its environment.
+        options: Of `subprocess.Popen`.
+    """
+    process = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, **options)
     try:
-        code = process.wait()
+        yield process
     finally:
         if process.poll() is None:
             _end(process)
+
+
+def exit_code(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a child and return its exit code, 128 + n where signal n ended it."""
+    code = process.wait()
     return code if code >= 0 else 128 - code
+
+
+def end_like_child(code: int, warn: Callable[[str], object]) -> None:
+    r"""End this process as the child ended that generates for it; 0 lets it go on.
+
+    Args:
+        code: Its exit code. It has told the reason itself, unless a signal ended it.
+        warn: Told so then.
+
+    Raises:
+        KeyboardInterrupt: If the child was interrupted or terminated.
+        SystemExit: With its code, if it failed.
+    """
+    if code == TERMINATED:
+        raise Terminated
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code > 128:
+        warn(
+            f"The process that generates was ended by signal {code - 128}. Signal 9 without your doing is the "
+            "system's want of memory. What is done is kept: the same command continues."
+        )
+    if code != 0:
+        raise SystemExit(code)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

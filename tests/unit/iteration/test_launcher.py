@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError, DataError, InUseError
+from llamafactory_tpaw.generation.share import SHARE, Share
 from llamafactory_tpaw.iteration import launcher
 from llamafactory_tpaw.plugin.interruption import Terminated
 from tests.unit.team.checkpoints import make_tensors, save_single
@@ -90,17 +91,14 @@ class TestChild:
 
     code = 0
 
-    @pytest.mark.parametrize(("visible", "first"), [(None, "0"), ("3,1", "3"), ("", "")])
-    def test_sees_one_device(
-        self, commands: list[Any], monkeypatch: pytest.MonkeyPatch, visible: str | None, first: str
+    def test_sees_the_devices_that_the_command_sees(
+        self, commands: list[Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-        if visible is not None:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
         launcher._generate_in_child(["run.yaml", "seed=1"])
         ((command, environment),) = commands
         assert command == [sys.executable, "-m", "llamafactory_tpaw", "generate", "run.yaml", "seed=1"]
-        assert environment["CUDA_VISIBLE_DEVICES"] == first
+        assert environment["CUDA_VISIBLE_DEVICES"] == "3,1"
 
     @pytest.mark.parametrize("code", [1, 3, 137])
     def test_failure_ends_the_command(
@@ -271,6 +269,43 @@ class TestSteps:
         message = f"`stage: sft` is not `tpaw`, but `llamafactory-tpaw {command}` is for an iteration of self-play."
         with pytest.raises(ConfigError, match=message):
             getattr(launcher, command)(GIVEN | {"stage": "sft"})
+
+    @pytest.mark.parametrize(
+        ("visible", "first", "devices"), [(None, "0", []), ("3,1", "3", ["3", "1"]), ("", "", [])]
+    )
+    def test_one_device_is_used_and_all_are_told(
+        self,
+        plan: SimpleNamespace,
+        monkeypatch: pytest.MonkeyPatch,
+        visible: str | None,
+        first: str,
+        devices: list[str],
+    ) -> None:
+        told: list[Any] = []
+        monkeypatch.setattr("llamafactory_tpaw.arguments.parsed.parse_single_process", lambda given: "run")
+        monkeypatch.setattr("llamafactory_tpaw.generation.local.generate_round", lambda *given: told.append(given))
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
+        assert launcher.generate(GIVEN) == 0
+        assert told == [("run", plan.to_generate[0], GIVEN, devices)]
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == first
+
+    def test_a_process_for_one_device_answers_for_its_round_alone(
+        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: list[Any] = []
+        share = Share("e.jsonl", 7)
+        monkeypatch.setenv(SHARE, json.dumps({"file": "e.jsonl", "channel": 7}))
+        monkeypatch.setattr("llamafactory_tpaw.arguments.parsed.parse_single_process", lambda given: "run")
+        monkeypatch.setattr("llamafactory_tpaw.generation.local.generate_round", None)
+        monkeypatch.setattr("llamafactory_tpaw.generation.local.answer_share", lambda *given: told.append(given))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        plan.to_generate = [SimpleNamespace(path=Path(name)) for name in ("d.jsonl", "e.jsonl")]
+        assert launcher.generate(GIVEN) == 0
+        assert told == [("run", plan.to_generate[1], share)]
 
     def test_nothing_to_generate(self, plan: SimpleNamespace) -> None:
         assert launcher.generate(GIVEN) == 0
