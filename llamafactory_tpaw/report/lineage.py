@@ -18,8 +18,10 @@ from ..team.manifest import Manifest
 # What a checkpoint or triplet file is to the graph.
 FINISHED, TRAINING, ON_THE_WAY, START = "finished", "training", "checkpoint", "start"
 HERE, FOREIGN = "here", "foreign"
-MISSING, REPLACED, HUB, DAMAGED = "missing", "replaced", "hub", "damaged"
-ABSENT = frozenset({MISSING, REPLACED, HUB})
+MISSING, REPLACED, HUB, DAMAGED, SERVED = "missing", "replaced", "hub", "damaged", "served"
+ABSENT = frozenset({MISSING, REPLACED, HUB, SERVED})
+# The name of a model that generated triplets in place of θ and is no θ of the graph.
+OPPONENT = "opponent"
 
 # Keys that differ in every iteration.
 EXPECTED_CHANGES = frozenset({"tpaw_iteration", "dataset"})
@@ -30,12 +32,13 @@ class Checkpoint:
     r"""A checkpoint of the graph.
 
     Attributes:
-        key: Fingerprint of its weights; `folder:...` while it has none, in training.
-        name: `theta_k`.
+        key: Fingerprint of its weights; `folder:...` while it has none, in training; `served:...` where only a server
+            had them.
+        name: `theta_k`, or `opponent`.
         path: Where it is or was, as seen from the working folder.
         folder: Its folder, None where it is not here.
         state: `finished`, `training`, `checkpoint` (saved on the way), `start` (no `tpaw.json`), `missing`,
-            `replaced` (other weights are in its place), `hub`, or `damaged` (its `tpaw.json` is).
+            `replaced` (other weights are in its place), `hub`, `served`, or `damaged` (its `tpaw.json` is).
         manifest: Its `tpaw.json`.
         parent: Key of the checkpoint it was trained from.
         players: Keys of its team, oldest first.
@@ -60,6 +63,11 @@ class Checkpoint:
         number = self.name.removeprefix("theta_")
         return int(number) if number.isdigit() else 0
 
+    @property
+    def is_opponent(self) -> bool:
+        """Whether all that is known of it is that it generated triplets in place of a θ."""
+        return self.name == OPPONENT
+
 
 @dataclass
 class Triplets:
@@ -74,6 +82,7 @@ class Triplets:
         iteration: Which theta generated it; None for foreign data.
         rows: Number of rows.
         generator: Key of the checkpoint that generated it.
+        by_opponent: Whether that was an opponent model in place of its theta.
         meta: Its meta file.
         recorded: What `tpaw.json` says of it; empty where only the file was given.
     """
@@ -86,6 +95,7 @@ class Triplets:
     iteration: int | None
     rows: int
     generator: str | None = None
+    by_opponent: bool = False
     meta: TripletMeta | None = None
     recorded: dict[str, Any] = field(default_factory=dict)
 
@@ -99,8 +109,9 @@ class Graph:
     notes: list[str] = field(default_factory=list)
 
     def roots(self) -> list[Checkpoint]:
-        """Checkpoints whose parent is not known, oldest first."""
-        return self._ordered(node for node in self.checkpoints.values() if node.parent is None)
+        """Checkpoints whose parent is not known, oldest first, and after them the opponents."""
+        roots = self._ordered(node for node in self.checkpoints.values() if node.parent is None)
+        return sorted(roots, key=lambda node: node.is_opponent)
 
     def children(self, key: str) -> list[Checkpoint]:
         """Checkpoints that were trained from this one, by path."""
@@ -151,6 +162,7 @@ def as_json(graph: Graph) -> dict[str, Any]:
             {
                 "key": node.key,
                 "name": node.name,
+                "role": OPPONENT if node.is_opponent else "theta",
                 "path": node.path,
                 "state": node.state,
                 "parent": node.parent,
@@ -170,6 +182,7 @@ def as_json(graph: Graph) -> dict[str, Any]:
                 "iteration": node.iteration,
                 "rows": node.rows,
                 "generator": node.generator,
+                "by_opponent": node.by_opponent,
                 "meta": vars(node.meta) if node.meta else None,
             }
             for node in graph.triplets.values()

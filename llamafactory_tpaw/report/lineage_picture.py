@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.files import write_atomic
 from ..errors import EnvironmentProblem
-from .lineage import ABSENT, DAMAGED, ON_THE_WAY, TRAINING, Checkpoint, Graph, Triplets
+from .lineage import ABSENT, DAMAGED, ON_THE_WAY, OPPONENT, SERVED, TRAINING, Checkpoint, Graph, Triplets
 
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ WIDTH, HEIGHT, LOW_HEIGHT = 1.62, 1.08, 0.7
 LONGEST = 23
 MANY = 4
 DPI = 150
-CHECKPOINT, TRIPLETS, GONE = "#dcebf7", "#f7ead7", "#f2f2f2"
+CHECKPOINT, TRIPLETS, OTHER, GONE = "#dcebf7", "#f7ead7", "#e9dff2", "#f2f2f2"
+# Shapes of boxes: opponents are no checkpoints of the run.
+ROUND, PILLOW = "round,pad=0,rounding_size=0.08", "round4,pad=0,rounding_size=0.12"
 POLICY, GENERATED, DATA, FRAME, FAINT = "#1b4965", "#777777", "#b9772a", "#222222", "#555555"
 
 
@@ -51,8 +53,10 @@ def draw(graph: Graph, path: Path) -> None:
     axes.axis("off")
     _draw_edges(axes, graph, places)
     for node in graph.checkpoints.values():
-        gone = node.state in ABSENT | {DAMAGED}
-        _box(axes, places[node.key], HEIGHT, _checkpoint_lines(graph, node), GONE if gone else CHECKPOINT, dashed=gone)
+        gone = _is_gone(node)
+        color, shape, height = (OTHER, PILLOW, LOW_HEIGHT) if node.is_opponent else (CHECKPOINT, ROUND, HEIGHT)
+        lines = _checkpoint_lines(graph, node)
+        _box(axes, places[node.key], height, lines, GONE if gone else color, dashed=gone, shape=shape)
     for triplets in graph.triplets.values():
         gone = triplets.state in ABSENT | {DAMAGED}
         lines = [_symbol(triplets), _short(triplets.name), "not here" if gone else f"{triplets.rows} triplets"]
@@ -74,7 +78,7 @@ def place(graph: Graph) -> dict[str, _Place]:
     Returns:
         Centres by key. A checkpoint is a step right of its parent, a first child in its parent's row, every other one
         in a row of its own. Triplets are half a step right of what generated them, above the row of the first
-        checkpoint that was trained on them when they were new.
+        checkpoint that was trained on them when they were new. Opponents are above the first triplets of theirs.
     """
     places: dict[str, _Place] = {}
     rows = 0
@@ -87,7 +91,7 @@ def place(graph: Graph) -> dict[str, _Place]:
                 rows += 1
             put(child, depth + 1, row if index == 0 else rows)
 
-    for index, root in enumerate(graph.roots()):
+    for index, root in enumerate(root for root in graph.roots() if not root.is_opponent):
         if index:
             rows += 1
         put(root, 0, rows)
@@ -96,16 +100,27 @@ def place(graph: Graph) -> dict[str, _Place]:
         while any(abs(spot.x - other.x) < WIDTH and abs(spot.y - other.y) < LOW_HEIGHT for other in places.values()):
             spot = _Place(spot.x, spot.y + LOW_HEIGHT + 0.1)
         places[triplets.key] = spot
+    _put_opponents(graph, places)
     return places
+
+
+def _put_opponents(graph: Graph, places: dict[str, _Place]) -> None:
+    for node in graph.checkpoints.values():
+        if node.key in places:
+            continue
+        spot = min((places[triplets.key] for triplets in graph.generated(node.key)), default=_Place(0.0, 0.0))
+        while any(abs(spot.x - other.x) < WIDTH and abs(spot.y - other.y) < HEIGHT for other in places.values()):
+            spot = _Place(spot.x, spot.y + HEIGHT + 0.1)
+        places[node.key] = spot
 
 
 def _above(graph: Graph, triplets: Triplets, places: dict[str, _Place]) -> _Place:
     users = [node for node in graph.checkpoints.values() if triplets.key in node.triplets]
-    if triplets.generator is not None:
+    if triplets.generator is not None and not triplets.by_opponent:
         source = places[triplets.generator]
         new_to = [places[user.key].y for user in users if user.parent == triplets.generator]
         return _Place(source.x + STEP / 2, max(new_to, default=source.y) + RISE)
-    # Nothing in the graph generated them: before the first that was trained on them.
+    # Not from the line of checkpoints: before the first that was trained on them.
     first = min((places[user.key] for user in users), default=_Place(STEP, 0.0))
     return _Place(first.x - STEP / 2, first.y + RISE)
 
@@ -120,6 +135,9 @@ def _draw_edges(axes: Axes, graph: Graph, places: dict[str, _Place]) -> None:
             _arrow(axes, [*way, (last.x - WIDTH / 2, last.y)], POLICY, width=2.4)
         elif kind == "generated":
             way = [(first.x + 0.1, first.y), (first.x + 0.1, last.y), (last.x - WIDTH / 2, last.y)]
+            if start in graph.checkpoints and graph.checkpoints[start].is_opponent:
+                corner = [] if first.x == last.x else [(last.x, first.y)]
+                way = [(first.x, first.y), *corner, (last.x, last.y + LOW_HEIGHT / 2)]
             _arrow(axes, way, GENERATED, style=":")
         elif kind == "data" and last.x - first.x <= STEP / 2:
             if last.y < first.y - RISE:
@@ -144,13 +162,14 @@ def _arrow(axes: Axes, way: list[tuple[float, float]], color: str, *, width: flo
     axes.add_patch(FancyArrowPatch(start, end, color=color, zorder=1, **head))
 
 
-def _box(axes: Axes, spot: _Place, height: float, lines: list[str], color: str, *, dashed: bool) -> None:
+def _box(
+    axes: Axes, spot: _Place, height: float, lines: list[str], color: str, *, dashed: bool, shape: str = ROUND
+) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     corner = spot.x - WIDTH / 2, spot.y - height / 2
-    shape: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.08", "zorder": 2, "linewidth": 1.0}
-    style = {"facecolor": color, "edgecolor": FRAME, "linestyle": "--" if dashed else "-"}
-    axes.add_patch(FancyBboxPatch(corner, WIDTH, height, **shape | style))
+    style: dict[str, Any] = {"facecolor": color, "edgecolor": FRAME, "linestyle": "--" if dashed else "-"}
+    axes.add_patch(FancyBboxPatch(corner, WIDTH, height, boxstyle=shape, zorder=2, linewidth=1.0, **style))
     y = spot.y + height / 2 - 0.17
     for number, line in enumerate(lines):
         size, shade = ((11, FRAME), (7.5, FRAME))[number] if number < 2 else (7, FAINT)
@@ -159,11 +178,13 @@ def _box(axes: Axes, spot: _Place, height: float, lines: list[str], color: str, 
 
 
 def _checkpoint_lines(graph: Graph, node: Checkpoint) -> list[str]:
-    name = rf"$\theta_{{{node.theta}}}$"
+    name = OPPONENT if node.is_opponent else rf"$\theta_{{{node.theta}}}$"
     if node.manifest is not None and node.manifest.step is not None:
         name += f" at step {node.manifest.step}"
     known = "" if ":" in node.key else node.key[:12]
-    if node.state in ABSENT | {DAMAGED}:
+    if node.state == SERVED:
+        known = "on a server"
+    elif _is_gone(node):
         known = f"{known} {'damaged' if node.state == DAMAGED else 'not here'}"
     elif node.state in (TRAINING, ON_THE_WAY):
         known = "training" if node.state == TRAINING else "saved on the way"
@@ -174,6 +195,10 @@ def _checkpoint_lines(graph: Graph, node: Checkpoint) -> list[str]:
         lines.append(f"{node.manifest.objective} against {_several(players)}" if players else node.manifest.objective)
         lines.append(f"on {_several(data)}" if data else "")
     return lines
+
+
+def _is_gone(node: Checkpoint) -> bool:
+    return node.state in (ABSENT | {DAMAGED}) - {SERVED}
 
 
 def _symbol(triplets: Triplets) -> str:

@@ -16,6 +16,9 @@ from .lineage import (
     EXPECTED_CHANGES,
     FOREIGN,
     ON_THE_WAY,
+    OPPONENT,
+    SERVED,
+    START,
     TRAINING,
     Checkpoint,
     Graph,
@@ -34,6 +37,8 @@ STATES = {
     "missing": "missing",
     "replaced": "missing: another one is in its place now",
     "hub": "on a hub",
+    "served": "on a server",
+    "opponent": "generated in place of a theta",
     "damaged": "its description cannot be read",
     "foreign": "other preference data",
 }
@@ -84,7 +89,8 @@ def _checkpoint(graph: Graph, node: Checkpoint) -> Group:
         if node.manifest is None or node.manifest.step is None
         else f"{node.name} at step {node.manifest.step}"
     )
-    title = _title(f"{name} <- {parent.name}" if parent else name, node.path, node.key, node.state)
+    state = OPPONENT if node.is_opponent and node.state == START else node.state
+    title = _title(f"{name} <- {parent.name}" if parent else name, node.path, node.key, state)
     manifest = node.manifest
     if manifest is None:
         return Group(title)
@@ -115,15 +121,28 @@ def _triplets(graph: Graph, node: Triplets) -> Group:
     title = _title(f"D_{node.iteration} {node.name}", node.path, node.key, node.state)
     meta = node.meta
     if meta is None:
-        return _with(title, [f"{node.rows} triplets"])
-    generator = graph.checkpoints.get(node.generator or "")
+        return _with(title, [f"{node.rows} triplets{f' of an {OPPONENT}' if node.by_opponent else ''}"])
+    samples = f"{meta.samples} a prompt, " if meta.samples > 1 else ""
+    failed = f"{len(meta.failed)} failed, " if meta.failed else ""
     lines = [
-        f"{node.rows} triplets of {generator.name if generator else f'theta_{node.iteration}'}"
-        f"{f', generated {_time(meta.created)}' if meta.created else ''}, prompts of {meta.prompts_entry}"
+        f"{node.rows} triplets of {_generator(graph, node)}"
+        f"{f', generated {_time(meta.created)}' if meta.created else ''}, {samples}{failed}"
+        f"prompts of {meta.prompts_entry}"
     ]
     settings = {key: meta.sampling[key] for key in SAMPLING if key in meta.sampling}
     lines.append(f"{meta.engine.get('name')} {meta.engine.get('version')}: {_listed(settings)}")
     return _with(title, lines)
+
+
+def _generator(graph: Graph, node: Triplets) -> str:
+    """Who generated triplets: θ of their iteration, or an opponent, which may be a θ of another number."""
+    generator = graph.checkpoints.get(node.generator or "")
+    if generator is None:
+        return f"theta_{node.iteration}"
+    if not node.by_opponent:
+        return generator.name
+    name = "" if generator.is_opponent else f"{generator.name}, "
+    return f"the {OPPONENT} {name}{generator.path} (in place of theta_{node.iteration})"
 
 
 def _title(name: str, path: str, key: str, state: str) -> Text:
@@ -132,7 +151,8 @@ def _title(name: str, path: str, key: str, state: str) -> Text:
     if ":" not in key:
         title.append(f"  {key[:DIGITS]}", style="not bold dim")
     if state in STATES:
-        title.append(f"  {STATES[state]}", style="not bold red" if state in ABSENT | {DAMAGED} else "not bold yellow")
+        gone = state in (ABSENT | {DAMAGED}) - {SERVED}
+        title.append(f"  {STATES[state]}", style=f"not bold {'red' if gone else 'yellow'}")
     return title
 
 

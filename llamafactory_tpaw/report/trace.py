@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.files import read_json
 from ..data.source import DATASET_INFO
+from ..data.triplets import SERVED as SERVED_KEY
 from ..data.triplets import meta_path, read_meta
 from ..errors import DataError, TpawError
 from ..team.manifest import MANIFEST, Manifest, read_manifest
@@ -23,7 +24,9 @@ from .lineage import (
     HUB,
     MISSING,
     ON_THE_WAY,
+    OPPONENT,
     REPLACED,
+    SERVED,
     START,
     Checkpoint,
     Graph,
@@ -125,11 +128,15 @@ class _Walk:
         """Add a checkpoint that a manifest or a meta file in `base` names."""
         key, path = described["fingerprint"], str(described.get("path", ""))
         present = self.graph.checkpoints.get(key)
-        if present is None or present.state in ABSENT:
+        if key.startswith(SERVED_KEY):
+            self.graph.checkpoints.setdefault(key, Checkpoint(key, described["name"], path, None, SERVED))
+        elif present is None or present.state in ABSENT:
             self._look_for(key, described.get("name", ""), path, base)
         else:
             self._prefer(present, _find(path, base, directory=True))
         node = self.graph.checkpoints[key]
+        if node.is_opponent:  # Of one run the opponent may be a θ of it, too.
+            node.name = described.get("name", OPPONENT)
         node.recorded |= {name: described[name] for name in ("files",) if name in described}
         return key
 
@@ -199,8 +206,11 @@ class _Walk:
         node.meta = meta if same else None
         if same:
             fingerprint = source.get("generator") or meta.generator
-            described = {"name": f"theta_{meta.iteration}", "path": meta.generator_path, "fingerprint": fingerprint}
-            node.generator = self._refer(described, file.parent)
+            name, path = (
+                (OPPONENT, meta.opponent) if meta.opponent else (f"theta_{meta.iteration}", meta.generator_path)
+            )
+            node.by_opponent = bool(meta.opponent)
+            node.generator = self._refer({"name": name, "path": path, "fingerprint": fingerprint}, file.parent)
         return key
 
     def _add_triplets(
@@ -209,6 +219,7 @@ class _Walk:
         iteration = None if source.get("foreign") else source["iteration"]
         generator = source.get("generator") if source.get("generator") in self.graph.checkpoints else None
         node = Triplets(key, source["entry"], path, file, state, iteration, source["rows"], generator)
+        node.by_opponent = bool(source.get("opponent"))
         node.recorded = recorded
         self.graph.triplets[key] = node
         return node

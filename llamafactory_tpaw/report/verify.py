@@ -14,12 +14,18 @@ from ..data.triplets import meta_path
 from ..errors import DataError
 from ..team.fingerprint import Weights, digest_other_files, hash_weights
 from ..team.manifest import MANIFEST
-from .lineage import DAMAGED, FOREIGN, HUB, MISSING, REPLACED, Checkpoint, Graph, Triplets, shown
+from .lineage import DAMAGED, FOREIGN, HUB, MISSING, REPLACED, SERVED, Checkpoint, Graph, Triplets, shown
 
 
 OK, CHANGED = "ok", "changed"
 CACHE_NAME = Path(FIELDS["tpaw_cache_dir"].default).name
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
+# Why weights are not read, by the state of the checkpoint.
+NOT_LOOKED_AT = {
+    MISSING: "are not here",
+    HUB: "are on a hub and not looked at",
+    SERVED: "were on a server and cannot be looked at",
+}
 # How far up from an output folder a cache is looked for where `tpaw.json` does not name it.
 LEVELS_UP = 4
 
@@ -71,9 +77,10 @@ def _verify_checkpoint(graph: Graph, node: Checkpoint) -> Iterator[Check]:
         if node.manifest is not None
         else "Restore it from a copy: what was trained from it says another one."
     )
-    if node.state in (MISSING, HUB):
-        detail = "are not here" if node.state == MISSING else "are on a hub and not looked at"
-        yield Check(MISSING, node.name, node.path, "weights", detail)
+    if node.is_opponent:
+        advice = "Restore it from a copy: the triplets say that another one generated them."
+    if node.state in NOT_LOOKED_AT:
+        yield Check(MISSING, node.name, node.path, "weights", NOT_LOOKED_AT[node.state])
         return
     if node.state in (REPLACED, DAMAGED):
         what, detail = ("weights", "are those of another checkpoint than recorded")

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llamafactory_tpaw.data.files import digest_file
-from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, write_meta
+from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, read_meta, write_meta
 from llamafactory_tpaw.team.fingerprint import digest_other_files, hash_weights
 from llamafactory_tpaw.team.manifest import MANIFEST, Manifest, relative_path, write_manifest
 from tests.unit.team.checkpoints import make_tensors, save_single
@@ -37,15 +38,15 @@ def describe(name: str, path: Path, folder: Path) -> dict[str, Any]:
     return {"name": name, "path": relative_path(path, folder), "fingerprint": fingerprint}
 
 
-def generate(name: str, iteration: int, generator: Path) -> Path:
-    """Write a file of triplets and its meta file."""
+def generate(name: str, iteration: int, by: Path, **changes: Any) -> Path:
+    """Write a file of triplets and its meta file; `changes` replaces fields of that."""
     path = Path(f"data/tpaw/{name}.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"id": name}) + "\n")
     meta = TripletMeta(
         iteration=iteration,
-        generator=hash_weights(generator, STORE).fingerprint,
-        generator_path=relative_path(generator, path.parent),
+        generator=hash_weights(by, STORE).fingerprint,
+        generator_path=relative_path(by, path.parent),
         tokenizer="t",
         template="d",
         prompts_entry="sft",
@@ -58,7 +59,7 @@ def generate(name: str, iteration: int, generator: Path) -> Path:
         rows_digest=digest_file(path),
         created="2026-01-01T00:00:00Z",
     )
-    write_meta(path, meta)
+    write_meta(path, replace(meta, **changes))
     return path
 
 
@@ -80,8 +81,9 @@ def play(folder: str, players: list[Path], rounds: list[Path], first: int = 0, *
                 "iteration": first + index,
                 "rows": 1,
                 "digest": digest_file(path),
-                "generator": team[index]["fingerprint"],
+                "generator": read_meta(path).generator,
                 "foreign": False,
+                "opponent": read_meta(path).opponent,
                 "path": os.path.relpath(path, output),
                 "meta": digest_file(meta_path(path)),
             }
