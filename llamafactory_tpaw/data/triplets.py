@@ -152,7 +152,8 @@ class TripletMeta:
         selection: The keys that settled which rows are prompts.
         sampling: Sampling settings, `seed` included.
         cutoff_len: `cutoff_len` under which it was sampled.
-        engine: Name and version of the engine, and the dtype it computed in.
+        engine: Name and version of the engine, and the dtype it computed in; of servers also the model's name there,
+            whether they say that they loaded this checkpoint, and how prompts went and responses came.
         rows: Number of rows.
         rows_digest: SHA-256 of the file's bytes.
         counts: How many rows stopped, ran into the limit, equal their target; bad rows; tokens.
@@ -183,7 +184,7 @@ class TripletMeta:
     selection: dict[str, Any]
     sampling: dict[str, Any]
     cutoff_len: int
-    engine: dict[str, str]
+    engine: dict[str, Any]
     rows: int
     rows_digest: str
     counts: dict[str, int] = field(default_factory=dict)

@@ -144,7 +144,7 @@ def _make_engine(job: Job, context: EngineContext, argv: Sequence[str]) -> Engin
     if args.tpaw_engine != HfEngine.name:
         from .openai import make_engine
 
-        return make_engine(context)
+        return make_engine(context, job.round.path)
     if len(context.devices) < 2:
         return _load_engine(context)
     return DeviceEngine(

@@ -14,6 +14,7 @@ import os
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -54,6 +55,7 @@ class PartialFile:
         seconds: Time spent on the rows.
         counts: Sums of the rows' counts.
         version: Of the engine that gave the newest row.
+        facts: What that engine says of itself besides.
 
     Raises:
         DataError: If the file was begun with another identity, or is damaged before its last commit.
@@ -66,6 +68,7 @@ class PartialFile:
         self.seconds = 0.0
         self.counts: Counter[str] = Counter()
         self.version = ""
+        self.facts: dict[str, Any] = {}
         self._end = 0
         try:
             with path.open("rb") as stream:
@@ -92,13 +95,20 @@ class PartialFile:
         """Indices of the requests without a row, ascending, (M,) int64."""
         return np.flatnonzero(self.offsets == MISSING)
 
-    def append(self, rows: Sequence[NewRow], seconds: float, version: str = "") -> None:
+    def append(
+        self,
+        rows: Sequence[NewRow],
+        seconds: float,
+        version: str = "",
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         r"""Keep rows: after this they are on the disk, whatever happens.
 
         Args:
             rows: Of requests that have none yet.
             seconds: Time spent on them.
             version: Of the engine.
+            facts: What the engine says of itself besides, in plain values.
 
         Raises:
             OSError: If they cannot be written, with the file's name; the file is as before.
@@ -112,6 +122,7 @@ class PartialFile:
             "seconds": round(seconds, 6),
             "counts": counts,
             "version": version,
+            "facts": dict(facts),
         }
         content = body + json.dumps(commit).encode() + b"\n"
         self._write(content)
@@ -198,3 +209,4 @@ class PartialFile:
         self.seconds += commit["seconds"]
         self.counts.update(commit["counts"])
         self.version = commit["version"] or self.version
+        self.facts = commit.get("facts") or self.facts

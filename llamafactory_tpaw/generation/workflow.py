@@ -157,7 +157,7 @@ def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine:
             rows = _new_rows(job, batch)
             elapsed = time.monotonic() - started
             started += elapsed
-            partial.append(rows, elapsed, engine.version)
+            partial.append(rows, elapsed, engine.version, getattr(engine, "facts", {}))
             progress.update(partial.done + failed.count - progress.n)
     _refuse_unanswered(job, requests, open_, failed, engine.name)
 
@@ -238,7 +238,7 @@ def _finish(job: Job, requests: PromptRequests, partial: PartialFile) -> Triplet
         selection=job.selection,
         sampling=identity["sampling"],
         cutoff_len=job.cutoff_len,
-        engine=job.engine | ({"version": partial.version} if partial.version else {}),
+        engine=job.engine | ({"version": partial.version} if partial.version else {}) | partial.facts,
         rows=partial.done,
         rows_digest=rows_digest,
         counts={name: partial.counts[name] for name in ("stop", "length", "equal")}
