@@ -208,7 +208,8 @@ class Endpoint:
             except self.openai.APIStatusError as error:
                 return error.status_code < 500
             except self.openai.APIConnectionError as error:
-                if not self._cut(error).reached:
+                cut = self._cut(error)
+                if isinstance(cut, Cut) and not cut.reached:
                     return False
             except Exception:
                 continue
@@ -216,17 +217,20 @@ class Endpoint:
                 return True
         return False
 
-    def _cut(self, error: Exception) -> Cut:
+    def _cut(self, error: Exception) -> Cut | GenerationError:
         """Look for the reason in the chain of errors: which of them names it depends on the HTTP library."""
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
             chain.append(cause)
+        names = {kind.__name__ for each in chain for kind in type(each).__mro__}
+        if "UnsupportedProtocol" in names:
+            return GenerationError(f"`tpaw_engine_url` names {self.name}, but must begin with http:// or https://.")
         if any(isinstance(each, ConnectionRefusedError) for each in chain):
             return Cut(f"{self.name} refuses connections", reached=False)
         words = self._head(next((str(each) for each in reversed(chain[1:]) if str(each)), ""))
         # The only bound that the HTTP library has is that of connecting.
         outside = any(isinstance(each, (TimeoutError, socket.gaierror)) for each in chain)
-        if outside or any(kind.__name__ in NOT_CONNECTED for each in chain for kind in type(each).__mro__):
+        if outside or names & NOT_CONNECTED:
             return Cut(f"{self.name} cannot be reached ({words})", reached=False)
         return Cut(f"{self.name} cut the connection ({words})", reached=True)
 
