@@ -11,6 +11,8 @@ from setuptools.command.build import build
 
 
 ROOT = Path(__file__).resolve().parent
+# The client of engines `vllm` and `openai`.
+OPENAI = "openai>=1.60"
 STARTUP_FILES = ("llamafactory_tpaw.pth", "llamafactory_tpaw.start")
 
 
@@ -83,13 +85,15 @@ setup(
         "shtab>=1.6",
     ],
     extras_require={
-        # LlamaFactory 0.9.5 itself accepts vLLM up to 0.11.0.
-        "vllm": ["vllm>=0.4.3,<=0.11.0"],
+        # What resolves beside LlamaFactory 0.9.5, which takes transformers up to 5.6: vLLM 0.29 needs 5.10, and 0.11.0
+        # would be given 5.6, which it does not know. Newer ones run in an environment of their own.
+        "vllm": ["vllm>=0.11.2,<0.29", OPENAI],
+        "openai": [OPENAI],
         "deepspeed": ["deepspeed>=0.19.8"],
         "flash-attn": ["flash-attn>=2.6"],
         "eval": ["lm-eval>=0.4.5"],
         "ray": ["ray[default]>=2.40"],
-        "dev": ["build>=1.0", "pytest>=8", "ruff>=0.9"],
+        "dev": ["build>=1.0", "pytest>=8", "ruff>=0.9", OPENAI],
     },
     entry_points={"console_scripts": ["llamafactory-tpaw = llamafactory_tpaw.cli:main"]},
     cmdclass={"build_startup": build_startup},

@@ -19,12 +19,17 @@ BOLD, RED, YELLOW = "1", "31", "33"
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--vllm",
+        metavar="COMMAND",
+        help="the `tpaw_vllm_command` to try; without it, the `vllm` of this environment",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from ..doctor.report import make_report
 
-    report = make_report(lambda step: show_step(step.removeprefix("import ")))
+    report = make_report(lambda step: show_step(step.removeprefix("import ")), arguments.vllm)
     clear_step()
     if arguments.json:
         print(json.dumps(report, indent=2))
@@ -48,6 +53,7 @@ def _text(report: dict[str, Any]) -> Iterator[str]:
         "Hook": _hook(report["hook"]),
         f"Seams in LlamaFactory {report['llamafactory']['version'] or ''}".rstrip(): _seams(report["llamafactory"]),
         "Devices": _devices(report["torch"], machine["nvidia"]),
+        "vLLM": _vllm(report["vllm"]),
         "Machine": _machine(machine),
         "Findings": _findings(report["findings"]),
     }
@@ -105,6 +111,16 @@ def _devices(torch: dict[str, Any] | None, nvidia: dict[str, Any] | None) -> Ite
         yield f"torch uses {torch['accelerator']}" if torch["accelerator"] else "torch sees no device but the CPU"
 
 
+def _vllm(vllm: dict[str, Any]) -> Iterator[str]:
+    if vllm["program"]:
+        whose = "named by the command line" if vllm["command"] else "found by its name"
+        yield f"{vllm['program']}: {vllm['version'] or 'broken'}, {whose}"
+    elif vllm["command"]:
+        yield f"{vllm['command']}: not there"
+    else:
+        yield "not installed; `tpaw_vllm_command` may name one in another environment"
+
+
 def _machine(machine: dict[str, Any]) -> Iterator[str]:
     yield f"processors: {machine['cpus']}, of which {machine['usable_cpus']} may be used"
     if machine["memory"]:
@@ -137,7 +153,8 @@ DOCTOR = Command(
     description="Look at everything that stage `tpaw` needs and print a report that can be pasted into an issue: it "
     "holds no user name, token or password. Each package is imported in a process apart, so that a broken one does "
     "not hide the others; this takes up to a minute. Exit code 5 if something that is needed is missing.",
-    example="llamafactory-tpaw doctor\nllamafactory-tpaw doctor --json > doctor.json",
+    example="llamafactory-tpaw doctor\nllamafactory-tpaw doctor --json > doctor.json\n"
+    "llamafactory-tpaw doctor --vllm vllm-env/bin/vllm",
     add_arguments=_add_arguments,
     run=_run,
 )

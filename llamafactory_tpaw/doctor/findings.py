@@ -36,7 +36,7 @@ def find_all(packages: list[Package], facts: dict[str, Any]) -> list[Finding]:
 
     Args:
         packages: With the errors of their imports.
-        facts: Of `report.make_report`: `hook`, `llamafactory`, `torch`, `machine`.
+        facts: Of `report.make_report`: `hook`, `llamafactory`, `torch`, `vllm`, `machine`.
 
     Returns:
         Problems first.
@@ -46,6 +46,7 @@ def find_all(packages: list[Package], facts: dict[str, Any]) -> list[Finding]:
         *_of_hook(facts["hook"]),
         *_of_seams(packages, facts["llamafactory"]),
         *_of_devices(facts["torch"], facts["machine"]),
+        *_of_vllm(facts["vllm"]),
         *_of_machine(facts["machine"]),
     ]
     return sorted(found, key=lambda finding: finding.level != "problem")
@@ -125,6 +126,17 @@ def _of_devices(torch: dict[str, Any], machine: dict[str, Any]) -> Iterator[Find
             f"{nvidia['driver']}: {torch['error'] or 'it does not say why'}.",
             "nvidia-smi shows up to which CUDA the driver goes: update the driver, or install the torch for that CUDA "
             "as https://pytorch.org/get-started/locally says",
+        )
+
+
+def _of_vllm(vllm: dict[str, Any]) -> Iterator[Finding]:
+    if vllm["error"]:
+        name = vllm["program"] or vllm["command"]
+        yield Finding(
+            "warning",
+            f"`{name}` does not start as vLLM: {vllm['error']}{'' if vllm['error'].endswith('.') else '.'} Only runs "
+            "with `tpaw_engine: vllm` are concerned.",
+            "python -m venv vllm-env && vllm-env/bin/pip install vllm, then `tpaw_vllm_command: vllm-env/bin/vllm`",
         )
 
 

@@ -48,6 +48,7 @@ COMMANDS: dict[str, str | None] = {"rich": None, "psutil": None, "shtab": None}
 BOARD: dict[str, str | None] = {"gradio": "gradio"}
 OPTIONAL: dict[str, str | None] = {
     "deepspeed": "deepspeed",
+    "openai": "openai",
     "vllm": "vllm",
     "flash-attn": "flash_attn",
     "bitsandbytes": "bitsandbytes",
@@ -147,8 +148,9 @@ def _extras() -> dict[str, tuple[str, str]]:
     found = {}
     for requirement in _requires(OURS):
         extra = re.search(r"""extra == ["']([^"']+)["']""", str(requirement.marker or ""))
-        if extra:
-            found[_normal(requirement.name)] = (extra[1], str(requirement.specifier))
+        name = _normal(requirement.name)
+        if extra and (name not in found or extra[1] == name):  # several may have it: the one that is named like it
+            found[name] = (extra[1], str(requirement.specifier))
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from .. import __version__
 from ..plugin import probe
 from ..plugin.status import PACKAGE as LLAMAFACTORY
+from .engines import vllm_program
 from .examine import Answer, examine
 from .findings import find_all
 from .machine import machine
@@ -20,24 +21,27 @@ from .privacy import cleaned
 STARTUP_FILE = "llamafactory_tpaw.pth"
 
 
-def make_report(show: Callable[[str], None]) -> dict[str, Any]:
+def make_report(show: Callable[[str], None], vllm_command: str | None = None) -> dict[str, Any]:
     r"""Find everything out.
 
     Args:
         show: Is called with the name of each step that takes time.
+        vllm_command: `tpaw_vllm_command`, where another vLLM than this environment's is used.
 
     Returns:
         `ok` (whether all that stage `tpaw` needs is there), `version`, `findings`, `packages`, `hook`,
-        `llamafactory`, `torch`, `machine`. Sizes are bytes.
+        `llamafactory`, `torch`, `vllm`, `machine`. Sizes are bytes.
     """
     packages = installed_packages()
     answers = examine(_steps(packages), show)
     for package in packages:
         _add_import(package, answers)
+    show("vllm --version")
     facts = {
         "hook": _hook(answers[probe.HOOK]),
         "llamafactory": _llamafactory(packages, answers),
         "torch": answers[probe.DEVICES].found,
+        "vllm": vllm_program(vllm_command),
         "machine": machine(Path.cwd()),
     }
     findings = find_all(packages, facts)

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "llamafactory_tpaw"
 STARTUP_FILES = {"llamafactory_tpaw.pth", "llamafactory_tpaw.start"}
 SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "README.md", *sorted(STARTUP_FILES))
+EXTRAS = {"vllm", "openai", "deepspeed", "flash-attn", "eval", "ray", "dev"}
 BUILD_TOOLS = ("setuptools", "_distutils_hack", "pkg_resources", "wheel")
 HOOK_IS_ACTIVE = (
     "import sys; print(any(getattr(finder, 'llamafactory_tpaw', False) for finder in sys.meta_path), "
@@ -169,7 +170,7 @@ def test_metadata(environment: Environment, source: Path) -> None:
     (path,) = environment.site.glob("llamafactory_tpaw-*.dist-info/METADATA")
     metadata = message_from_string(path.read_text(encoding="utf-8"))
     assert (metadata["Name"], metadata["Requires-Python"]) == ("llamafactory-tpaw", ">=3.11")
-    assert set(metadata.get_all("Provides-Extra")) == {"vllm", "deepspeed", "flash-attn", "eval", "ray", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == EXTRAS
     plain = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert "llamafactory<0.9.6,>=0.9.5" in plain
 

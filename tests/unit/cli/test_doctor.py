@@ -37,6 +37,7 @@ REPORT: dict[str, Any] = {
         "error": None,
         "devices": [{"name": "H200", "total": 140 * GIB, "free": 70 * GIB, "capability": "9.0"}],
     },
+    "vllm": {"command": None, "program": "~/bin/vllm", "version": "0.28.0", "error": None},
     "machine": {
         "python": "3.11.7",
         "system": "Linux",
@@ -77,6 +78,9 @@ Devices
   torch is built for CUDA 12.8
   0: H200, 140.0 GiB, 70.0 GiB free, capability 9.0
 
+vLLM
+  ~/bin/vllm: 0.28.0, found by its name
+
 Machine
   processors: 4, of which 2 may be used
   memory: 8.0 GiB, 4.0 GiB available
@@ -95,8 +99,9 @@ def report(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The report that the command will show; tests change it."""
     made = json.loads(json.dumps(REPORT))
 
-    def make_report(show: Any) -> dict[str, Any]:
+    def make_report(show: Any, vllm_command: str | None) -> dict[str, Any]:
         show("import torch")
+        made["vllm"]["command"] = vllm_command
         return made
 
     monkeypatch.setattr(doctor_report, "make_report", make_report)
@@ -114,12 +119,28 @@ def test_json(report: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> Non
     assert json.loads(capsys.readouterr().out) == report
 
 
+@pytest.mark.parametrize(
+    ("vllm", "line"),
+    [
+        ({"version": None}, "~/bin/vllm: broken, named by the command line"),
+        ({"program": None, "version": None}, "venv/bin/vllm: not there"),
+    ],
+)
+def test_another_vllm(
+    report: dict[str, Any], vllm: dict[str, Any], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report["vllm"] |= vllm
+    cli.main(["doctor", "--vllm", "venv/bin/vllm"])
+    assert f"  {line}\n" in capsys.readouterr().out
+
+
 def test_little_is_known(report: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """No LlamaFactory, no torch, no hook, no /proc: the report says so and ends well."""
     report["findings"] = [{"level": "warning", "text": "look out.", "fix": "do it"}]
     report["hook"] |= {"active": False, "files": []}
     report["llamafactory"] |= {"version": None, "seams": [], "error": "No module named 'llamafactory'"}
     report["torch"] = None
+    report["vllm"] |= {"program": None, "version": None}
     report["machine"] |= {"memory": None, "shared_memory": None, "nvidia": None, "variables": {}}
     cli.main(["doctor"])
     lines = capsys.readouterr().out.splitlines()
@@ -128,6 +149,7 @@ def test_little_is_known(report: dict[str, Any], capsys: pytest.CaptureFixture[s
         "Seams in LlamaFactory",
         "  not looked at: No module named 'llamafactory'",
         "  torch cannot be asked",
+        "  not installed; `tpaw_vllm_command` may name one in another environment",
         "  warning: look out.",
         "  All that stage `tpaw` needs is there.",
     ]:

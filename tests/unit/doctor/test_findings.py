@@ -27,6 +27,7 @@ def healthy(**changes: Any) -> dict[str, Any]:
         "hook": {"active": True, "switched_off": False, "by_pythonpath": False, "files": ["x.pth"], "error": None},
         "llamafactory": {"version": "0.9.5", "reason": None, "seams": [], "error": None, "refusal": None},
         "torch": {"cuda": "12.8", "rocm": None, "devices": [{"name": "H200"}], "error": None, "accelerator": "cuda"},
+        "vllm": {"command": None, "program": None, "version": None, "error": None},
         "machine": {
             "folder": "~/run",
             "folder_writable": True,
@@ -49,6 +50,14 @@ def seam(**changes: Any) -> dict[str, Any]:
 
 def package(name: str, version: str | None = "1.0", allowed: str = "", use: str = "needed", **more: Any) -> Package:
     return Package(name, version, allowed, use, **more)
+
+
+def test_a_vllm_that_does_not_start() -> None:
+    (finding,) = findings.find_all([], healthy(vllm__command="a/vllm", vllm__error="no CUDA (exit code 1)"))
+    assert (finding.level, finding.text) == (
+        "warning",
+        "`a/vllm` does not start as vLLM: no CUDA (exit code 1). Only runs with `tpaw_engine: vllm` are concerned.",
+    )
 
 
 def test_all_is_well() -> None:

@@ -43,6 +43,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict[str, Any],
             return {step: answers.get(step.split()[-1], default.get(step, Answer())) for step in steps}
 
         monkeypatch.setattr(report, "examine", examine)
+        monkeypatch.setattr(report, "vllm_program", lambda command: {"program": None, "error": command})
         return report.make_report(lambda _: None), asked
 
     return run
