@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 HOST = "127.0.0.1"
-# How often one server is started again before it is given up, and how often another port is tried.
-RESTARTS = 5
+# How often one server is started again before it is given up, counted anew by one that lasted; and how often another
+# port is tried.
+RESTARTS, LASTING_S = 10, 600.0
 PORTS = 4
 TAIL_LINES, TAIL_BYTES, LINE_CHARACTERS = 15, 1 << 16, 300
 POLL_S = 0.1
@@ -176,6 +177,7 @@ class _Server:
         self._pid: int | None = None
         self._known: set[psutil.Process] = set()
         self._port = self._log_start = self._restarts = 0
+        self._since = 0.0  # when it began to start; then, since when it answers
         command.log.write_bytes(b"")
 
     @property
@@ -209,6 +211,7 @@ class _Server:
         """Whether it answers, one that was just started; tries other ports where a program was faster on this one."""
         if self._answers():
             self._remember()
+            self._since = time.monotonic()
             return True
         code = self._process.poll()
         if code is not None:
@@ -235,6 +238,7 @@ class _Server:
                 return self.url
             how = self._how_it_ended()
             self._end_completely()
+            self._restarts = 0 if time.monotonic() - self._since > LASTING_S else self._restarts
             if self._restarts == RESTARTS:
                 raise self._failed(f"{how}, and was started again {RESTARTS} times already")
             self._refuse_closing()
