@@ -35,8 +35,9 @@ class PromptRequests:
         self.prompts = prompts
         self.iteration = iteration
         self.samples = samples
-        self.prompt_tokens = np.repeat(prompts.prompt_tokens, samples)
-        self.new_tokens = np.minimum(max_new_tokens, cutoff_len - self.prompt_tokens).astype(np.int32)
+        once = samples == 1
+        self.prompt_tokens = prompts.prompt_tokens if once else np.repeat(prompts.prompt_tokens, samples)
+        self.new_tokens = np.minimum(cutoff_len - self.prompt_tokens, max_new_tokens, dtype=np.int32)
 
     def __len__(self) -> int:
         """Prompts times samples."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny model, loaded once."""
+"""The tiny model, loaded once, and a round to generate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING
 import pytest
 from transformers import AutoModelForCausalLM
 
+from llamafactory_tpaw.data.prompts import load_prompts
+from llamafactory_tpaw.data.rounds import Round
+from llamafactory_tpaw.data.source import find_entry, triplet_entry
+from llamafactory_tpaw.generation.base import SamplingSettings
+from llamafactory_tpaw.generation.workflow import Job
+from tests import encoders
+from tests.runs import ADDITIONS, Project
+
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
+
+CUTOFF = 60
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +35,38 @@ def loaded(tiny_model: Path) -> PreTrainedModel:
 def model(loaded: PreTrainedModel) -> PreTrainedModel:
     """A copy that a test may change."""
     return copy.deepcopy(loaded)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A round that a test may change."""
+    return make_job(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def common_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A round that all tests share."""
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+def make_job(folder: Path) -> Job:
+    """17 prompts, two of them alike, and a bad row."""
+    project = Project(folder, folder / "theta_0")
+    rows = [*ADDITIONS, ADDITIONS[3], {"question": "x" * 100, "answer": "y"}]
+    project.add_dataset("sft", rows, columns={"prompt": "question", "response": "answer"})
+    project.add_entry("d1", triplet_entry("d1"))
+    run = encoders.parse(
+        project, template="llama3", cutoff_len=CUTOFF, tpaw_prompts="sft", tpaw_max_bad_rows=1, max_new_tokens=20
+    )
+    encoder = encoders.build_encoder(run)
+    return Job(
+        round=Round(1, find_entry("d1", run.data.dataset_dir)),
+        prompts=load_prompts(encoder, run.model, run.data, run.training, run.finetuning),
+        selection={"tpaw_max_prompts": None},
+        encoder=encoder,
+        generator="a" * 64,
+        generator_path="saves/theta_1",
+        settings=SamplingSettings.of(vars(run.generating) | {"seed": run.training.seed}),
+        engine={"name": "fake", "version": "1", "dtype": "float32"},
+        cutoff_len=CUTOFF,
+    )

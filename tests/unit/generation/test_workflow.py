@@ -14,17 +14,14 @@ import pytest
 
 from llamafactory_tpaw.data.encoding import TurnEncoder
 from llamafactory_tpaw.data.files import sha256_hex
-from llamafactory_tpaw.data.prompts import load_prompts
 from llamafactory_tpaw.data.rounds import Round
-from llamafactory_tpaw.data.source import find_entry, triplet_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, read_meta, read_triplets
 from llamafactory_tpaw.errors import DataError, InUseError
 from llamafactory_tpaw.generation import workflow
-from llamafactory_tpaw.generation.base import Request, Response, SamplingSettings, answer_units, ignore
+from llamafactory_tpaw.generation.base import Request, Response, answer_units, ignore
 from llamafactory_tpaw.generation.hf import HfEngine
 from llamafactory_tpaw.generation.workflow import Job, run_job
-from tests import encoders
-from tests.runs import ADDITIONS, Project
+from tests.unit.generation.conftest import CUTOFF
 
 
 if TYPE_CHECKING:
@@ -35,8 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llamafactory_tpaw.generation.base import Answers, Requests
-
-CUTOFF = 60
 
 
 class Interrupted(Exception):
@@ -73,30 +68,6 @@ class FakeEngine:
         number = request.seed(self.job.settings.seed) % 1000
         ids = self.job.encoder.tokenizer.encode(f"Ä {number}\n")
         return Response([*ids, stop], "stop") if number % 3 else Response(ids[: request.max_new_tokens], "length")
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    """17 prompts, two of them alike, and a bad row."""
-    project = Project(tmp_path, tmp_path / "theta_0")
-    rows = [*ADDITIONS, ADDITIONS[3], {"question": "x" * 100, "answer": "y"}]
-    project.add_dataset("sft", rows, columns={"prompt": "question", "response": "answer"})
-    project.add_entry("d1", triplet_entry("d1"))
-    run = encoders.parse(
-        project, template="llama3", cutoff_len=CUTOFF, tpaw_prompts="sft", tpaw_max_bad_rows=1, max_new_tokens=20
-    )
-    encoder = encoders.build_encoder(run)
-    return Job(
-        round=Round(1, find_entry("d1", run.data.dataset_dir)),
-        prompts=load_prompts(encoder, run.model, run.data, run.training, run.finetuning),
-        selection={"tpaw_max_prompts": None},
-        encoder=encoder,
-        generator="a" * 64,
-        generator_path="saves/theta_1",
-        settings=SamplingSettings.of(vars(run.generating) | {"seed": run.training.seed}),
-        engine={"name": "fake", "version": "1", "dtype": "float32"},
-        cutoff_len=CUTOFF,
-    )
 
 
 def at(job: Job, folder: Path) -> Job:
