@@ -90,8 +90,10 @@ def disk_spaces(plan: Plan, keys: dict[str, Any], workload: Workload | None) -> 
 def _data_spaces(plan: Plan, keys: dict[str, Any], workload: Workload) -> list[Space]:
     spaces = []
     if workload.generates:
-        amount = None if workload.prompts is None else workload.prompts * workload.row_bytes
-        how = f"{workload.prompts} prompts, {workload.row_bytes:.0f} bytes a row ({workload.how}), and 1 KiB of meta"
+        amount = None if workload.new_rows is None else workload.new_rows * workload.row_bytes
+        each = f" with {workload.samples} responses each" if workload.samples > 1 else ""
+        rows = f"{workload.prompts} prompts{each}, {workload.row_bytes:.0f} bytes a row"
+        how = f"{rows} ({workload.how}), and 1 KiB of meta"
         spaces += [
             Space(round_.path.parent, Figure("triplets", amount and amount + 1024, "bytes", how), 0)
             for round_ in plan.to_generate
@@ -156,7 +158,7 @@ def _steps(keys: dict[str, Any], workload: Workload | None) -> int | None:
         return None
     held_out = float(keys.get("val_size") or 0)
     if triplets is not None:
-        triplets -= int(held_out) * workload.rounds if held_out >= 1 else math.ceil(held_out * triplets)
+        triplets -= int(held_out) * workload.responses if held_out >= 1 else math.ceil(held_out * triplets)
     return steps_of(
         triplets or 1,
         int(keys["per_device_train_batch_size"]),

@@ -167,7 +167,7 @@ def _saving(basis: Basis, saved: SavedBytes | None) -> Figure:
 
 def _reading(workload: Workload, basis: Basis) -> Figure:
     """Prompts are encoded before they are answered, and each row of the triplets again when it is read."""
-    times = workload.rounds + bool(workload.generates)
+    times = workload.responses + bool(workload.generates)
     unread = workload.lacking.unread if workload.lacking else 0
     rows = None if workload.prompts is None else workload.prompts * times * workload.encode_seconds
     amount = None if rows is None else rows + unread / basis.storage.hash
@@ -185,18 +185,18 @@ def _stated(speed: Speed) -> str:
 
 
 def _generation(workload: Workload, basis: Basis) -> float | None:
-    if workload.prompts is None:
+    if workload.new_rows is None:
         return None
     traced, speed, measured = basis.traced, basis.speed, basis.measured
-    newest = workload.triplets[workload.rounds - 1 :: workload.rounds]
+    newest = workload.triplets[workload.responses - 1 :: workload.responses]
     lengths = [len(triplet.generated_ids) for triplet in newest]
-    sampled = workload.prompts * sum(lengths) / len(lengths)
+    sampled = workload.new_rows * sum(lengths) / len(lengths)
     if measured is not None and measured.token_sampled is not None:
         return measured.load + sampled * measured.token_sampled
-    rows = max(min(traced.rows, workload.prompts), 1)
+    rows = max(min(traced.rows, workload.new_rows), 1)
     share = rows / traced.rows
     step = speed.seconds(traced.last.flops * share, traced.last.calls, traced.sampling_bytes)
-    prompts = sum(len(triplet.prompt_ids) for triplet in newest) / len(newest) * workload.prompts
+    prompts = sum(len(triplet.prompt_ids) for triplet in newest) / len(newest) * workload.new_rows
     first = speed.seconds(traced.first.flops / traced.first.tokens * prompts, 0)
     # Rows that end make room for others, so most steps are of full batches.
     return first + sampled / rows * step

@@ -17,6 +17,7 @@ from ...team.members import Member
 from ...team.players import team_of
 from ...team.scorer import TeamScorer
 from ...team.weight_files import main_file, weight_paths
+from .workload import samples_of_rounds
 
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def count_lacking(run: RunArguments, plan: Plan, encoder: TurnEncoder, sample: S
     """
     args = plan.tpaw_args
     team = team_of(plan.players, args.tpaw_team_size)
-    blocks, unknown = _blocks(plan, encoder, sample, run.data.cutoff_len, rows)
+    blocks, samples, unknown = _blocks(plan, encoder, sample, run.data.cutoff_len, rows)
     store, known = Path(args.tpaw_cache_dir), _recorded(plan.players)
     scorer = TeamScorer(run, encoder.tokenizer)
     per_prompt, players, unread = 0.0, 0, 0
@@ -70,7 +71,7 @@ def count_lacking(run: RunArguments, plan: Plan, encoder: TurnEncoder, sample: S
         if fingerprint and player.is_local:
             cache = scorer.cache_of(Member(player, Path(player.path), fingerprint))
             shares = [len(cache.missing(keys)) / len(keys) for keys in blocks]
-        lacks = sum(shares) + unknown
+        lacks = sum(share * count for share, count in zip(shares, samples, strict=True)) + unknown
         per_prompt += lacks
         players += lacks > 0
     return Lacking(per_prompt, players, unread)
@@ -78,19 +79,21 @@ def count_lacking(run: RunArguments, plan: Plan, encoder: TurnEncoder, sample: S
 
 def _blocks(
     plan: Plan, encoder: TurnEncoder, sample: Sample, cutoff_len: int, rows: int
-) -> tuple[list[list[bytes]], int]:
-    """Keys of targets and of each round that is there, and how many rounds are not."""
+) -> tuple[list[list[bytes]], list[int], int]:
+    """Keys of targets and of each round that is there, how many a prompt has, and how many responses are not there."""
+    asked = samples_of_rounds(plan)
     if sample.triplets:
         by_round: dict[int, list[Any]] = {}
         for triplet in sample.triplets:
             by_round.setdefault(triplet.iteration, []).append(triplet)
         rounds = list(by_round.values())
+        prompts = len({triplet.id for triplet in sample.triplets})
+        samples = [max(round(len(part) / prompts), 1) for part in rounds]
     else:
         limits = Limits(cutoff_len, plan.tpaw_args.tpaw_min_response, rows)
-        complete = [round_ for round_ in plan.opponents.rounds if round_.complete]
-        rounds = [
-            load_triplets(round_.entry, read_meta(round_.path), encoder, limits, first=rows) for round_ in complete
-        ]
+        there = [(round_, read_meta(round_.path)) for round_ in plan.opponents.rounds if round_.complete]
+        rounds = [load_triplets(round_.entry, meta, encoder, limits, first=rows) for round_, meta in there]
+        samples = [meta.samples for _, meta in there]
     generated = [[sequence_key(triplet.prompt_ids, triplet.generated_ids) for triplet in part] for part in rounds]
     if rounds:
         targets = [sequence_key(triplet.prompt_ids, triplet.target_ids) for triplet in rounds[0]]
@@ -99,9 +102,8 @@ def _blocks(
             sequence_key(prompt.prompt_ids, cut_response(prompt.target_ids, len(prompt.prompt_ids), cutoff_len))
             for prompt in sample.prompts
         ]
-    asked = len(plan.opponents.rounds) + len(plan.opponents.foreign)
-    blocks = [keys for keys in (targets, *generated) if keys]
-    return blocks, max(asked - len(generated), 0)
+    blocks = [(keys, count) for keys, count in zip((targets, *generated), (1, *samples), strict=True) if keys]
+    return [keys for keys, _ in blocks], [count for _, count in blocks], max(sum(asked) - sum(samples), 0)
 
 
 def _recorded(players: list[Player]) -> dict[str, str]:

@@ -98,7 +98,7 @@ def trace_run(run: RunArguments, plan: Plan, tokenizer: Any, workload: Workload)
     sampling_bytes = rows = 0
     if workload.generates:
         prompt, new = len(batch[0].prompt_ids), len(batch[0].generated_ids)
-        rows = max(min(run.finetuning.tpaw_generate_batch_tokens // (prompt + new), workload.prompts or 1 << 30), 1)
+        rows = max(min(run.finetuning.tpaw_generate_batch_tokens // (prompt + new), workload.new_rows or 1 << 30), 1)
         tracer = ByteTracer()
         model = model_without_data(run, tokenizer, tracer, trainable=False)
         _cast(model, run, tracer)

@@ -39,18 +39,20 @@ class Workload:
 
     Attributes:
         prompts: Prompts of a round; None where it cannot be told.
-        rounds: Rounds of triplets that are trained on.
+        responses: Triplets of a prompt that are trained on: the samples of all rounds.
         players: Players that score; 0 for T-SPIN.
         generates: Whether this iteration's responses are sampled.
-        triplets: A sample: `rounds` triplets for each prompt looked at, one prompt after another.
+        triplets: A sample: `responses` triplets for each prompt looked at, one prompt after another.
         row_bytes: Mean size of a line of the triplet file.
         how: Where the lengths come from.
         encode_seconds: Seconds to encode a row, measured.
         lacking: What the players' caches lack, or None for all.
+        samples: Responses a prompt of the round that is generated.
+        failed: Responses that rounds lack.
     """
 
     prompts: int | None
-    rounds: int
+    responses: int
     players: int
     generates: bool
     triplets: list[Triplet]
@@ -58,16 +60,23 @@ class Workload:
     how: str
     encode_seconds: float = 0.0
     lacking: Lacking | None = None
+    samples: int = 1
+    failed: int = 0
 
     @property
     def train_triplets(self) -> int | None:
         """Triplets of an epoch, held-out ones included."""
-        return None if self.prompts is None else self.prompts * self.rounds
+        return None if self.prompts is None else self.prompts * self.responses - self.failed
+
+    @property
+    def new_rows(self) -> int | None:
+        """Responses that are sampled in this iteration."""
+        return None if self.prompts is None else self.prompts * self.samples
 
     @property
     def sampled_prompts(self) -> int:
         """Prompts of the sample."""
-        return len(self.triplets) // self.rounds
+        return len({triplet.id for triplet in self.triplets})
 
     @property
     def scored_sequences(self) -> int | None:
@@ -79,7 +88,7 @@ class Workload:
     @property
     def scored_per_prompt(self) -> float:
         """Sequences of a prompt that the caches lack, of all players together."""
-        return self.players * (1 + self.rounds) if self.lacking is None else self.lacking.per_prompt
+        return self.players * (1 + self.responses) if self.lacking is None else self.lacking.per_prompt
 
     @property
     def scoring_players(self) -> int:
@@ -104,12 +113,12 @@ def describe_workload(
         lacking: What the players' caches lack, where that was looked at.
     """
     args = plan.tpaw_args
-    rounds = len(plan.opponents.rounds) + len(plan.opponents.foreign)
+    samples = samples_of_rounds(plan)
     players = min(len(plan.players), args.tpaw_team_size) if args.tpaw_objective == "tpaw" else 0
-    triplets = _sampled_triplets(plan, sample, reading.cutoff_len, rounds)
+    triplets = _sampled_triplets(plan, sample, reading.cutoff_len, samples)
     return Workload(
         prompts=sample.total,
-        rounds=rounds,
+        responses=sum(samples),
         players=players,
         generates=bool(plan.to_generate),
         triplets=triplets,
@@ -117,7 +126,16 @@ def describe_workload(
         how=sample.how,
         encode_seconds=_encode_seconds(sample, encoder),
         lacking=lacking if players else None,
+        samples=args.tpaw_samples_per_prompt,
+        failed=sum(len(read_meta(round_.path).failed) for round_ in plan.opponents.rounds if round_.complete),
     )
+
+
+def samples_of_rounds(plan: Plan) -> list[int]:
+    """Responses a prompt of each round, then of each other ranking set; one that is not there is made as asked."""
+    own = plan.tpaw_args.tpaw_samples_per_prompt
+    rounds = [read_meta(round_.path).samples if round_.complete else own for round_ in plan.opponents.rounds]
+    return [*rounds, *(1 for _ in plan.opponents.foreign)]
 
 
 def _encode_seconds(sample: Sample, encoder: TurnEncoder) -> float:
@@ -183,7 +201,7 @@ def _total_prompts(plan: Plan, found: PromptSet, read: int, asked: int, data_arg
     """Number of prompts: of a finished round, of a set that was read whole, or counted in a local file."""
     complete = [round_ for round_ in plan.opponents.rounds if round_.complete]
     if complete:
-        return read_meta(complete[0].path).rows
+        return read_meta(complete[0].path).prompts
     most = plan.tpaw_args.tpaw_max_prompts
     total = read if read < asked or data_args.max_samples == read else _count_rows(found.entry)
     if total is None:
@@ -203,22 +221,26 @@ def _count_rows(entry: Entry) -> int | None:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(LINE_READ), b""))
 
 
-def _sampled_triplets(plan: Plan, sample: Sample, cutoff_len: int, rounds: int) -> list[Triplet]:
-    """Give each sampled prompt a response a round: as long as other prompts' targets, times what rounds showed."""
+def _sampled_triplets(plan: Plan, sample: Sample, cutoff_len: int, samples: Sequence[int]) -> list[Triplet]:
+    """Give each sampled prompt its responses: as long as other prompts' targets, times what rounds showed."""
     if sample.triplets:
         return sample.triplets
     metas = [read_meta(round_.path) for round_ in plan.opponents.rounds if round_.complete]
     targets = [prompt.target_ids for prompt in sample.prompts]
     ratio = _length_ratio(metas, targets)
     most = int(plan.given.get("max_new_tokens", 1024))
+    rounds = [(round_, number) for round_, count in enumerate(samples) for number in range(count)]
     triplets = []
     for number, prompt in enumerate(sample.prompts):
         room = cutoff_len - len(prompt.prompt_ids)
-        for round_ in range(rounds):
-            other = targets[(number + 1 + round_) % len(targets)]
+        target_ids = prompt.target_ids[:room]
+        for response, (round_, sampled) in enumerate(rounds):
+            other = targets[(number + 1 + response) % len(targets)]
             length = max(1, min(round(len(other) * ratio), most, room))
             generated = np.resize(other, length)
-            triplets.append(Triplet(prompt.id, round_, prompt.prompt_ids, prompt.target_ids[:room], generated, False))
+            triplets.append(
+                Triplet(prompt.id, round_, prompt.prompt_ids, target_ids, generated, False, sample=sampled)
+            )
     return triplets
 
 
@@ -265,9 +287,9 @@ def worst_batch(workload: Workload, plan: Plan, batch_size: int, cutoff_len: int
         most = max(most, min(int(plan.given.get("max_new_tokens", 1024)), room))
     triplets = []
     for number in range(batch_size):
-        group, round_ = divmod(number, workload.rounds)
+        group, response = divmod(number, workload.responses)
         prompt = np.full(prompt_tokens, group % 7, dtype=np.int32)
-        target, generated = (np.full(min(most, room), token, dtype=np.int32) for token in (0, 1 + round_ % 7))
+        target, generated = (np.full(min(most, room), token, dtype=np.int32) for token in (0, 1 + response % 7))
         proto = None if longest.proto_ids is None else np.full(min(most, room), 8, dtype=np.int32)
         triplets.append(Triplet(f"{group}-0", FOREIGN, prompt, target, generated, False, proto))
     return triplets
