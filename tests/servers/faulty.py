@@ -15,7 +15,7 @@ import random
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -65,11 +65,11 @@ def text_of(ids: Sequence[int]) -> str:
     return bytes(ids).decode()
 
 
-def random_faults(prompts: Sequence[Any], seed: int, times: int, faults: Iterable[str] = FAULTS) -> dict[str, list]:
-    """Give each fault to so many prompts at random. A death comes first, so that no prompt is long under suspicion."""
+def random_faults(prompts: Sequence[Any], seed: int, times: int) -> dict[str, list[str]]:
+    """Give each fault to so many prompts at random, a death first: no prompt is to kill the server under suspicion."""
     script: dict[str, list[str]] = {}
     chosen = random.Random(seed)
-    for fault in faults:
+    for fault in FAULTS:
         for prompt in chosen.sample(prompts, times):
             script.setdefault(key_of(prompt), []).append(fault)
     for listed in script.values():
@@ -79,7 +79,7 @@ def random_faults(prompts: Sequence[Any], seed: int, times: int, faults: Iterabl
 
 
 class FaultyServer:
-    r"""Serve `/v1/completions` and `/v1/models`.
+    r"""Serve `/v1/completions` and `/v1/models`. A request of one token is a question before the run: it meets no fault.
 
     Args:
         script: Prompt's key to its faults, in order.
@@ -87,6 +87,7 @@ class FaultyServer:
         slow_s: How long a slow one takes.
         down_s: How long a dead server is gone; None until `rise`.
         model: What it lists.
+        owner: Whose it says that the model is; `vllm` makes it one that takes and gives ids.
         on_answer: Told the number of valid answers after each.
 
     Attributes:
@@ -105,6 +106,7 @@ class FaultyServer:
         slow_s: float = 0.02,
         down_s: float | None = 0.01,
         model: str = "tiny",
+        owner: str = "tests",
         on_answer: Callable[[int], object] = lambda _: None,
     ) -> None:
         self.script = {key: deque(faults) for key, faults in (script or {}).items()}
@@ -112,6 +114,7 @@ class FaultyServer:
         self.slow_s = slow_s
         self.down_s = down_s
         self.model = model
+        self.owner = owner
         self.on_answer = on_answer
         self.answered: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -188,21 +191,22 @@ class FaultyServer:
         return fault
 
     def answer(self, body: dict[str, Any], request_id: str | None, empty: bool) -> dict[str, Any]:
-        """A valid answer."""
-        limit = 0 if empty else body.get("max_tokens", 16)
-        ids = answer_ids(body["prompt"], body.get("seed"), limit)
+        """A valid answer; ids where it was asked in ids, as by vLLM."""
+        limit = body.get("max_tokens", 16)
+        ids = [] if empty else answer_ids(body["prompt"], body.get("seed"), limit)
+        text = text_of(ids)
+        ids = [*ids, *body.get("stop_token_ids", [])[:1]][:limit]
         self.valid += 1
         self.answered[key_of(body["prompt"])] += 1
-        choice = {"index": 0, "text": text_of(ids), "finish_reason": "stop" if len(ids) < limit else "length"}
+        choice = {"index": 0, "text": text, "finish_reason": "stop" if len(ids) < limit else "length"}
         if not isinstance(body["prompt"], str):
             choice |= {"token_ids": ids, "prompt_token_ids": body["prompt"]}
-        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)}
         return {
             "id": f"cmpl-{request_id if self.repeats_ids else self.valid % 7}",
             "object": "text_completion",
             "model": self.model,
             "choices": [choice],
-            "usage": usage,
+            "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)},
         }
 
 
@@ -245,12 +249,15 @@ class Connection(asyncio.Protocol):
     def handle(self, path: str, content: bytes, request_id: str | None) -> None:
         server = self.server
         if path == "/v1/models":
-            return self.send(200, {"object": "list", "data": [{"id": server.model, "object": "model"}]})
+            entry = {"id": server.model, "object": "model", "owned_by": server.owner}
+            return self.send(200, {"object": "list", "data": [entry]})
+        if path != "/v1/completions":
+            return self.send(404, {"detail": "Not Found"})
         server.requests += 1
         server.at_work += 1
         server.most_at_once = max(server.most_at_once, server.at_work)
         body = json.loads(content)
-        fault = server.take(body["prompt"])
+        fault = server.take(body["prompt"]) if body.get("max_tokens", 16) > 1 else None
         delay = server.slow_s if fault == "slow" else 0.002 if fault == "late" else server.delay_s
         if fault != "never":
             server.loop.call_later(delay, self.respond, fault, body, request_id)
