@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine `openai` against a real server: the same rows as the `hf` engine's, and clear words where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.data.rounds import Round
+from llamafactory_tpaw.data.source import find_entry
+from llamafactory_tpaw.data.triplets import TripletMeta, read_meta
+from llamafactory_tpaw.errors import GenerationError
+from tests import encoders, serving, tiny
+from tests.runs import ADDITIONS, Project
+
+
+pytestmark = pytest.mark.integration
+
+SECRET = "geheim-0123456789"
+QUESTION = "Tom has {} apples and buys {}. Total?"
+SYSTEM = "You are a helpful assistant."
+TALKS = [
+    {
+        "conversations": [
+            {"from": "human", "value": ADDITIONS[first]["question"]},
+            {"from": "gpt", "value": ADDITIONS[first]["answer"]},
+            {"from": "human", "value": ADDITIONS[second]["question"]},
+            {"from": "gpt", "value": ADDITIONS[second]["answer"]},
+        ]
+    }
+    for first, second in ((0, 5), (7, 2), (3, 3), (12, 9))
+]
+GREEDY = {"temperature": 0.0, "cutoff_len": 160}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A run whose model answers, stops and has a chat template; datasets of one turn and of several."""
+    root = tmp_path_factory.mktemp("served")
+    model = tiny.save_model(root / "theta_0")
+    turn = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+    start = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
+    texts = [start + turn.format(**first) + turn.format(**second) for first in ADDITIONS for second in ADDITIONS[::5]]
+    tiny.teach(model, texts, steps=110)
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": serving.CHAT_TEMPLATE}))
+    project = Project(root, model)
+    project.add_dataset("talks", TALKS, formatting="sharegpt", columns={"messages": "conversations"})
+    return project
+
+
+@pytest.fixture(scope="module")
+def url(project: Project) -> Any:
+    with serving.transformers_serve(project.model, project.root / "serve.log") as url:
+        yield url
+
+
+def generate(project: Project, name: str, **changes: Any) -> tuple[TripletMeta, list[dict[str, Any]]]:
+    """Generate a round of its own in this process."""
+    from llamafactory_tpaw.generation.local import generate_round
+
+    settings = {"run": name, "tpaw_cache_dir": str(project.root / "cache")}
+    run = encoders.parse(project, **(GREEDY | settings | changes))
+    round_ = Round(0, find_entry(f"{name}_iter0", run.data.dataset_dir))
+    return generate_round(run, round_), project.triplets(f"{name}_iter0")
+
+
+@pytest.mark.parametrize("prompts", ["additions", "talks"])
+def test_greedy_rows_are_those_of_the_hf_engine(project: Project, url: str, prompts: str) -> None:
+    _, ours = generate(project, f"hf_{prompts}", tpaw_prompts=prompts)
+    served = {"tpaw_engine": "openai", "tpaw_engine_url": url}
+    meta, theirs = generate(project, f"openai_{prompts}", tpaw_prompts=prompts, **served)
+    encoder = encoders.build_encoder(encoders.parse(project), tiny.build_tokenizer())
+    assert [row["finish_reason"] for row in ours].count("stop") > len(ours) / 2
+    for mine, other in zip(ours, theirs, strict=True):
+        assert other["generated_ids"] == []
+        encoded = encoder.encode_text(other["rejected"]["value"], other["finish_reason"]).tolist()
+        assert encoded == encoder.finish(mine["generated_ids"], mine["finish_reason"]).tolist()
+        assert {**other, "generated_ids": 0} == {**mine, "generated_ids": 0}
+    engine = {"name": "openai", "version": "transformers serve", "served": str(project.model), "verified": True}
+    assert meta.engine == engine | {"dtype": "float32", "prompts": "text", "responses": "text"}
+
+
+def test_the_command_leaves_the_key_nowhere(project: Project, url: str) -> None:
+    settings = project.settings(0, run="command", **GREEDY, tpaw_engine="openai", tpaw_engine_url=[url])
+    name = project.write("command.yaml", settings)
+    result = project.command("llamafactory-tpaw", "generate", name, TPAW_ENGINE_API_KEY=SECRET)
+    assert result.code == 0, result.output
+    _, ours = generate(project, "again")
+    assert [row["rejected"] for row in project.triplets("command_iter0")] == [row["rejected"] for row in ours]
+    assert read_meta(project.root / "data" / "tpaw" / "command_iter0.jsonl").engine["name"] == "openai"
+    assert SECRET not in result.output
+    files = [path for path in project.root.rglob("*") if path.is_file()]
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    # The address is no part of the result either.
+    port = url.split(":")[2].partition("/")[0]
+    assert port not in Path(project.root / "data" / "tpaw" / "command_iter0.meta.json").read_text()
+
+
+def test_an_opponent_is_asked_by_messages(project: Project, url: str) -> None:
+    served = {"tpaw_engine": "openai", "tpaw_engine_url": url, "tpaw_opponent_model": str(project.model)}
+    meta, rows = generate(project, "opponent", **served)
+    assert meta.opponent == "../../theta_0"
+    assert (meta.engine["prompts"], "responses" in meta.engine) == ("messages", False)
+    assert all(row["rejected"]["value"] and row["generated_ids"] == [] for row in rows)
+
+
+def test_a_server_of_another_model_is_refused(project: Project, url: str) -> None:
+    served = {"tpaw_engine": "openai", "tpaw_engine_url": url, "tpaw_engine_model": "theta_7"}
+    with pytest.raises(GenerationError, match=f"serves {project.model}, but theta_7 is asked for"):
+        generate(project, "other", **served)
