@@ -122,14 +122,18 @@ def _iteration_progress(item: Item) -> Progress:
         return Progress("finished", f"{item.folder} holds {item.produces}, finished with these settings")
     if manifest is not None:
         return _training_progress(item)
-    path, iteration = item.triplets, item.given["tpaw_iteration"]
+    path, round_ = item.triplets, f"D_{item.given['tpaw_iteration']}"
     if path is None:
         return Progress("new", f"trains {item.produces}")
+    samples = item.given.get("tpaw_samples_per_prompt") or 1
+    opponent = item.given.get("tpaw_opponent_model")
+    how = f"{round_}{f' with {samples} responses a prompt' if int(samples) > 1 else ''}"
+    how += f" from the opponent {opponent}" if opponent else ""
     if path.with_name(f"{path.name}.partial").is_file():
-        return Progress("begun", f"continues to sample D_{iteration}, then trains {item.produces}")
+        return Progress("begun", f"continues to sample {how}, then trains {item.produces}")
     if path.is_file():
-        return Progress("begun", f"D_{iteration} is there; trains {item.produces}")
-    return Progress("new", f"samples D_{iteration}, then trains {item.produces}")
+        return Progress("begun", f"{round_} is there; trains {item.produces}")
+    return Progress("new", f"samples {how}, then trains {item.produces}")
 
 
 def _sft_progress(item: Item) -> Progress:
@@ -201,16 +205,19 @@ def _folder_problems(items: Sequence[Item]) -> list[str]:
 
 
 def _order_problems(items: Sequence[Item]) -> list[str]:
-    """Name what starts from a model that is not there yet and that only a later file makes."""
+    """Name what starts from a model, or samples from an opponent, that only a later file makes."""
     problems = []
     for index, item in enumerate(items):
-        model = Path(str(item.given.get("model_name_or_path") or ""))
-        maker = next((later for later in items[index + 1 :] if later.folder.resolve() == model.resolve()), None)
-        if maker is not None and check_checkpoint_complete(maker.folder):
-            problems.append(
-                f"{item.file} starts from {model}, which {maker.file} makes later in the list. Name {maker.file} "
-                "first."
-            )
+        needed = {"starts from": item.given.get("model_name_or_path") or ""}
+        if item.given.get("tpaw_opponent_model"):
+            needed["samples from"] = item.given["tpaw_opponent_model"]
+        for what, named in needed.items():
+            model = Path(str(named))
+            maker = next((later for later in items[index + 1 :] if later.folder.resolve() == model.resolve()), None)
+            if maker is not None and check_checkpoint_complete(maker.folder):
+                problems.append(
+                    f"{item.file} {what} {model}, which {maker.file} makes later in the list. Name {maker.file} first."
+                )
     return problems
 
 

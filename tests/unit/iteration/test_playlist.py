@@ -82,6 +82,15 @@ class TestReading:
         assert "theta_1 (`model_name_or_path`): saves/play_iter0 does not exist" in problems[1]
         assert "play_iter0.jsonl and its meta file are not there. Run iteration 0" in problems[2]
 
+    def test_an_opponent_that_a_later_file_makes(self, project: Project) -> None:
+        project.write("iter0.yaml", project.settings(0, tpaw_opponent_model="saves/other_iter0"))
+        project.write("other.yaml", project.settings(0, run="other"))
+        assert len(read_playlist(["other.yaml", "iter0.yaml"], [])) == 2
+        assert problems_of(["iter0.yaml", "other.yaml"])[0] == (
+            "iter0.yaml samples from saves/other_iter0, which other.yaml makes later in the list. Name other.yaml "
+            "first."
+        )
+
     def test_a_later_file_may_make_again_what_is_there(self, project: Project) -> None:
         _, first, second = write_all(project)
         write_triplets()
@@ -161,6 +170,10 @@ class TestProgress:
         item = self.item(project)
         assert find_progress(item).detail == "samples D_0, then trains theta_1"
         assert find_progress(item).state == "new"
+        other = self.item(project, tpaw_samples_per_prompt=4, tpaw_opponent_model="weak")
+        assert find_progress(other).detail == (
+            "samples D_0 with 4 responses a prompt from the opponent weak, then trains theta_1"
+        )
         path = Path("data/tpaw/play_iter0.jsonl")
         path.parent.mkdir()
         path.with_name(f"{path.name}.partial").touch()
