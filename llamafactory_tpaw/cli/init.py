@@ -54,6 +54,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--turn", dest="tpaw_turn", metavar="WHICH", help="which response is the target: last (default) or first")
     add("--cutoff-len", dest="cutoff_len", metavar="N", type=int, help="most tokens of a row (default: found out)")
     add("--max-new-tokens", dest="max_new_tokens", metavar="N", type=int, help="of a response (default: found out)")
+    add("--engine", dest="tpaw_engine", metavar="NAME", help="what samples: hf (default), vllm or openai")
+    add("--engine-url", dest="tpaw_engine_url", metavar="LIST", help="addresses of the servers of engine openai")
     add("--saves", metavar="FOLDER", help="where models are saved (default: saves/MODEL/full)").complete = FOLDER
     add(
         "--like", metavar="RUN_FILE", help="take settings, and what is not given here, of this file"

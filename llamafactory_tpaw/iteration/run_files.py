@@ -84,6 +84,7 @@ class Family:
         max_new_tokens: Most tokens of a generated response.
         prompts: `tpaw_*` keys that choose the prompts, e.g. `tpaw_turn`.
         engine: What samples the responses.
+        engine_keys: Further keys of the engine, e.g. `tpaw_engine_url`.
         team_size: Most players, and most rounds of triplets.
         reward_scale: Lambda.
         eta: Target weight.
@@ -117,6 +118,7 @@ class Family:
     max_new_tokens: int = 1024
     prompts: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "hf"
+    engine_keys: Mapping[str, Any] = field(default_factory=dict)
     team_size: int = 3
     reward_scale: float = 0.1
     eta: float = 6.0
@@ -288,6 +290,7 @@ def _generation_lines(family: Family) -> list[Line]:
         ("tpaw_prompts", family.sft_data, "the SFT set, an entry of dataset_info.json"),
         *family.prompts.items(),
         ("tpaw_engine", family.engine),
+        *family.engine_keys.items(),
         ("temperature", 1.0),
         ("top_p", 1.0),
         ("top_k", 0),

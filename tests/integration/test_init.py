@@ -86,6 +86,18 @@ def test_a_run_for_gsm8k(gsm8k: Path, tiny_model: Path, capsys: pytest.CaptureFi
     assert "everything is there already" in capsys.readouterr().out
 
 
+def test_an_engine_of_ones_own(data: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", tiny_model, "--data", data, "--name", "mine", "--iterations", "1", "--engine", "openai"]
+    assert init(*arguments) == 2
+    assert "`tpaw_engine: openai` needs `tpaw_engine_url`" in capsys.readouterr().err
+    assert not Path("yaml").exists()
+    assert init(*arguments, "--engine-url", "http://a:8000/v1", "tpaw_engine_concurrency=32") == 0
+    given = run_file("mine_tpaw_iter0")
+    chosen = {key: value for key, value in given.items() if key.startswith("tpaw_engine")}
+    url = {"tpaw_engine": "openai", "tpaw_engine_url": "http://a:8000/v1", "tpaw_engine_concurrency": 32}
+    assert chosen == url
+
+
 def test_a_base_model_gets_its_sft_file(data: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(tiny_model, "base")
     changes = ("sft.num_train_epochs=7", "seed=5", "tpaw_eta=4", "logging_steps=1", "num_train_epochs=1")

@@ -55,6 +55,7 @@ FAMILY_KEYS = {
     "tpaw_gamma": "gamma",
     "tpaw_engine": "engine",
 }
+ENGINE_PREFIXES = ("tpaw_engine_", "tpaw_vllm_", "tpaw_max_failed", "tpaw_samples_", "tpaw_opponent_")
 PROMPT_KEYS = ("tpaw_max_prompts", "tpaw_turn", "tpaw_max_bad_rows")
 WITHOUT: dict[str, dict[str, Any]] = {"trw": {"eta": 1.0}, "mpw": {"gamma": 0.0}, "team": {"team_size": 1}}
 MOST_PROMPTS = 50_000  # as many as SPIN and TPAW use of UltraChat
@@ -188,7 +189,9 @@ def _check_prompts_fit(lengths: Lengths, cutoff: int, min_response: int) -> None
 def _family(found: _Found) -> Family:
     settings, model, machine = found.settings, found.model, found.machine
     name = settings.name or slug(f"{Path(settings.model).name}_{found.sft_set.name}") or "run"
-    keys = {key: value for key, value in settings.keys.items() if key not in PROMPT_KEYS and key not in FAMILY_KEYS}
+    engine_keys = {key: value for key, value in settings.keys.items() if key.startswith(ENGINE_PREFIXES)}
+    own = {*PROMPT_KEYS, *FAMILY_KEYS, *engine_keys}
+    keys = {key: value for key, value in settings.keys.items() if key not in own}
     fields = {FAMILY_KEYS[key]: value for key, value in settings.keys.items() if key in FAMILY_KEYS}
     changes = {key: Change(section_of(key), value) for key, value in keys.items()}
     precision = {} if set(PRECISION_KEYS) & set(settings.keys) else machine.precision()
@@ -216,6 +219,7 @@ def _family(found: _Found) -> Family:
         self_play=dict.fromkeys(settings.objectives, play),
         iterations=dict.fromkeys(settings.objectives, settings.iterations),
         prompts=prompts,
+        engine_keys=engine_keys,
         model_keys={} if "flash_attn" in settings.keys else machine.attention(),
         output_keys=GPU_OUTPUT,
         launcher=_launcher(settings, machine),

@@ -284,6 +284,16 @@ def test_a_family_of_ones_own() -> None:
     assert "# theta_0, theta_1, theta_2; the newest 2 play" in files["yaml/mine_tpaw_iter2.yaml"]
 
 
+def test_keys_of_the_engine_stand_behind_it() -> None:
+    keys = {"tpaw_engine_url": "http://a:8000/v1,http://b:8000/v1", "tpaw_engine_model": "mine"}
+    text = iteration_text(_small_family(engine="openai", engine_keys=keys), "tpaw", 0)
+    lines = text.splitlines()
+    start = lines.index("tpaw_engine: openai")
+    assert lines[start + 1] == 'tpaw_engine_url: "http://a:8000/v1,http://b:8000/v1"'
+    assert lines[start + 2 : start + 4] == ["tpaw_engine_model: mine", "temperature: 1.0"]
+    assert "tpaw_engine_url" not in iteration_text(_small_family(), "tpaw", 0)
+
+
 def _small_family(**settings: Any) -> Family:
     training = Training(1e-5, 1.0, 4)
     fixed = {"name": "mine", "model": "my/model", "template": "qwen", "sft_data": "my_set", "saves": "out"}
