@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import time
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from ..plugin.given import read_given
 from ..plugin.logs import get_logger
 from ..team.members import Member, check_tokenizers, load_encoder
 from ..team.players import team_of
+from .engine_check import check_engine
 from .estimates.disk import check_disk, disk_spaces, nearest_folder, saved_bytes
 from .estimates.figures import Figure, readable_bytes
 from .estimates.hours import Basis, describe_measured, measure_speed, time_figures
@@ -113,7 +113,9 @@ def check(
 
     with report.collect():
         refuse_start(given)
-    _check_engine(given, report)
+    if plan is not None:
+        say("engine")
+        check_engine(plan, report)
     run = _parse(given, report) if plan is not None else None
     if plan is None or run is None:
         return result
@@ -209,23 +211,6 @@ def _parse(given: dict[str, Any], report: Report) -> RunArguments | None:
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         report.error(ConfigError, f"LlamaFactory refuses the settings: {_one_line(error)} Correct the key it names.")
     return None
-
-
-def _check_engine(given: dict[str, Any], report: Report) -> None:
-    engine = str(given.get("tpaw_engine", "hf"))
-    if given.get("tpaw_prompts") and engine in ENGINES:
-        for problem in ENGINES[engine]():
-            report.error(EnvironmentProblem, problem)
-
-
-def _hf_problems() -> list[str]:
-    if importlib.util.find_spec("transformers") is not None:
-        return []
-    return ["`tpaw_engine: hf` needs transformers, which is not installed. Install LlamaFactory's requirements."]
-
-
-# What keeps an engine from answering, without asking it anything.
-ENGINES: dict[str, Callable[[], list[str]]] = {"hf": _hf_problems}
 
 
 def _read_data(run: RunArguments, plan: Plan, report: Report, rows: int) -> _Found | None:
