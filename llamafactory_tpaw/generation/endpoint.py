@@ -7,7 +7,6 @@ import asyncio
 import datetime
 import email.utils
 import importlib
-import inspect
 import json
 import logging
 import secrets
@@ -34,6 +33,9 @@ GATEWAY = {502, 504}
 DENIED = {401: "the key", 403: "the key's rights", 404: "the URL and the model's name"}
 WORTH_ANOTHER = {408, 409, 425}
 HEAD = 300
+REQUEST_ID = "x-request-id"
+# Headers that another request has otherwise.
+OF_ONE_REQUEST = {REQUEST_ID, "content-length", "idempotency-key", "x-stainless-retry-count"}
 # Errors of aiohttp and of httpcore while they connect.
 NOT_CONNECTED = {"ClientConnectorError", "ConnectError"}
 
@@ -113,31 +115,35 @@ class Endpoint:
         self.key = settings.api_key or NO_KEY
         self.timeout_s = settings.timeout_s
         # The package's HTTP library: httpx, or its successor.
-        http = importlib.import_module(self.openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0])
-        self.response_type = http.Response
-        _quiet(http.__name__)
+        self.http = importlib.import_module(self.openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0])
+        _quiet(self.http.__name__)
         connections = settings.concurrency + 2
-        options = {
-            "limits": http.Limits(
+        self.http_options = {
+            "limits": self.http.Limits(
                 max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEPALIVE_S
             ),
-            "verify": http.create_ssl_context(),  # made once: it takes longer than many requests
-            "timeout": http.Timeout(None, connect=min(CONNECT_S, self.timeout_s)),
+            "verify": self.http.create_ssl_context(),  # made once: it takes longer than many requests
+            "timeout": self.http.Timeout(None, connect=min(CONNECT_S, self.timeout_s)),
         }
-        self.options = {"base_url": url, "api_key": self.key, "max_retries": 0, "timeout": options["timeout"]}
-        self.http_options = options
         self.former: list[Any] = []
-        self.client = self._connect()
-        self.takes_bytes = "content" in inspect.signature(self.client.post).parameters
+        self._connect()
+        # Path to URL and headers, as the package wrote them.
+        self.written: dict[str, tuple[Any, dict[str, str]]] = {}
         self.run_id, self.sent = f"tpaw-{secrets.token_hex(6)}-", 0
 
-    def _connect(self) -> Any:
-        """A client with connections of aiohttp, whose cost does not grow with their number, or httpx's without it."""
+    def _connect(self) -> None:
+        """Make connections of aiohttp, whose cost does not grow with their number, or httpx's without it."""
         try:
-            connections = self.openai.DefaultAioHttpClient(**self.http_options)
+            self.connections = self.openai.DefaultAioHttpClient(**self.http_options)
         except (AttributeError, RuntimeError):
-            connections = self.openai.DefaultAsyncHttpxClient(**self.http_options)
-        return self.openai.AsyncOpenAI(**self.options, http_client=connections)
+            self.connections = self.openai.DefaultAsyncHttpxClient(**self.http_options)
+        self.client = self.openai.AsyncOpenAI(
+            base_url=self.url,
+            api_key=self.key,
+            max_retries=0,
+            timeout=self.http_options["timeout"],
+            http_client=self.connections,
+        )
 
     async def close(self) -> None:
         """Close all connections."""
@@ -157,24 +163,18 @@ class Endpoint:
         client = self.client
         self.sent += 1
         request_id = f"{self.run_id}{self.sent:09d}"
-        headers = {"X-Request-Id": request_id, "Content-Type": "application/json"}
-        body: dict[str, Any] = {"body": call.body}
-        if self.takes_bytes:  # spares the package a copy of the body and looks at all of it
-            body = {"content": json.dumps(call.body, separators=(",", ":")).encode()}
         try:
             async with asyncio.timeout(self.timeout_s):
-                response = await client.post(
-                    call.path, cast_to=self.response_type, options={"headers": headers}, **body
-                )
+                response = await self._post(call, request_id)
         except TimeoutError:
             raise TooSlow(f"{self.name} did not answer within {self.timeout_s:g} s") from None
-        except self.openai.APIStatusError as error:
-            raise self._status(error, call) from None
-        except self.openai.APIConnectionError as error:
+        except (self.openai.APIConnectionError, self.http.RequestError) as error:
             raise self._cut(error) from None
         except Exception as error:
             # What the HTTP library could not read, under whatever name.
             raise Broken(f"{self.name} sent what is no HTTP answer ({type(error).__name__})") from None
+        if not response.is_success:
+            raise self._status(response, call)
         try:
             answer = json.loads(response.content)
         except ValueError:
@@ -188,23 +188,47 @@ class Endpoint:
             raise Broken(f"{self.name} sent the answer to another request")
         return answer
 
+    async def _post(self, call: Call, request_id: str) -> Any:
+        """Send a request and return the response, whatever its status.
+
+        The package writes the first request to a path. Writing one takes it as long as all else together, and only
+        body and id differ, so the others are written after that one and go through the package's connections.
+        """
+        written = self.written.get(call.path)
+        if written is not None:
+            url, headers = written
+            content = json.dumps(call.body, separators=(",", ":")).encode()
+            extensions = {"timeout": self.http_options["timeout"].as_dict()}
+            request = self.http.Request(
+                "POST", url, headers=headers | {REQUEST_ID: request_id}, content=content, extensions=extensions
+            )
+            return await self.connections.send(request)
+        options = {"headers": {REQUEST_ID: request_id}}
+        try:
+            response = await self.client.post(call.path, body=call.body, cast_to=self.http.Response, options=options)
+        except self.openai.APIStatusError as error:
+            return error.response
+        url, headers = response.request.url, dict(response.request.headers)
+        self.written[call.path] = url, {name: value for name, value in headers.items() if name not in OF_ONE_REQUEST}
+        return response
+
     def _of_another(self, request_id: str, answer: dict[str, Any], headers: Any) -> bool:
         """Whether the answer names a request of ours that is not this one; many servers repeat a request's id."""
-        names = f"{headers.get('x-request-id')} {answer.get('id')}"
+        names = f"{headers.get(REQUEST_ID)} {answer.get('id')}"
         return self.run_id in names and request_id not in names
 
     def _reconnect(self, client: Any) -> None:
         """Use other connections from now on: one of the client's has an answer too many, and will again."""
         if client is self.client:
             self.former.append(client)
-            self.client = self._connect()
+            self._connect()
 
     async def answers(self) -> bool:
         """Whether the server can be reached and does not say that it is down."""
         for _ in range(PROBES):
             try:
                 async with asyncio.timeout(PROBE_S):
-                    await self.client.get("/models", cast_to=self.response_type)
+                    await self.client.get("/models", cast_to=self.http.Response)
             except self.openai.APIStatusError as error:
                 return error.status_code < 500
             except self.openai.APIConnectionError as error:
@@ -234,14 +258,15 @@ class Endpoint:
             return Cut(f"{self.name} cannot be reached ({words})", reached=False)
         return Cut(f"{self.name} cut the connection ({words})", reached=True)
 
-    def _status(self, error: Any, call: Call) -> Exception:
+    def _status(self, response: Any, call: Call) -> Exception:
         """Say what a status other than 2xx means."""
-        status, words = error.status_code, self._head(_message_of(error))
+        status, (code, message) = response.status_code, _error_of(response.content)
+        words = self._head(message)
         said = f"{self.name} answered {status}" + (f": {words}" if words else "")
-        if getattr(error, "code", None) == "insufficient_quota":
+        if code == "insufficient_quota":
             return GenerationError(f"{said}. Raise the account's quota, then run the same command: it continues.")
         if status in OVERLOADED:
-            return Overloaded(said, _retry_after(error.response.headers))
+            return Overloaded(said, _retry_after(response.headers))
         if status in GATEWAY:
             return TooSlow(said)
         if status in DENIED:
@@ -261,14 +286,18 @@ class Endpoint:
         return words[:HEAD]
 
 
-def _message_of(error: Any) -> str:
-    """The message in an error's body: servers wrap it in different ways."""
-    body = error.body
+def _error_of(content: bytes) -> tuple[Any, str]:
+    """Code and message of an error's body: servers wrap them in different ways."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        return None, content.decode(errors="replace")
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
         body = body["error"]
-    if isinstance(body, dict):
-        body = body.get("message") or body.get("detail") or body.get("error") or body
-    return body if isinstance(body, str) else "" if body is None else json.dumps(body)
+    if not isinstance(body, dict):
+        return None, body if isinstance(body, str) else json.dumps(body)
+    message = body.get("message") or body.get("detail") or body.get("error") or body
+    return body.get("code"), message if isinstance(message, str) else json.dumps(message)
 
 
 def _retry_after(headers: Any) -> float | None:

@@ -58,21 +58,6 @@ def ends(thread_name: str = "tpaw-client") -> bool:
     return not any(thread.name == thread_name for thread in threading.enumerate())
 
 
-@pytest.fixture
-def said() -> Iterator[list[logging.LogRecord]]:
-    """The lines about servers."""
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = records.append
-    log = logging.getLogger(server_module.logger.name)
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    yield records
-    log.removeHandler(handler)
-    log.setLevel(level)
-
-
 NAMES = [f"p{number}" for number in range(40)]
 
 
@@ -134,13 +119,35 @@ def test_refusing_all_ends_the_run() -> None:
     assert server.requests < len(NAMES)
 
 
-def test_a_lost_server_is_waited_for_and_costs_no_retry(said: list[logging.LogRecord]) -> None:
-    with FaultyServer({"p20": ["death"]}, down_s=None) as server:
-        helper = threading.Thread(target=lambda: (wait_until(lambda: said), server.rise()))
-        helper.start()
+class Missed(logging.Handler):
+    """Has a dead server rise when the client says that it is down; keeps the lines about servers."""
+
+    def __init__(self, server: FaultyServer) -> None:
+        super().__init__(logging.INFO)
+        self.server = server
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.levelname)
+        if record.levelno == logging.WARNING:
+            self.server.rise()
+
+    def __enter__(self) -> Missed:
+        self.log = logging.getLogger(server_module.logger.name)
+        self.level = self.log.level
+        self.log.addHandler(self)
+        self.log.setLevel(logging.INFO)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.removeHandler(self)
+        self.log.setLevel(self.level)
+
+
+def test_a_lost_server_is_waited_for_and_costs_no_retry() -> None:
+    with FaultyServer({"p20": ["death"]}, down_s=None) as server, Missed(server) as missed:
         assert run(NAMES, settings_of(server, retries=0, concurrency=2)) == right(NAMES)
-        helper.join()
-    assert [record.levelname for record in said] == ["WARNING", "INFO"]
+    assert missed.said == ["WARNING", "INFO"]
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
@@ -185,8 +192,8 @@ def test_a_restart_that_fails_ends_the_run() -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_a_request_that_kills_the_server_each_time_fails_in_the_end(concurrency: int) -> None:
-    with FaultyServer({"p9": ["death"] * 99}) as server:
-        rows = run(NAMES, settings_of(server, concurrency=concurrency))
+    with FaultyServer({"p9": ["death"] * 99}, down_s=None) as server, Missed(server):
+        rows = run(NAMES, settings_of(server, retries=0, concurrency=concurrency))
     assert "while it worked on this request" in rows.pop(9).reason
     assert rows == {index: row for index, row in right(NAMES).items() if index != 9}
     assert server.faults["death"] <= 4
