@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers' answers as responses, and what is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.generation.answers import gives_ids, prompt_count, read_chat, read_completion
+from llamafactory_tpaw.generation.base import Response
+
+
+STOPS, TEXTS = (7, 8), ("<|im_end|>", "</s>")
+
+
+def answer(usage: tuple[int, int] | None = None, **choice: Any) -> dict[str, Any]:
+    """An answer with one choice; `usage` is prompt and completion tokens."""
+    content: dict[str, Any] = {"choices": [{"index": 0, "finish_reason": "stop"} | choice]}
+    if usage:
+        content["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1]}
+    return content
+
+
+def read(content: dict[str, Any], most: int = 4) -> Response:
+    return read_completion(content, 2, most, STOPS, TEXTS, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("content", "response"),
+    [
+        (answer(token_ids=[5, 7]), Response([5, 7], "stop")),
+        (answer(token_ids=[7]), Response([7], "stop")),
+        (answer(token_ids=[5], stop_reason=8), Response([5, 8], "stop")),
+        (answer(token_ids=[5, 7, 9, 9], finish_reason="length"), Response([5, 7], "stop")),
+        (answer(token_ids=[5, 5, 5, 5], finish_reason="length"), Response([5, 5, 5, 5], "length")),
+        (answer(token_ids=[5, 7], prompt_token_ids=[1, 2]), Response([5, 7], "stop")),
+        (answer(text=" a \n"), Response(None, "stop", " a \n")),
+        (answer(text=""), Response(None, "stop", "")),
+        (answer(text="a<|im_end|>"), Response(None, "stop", "a")),
+        (answer(text="a</s>", finish_reason="length"), Response(None, "stop", "a")),
+        (answer((2, 4), text="a b", finish_reason="length"), Response(None, "length", "a b")),
+    ],
+)
+def test_responses(content: dict[str, Any], response: Response) -> None:
+    assert read(content) == response
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({}, "not one choice"),
+        ({"choices": []}, "not one choice"),
+        ({"choices": [{}, {}]}, "not one choice"),
+        (answer(text="a", finish_reason=None), "finish_reason is 'None'"),
+        (answer(text="a", finish_reason="content_filter"), "finish_reason is 'content_filter'"),
+        (answer(text="a", finish_reason="abort"), "finish_reason is 'abort'"),
+        (answer(), "no `text`"),
+        (answer(text=["a"]), "no `text`"),
+        (answer((3, 1), text="a"), "read 3 prompt tokens, but 2 were sent"),
+        (answer(token_ids=[5]), "its last token is no stop token"),
+        (answer(token_ids=[]), "its last token is no stop token"),
+        (answer(token_ids=["5"]), "no list of ids"),
+        (answer(token_ids=[True]), "no list of ids"),
+        (answer(token_ids=[2**31]), "no list of ids"),
+        (answer(token_ids=[5, 7], prompt_token_ids=[1, 3]), "another prompt"),
+        (answer(token_ids=[5], finish_reason="length"), "after 1 tokens for length, but 4 were asked for"),
+        (answer((2, 3), text="a", finish_reason="length"), "after 3 tokens for length, but 4 were asked for"),
+    ],
+)
+def test_what_is_no_answer(content: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read(content)
+
+
+def test_chat() -> None:
+    assert read_chat(answer(message={"content": " hi "}), 4) == Response(None, "stop", " hi ")
+    for message in (None, {"content": None, "tool_calls": []}):
+        with pytest.raises(ValueError, match="no text"):
+            read_chat(answer(message=message), 4)
+    with pytest.raises(ValueError, match="lower limit"):
+        read_chat(answer((9, 3), message={"content": "a"}, finish_reason="length"), 4)
+
+
+def test_probes() -> None:
+    assert gives_ids(answer(token_ids=[7]))
+    assert not gives_ids(answer(text="a"))
+    assert not gives_ids({})
+    assert prompt_count(answer((3, 1))) == 3
+    assert prompt_count([]) is None
+    assert prompt_count({"usage": {"prompt_tokens": True}}) is None

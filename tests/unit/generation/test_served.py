@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What servers are asked at the start, and what is concluded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.errors import ConfigError, GenerationError
+from llamafactory_tpaw.generation.served import OTHER, TRANSFORMERS, VLLM, api_key, ask, examine, names_of
+from tests.servers.scripted import ScriptedServer
+
+
+SECRET = "geheim-0123"
+
+
+def models(*entries: dict[str, Any], **others: tuple[int, Any]) -> Any:
+    """Answers of a server that lists models; `others` are answers to the last part of further paths."""
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        if path == "/v1/models":
+            return 200, {"object": "list", "data": list(entries)}
+        return others.get(path.rpartition("/")[2].partition(".")[0], (404, {"detail": "Not Found"}))
+
+    return answer
+
+
+def test_vllm_is_known_by_its_entry(tmp_path: Path) -> None:
+    path = str(tmp_path)
+    entry = {"id": "theta", "owned_by": "vllm", "root": path, "max_model_len": 512}
+    with ScriptedServer(models(entry, version=(200, {"version": "0.11.0"}))) as server:
+        served = examine(server.url, names_of(None, path), None)
+        assert (served.kind, served.version, served.model) == (VLLM, "0.11.0", "theta")
+        assert (served.verified, served.max_tokens, served.title) == (True, 512, "vLLM 0.11.0")
+        assert not examine(server.url, ["theta"], None).verified
+
+
+def test_a_plain_server_lists_a_name(tmp_path: Path) -> None:
+    with ScriptedServer(models({"id": tmp_path.name, "owned_by": "me"})) as server:
+        served = examine(server.url, names_of(None, str(tmp_path)), None)
+    assert (served.kind, served.version, served.verified, served.max_tokens) == (OTHER, "", False, None)
+
+
+def test_transformers_serve_says_what_it_is_pinned_to(tmp_path: Path) -> None:
+    schema = (200, {"paths": {"/load_model": {}, "/v1/completions": {}}})
+    pinned = (400, {"detail": f"Server is pinned to '{tmp_path}'; requested '--'."})
+    with ScriptedServer(models(openapi=schema, completions=pinned)) as server:
+        served = examine(server.url, names_of(None, str(tmp_path)), None)
+        assert (served.kind, served.model, served.verified) == (TRANSFORMERS, str(tmp_path), True)
+        with pytest.raises(GenerationError, match=f"serves {tmp_path}, but other is asked for"):
+            examine(server.url, ["other"], None)
+    with ScriptedServer(models(openapi=schema, completions=(500, "Internal Server Error"))) as server:
+        assert examine(server.url, ["mine", str(tmp_path)], None).model == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda *_: (401, {"error": {"message": "who?"}}), r"asks for a key \(401\). Set the environment variable"),
+        (lambda *_: (404, {"detail": "Not Found"}), r"/v1/models answered 404. Correct `tpaw_engine_url`"),
+        (lambda *_: (200, ["theta"]), r"does not list its models"),
+        (models(), r"serves nothing, but theta_0 is asked for"),
+        (models(*({"id": f"m{i}"} for i in range(7))), r"serves m0, m1, m2, m3, m4 and 2 more, but theta_0 is asked"),
+    ],
+)
+def test_what_is_not_served_is_refused(answer: Any, message: str) -> None:
+    with ScriptedServer(answer) as server, pytest.raises(GenerationError, match=message):
+        examine(server.url, ["theta_0"], None)
+
+
+def test_an_address_without_its_path_gets_a_hint() -> None:
+    with ScriptedServer(lambda *_: (404, "?")) as server, pytest.raises(GenerationError, match="end in /v1"):
+        examine(server.url.removesuffix("/v1"), ["a"], None)
+
+
+def test_nothing_there() -> None:
+    with ScriptedServer(lambda *_: (200, {})) as server:
+        url = server.url
+    with pytest.raises(GenerationError, match=f"No server answers at {url} .*refused.*Start it"):
+        examine(url, ["a"], SECRET)
+
+
+def test_the_key_goes_in_the_header_alone() -> None:
+    said = {"error": {"message": f"Incorrect key {SECRET}"}}
+    with ScriptedServer(lambda *_: (500, said)) as server:
+        answer = ask(server.url, "/completions", SECRET, {"prompt": "a"})
+        assert answer.words == "Incorrect key ..."
+        assert server.seen == [("POST", "/v1/completions", {"prompt": "a"}, f"Bearer {SECRET}")]
+
+
+def test_a_redirect_takes_the_key_nowhere() -> None:
+    with ScriptedServer(lambda *_: (200, {})) as other:
+        with ScriptedServer(lambda *_: (302, other.url)) as server:
+            assert ask(server.url, "/models", SECRET).status == 302
+        assert other.seen == []
+
+
+def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TPAW_ENGINE_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert api_key() is None
+    monkeypatch.setenv("OPENAI_API_KEY", "second\n")
+    assert api_key() == "second"
+    monkeypatch.setenv("TPAW_ENGINE_API_KEY", "first")
+    assert api_key() == "first"
+    for wrong in ("two words", "schl\u00fcssel", "a\nb"):
+        monkeypatch.setenv("TPAW_ENGINE_API_KEY", wrong)
+        with pytest.raises(ConfigError) as caught:
+            api_key()
+        assert wrong not in str(caught.value)
+
+
+def test_names_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saves" / "theta_1").mkdir(parents=True)
+    whole = os.path.realpath("saves/theta_1")
+    assert names_of(None, "saves/theta_1") == [whole, "saves/theta_1", "theta_1"]
+    assert names_of(None, "Qwen/Qwen2.5-1.5B") == ["Qwen/Qwen2.5-1.5B", "Qwen2.5-1.5B"]
+    assert names_of("mine", "saves/theta_1") == ["mine"]
