@@ -6,9 +6,9 @@ r"""Tokens per second of engine `vllm` against engine `hf`, and whether greedy r
 
 Each engine generates the same prompts by `llamafactory-tpaw generate`, twice: sampled at temperature 1, which is
 measured, and greedily, to compare the rows. Tokens per second are those of the meta file: over the time in which
-requests were answered. The whole command, with imports, loading and the server's start, is the other column. Greedy rows of two
-engines may part where two tokens are about as likely: kernels round differently. `--dataset` is a file with `question`
-and `answer`; without it sums are asked for.
+requests were answered. The whole command, with imports, loading and the server's start, is the other column. Greedy
+rows of two engines may part where two tokens are about as likely: kernels round differently. `--dataset` is a file
+with `question` and `answer`; without it sums are asked for.
 """
 
 from __future__ import annotations
