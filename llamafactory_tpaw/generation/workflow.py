@@ -155,9 +155,10 @@ def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine:
             _check_off(open_, batch, engine.name)
             failed.add([(requests[index], answer) for index, answer in batch if isinstance(answer, Failure)])
             rows = _new_rows(job, batch)
-            elapsed = time.monotonic() - started
-            started += elapsed
-            partial.append(rows, elapsed, engine.version, getattr(engine, "facts", {}))
+            if rows:
+                elapsed = time.monotonic() - started
+                started += elapsed
+                partial.append(rows, elapsed, engine.version, getattr(engine, "facts", {}))
             progress.update(partial.done + failed.count - progress.n)
     _refuse_unanswered(job, requests, open_, failed, engine.name)
 

@@ -149,6 +149,8 @@ def generate(argv: list[str]) -> int:
     from ..generation.local import answer_share, generate_round
 
     run = parse_single_process(plan.given)
+    if run.training.device.type == "cpu":
+        devices = []  # `use_cpu: true`
     for round_ in plan.to_generate:
         if share is None:
             generate_round(run, round_, argv, devices)

@@ -271,18 +271,26 @@ class TestSteps:
             getattr(launcher, command)(GIVEN | {"stage": "sft"})
 
     @pytest.mark.parametrize(
-        ("visible", "first", "devices"), [(None, "0", []), ("3,1", "3", ["3", "1"]), ("", "", [])]
+        ("visible", "device", "first", "devices"),
+        [
+            (None, "cpu", "0", []),
+            ("3,1", "cuda", "3", ["3", "1"]),
+            ("3,1", "cpu", "3", []),
+            ("", "cpu", "", []),
+        ],
     )
     def test_one_device_is_used_and_all_are_told(
         self,
         plan: SimpleNamespace,
         monkeypatch: pytest.MonkeyPatch,
         visible: str | None,
+        device: str,
         first: str,
         devices: list[str],
     ) -> None:
         told: list[Any] = []
-        monkeypatch.setattr("llamafactory_tpaw.arguments.parsed.parse_single_process", lambda given: "run")
+        run = SimpleNamespace(training=SimpleNamespace(device=SimpleNamespace(type=device)))
+        monkeypatch.setattr("llamafactory_tpaw.arguments.parsed.parse_single_process", lambda given: run)
         monkeypatch.setattr("llamafactory_tpaw.generation.local.generate_round", lambda *given: told.append(given))
         monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
@@ -290,7 +298,7 @@ class TestSteps:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
         assert launcher.generate(GIVEN) == 0
-        assert told == [("run", plan.to_generate[0], GIVEN, devices)]
+        assert told == [(run, plan.to_generate[0], GIVEN, devices)]
         assert os.environ["CUDA_VISIBLE_DEVICES"] == first
 
     def test_a_process_for_one_device_answers_for_its_round_alone(
@@ -298,14 +306,15 @@ class TestSteps:
     ) -> None:
         told: list[Any] = []
         share = Share("e.jsonl", 7)
+        run = SimpleNamespace(training=SimpleNamespace(device=SimpleNamespace(type="cuda")))
         monkeypatch.setenv(SHARE, json.dumps({"file": "e.jsonl", "channel": 7}))
-        monkeypatch.setattr("llamafactory_tpaw.arguments.parsed.parse_single_process", lambda given: "run")
+        monkeypatch.setattr("llamafactory_tpaw.arguments.parsed.parse_single_process", lambda given: run)
         monkeypatch.setattr("llamafactory_tpaw.generation.local.generate_round", None)
         monkeypatch.setattr("llamafactory_tpaw.generation.local.answer_share", lambda *given: told.append(given))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
         plan.to_generate = [SimpleNamespace(path=Path(name)) for name in ("d.jsonl", "e.jsonl")]
         assert launcher.generate(GIVEN) == 0
-        assert told == [("run", plan.to_generate[1], share)]
+        assert told == [(run, plan.to_generate[1], share)]
 
     def test_nothing_to_generate(self, plan: SimpleNamespace) -> None:
         assert launcher.generate(GIVEN) == 0

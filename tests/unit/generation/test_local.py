@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A round of a real run: on one device and on several, and of another model than theta."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llamafactory_tpaw.data.rounds import Round
+from llamafactory_tpaw.data.source import find_entry
+from llamafactory_tpaw.generation import devices, local
+from llamafactory_tpaw.generation.devices import DeviceEngine
+from llamafactory_tpaw.generation.hf import HfEngine
+from llamafactory_tpaw.generation.share import SHARE, Share
+from tests import encoders
+from tests.runs import Project
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from llamafactory_tpaw.arguments.parsed import RunArguments
+
+
+SETTINGS = {"tpaw_generate_batch_tokens": 32, "tpaw_samples_per_prompt": 2, "max_new_tokens": 8}
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model: Path) -> RunArguments:
+    return encoders.parse(Project(tmp_path, tiny_model), **SETTINGS)
+
+
+def round_of(run: RunArguments) -> Round:
+    return Round(0, find_entry(run.data.dataset[0], run.data.dataset_dir))
+
+
+def generate(run: RunArguments, *names: str) -> bytes:
+    round_ = round_of(run)
+    meta = local.generate_round(run, round_, ["run.yaml"], names)
+    assert meta.hardware["processes"] == max(len(names), 1)
+    content = round_.path.read_bytes()
+    for path in round_.path.parent.glob(f"{round_.path.stem}*"):
+        path.unlink()
+    return content
+
+
+@pytest.fixture
+def in_threads(run: RunArguments, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Threads stand in for the processes, whose start takes long; returns the devices that were asked for."""
+    found: list[str] = []
+
+    @contextlib.contextmanager
+    def start(command: Sequence[str], environment: dict[str, str], pass_fds: Sequence[int]) -> Iterator[Any]:
+        assert command[1:] == ["-m", "llamafactory_tpaw", "generate", "run.yaml"]
+        found.append(environment["CUDA_VISIBLE_DEVICES"])
+        share = json.loads(environment[SHARE])
+        assert share["channel"] == pass_fds[0]
+        share["channel"] = os.dup(pass_fds[0])
+        thread = threading.Thread(target=answer, args=(Share(**share),))
+        thread.start()
+        yield SimpleNamespace(wait=lambda: thread.join() or 0, poll=lambda: 0, terminate=lambda: None)
+
+    def answer(share: Share) -> None:
+        with contextlib.suppress(ConnectionError):  # a process would be ended
+            local.answer_share(run, round_of(run), share)
+
+    monkeypatch.setattr(devices, "started_child", start)
+    return found
+
+
+def test_several_devices_give_the_bytes_of_one(
+    run: RunArguments, in_threads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted with two devices after the first unit, then with one, then finished with two."""
+    alone = generate(run)
+    assert alone.count(b"\n") == 32
+    assert in_threads == []
+    for engine, names in ((DeviceEngine, "01"), (HfEngine, "0")):
+        answer = engine.answer
+
+        def stopping(*given: Any, answer: Any = answer) -> Iterator[Any]:
+            with contextlib.closing(answer(*given)) as lists:
+                yield next(lists)
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(engine, "answer", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            generate(run, *names)
+        monkeypatch.setattr(engine, "answer", answer)
+    partial = round_of(run).path.with_name(round_of(run).path.name + ".partial")
+    assert partial.read_bytes().count(b'\n{"commit"') == 2
+    assert generate(run, "2", "1") == alone
+    assert in_threads == ["0", "1", "2", "1"]
