@@ -274,8 +274,8 @@ class ServerEngine:
                 )
         raise GenerationError(
             f"The server at {server.url} reads a prompt of {expected} tokens as "
-            f"{' or '.join(map(str, counts.values()))}: its tokenizer is another one. Serve the checkpoint with its "
-            "own tokenizer."
+            f"{' or '.join(map(str, dict.fromkeys(counts.values())))}: its tokenizer is another one. Serve the "
+            "checkpoint with its own tokenizer."
         )
 
     def _probe_chat(self, bodies: Bodies, server: Served, requests: Any, left: np.ndarray) -> Bodies:

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests through servers of each kind: what is sent, what comes back, and what is refused at the start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llamafactory_tpaw.data.prompts import load_prompts
+from llamafactory_tpaw.errors import ConfigError, GenerationError, TpawError
+from llamafactory_tpaw.generation.base import EngineContext, Failure, Response, SamplingSettings
+from llamafactory_tpaw.generation.openai import ServerEngine, make_engine
+from llamafactory_tpaw.generation.requests import PromptRequests
+from tests import encoders, tiny
+from tests.runs import ADDITIONS, Project
+from tests.servers.scripted import ScriptedServer
+
+
+ROWS, CUTOFF, NEW = 6, 160, 8
+Reply = Callable[[dict[str, Any]], tuple[int, Any]]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("engine"), Path("theta_0"))
+    project.add_dataset("sft", ADDITIONS[:ROWS], columns={"prompt": "question", "response": "answer"})
+    return project
+
+
+def prepare(project: Project, urls: list[str], **changes: Any) -> tuple[ServerEngine, PromptRequests]:
+    """An engine for servers, and what it is to answer."""
+    keys = {"template": "llama3", "cutoff_len": CUTOFF, "tpaw_prompts": "sft", "max_new_tokens": NEW}
+    keys |= {"tpaw_engine": "openai", "tpaw_engine_url": urls, "tpaw_engine_retries": 0, "tpaw_engine_startup": 2}
+    run = encoders.parse(project, **(keys | changes))
+    encoder = encoders.build_encoder(run)
+    prompts = load_prompts(encoder, run.model, run.data, run.training, run.finetuning)
+    settings = SamplingSettings.of({**vars(run.generating), "seed": run.training.seed})
+    opponent = run.finetuning.tpaw_opponent_model or ""
+    context = EngineContext(
+        run,
+        "theta_0",
+        opponent or "theta_0",
+        encoder,
+        settings,
+        "float32",
+        tuple(encoder.stop_token_ids()),
+        (),
+        opponent,
+    )
+    return make_engine(context, project.root / "x"), PromptRequests(prompts, 0, 1, settings.max_new_tokens, CUTOFF)
+
+
+def answers_of(engine: ServerEngine, requests: PromptRequests) -> dict[int, Any]:
+    given = [pair for pairs in engine.answer(requests, np.arange(len(requests))) for pair in pairs]
+    assert len(given) == len(dict(given))
+    return dict(given)
+
+
+def serving(reply: Reply, **entry: Any) -> ScriptedServer:
+    """A server of `theta_0`; `reply` answers POST, whichever path."""
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        if method == "POST":
+            return reply(body)
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "theta_0"} | entry]}
+        return (200, {"version": "0.11.0"}) if path == "/version" else (404, {"detail": "Not Found"})
+
+    return ScriptedServer(answer)
+
+
+def completion(prompt_tokens: int | None, **choice: Any) -> tuple[int, Any]:
+    usage = {} if prompt_tokens is None else {"usage": {"prompt_tokens": prompt_tokens}}
+    return 200, {"choices": [{"index": 0, "finish_reason": "stop"} | choice], **usage}
+
+
+def like_vllm(body: dict[str, Any]) -> tuple[int, Any]:
+    ids = [65, 66, 6]
+    given = {"token_ids": ids, "prompt_token_ids": body["prompt"], "text": "ab"}
+    return completion(len(body["prompt"]), **given)
+
+
+def counting(bos: bool) -> Reply:
+    """A server of texts that counts as the run's tokenizer does, and puts a BOS before every text."""
+    tokenizer = tiny.build_tokenizer("<|begin_of_text|>")
+
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        if not isinstance(body["prompt"], str):
+            return 400, {"error": {"message": "prompt must be a string"}}
+        count = len(tokenizer.encode(body["prompt"], add_special_tokens=False)) + bos
+        return completion(count, text=body["prompt"][-3:] + "<|eot_id|>")
+
+    return reply
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[ScriptedServer]:
+    with serving(*request.param[:1], **request.param[1]) as server:
+        yield server
+
+
+VLLM = (like_vllm, {"owned_by": "vllm", "max_model_len": CUTOFF})
+
+
+@pytest.mark.parametrize("server", [VLLM], indirect=True)
+def test_vllm_takes_and_gives_ids(project: Project, server: ScriptedServer) -> None:
+    settings = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1}
+    engine, requests = prepare(project, [server.url], **settings)
+    assert answers_of(engine, requests) == dict.fromkeys(range(ROWS), Response([65, 66, 6], "stop"))
+    assert engine.version == "vLLM 0.11.0"
+    assert engine.facts == {"served": "theta_0", "verified": False, "prompts": "ids", "responses": "ids"}
+    bodies = server.bodies("/v1/completions")[1:]
+    by_prompt = {tuple(body["prompt"]): body for body in bodies}
+    for request in requests:
+        body = by_prompt[tuple(request.prompt_ids.tolist())]
+        assert {key: body[key] for key in settings} == settings
+        assert (body["max_tokens"], body["seed"]) == (NEW, request.seed(engine.context.settings.seed))
+        assert (body["return_token_ids"], body["add_special_tokens"]) == (True, False)
+        assert body["stop_token_ids"] == list(engine.context.stop_token_ids)
+    assert len({body["seed"] for body in bodies}) == ROWS
+
+
+@pytest.mark.parametrize("server", [(counting(bos), {}) for bos in (False, True)], indirect=True)
+def test_text_is_read_as_the_same_tokens(project: Project, server: ScriptedServer) -> None:
+    engine, requests = prepare(project, [server.url], template="llama3", top_k=0)
+    given = answers_of(engine, requests)
+    tokenizer = engine.context.encoder.tokenizer
+    adds_bos = engine.text.add_bos
+    for body in server.bodies("/v1/completions")[-ROWS:]:
+        ids = tokenizer.encode(body["prompt"], add_special_tokens=False)
+        assert (tokenizer.bos_token_id in ids) is not adds_bos
+        assert len(body["stop"]) <= 4
+        assert body["stop"][0] == "<|eot_id|>"
+        assert 0 <= body["seed"] < 2**31
+        # Nothing that plain servers do not know.
+        assert set(body) == {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop"}
+    assert set(given.values()) == {Response(None, "stop", given[0].text)}
+    assert engine.facts["prompts"] == engine.facts["responses"] == "text"
+
+
+def test_a_server_may_take_ids_and_give_text(project: Project) -> None:
+    with serving(lambda body: completion(len(body["prompt"]), text=" hi")) as server:
+        engine, requests = prepare(project, [server.url])
+        assert set(answers_of(engine, requests).values()) == {Response(None, "stop", " hi")}
+    assert engine.facts["prompts"] == "ids"
+    assert engine.facts["responses"] == "text"
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (lambda body: (404, {"detail": "Not Found"}), "answered 404 to /completions: Not Found.*chat API alone"),
+        (
+            lambda body: (401, {"error": "no key"}),
+            "answered 401 to /completions: no key. Set the environment variable",
+        ),
+        (
+            lambda body: completion(99, text="a"),
+            r"reads a prompt of \d+ tokens as 99: its tokenizer is another one",
+        ),
+        (lambda body: completion(None, text="a"), "gives no count of prompt tokens"),
+        (lambda body: (422, {"detail": [{"msg": "extra fields"}]}), "answered 422 to /completions.*extra fields"),
+    ],
+)
+def test_servers_that_cannot_be_used(project: Project, reply: Reply, message: str) -> None:
+    with serving(reply) as server, pytest.raises(GenerationError, match=message):
+        answers_of(*prepare(project, [server.url]))
+
+
+@pytest.mark.parametrize(
+    ("entry", "changes", "message"),
+    [
+        ({}, {"top_k": 5}, "`top_k: 5` cannot be passed on"),
+        ({}, {"repetition_penalty": 1.2}, "`repetition_penalty: 1.2` cannot be passed on.*repetition_penalty: 1`"),
+        ({"owned_by": "vllm", "max_model_len": 40}, {}, "takes 40 tokens of prompt and response together, but"),
+    ],
+)
+def test_settings_that_a_server_cannot_keep(project: Project, entry: Any, changes: Any, message: str) -> None:
+    with serving(like_vllm, **entry) as server, pytest.raises(ConfigError, match=message):
+        answers_of(*prepare(project, [server.url], **changes))
+
+
+def test_servers_must_be_alike(project: Project) -> None:
+    with (
+        serving(like_vllm, owned_by="vllm") as first,
+        serving(like_vllm) as second,
+        pytest.raises(GenerationError, match=r"is vLLM 0.11.0 and serves theta_0, but .* is a server of OpenAI's API"),
+    ):
+        answers_of(*prepare(project, [first.url, second.url]))
+
+
+def test_several_servers_share_the_work(project: Project) -> None:
+    with serving(like_vllm, owned_by="vllm") as first, serving(like_vllm, owned_by="vllm") as second:
+        assert len(answers_of(*prepare(project, [first.url, second.url]))) == ROWS
+        asked = [len(server.bodies("/v1/completions")) for server in (first, second)]
+    assert sum(asked) == ROWS + 2
+    assert min(asked) >= 2
+
+
+def test_answers_to_other_prompts_fail(project: Project) -> None:
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        return completion(len(body["prompt"]), token_ids=[6], prompt_token_ids=[1] if body["max_tokens"] > 1 else None)
+
+    with serving(reply, owned_by="vllm") as server:
+        given = answers_of(*prepare(project, [server.url]))
+    assert all(isinstance(answer, Failure) and "another prompt" in answer.reason for answer in given.values())
+
+
+def test_prompts_that_no_text_stands_for_are_not_sent(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(counting(False)) as server:
+        engine, requests = prepare(project, [server.url], tpaw_max_failed=2)
+        unreadable = {tuple(requests[index].prompt_ids.tolist()) for index in (0, 4)}
+        of = engine.text.of
+        monkeypatch.setattr(engine.text, "of", lambda ids: None if tuple(map(int, ids)) in unreadable else of(ids))
+        given = answers_of(engine, requests)
+        assert {index for index, answer in given.items() if isinstance(answer, Failure)} == {0, 4}
+        assert "takes no token ids" in given[0].reason
+        engine.context.run.finetuning.tpaw_max_failed = 1
+        with pytest.raises(GenerationError, match="2 of the first 6 prompts cannot be sent"):
+            answers_of(engine, requests)
+
+
+def test_an_opponent_gets_messages(project: Project) -> None:
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        if "max_tokens" in body:
+            return 400, {"error": {"message": "use 'max_completion_tokens' instead"}}
+        return completion(3, message={"content": body["messages"][-1]["content"][:5]})
+
+    with serving(reply, id="gpt") as server:
+        engine, requests = prepare(project, [server.url], tpaw_opponent_model="gpt")
+        assert answers_of(engine, requests)[1] == Response(None, "stop", "Tom h")
+        bodies = server.bodies("/v1/chat/completions")
+    asked = [body["messages"] for body in bodies[-ROWS:]]
+    assert sorted(map(json.dumps, asked)) == sorted(
+        json.dumps([{"role": "user", "content": row["question"]}]) for row in ADDITIONS[:ROWS]
+    )
+    assert all(body["max_completion_tokens"] == NEW for body in bodies[-ROWS:])
+
+
+def test_the_key_is_sent_and_never_shown(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "geheim-987"
+    monkeypatch.setenv("TPAW_ENGINE_API_KEY", secret)
+
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        return (500, {"error": f"the key {secret} failed"}) if body["max_tokens"] > 1 else like_vllm(body)
+
+    with serving(reply, owned_by="vllm") as server:
+        engine, requests = prepare(project, [server.url])
+        try:
+            given = answers_of(engine, requests)
+        except TpawError as error:
+            given = {0: Failure(str(error))}
+        assert {key for *_, key in server.seen} == {f"Bearer {secret}"}
+    assert all(secret not in answer.reason for answer in given.values())
+    assert secret not in caplog.text + repr(engine.facts) + engine.version
