@@ -86,7 +86,7 @@ def end_processes(
                 elif process not in asked:
                     asked.add(process)
                     process.terminate()
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def _lives(process: object) -> bool:
