@@ -176,7 +176,7 @@ def is_triplet_file(path: Path) -> bool:
     if meta_path(path).is_file():
         return True
     with path.open("rb") as stream:
-        first = stream.readline() if _first_byte(stream) == b"{" else b""
+        first = b"" if _first_byte(stream) == b"[" else stream.readline()
     try:
         row = json.loads(first)
     except ValueError:
