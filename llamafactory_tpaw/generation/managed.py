@@ -130,10 +130,6 @@ class ManagedServers:
                 return server.revive(url)
         raise GenerationError(f"{url} is none of the servers that this run started: {', '.join(self.urls)}.")
 
-    def version(self) -> str:
-        """What the first server says its version is; `unknown` where it does not say."""
-        return self._servers[0].version()
-
     def close(self) -> None:
         r"""End all servers and what they started, and wait until nothing of it is left.
 
@@ -267,16 +263,6 @@ class _Server:
         code = self._process.poll()
         return f"did not answer for {SILENCE_S:g} s" if code is None else f"ended with exit code {code}"
 
-    def version(self) -> str:
-        """`unknown` where the server does not say."""
-        import json
-
-        status, body = _get(self._port, "/version", self.api_key)
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if status == 200:
-                return str(json.loads(body)["version"])
-        return "unknown"
-
     def ask_to_end(self) -> None:
         """Let the warden begin to end it."""
         if self._process is not None:
@@ -318,9 +304,9 @@ class _Server:
     def _answers(self) -> bool:
         if self._process.poll() is not None:
             return False
-        status, _ = _get(self._port, "/health", self.api_key)
+        status = _get(self._port, "/health", self.api_key)
         if status is not None and status != 200 and status < 500:
-            status, _ = _get(self._port, "/v1/models", self.api_key)
+            status = _get(self._port, "/v1/models", self.api_key)
         return status == 200
 
     def _written(self) -> str:
@@ -350,15 +336,14 @@ def _free_port() -> int:
         return holder.getsockname()[1]
 
 
-def _get(port: int, path: str, api_key: str | None) -> tuple[int | None, bytes]:
-    """Ask a server on this machine, by no proxy; (None, b"") where it does not answer."""
+def _get(port: int, path: str, api_key: str | None) -> int | None:
+    """Ask a server on this machine, by no proxy; None where it does not answer."""
     connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_S)
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {api_key}"} if api_key else {})
-        response = connection.getresponse()
-        return response.status, response.read()
+        return connection.getresponse().status
     except (OSError, http.client.HTTPException):
-        return None, b""
+        return None
     finally:
         connection.close()
 

@@ -68,7 +68,7 @@ class Adapter(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     r"""What all servers of a run serve.
 
     Attributes:
@@ -91,7 +91,7 @@ class Served:
     trust_remote_code: bool = False
 
     @classmethod
-    def of(cls, context: EngineContext) -> Served:
+    def of(cls, context: EngineContext) -> ServedModel:
         """Read it from an engine's context."""
         model, adapter = split_adapter(str(context.model), context.run.model.model_name_or_path)
         return cls(
@@ -109,7 +109,6 @@ def start_vllm(
     context: EngineContext,
     beside: Path,
     say: Callable[[str], object] = lambda _: None,
-    startup_s: float | None = None,
 ) -> ManagedServers:
     r"""Start vLLM on every GPU in sight and wait until all servers answer.
 
@@ -117,10 +116,9 @@ def start_vllm(
         context: The engine's.
         beside: The triplet file; the servers' logs lie beside it, `<its name>.server-0.log` and so on.
         say: Is told what is started on which GPUs, and how a long start goes on.
-        startup_s: Instead of `tpaw_engine_startup`.
 
     Returns:
-        The running servers: `urls`, `revive`, `close`, `model` (what requests must name), `api_key`, `version()`.
+        The running servers: `urls`, `revive`, `close`, `model` (what requests must name), `api_key`.
 
     Raises:
         ConfigError: If `tpaw_vllm_args` sets what is ours to set, or the model cannot be served by vLLM.
@@ -131,7 +129,7 @@ def start_vllm(
     extra = split_arguments(keys.tpaw_vllm_args)
     program = find_program(keys.tpaw_vllm_command)
     refuse_unsupported(context.run.model)
-    served = Served.of(context)
+    served = ServedModel.of(context)
     groups, tensor_parallel = place(served.model, served.dtype, gpus_in_sight(context.devices), extra, say)
     reach_without_proxy(os.environ)
     api_key = secrets.token_hex(16)
@@ -147,11 +145,10 @@ def start_vllm(
         for index, group in enumerate(groups)
     ]
     say(f"{name} is started: {_described(groups)}. Log: {', '.join(str(command.log) for command in commands)}.")
-    seconds = keys.tpaw_engine_startup if startup_s is None else startup_s
-    return ManagedServers(commands, seconds, api_key, served.name, say).start()
+    return ManagedServers(commands, keys.tpaw_engine_startup, api_key, served.name, say).start()
 
 
-def serve_arguments(served: Served, port: int, tensor_parallel: int | None, extra: Sequence[str]) -> list[str]:
+def serve_arguments(served: ServedModel, port: int, tensor_parallel: int | None, extra: Sequence[str]) -> list[str]:
     r"""Return the arguments of one server.
 
     Args:

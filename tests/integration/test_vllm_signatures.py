@@ -20,14 +20,14 @@ import pytest
 from llamafactory_tpaw.generation.base import Request, SamplingSettings
 from llamafactory_tpaw.generation.bodies import Bodies
 from llamafactory_tpaw.generation.served import VLLM
-from llamafactory_tpaw.generation.vllm import Adapter, Served, serve_arguments
+from llamafactory_tpaw.generation.vllm import Adapter, ServedModel, serve_arguments
 
 
 pytestmark = pytest.mark.integration
 
 PROBE = Path(__file__).with_name("vllm_probe.py")
-SERVED = Served("theta_2", "saves/iter1", None, "bfloat16", 2048, 42, trust_remote_code=True)
-ADAPTED = Served("theta_1", "base", Adapter(Path("saves/lora"), 24), "float32", 64, 0)
+SERVED = ServedModel("theta_2", "saves/iter1", None, "bfloat16", 2048, 42, trust_remote_code=True)
+ADAPTED = ServedModel("theta_1", "base", Adapter(Path("saves/lora"), 24), "float32", 64, 0)
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import pytest
 
 from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem
 from llamafactory_tpaw.generation import vllm
-from llamafactory_tpaw.generation.vllm import Adapter, Served
+from llamafactory_tpaw.generation.vllm import Adapter, ServedModel
 
 
-SERVED = Served("theta_2", "saves/iter1", None, "bfloat16", 2048, 42)
+SERVED = ServedModel("theta_2", "saves/iter1", None, "bfloat16", 2048, 42)
 
 
 def adapter(folder: Path, **config: object) -> Path:
@@ -34,7 +34,7 @@ def test_the_command_line() -> None:
         "--max-model-len 2048 --generation-config vllm --enable-prefix-caching --uvicorn-log-level warning "
         "--tensor-parallel-size 2 --seed 42 --gpu-memory-utilization 0.8"
     )
-    line = vllm.serve_arguments(Served("t", "m", None, "float32", 9, 0, True), 1, None, [])
+    line = vllm.serve_arguments(ServedModel("t", "m", None, "float32", 9, 0, True), 1, None, [])
     assert "--trust-remote-code" in line
     assert "--tensor-parallel-size" not in line
 
@@ -43,7 +43,7 @@ def test_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "lora", r=24, rank_pattern={"q": 40})
     base, found = vllm.split_adapter(f"some/base+{folder}", "other")
     assert (base, found) == ("some/base", Adapter(folder, 40))
-    line = " ".join(vllm.serve_arguments(Served("theta_1", base, found, "float16", 64, 0), 1, 1, []))
+    line = " ".join(vllm.serve_arguments(ServedModel("theta_1", base, found, "float16", 64, 0), 1, 1, []))
     assert "serve some/base --served-model-name theta_1-base " in line
     assert f"--enable-lora --lora-modules theta_1={folder} --max-lora-rank 64 " in line
     assert vllm.split_adapter(str(folder), "some/base") == ("some/base", Adapter(folder, 40))
