@@ -138,11 +138,11 @@ def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
 
 def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine: Callable[[], Engine]) -> None:
     """Ask for what is left until each request is answered or has failed."""
-    engine = make_engine()
     left = partial.left
     failed = FailedRequests(job.failed_path)
     what = f"D_{job.round.iteration}"
     with contextlib.ExitStack() as stack:
+        engine = make_engine()
         if hasattr(engine, "close"):
             stack.callback(engine.close)
         unit = "prompt" if job.samples == 1 else "response"
