@@ -124,6 +124,7 @@ class Endpoint:
             ),
             "verify": self.http.create_ssl_context(),  # made once: it takes longer than many requests
             "timeout": self.http.Timeout(None, connect=min(CONNECT_S, self.timeout_s)),
+            "follow_redirects": False,  # they would take the prompts elsewhere
         }
         self.former: list[Any] = []
         self._connect()
@@ -172,7 +173,7 @@ class Endpoint:
             raise self._cut(error) from None
         except Exception as error:
             # What the HTTP library could not read, under whatever name.
-            raise Broken(f"{self.name} sent what is no HTTP answer ({type(error).__name__})") from None
+            raise Broken(f"{self.name} sent what is no HTTP answer ({self._head(repr(error))})") from None
         if not response.is_success:
             raise self._status(response, call)
         try:
@@ -269,12 +270,13 @@ class Endpoint:
             return Overloaded(said, _retry_after(response.headers))
         if status in GATEWAY:
             return TooSlow(said)
-        if status in DENIED:
+        if status in DENIED or status < 400:
+            check = DENIED.get(status, "the URL, which leads elsewhere")
             return GenerationError(
-                f"{said} (POST {call.path}). Check {DENIED[status]}: `tpaw_engine_url`, `tpaw_engine_model` and the "
+                f"{said} (POST {call.path}). Check {check}: `tpaw_engine_url`, `tpaw_engine_model` and the "
                 "environment variable TPAW_ENGINE_API_KEY. What is generated is kept; the same command continues."
             )
-        if status >= 500 or status in WORTH_ANOTHER or status < 400:
+        if status >= 500 or status in WORTH_ANOTHER:
             return Broken(said)
         return Refused(said)
 

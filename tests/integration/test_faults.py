@@ -23,7 +23,7 @@ PROMPTS, SAMPLES, TIMES = 2500, 2, 200
 # Each seed takes some seconds; `TPAW_FAULT_SEEDS=3` plays three.
 SEEDS = range(int(os.environ.get("TPAW_FAULT_SEEDS", "1")))
 KILLS = 30
-HANG_S = 300.0
+HANG_S = 900.0
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,7 @@ STATUS = {
     "400": (400, ""),
     "401": (401, ""),
     "404": (404, ""),
+    "307": (307, "location: http://127.0.0.1:9/v1/completions\r\n"),
 }
 
 
@@ -79,7 +80,7 @@ def random_faults(prompts: Sequence[Any], seed: int, times: int) -> dict[str, li
 
 
 class FaultyServer:
-    r"""Serve `/v1/completions` and `/v1/models`. A request of one token is a question before the run: it meets no fault.
+    r"""Serve `/v1/completions` and `/v1/models`. A request of one token is a question beforehand: it meets no fault.
 
     Args:
         script: Prompt's key to its faults, in order.

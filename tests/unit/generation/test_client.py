@@ -93,7 +93,7 @@ def test_a_request_that_never_ends_is_cut_off() -> None:
         assert run(NAMES, settings_of(server, timeout_s=0.3)) == right(NAMES)
 
 
-@pytest.mark.parametrize("fault", ["401", "404"])
+@pytest.mark.parametrize("fault", ["401", "404", "307"])
 def test_a_denied_request_ends_the_run(fault: str) -> None:
     with FaultyServer({"p5": [fault]}) as server, pytest.raises(GenerationError) as caught:
         run(NAMES, settings_of(server))
