@@ -96,6 +96,7 @@ class FaultyServer:
         faults: How often each fault was played.
         most_at_once: Most requests that were in work together.
         key: The last Authorization header.
+        held: Answers of requests that met the fault `held`.
         always: A fault that every request meets.
         repeats_ids: Whether an answer names its request, as vLLM's do; else their ids are not even unique.
     """
@@ -123,6 +124,7 @@ class FaultyServer:
         self.key: str | None = None
         self.always: str | None = None
         self.repeats_ids = True
+        self.held: list[Callable[[], object]] = []
         self.connections: set[Connection] = set()
         self.listener: asyncio.Server | None = None
         self.loop = asyncio.new_event_loop()
@@ -159,6 +161,12 @@ class FaultyServer:
     def rise(self) -> None:
         """Listen (again)."""
         asyncio.run_coroutine_threadsafe(self._rise(), self.loop).result()
+
+    def release(self) -> None:
+        """Answer what was held back, and hold nothing back any more."""
+        self.always = None
+        for respond in self.held:
+            self.loop.call_soon_threadsafe(respond)
 
     def die(self) -> None:
         """Reset all connections and listen no more."""
@@ -260,7 +268,9 @@ class Connection(asyncio.Protocol):
         body = json.loads(content)
         fault = server.take(body["prompt"]) if body.get("max_tokens", 16) > 1 else None
         delay = server.slow_s if fault == "slow" else 0.002 if fault == "late" else server.delay_s
-        if fault != "never":
+        if fault == "held":
+            server.held.append(lambda: self.respond(None, body, request_id))
+        elif fault != "never":
             server.loop.call_later(delay, self.respond, fault, body, request_id)
         return None
 
