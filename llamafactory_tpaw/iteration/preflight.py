@@ -312,16 +312,14 @@ def _different_opponent(manifest: Manifest, named: str | None, given: dict[str, 
     if named and own.get("opponent"):
         recorded = {"name": "the opponent", "path": own["opponent"], "fingerprint": own["generator"]}
         return _difference("tpaw_opponent_model", recorded, str(named), given)
-    was, now = (name or f"none (theta_{manifest.iteration})" for name in (own.get("opponent"), named))
+    then = _recorded_place(str(own.get("opponent") or ""), given)
+    was, now = (name or f"none (theta_{manifest.iteration})" for name in (then, named))
     return [f"`tpaw_opponent_model` was {was} and is {now} now"]
 
 
 def _difference(key: str, recorded: dict[str, str], path: str, given: dict[str, Any]) -> list[str]:
     """Compare by content where it is at hand, else by place: a player may be deleted once it is not needed."""
-    folder = Path(given["output_dir"])
-    # Recorded as seen from the output folder, whose siblings most players are; hub names stay as they are.
-    is_near = recorded["path"].startswith(os.pardir)
-    place = os.path.relpath((folder / recorded["path"]).resolve()) if is_near else recorded["path"]
+    place = _recorded_place(recorded["path"], given)
     in_place = place == path or Path(place).resolve() == Path(path).resolve()
     if Path(path).is_dir() and not check_checkpoint_complete(Path(path)):
         then, now = recorded["fingerprint"], fingerprint_checkpoint(Path(path), _store(given))
@@ -334,6 +332,13 @@ def _difference(key: str, recorded: dict[str, str], path: str, given: dict[str, 
             ]
         return [f"`{key}`: {recorded['name']} was {place} with fingerprint {then[:12]} and is {path} with {now[:12]}"]
     return [] if in_place else [f"`{key}`: {recorded['name']} was {place} and is {path} now"]
+
+
+def _recorded_place(path: str, given: dict[str, Any]) -> str:
+    """Where a path leads that was recorded as seen from the output folder, whose siblings most players are."""
+    if not path.startswith(os.pardir):
+        return path  # names of a hub or a server stay as they are
+    return os.path.relpath((Path(given["output_dir"]) / path).resolve())
 
 
 def _store(given: dict[str, Any]) -> Path:

@@ -74,6 +74,17 @@ def test_a_finished_iteration_knows_its_opponent(project: Project) -> None:
         finished_manifest(given | {"tpaw_opponent_model": "small"})
 
 
+def test_a_finished_iteration_knows_its_opponent_by_its_weights(project: Project) -> None:
+    for name in ("weak", "moved"):
+        shutil.copytree("saves/sft", name)
+    fingerprint = fingerprint_checkpoint(Path("weak"), Path("saves/.tpaw_cache"))
+    own = {"entry": "play_iter0", "iteration": 0, "generator": fingerprint, "opponent": "../../weak"}
+    given = finish(project, triplets=[own])
+    assert finished_manifest(given | {"tpaw_opponent_model": "moved"}).status == "finished"
+    with pytest.raises(ConfigError, match=r"`tpaw_opponent_model` was weak and is none \(theta_0\) now"):
+        finished_manifest(given)
+
+
 def test_a_finished_iteration_without_an_opponent(project: Project) -> None:
     given = finish(project, triplets=[{"entry": "play_iter0", "iteration": 0, "generator": "g"}])
     assert finished_manifest(given).status == "finished"
