@@ -106,9 +106,16 @@ def test_disk_of_the_triplets(mount: Callable[..., None], start: Callable[..., R
     assert meta_of(0).is_file()
 
 
-# Space for a fingerprint; for that and the token ids.
-@pytest.mark.parametrize(("left", "what"), [(8 << 10, "cache/tokens"), (264 << 10, "cache/logps/")])
-def test_disk_of_the_cache(mount: Callable[..., None], start: Callable[..., Refusal], left: int, what: str) -> None:
+# Space for a fingerprint; for that and the token ids of the triplets; for it and no token ids of the prompts.
+@pytest.mark.parametrize(
+    ("left", "what", "sampled"),
+    [(8 << 10, "cache/tokens", True), (264 << 10, "cache/logps/", True), (8 << 10, "cache/tokens", False)],
+)
+def test_disk_of_the_cache(
+    mount: Callable[..., None], start: Callable[..., Refusal], left: int, what: str, sampled: bool
+) -> None:
+    if not sampled:
+        remove_triplets(0)
     mount("cache", left)
     with goes_on(start, "cache"):
         assert_full(start(), "`tpaw_cache_dir: cache`", what)
