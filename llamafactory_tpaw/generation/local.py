@@ -128,7 +128,11 @@ def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[
         generator=served_identity(named) if served else generator.fingerprint,
         generator_path=named or generator.player.path,
         settings=context.settings,
-        engine={"name": args.tpaw_engine, "version": HfEngine.version if hf else "", "dtype": dtype},
+        engine={
+            "name": args.tpaw_engine,
+            "version": HfEngine.version if hf else "",
+            "dtype": "not known" if args.tpaw_engine == "openai" else dtype,
+        },
         cutoff_len=run.data.cutoff_len,
         template_name=str(run.data.template),
         hardware=hardware(run.training.device, max(len(devices), 1)),

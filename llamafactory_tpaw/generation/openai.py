@@ -56,7 +56,11 @@ def make_engine(context: EngineContext, beside: Path) -> ServerEngine:
         from .vllm import start_vllm
 
         servers = start_vllm(context, beside, logger.info_rank0)
-        return ServerEngine(context, servers.urls, [servers.model, *names_of(None, str(context.model))], servers)
+        try:
+            return ServerEngine(context, servers.urls, [servers.model, *names_of(None, str(context.model))], servers)
+        except BaseException:
+            servers.close()
+            raise
     paths = [str(context.model)] if context.opponent else [str(context.model), context.run.model.model_name_or_path]
     return ServerEngine(context, tuple(args.tpaw_engine_url), names_of(args.tpaw_engine_model, *paths))
 
