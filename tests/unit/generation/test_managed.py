@@ -199,7 +199,7 @@ def test_a_killed_warden_takes_its_server_along(make: Callable[..., ManagedServe
     servers = make(("family",)).start()
     warden, *family = family_of(servers)
     warden.kill()
-    psutil.wait_procs(family[:1], GONE_S)
+    assert all_gone(family[:1])
     assert get(servers.revive(servers.urls[0]), "/v1/models")[0] == 200
     assert all_gone(family), "its children, too, before another one is started"
 
@@ -213,24 +213,27 @@ def arguments(port):
     return [sys.executable, "-S", sys.argv[1], "--port", str(port), "family"]
 
 with ManagedServers([ServerCommand("tiny", arguments, dict(os.environ), Path(sys.argv[2]))], 60).start() as servers:
+    COPY
     print(servers._servers[0]._process.pid, flush=True)
     HOLD
 """
+# A copy of the process holds the pipe to the warden open.
+COPY = "os.fork() or (os.setsid(), sys.stdin.read(), os._exit(0))"
 
 
 @pytest.mark.parametrize(
-    ("hold", "number"),
+    ("copy", "hold", "number"),
     [
-        ("sys.stdin.read()", signal.SIGKILL),
-        ("sys.stdin.read()", signal.SIGINT),
-        # A forked copy holds the pipe to the warden open.
-        ("os.fork() or os.setsid(); sys.stdin.read()", signal.SIGKILL),
-        ("os.abort()", None),
+        ("", "sys.stdin.read()", signal.SIGKILL),
+        ("", "sys.stdin.read()", signal.SIGINT),
+        (COPY, "sys.stdin.read()", signal.SIGKILL),
+        ("", "os.abort()", None),
     ],
     ids=["kill -9", "ctrl-c", "kill -9 with a copy", "crash"],
 )
-def test_nothing_outlives_the_parent(tmp_path: Path, hold: str, number: int | None) -> None:
-    words = [sys.executable, "-c", PARENT.replace("HOLD", hold), str(PROGRAM), str(tmp_path / "log")]
+def test_nothing_outlives_the_parent(tmp_path: Path, copy: str, hold: str, number: int | None) -> None:
+    program = PARENT.replace("COPY", copy).replace("HOLD", hold)
+    words = [sys.executable, "-c", program, str(PROGRAM), str(tmp_path / "log")]
     parent = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     warden = psutil.Process(int(parent.stdout.readline()))
     family = [warden, *warden.children(recursive=True)]
