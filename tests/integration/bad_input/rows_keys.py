@@ -100,7 +100,9 @@ ROWS = [
     }),
     Row("a server's key in the run file", given={"tpaw_engine": "vllm", "tpaw_vllm_args": "--api-key geheim"}),
     Row("arguments that no shell reads", given={"tpaw_engine": "vllm", "tpaw_vllm_args": "--chat-template 'a"}),
-    Row("several samples that would be the same", generating=True, given={"tpaw_samples_per_prompt": 2, "temperature": 0}),
+    Row("several samples that would be the same", generating=True, given={
+        "tpaw_samples_per_prompt": 2, "temperature": 0,
+    }),
     Row("neither training nor evaluation", given={"do_train": False}),
     Row("a `val_size` that holds out all prompts", given={"val_size": 16}),
     Row("`deepspeed` in one process", given={"deepspeed": "ds.json"}),
