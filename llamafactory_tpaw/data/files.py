@@ -153,7 +153,7 @@ def parse_row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
     Raises:
         DataError: If it is no JSON object, naming the file and the row.
     """
-    row = parse_json(line, f"{path}, row {number}", "Repair the row, or delete the file.")
+    row = parse_json(line.rstrip(b"\r\n"), f"{path}, row {number}", "Repair the row, or delete the file.")
     if not isinstance(row, dict):
         raise DataError(
             f"{path}, row {number} must be a JSON object in braces, got {type(row).__name__}. Repair the row, or "

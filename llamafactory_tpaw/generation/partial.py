@@ -156,12 +156,14 @@ class PartialFile:
             raise
 
     def _read(self, stream: BinaryIO, identity: Mapping[str, Any]) -> None:
-        """Take over what was committed."""
+        """Take over what was committed; where nothing was, the file is begun anew, whatever it was begun with."""
         header = stream.readline()
         if not header.endswith(b"\n"):
             return
-        self._compare(parse_row(self.path, 1, header), identity)
-        self._end = position = stream.tell()
+        begun = parse_row(self.path, 1, header)
+        different = sorted(key for key in identity if begun.get(key) != identity[key])
+        position = stream.tell()
+        self._end = 0 if different else position
         pending: list[int] = []
         checksum = 0
         for number, line in enumerate(stream, start=2):
@@ -172,19 +174,16 @@ class PartialFile:
                 pending.append(start)
                 checksum = zlib.crc32(line, checksum)
                 continue
+            if different:
+                raise DataError(
+                    f"{self.path} was begun with another {', '.join(different)} than now. Restore the settings or the "
+                    "checkpoint to continue it, or delete it to begin anew."
+                )
             commit = parse_row(self.path, number, line)
             self._check(number, commit, pending, checksum)
             self._take(commit, np.asarray(pending, dtype=np.int64))
             self._end = position
             pending, checksum = [], 0
-
-    def _compare(self, begun: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-        different = sorted(key for key in identity if begun.get(key) != identity[key])
-        if different:
-            raise DataError(
-                f"{self.path} was begun with another {', '.join(different)} than now. Restore the settings or the "
-                "checkpoint to continue it, or delete it to begin anew."
-            )
 
     def _check(self, number: int, commit: Mapping[str, Any], pending: Sequence[int], checksum: int) -> None:
         """Refuse rows that are not those that were written."""

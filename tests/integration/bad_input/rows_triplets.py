@@ -73,7 +73,7 @@ ORIGINS = [
     Row("triplets sampled otherwise", given={"temperature": 0.7, "max_new_tokens": 32}),
     Row("triplets of another `seed`", given={"seed": 1}),
     Row("half-done triplets of other settings", generating=True,
-        spoil=lambda: write(f"{triplets_of(0)}.partial", '{"iteration": 0, "generator": "x"}\n')),
+        spoil=lambda: write(f"{triplets_of(0)}.partial", '{"iteration": 0, "generator": "x"}\n{"commit": []}\n')),
     Row("half-done triplets with a broken row", generating=True,
         spoil=lambda: write(f"{triplets_of(0)}.partial", '{"iteration": 0, "gener\n{}\n')),
 ]  # fmt: skip

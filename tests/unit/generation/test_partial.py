@@ -161,6 +161,18 @@ def test_another_identity_is_refused(path: Path, identity: dict[str, object], na
     assert path.read_bytes() == content
 
 
+def test_a_file_without_a_row_is_begun_anew_with_another_identity(tmp_path: Path) -> None:
+    """As it is left behind by an engine that could not be started; the rows after the header were never whole."""
+    path = tmp_path / "d.jsonl.partial"
+    open_file(path, {"generator": "b"}).__exit__()
+    path.write_bytes(path.read_bytes() + line(1) + line(2))
+    with open_file(path) as partial:
+        assert partial.left.tolist() == list(range(COUNT))
+        partial.append([row(3)], 0.5)
+    with open_file(path) as partial:
+        assert state(partial)[0] == [(3, line(3))]
+
+
 def lines_of(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines(keepends=True)
 
