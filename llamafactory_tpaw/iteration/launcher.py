@@ -8,12 +8,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, MutableMapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..arguments.parsed import DISTRIBUTED_KEYS
 from ..data.locks import locked
-from ..errors import ConfigError, DataError, Findings
+from ..errors import ConfigError, DataError, EnvironmentProblem, Findings
 from ..generation.devices import devices_in_sight
 from ..generation.share import Share
 from ..plugin.given import is_on, is_true, read_given
@@ -27,6 +28,8 @@ from .preflight import Plan, finished_manifest, key_problems, make_plan, refuse_
 
 # Set while this process holds the lock of that output folder, for the training processes that it starts.
 HELD = "LLAMAFACTORY_TPAW_HELD"
+# The folder in which a command with USE_RAY was started. LlamaFactory hands the environment to its workers on Ray.
+STARTED_IN = "LLAMAFACTORY_TPAW_STARTED_IN"
 
 logger = get_logger(__name__)
 
@@ -56,6 +59,8 @@ def prepare(argv: list[str]) -> Iterator[None]:
             _generate_in_child(argv)
         if is_on("USE_RAY"):
             stack.close()  # Ray's workers do not know what this process holds: theirs takes the lock itself.
+            os.environ[STARTED_IN] = os.getcwd()
+            stack.callback(os.environ.pop, STARTED_IN, None)
         yield
 
 
@@ -66,7 +71,7 @@ def refuse_start(given: dict[str, Any]) -> None:
         TpawError: With every problem found.
     """
     with Findings() as findings:
-        for refuse in (_refuse_idle, _refuse_distributed):
+        for refuse in (_refuse_idle, _refuse_distributed, _refuse_ray):
             with findings.note():
                 refuse(given)
         with findings.note():
@@ -112,6 +117,7 @@ def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
         TpawError: If the iteration cannot work, or its triplets are missing.
         SystemExit: With 0 if it is finished.
     """
+    _go_where_started()
     given = read_given(args)
     manifest = _stop_if_finished(given)
     plan = make_plan(given)
@@ -200,6 +206,22 @@ def _refuse_idle(given: dict[str, Any]) -> None:
         raise ConfigError("Neither `do_train` nor `do_eval` is true, so there is nothing to do. Set `do_train: true`.")
 
 
+def _refuse_ray(given: dict[str, Any]) -> None:
+    """LlamaFactory starts Ray only when the triplets are there; what cannot work then is told before."""
+    if not is_on("USE_RAY"):
+        return
+    if find_spec("ray") is None:
+        raise EnvironmentProblem(
+            "USE_RAY is set, but Ray is not installed in this environment. Install it "
+            "(`pip install 'ray[default]'`), or unset USE_RAY."
+        )
+    workers = str(given.get("ray_num_workers") or 1)
+    if workers != "1":
+        raise ConfigError(
+            f"`ray_num_workers` is {workers}, but this version of stage `tpaw` trains in one process. Set it to 1."
+        )
+
+
 def _refuse_several_processes() -> None:
     """Count the training processes that LlamaFactory would start, before an hour of generation is spent."""
     import torch
@@ -214,6 +236,13 @@ def _refuse_several_processes() -> None:
             "one for each device in sight), but this version of stage `tpaw` trains in one. Set "
             "`CUDA_VISIBLE_DEVICES=0`, or `NPROC_PER_NODE=1` and `NNODES=1` with FORCE_TORCHRUN."
         )
+
+
+def _go_where_started() -> None:
+    """A Ray worker starts in the folder of `ray start`; the paths of the run file are meant from the command's."""
+    folder = os.environ.get(STARTED_IN)
+    if folder and os.path.isdir(folder):
+        os.chdir(folder)
 
 
 def _require_triplets(plan: Plan) -> None:

@@ -25,6 +25,7 @@ def test_keys_without_effect_and_secrets_are_left_out() -> None:
         "tpaw_opponent_model": "m",
         "tpaw_engine_url": "http://host:8000/v1",
         "tpaw_max_failed": 1,
+        "master_addr": "10.0.0.1",
         "tpaw_samples_per_prompt": 2,
     }
     kept = recorded_settings(given)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.errors import ConfigError, DataError, InUseError
+from llamafactory_tpaw.errors import ConfigError, DataError, InUseError, TpawError
 from llamafactory_tpaw.generation.share import SHARE, Share
 from llamafactory_tpaw.iteration import launcher
 from llamafactory_tpaw.plugin.interruption import Terminated
@@ -197,6 +198,24 @@ class TestProcesses:
             launcher._refuse_distributed(given)
         launcher._refuse_distributed(given | {"deepspeed": None})
 
+    @pytest.mark.parametrize(
+        ("there", "workers", "refused"),
+        [
+            (True, None, None),
+            (True, "1", None),
+            (True, 2, "`ray_num_workers` is 2.* trains in one process"),
+            (False, None, "Ray is not installed"),
+        ],
+    )
+    def test_ray_is_refused_before_generation_where_it_cannot_work(
+        self, monkeypatch: pytest.MonkeyPatch, there: bool, workers: Any, refused: str | None
+    ) -> None:
+        monkeypatch.setattr(launcher, "find_spec", lambda name: object() if there else None)
+        launcher._refuse_ray({"ray_num_workers": 2})  # without USE_RAY nobody reads it
+        monkeypatch.setenv("USE_RAY", "1")
+        with pytest.raises(TpawError, match=refused) if refused else contextlib.nullcontext():
+            launcher._refuse_ray({"ray_num_workers": workers})
+
     def test_a_run_that_does_nothing_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"Neither `do_train` nor `do_eval` is true"):
             launcher._refuse_idle({"do_train": "false"})
@@ -234,9 +253,22 @@ class TestSteps:
         plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
         with launcher.prepare(GIVEN):
             assert started == [GIVEN]
+
+    def test_a_worker_on_ray_works_where_the_command_was_started(
+        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(launcher, "_refuse_ray", lambda given: None)
         monkeypatch.setenv("USE_RAY", "1")
+        (tmp_path / "elsewhere").mkdir()
         with launcher.prepare(GIVEN):
             assert launcher.HELD not in os.environ
+            monkeypatch.chdir("elsewhere")
+            assert launcher.before_parse(GIVEN) == GIVEN
+            assert Path.cwd() == tmp_path
+            monkeypatch.setenv(launcher.STARTED_IN, str(tmp_path / "on another node"))
+            launcher.before_parse(GIVEN)
+            assert Path.cwd() == tmp_path
+        assert launcher.STARTED_IN not in os.environ
 
     def test_missing_triplets_are_told_where_training_is_started_otherwise(self, plan: SimpleNamespace) -> None:
         assert launcher.before_parse(GIVEN) == GIVEN
