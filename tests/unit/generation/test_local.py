@@ -18,6 +18,7 @@ from llamafactory_tpaw.generation import devices, local
 from llamafactory_tpaw.generation.devices import DeviceEngine
 from llamafactory_tpaw.generation.hf import HfEngine
 from llamafactory_tpaw.generation.share import SHARE, Share
+from llamafactory_tpaw.plugin import facade
 from tests import encoders
 from tests.runs import Project
 
@@ -55,6 +56,11 @@ def generate(run: RunArguments, *names: str) -> bytes:
 def in_threads(run: RunArguments, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Threads stand in for the processes, whose start takes long; returns the devices that were asked for."""
     found: list[str] = []
+    load_model, loading = facade.load_model, threading.Lock()
+
+    def load_alone(*arguments: Any) -> Any:
+        with loading:  # transformers changes its classes while it loads, which only processes keep apart
+            return load_model(*arguments)
 
     @contextlib.contextmanager
     def start(command: Sequence[str], environment: dict[str, str], pass_fds: Sequence[int]) -> Iterator[Any]:
@@ -72,6 +78,7 @@ def in_threads(run: RunArguments, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             local.answer_share(run, round_of(run), share)
 
     monkeypatch.setattr(devices, "started_child", start)
+    monkeypatch.setattr(facade, "load_model", load_alone)
     return found
 
 
