@@ -26,6 +26,7 @@ SPLITTING = {
     "--pipeline-parallel-size": "-pp",
     "--data-parallel-size": "-dp",
 }
+RAY = "--distributed-executor-backend"
 
 
 class Gpu(NamedTuple):
@@ -68,9 +69,12 @@ def place(
                 f"{size} of the GPUs in sight have {size * smallest / 1e9:.0f} GB. vLLM is asked all the same."
             )
     if size > len(gpus):
+        if _is_on_ray(extra):
+            return [tuple(names)], None
         raise ConfigError(
             f"`tpaw_vllm_args` asks for {size} GPUs a server ({' x '.join(asked)}), but {len(gpus)} are in sight: "
-            f"{', '.join(names)}. Lower it, or show more GPUs in `CUDA_VISIBLE_DEVICES`."
+            f"{', '.join(names)}. Lower it, show more GPUs in `CUDA_VISIBLE_DEVICES`, or let the server use those of "
+            "a Ray cluster (`--distributed-executor-backend ray`)."
         )
     servers = len(gpus) // size
     if idle := names[servers * size :]:
@@ -119,9 +123,20 @@ def _asked_sizes(extra: Sequence[str]) -> dict[str, int]:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     for option, short in SPLITTING.items():
         parser.add_argument(option, short, type=int, dest=option)
-    words = [word.replace("_", "-") if word.startswith("--") and "=" not in word else word for word in extra]
     try:
-        found = vars(parser.parse_known_args(words)[0])
+        found = vars(parser.parse_known_args(_with_dashes(extra))[0])
     except argparse.ArgumentError as error:
         raise ConfigError(f"`tpaw_vllm_args`: {error}. Give a whole number.") from error
     return {f"{option} {size}": size for option, size in found.items() if size is not None}
+
+
+def _is_on_ray(extra: Sequence[str]) -> bool:
+    """Whether the user has vLLM take its GPUs from a Ray cluster, which may have more than this machine."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument(RAY, nargs="?")
+    return parser.parse_known_args(_with_dashes(extra))[0].distributed_executor_backend == "ray"
+
+
+def _with_dashes(extra: Sequence[str]) -> list[str]:
+    """The words with option names as vLLM's parser reads them."""
+    return [word.replace("_", "-") if word.startswith("--") and "=" not in word else word for word in extra]

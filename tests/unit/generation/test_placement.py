@@ -64,6 +64,19 @@ def test_what_the_user_asks_for_counts(model: str) -> None:
         placement.place(model, "bfloat16", four, ["-tp", "two"])
 
 
+@pytest.mark.parametrize(
+    "backend", [["--distributed-executor-backend", "ray"], ["--distributed-executor-backend=ray"]]
+)
+def test_a_server_on_ray_may_have_more_gpus_than_are_here(model: str, backend: list[str]) -> None:
+    two = gpus(2, 80)
+    asked = ["--tensor-parallel-size", "2", "--pipeline-parallel-size", "2"]
+    assert placement.place(model, "bfloat16", two, [*asked, *backend]) == ([("GPU-0", "GPU-1")], None)
+    with pytest.raises(
+        ConfigError, match=r"asks for 4 GPUs .* but 2 are in sight.*--distributed-executor-backend ray"
+    ):
+        placement.place(model, "bfloat16", two, [*asked, "--distributed-executor-backend", "mp"])
+
+
 def test_without_a_gpu_there_is_one_server(model: str) -> None:
     assert placement.place(model, "float32", [], []) == ([()], 1)
 
