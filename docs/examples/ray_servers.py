@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers on the nodes of a Ray cluster, placed by Ray, for a command that generates or trains.
+"""Servers on the nodes of a Ray cluster, placed by Ray, for a command that generates.
 
     python ray_servers.py --servers 2 --gpus 1 \\
-        --serve "vllm serve /shared/saves/tpaw_iter1 --host {host} --port {port} --dtype bfloat16" \\
+        --serve "/shared/vllm-env/bin/vllm serve /shared/saves/tpaw_iter1 --host {host} --port {port} \\
+                 --dtype bfloat16 --max-model-len 2048 --generation-config vllm" \\
         -- llamafactory-tpaw generate iter1.yaml
 
 starts two servers where the cluster has the GPUs, waits until they answer, runs the command with
@@ -11,7 +12,9 @@ it prints the addresses and serves until Ctrl-C.
 
 It connects to the cluster that RAY_ADDRESS names or that runs on this machine (`ray start --head` on one node,
 `ray start --address ...` on the others). Programs and paths in `--serve` are those of the nodes: use absolute ones.
-A server whose actor dies is not started again; the others answer in its place.
+A server whose actor dies is not started again; the others answer in its place. Ray ends an actor's child with it, but
+not the child's children, and none where the process of the actor is killed; by its documentation, with
+`RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper=1` set for `ray start` it ends those too.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Server:
         with socket.socket() as free:
             free.bind((host, 0))
             port = free.getsockname()[1]
-        command = shlex.split(serve.format(host=host, port=port))
+        command = shlex.split(serve.replace("{host}", host).replace("{port}", str(port)))
         self.log = Path(tempfile.mkdtemp(prefix="tpaw-server-")) / "server.log"
         with self.log.open("wb") as stream:
             self.process = subprocess.Popen(
@@ -100,7 +103,10 @@ def main() -> int:
         urls = ",".join(url for url, _ in started)
         print(f"tpaw_engine_url: {urls}", flush=True)
         if given.command:
-            return subprocess.run([*given.command, "tpaw_engine=openai", f"tpaw_engine_url={urls}"]).returncode
+            process = subprocess.Popen([*given.command, "tpaw_engine=openai", f"tpaw_engine_url={urls}"])
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends in its own way.
+            signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+            return process.wait()
         signal.pause()
     except ray.exceptions.GetTimeoutError:
         sys.exit(f"The servers do not answer after {given.startup:.0f} s. `ray status` shows what the cluster lacks.")
