@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from .base import Failure
 
+    # Restarts the server at a URL and returns where it is; True says that it listens, but answers no request.
+    Revive = Callable[[str, bool], str]
+
 # How often a waiting consumer looks up, so that Ctrl-C reaches it on every system, and how long a thread may take to
 # end its connections.
 LOOK_S, END_S = 1.0, 10.0
@@ -71,7 +74,7 @@ def complete(
     calls: Iterable[Call],
     settings: ClientSettings,
     parse: Callable[[Call, dict[str, Any]], Any],
-    revive: Callable[[str], str] | None = None,
+    revive: Revive | None = None,
 ) -> Iterator[list[tuple[int, Any | Failure]]]:
     r"""Answer requests, in any order, each once.
 
@@ -81,8 +84,9 @@ def complete(
         settings: Servers and bounds.
         parse: Makes a call's result of the answer's JSON object; raises ValueError for what is no answer, which is
             tried again. Runs in the client's thread.
-        revive: Called in a thread when a server is down; returns the URL under which it is back, or raises
-            GenerationError. Without it a server is waited for.
+        revive: Called in a thread with the URL of a server that is down, and whether it hangs: nothing was answered
+            while requests ran out of time. Returns the URL under which it is back, or raises GenerationError.
+            Without it a server is waited for.
 
     Yields:
         Lists of index and result, or index and why it failed for good.

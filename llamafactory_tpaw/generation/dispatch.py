@@ -24,7 +24,7 @@ from .server import Server
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .client import Call, ClientSettings
+    from .client import Call, ClientSettings, Revive
 
 # Requests that a server may refuse before the first answer, until that is a reason to stop.
 FIRST_REFUSALS = 20
@@ -62,7 +62,7 @@ class Dispatcher:
         calls: Iterable[Call],
         settings: ClientSettings,
         parse: Callable[[Call, dict[str, Any]], Any],
-        revive: Callable[[str], str] | None,
+        revive: Revive | None,
         deliver: Callable[[list[tuple[int, Any]]], object],
     ) -> None:
         self.calls = iter(calls)
@@ -181,7 +181,7 @@ class Dispatcher:
             self._postpone(item, str(answer), now)
         elif isinstance(answer, Broken):
             if isinstance(answer, TooSlow):
-                server.overloaded(str(answer), sent, now, None)
+                server.too_slow(str(answer), sent, now)
             self.again(item, str(answer))
         elif isinstance(answer, Cut):
             server.doubt(item, answer)

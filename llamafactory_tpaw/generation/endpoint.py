@@ -168,7 +168,9 @@ class Endpoint:
             async with asyncio.timeout(self.timeout_s):
                 response = await self._post(call, request_id)
         except TimeoutError:
-            raise TooSlow(f"{self.name} did not answer within {self.timeout_s:g} s") from None
+            raise TooSlow(
+                f"{self.name} did not answer within `tpaw_engine_timeout: {self.timeout_s:g}` seconds"
+            ) from None
         except (self.openai.APIConnectionError, self.http.RequestError) as error:
             raise self._cut(error) from None
         except Exception as error:

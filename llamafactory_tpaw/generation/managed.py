@@ -113,11 +113,12 @@ class ManagedServers:
         """Where each server takes requests: `http://127.0.0.1:PORT/v1`."""
         return tuple(server.url for server in self._servers)
 
-    def revive(self, url: str) -> str:
+    def revive(self, url: str, hangs: bool = False) -> str:
         r"""Start a server again that does not answer any more; may be called from any thread.
 
         Args:
             url: Where it was.
+            hangs: Whether it says that it is well and still answers no request, so that it is not asked.
 
         Returns:
             Where it is now: the same where it answers after all, or where somebody else started it again.
@@ -127,7 +128,7 @@ class ManagedServers:
         """
         for server in self._servers:
             if url in server.urls:
-                return server.revive(url)
+                return server.revive(url, hangs)
         raise GenerationError(f"{url} is none of the servers that this run started: {', '.join(self.urls)}.")
 
     def close(self) -> None:
@@ -225,14 +226,14 @@ class _Server:
             self._say(f"{self.command.name} at {self.url} is starting for {waited:.0f} s; it says: {last}")
         return False
 
-    def revive(self, url: str) -> str:
+    def revive(self, url: str, hangs: bool) -> str:
         with self._lock:
             if url != self.url:
                 return self.url
             self._refuse_closing()
-            if self._comes_back():
+            if not hangs and self._comes_back():
                 return self.url
-            how = self._how_it_ended()
+            how = self._how_it_ended(hangs)
             self._end_completely()
             self._restarts = 0 if time.monotonic() - self._since > LASTING_S else self._restarts
             if self._restarts == RESTARTS:
@@ -259,9 +260,11 @@ class _Server:
             self._closing.wait(POLL_S)
         return False
 
-    def _how_it_ended(self) -> str:
+    def _how_it_ended(self, hangs: bool) -> str:
         code = self._process.poll()
-        return f"did not answer for {SILENCE_S:g} s" if code is None else f"ended with exit code {code}"
+        if code is not None:
+            return f"ended with exit code {code}"
+        return "answered no request in time" if hangs else f"did not answer for {SILENCE_S:g} s"
 
     def ask_to_end(self) -> None:
         """Let the warden begin to end it."""

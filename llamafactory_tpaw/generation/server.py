@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import GenerationError
 from ..plugin.status import PACKAGE
-from .endpoint import Cut, Endpoint, Trouble
+from .endpoint import Cut, Endpoint, TooSlow, Trouble
 from .pressure import Pressure
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .client import ClientSettings
+    from .client import ClientSettings, Revive
     from .dispatch import Dispatcher, Item
 
 # Below LlamaFactory's root logger, whose handlers it shares, without an import of LlamaFactory.
@@ -50,6 +50,8 @@ class Server:
         self.in_flight: dict[asyncio.Task[None], Item] = {}
         self.cut: list[tuple[Item, Cut]] = []
         self.paused_until = 0.0
+        # When a request ran out of time, with no answer of any kind since.
+        self.silent_since: float | None = None
         self.restarts = 0
         self.spoke = float("-inf")
         self.task: asyncio.Task[None] | None = None
@@ -80,6 +82,8 @@ class Server:
         full = len(self.in_flight) >= self.pressure.limit
         if self.in_flight.pop(asyncio.current_task(), None) is None:
             return None  # given back to the dispatcher while the answer came
+        if not isinstance(answer, (TooSlow, Cut)):
+            self.silent_since = None
         self.dispatcher.settle(self, item, sent, full, answer)
         if not self.cut:
             self.alone = False
@@ -98,6 +102,16 @@ class Server:
         self.restarts = 0
         self.pressure.answered(now, full)
 
+    def too_slow(self, reason: str, sent: float, now: float) -> None:
+        """Give it less; restart one of ours that answered nothing while two requests ran out of time in a row."""
+        self.overloaded(reason, sent, now, None)
+        if self.silent_since is None:
+            self.silent_since = now
+        elif sent >= self.silent_since and self.dispatcher.revive and self.state == UP and not self.restarts:
+            # Once: where that does not help, the cause may be the request, which has its retries.
+            self._lose(reason)
+            self.task = asyncio.create_task(self._guard(self._come_back(reason, hangs=True)))
+
     def overloaded(self, reason: str, sent: float, now: float, retry_after: float | None) -> None:
         """Give it less, and nothing for a while where it says so or goes on refusing."""
         halved = self.pressure.overloaded(sent, now)
@@ -106,10 +120,16 @@ class Server:
             pause = max(pause, self.dispatcher.jitter(self.pressure.overloads - 1))
         if pause > 0 and now + pause > self.paused_until:
             self.paused_until = now + pause
-            self.dispatcher.loop.call_at(self.paused_until, self.dispatcher.pump)
+            self.dispatcher.loop.call_at(self.paused_until, self._resume, self.paused_until)
         if halved and now - self.spoke > QUIET_S:
             self.spoke = now
             logger.warning("%s. It gets at most %d requests at once for now.", reason, self.pressure.limit)
+
+    def _resume(self, until: float) -> None:
+        """End a pause, unless it was made longer; a clock may be coarse, so it is not asked again."""
+        if self.paused_until == until:
+            self.paused_until = 0.0
+            self.dispatcher.pump()
 
     # --- whether it is there
 
@@ -143,7 +163,7 @@ class Server:
         """Give all requests back."""
         self.state = DOWN
         items = [(item, True) for item in self.in_flight.values()] + [(item, why.reached) for item, why in self.cut]
-        self.alone = False
+        self.alone, self.silent_since = False, None
         for task in self.in_flight:
             task.cancel()
         self.in_flight, self.cut = {}, []
@@ -153,23 +173,23 @@ class Server:
         self.dispatcher.give_back(self, items)
         self.dispatcher.pump()
 
-    async def _come_back(self, reason: str) -> None:
+    async def _come_back(self, reason: str, hangs: bool = False) -> None:
         begun = self.dispatcher.loop.time()
         if self.dispatcher.revive is None:
             await self._wait_for(reason)
-        elif not await self._restart(self.dispatcher.revive, reason):
+        elif not await self._restart(self.dispatcher.revive, reason, hangs):
             return
         self.state, self.given_up = UP, None
         logger.info("%s is back after %.0f s.", self.endpoint.name, self.dispatcher.loop.time() - begun)
 
-    async def _restart(self, revive: Callable[[str], str], reason: str) -> bool:
+    async def _restart(self, revive: Revive, reason: str, hangs: bool) -> bool:
         """Have it restarted; False if that did not work."""
         self.restarts += 1
         if self.restarts > MOST_RESTARTS:
             self._give_up(f"{reason}, and {MOST_RESTARTS} restarts did not help")
             return False
         try:
-            url = await in_thread(revive, self.endpoint.url)
+            url = await in_thread(lambda: revive(self.endpoint.url, hangs))
         except GenerationError as error:
             self._give_up(str(error))
             return False
@@ -197,7 +217,7 @@ class Server:
         self.dispatcher.gave_up([server.given_up for server in servers if server.given_up])
 
 
-async def in_thread(function: Callable[[str], str], url: str) -> str:
+async def in_thread(function: Callable[[], str]) -> str:
     """Run a function that may take long; if nobody waits any more, its thread does not keep the process."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[str] = loop.create_future()
@@ -212,7 +232,7 @@ async def in_thread(function: Callable[[str], str], url: str) -> str:
 
     def work() -> None:
         try:
-            tell(outcome.set_result, function(url))
+            tell(outcome.set_result, function())
         except BaseException as error:
             tell(outcome.set_exception, error)
 

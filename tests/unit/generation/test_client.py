@@ -170,20 +170,52 @@ def test_others_go_on_without_a_server_that_is_gone() -> None:
 
 
 def test_a_managed_server_is_restarted_under_another_url() -> None:
-    asked: list[str] = []
+    asked: list[tuple[str, bool]] = []
     with FaultyServer({"p9": ["death"]}, down_s=None) as first, FaultyServer() as second:
 
-        def revive(url: str) -> str:
-            asked.append(url)
+        def revive(url: str, hangs: bool) -> str:
+            asked.append((url, hangs))
             return second.url
 
         assert run(NAMES, settings_of(first, retries=0), revive=revive) == right(NAMES)
-    assert asked == [first.url]
+    assert asked == [(first.url, False)]
     assert second.valid > 0
 
 
+def test_a_managed_server_that_lives_and_answers_nothing_is_restarted() -> None:
+    asked: list[tuple[str, bool]] = []
+    with FaultyServer() as first, FaultyServer() as second:
+        first.always = "never"
+
+        def revive(url: str, hangs: bool) -> str:
+            asked.append((url, hangs))
+            return second.url
+
+        assert run(NAMES, settings_of(first, timeout_s=0.2), revive=revive) == right(NAMES)
+    assert asked == [(first.url, True)]
+
+
+def test_one_that_answers_between_requests_that_never_end_is_left_alone() -> None:
+    with FaultyServer({"p0": ["never"] * 9}, delay_s=0.03) as server:
+        rows = run(NAMES, settings_of(server, timeout_s=0.2, retries=1, concurrency=2), revive=pytest.fail)
+    assert [index for index, row in rows.items() if isinstance(row, Failure)] == [0]
+
+
+def test_a_request_that_never_ends_restarts_a_server_once() -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def revive(url: str, hangs: bool) -> str:
+        asked.append((url, hangs))
+        return url
+
+    with FaultyServer({"p39": ["never"] * 9}) as server:
+        rows = run(NAMES, settings_of(server, timeout_s=0.1), revive=revive)
+        assert asked == [(server.url, True)]
+    assert "4 attempts failed" in rows[39].reason
+
+
 def test_a_restart_that_fails_ends_the_run() -> None:
-    def revive(url: str) -> str:
+    def revive(url: str, hangs: bool) -> str:
         raise GenerationError("vllm did not start again")
 
     with FaultyServer({"p9": ["death"]}, down_s=None) as server, pytest.raises(GenerationError, match="did not start"):
@@ -245,7 +277,7 @@ def test_closing_cancels_what_is_in_flight() -> None:
 def test_closing_does_not_wait_for_a_restart() -> None:
     entered, leave = threading.Event(), threading.Event()
 
-    def revive(url: str) -> str:
+    def revive(url: str, hangs: bool) -> str:
         entered.set()
         leave.wait(60)
         return url

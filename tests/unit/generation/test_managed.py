@@ -152,8 +152,8 @@ def test_a_dead_one_is_started_again(
     assert get(second, "/v1/models")[0] == 200
     assert servers.revive(first) == second, "somebody else had it started already"
     assert servers.urls == (second, other)
-    kill_server(second)
-    third = servers.revive(second)
+    third = servers.revive(second, hangs=True)
+    assert third != second, "it answered all the same"
     kill_server(third)
     with pytest.raises(GenerationError, match="ended with exit code 7, and was started again 2 times already"):
         servers.revive(third)
