@@ -48,12 +48,12 @@ def read_completion(
         if prompt_ids is not None and isinstance(echoed, list) and echoed != list(prompt_ids):
             raise ValueError("it answered another prompt than was sent")
         return _from_ids(choice, reason, max_new_tokens, stop_token_ids)
-    text = choice.get("text")
-    if not isinstance(text, str):
+    if not isinstance(choice.get("text"), str):
         raise ValueError("its choice has no `text`")
-    for stop in stop_texts:
-        if text.endswith(stop):
-            return Response(None, "stop", text[: -len(stop)])
+    text = _writable(choice["text"])
+    end = min((text.index(stop) for stop in stop_texts if stop in text), default=None)
+    if end is not None:
+        return Response(None, "stop", text[:end])
     _refuse_early_end(reason, _count(answer, "completion_tokens"), max_new_tokens)
     return Response(None, reason, text)
 
@@ -70,7 +70,7 @@ def read_chat(answer: Mapping[str, Any], max_new_tokens: int) -> Response:
     if not isinstance(text, str):
         raise ValueError("its message has no text")
     _refuse_early_end(reason, _count(answer, "completion_tokens"), max_new_tokens)
-    return Response(None, reason, text)
+    return Response(None, reason, _writable(text))
 
 
 def _choice(answer: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
@@ -100,6 +100,11 @@ def gives_ids(answer: Mapping[str, Any]) -> bool:
         return isinstance(_choice(answer)[0].get("token_ids"), list)
     except ValueError:
         return False
+
+
+def _writable(text: str) -> str:
+    """Replace halves of characters, which JSON can hold and no file, by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _from_ids(choice: Mapping[str, Any], reason: str, max_new_tokens: int, stop_token_ids: Sequence[int]) -> Response:

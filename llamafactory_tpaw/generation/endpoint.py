@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import EnvironmentProblem, GenerationError
+from .served import error_message, one_line
 
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ OVERLOADED = {429, 503, 529}
 GATEWAY = {502, 504}
 DENIED = {401: "the key", 403: "the key's rights", 404: "the URL and the model's name"}
 WORTH_ANOTHER = {408, 409, 425}
-HEAD = 300
 REQUEST_ID = "x-request-id"
 # Headers that another request has otherwise.
 OF_ONE_REQUEST = {REQUEST_ID, "content-length", "idempotency-key", "x-stainless-retry-count"}
@@ -284,24 +284,18 @@ class Endpoint:
 
     def _head(self, text: str) -> str:
         """The beginning of a server's words, in one line, without the key."""
-        words = " ".join(text[: 4 * HEAD].split())
-        if self.key != NO_KEY:
-            words = words.replace(self.key, "…")
-        return words[:HEAD]
+        return one_line(text if self.key == NO_KEY else text.replace(self.key, "…"))
 
 
 def _error_of(content: bytes) -> tuple[Any, str]:
-    """Code and message of an error's body: servers wrap them in different ways."""
+    """Code and message of an error's body."""
     try:
         body = json.loads(content)
     except ValueError:
         return None, content.decode(errors="replace")
-    if isinstance(body, dict) and isinstance(body.get("error"), dict):
-        body = body["error"]
-    if not isinstance(body, dict):
-        return None, body if isinstance(body, str) else json.dumps(body)
-    message = body.get("message") or body.get("detail") or body.get("error") or body
-    return body.get("code"), message if isinstance(message, str) else json.dumps(message)
+    inner = body.get("error") if isinstance(body, dict) else None
+    outer = body if isinstance(body, dict) else {}
+    return (inner if isinstance(inner, dict) else outer).get("code"), error_message(body)
 
 
 def _retry_after(headers: Any) -> float | None:

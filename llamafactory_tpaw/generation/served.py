@@ -39,14 +39,7 @@ class Answered:
     @property
     def words(self) -> str:
         """What it says of an error, in one short line."""
-        found = self.content
-        for name in ("error", "detail", "message"):
-            if isinstance(found, Mapping) and found.get(name):
-                found = found[name]
-        if isinstance(found, Mapping) and found.get("message"):
-            found = found["message"]
-        text = found if isinstance(found, str) else json.dumps(found)
-        return " ".join(text.split())[:WORDS]
+        return one_line(error_message(self.content))
 
 
 @dataclass(frozen=True)
@@ -139,6 +132,20 @@ def ask(
         return Answered(status, json.loads(decoded))
     except ValueError:
         return Answered(status, decoded)
+
+
+def error_message(content: Any) -> str:
+    """What a server says of an error in its answer's JSON; servers wrap it in different ways."""
+    found = content
+    for name in ("error", "message", "detail", "message"):
+        if isinstance(found, Mapping) and found.get(name):
+            found = found[name]
+    return found if isinstance(found, str) else json.dumps(found)
+
+
+def one_line(text: str) -> str:
+    """The beginning of a server's words, in one line that can be written to any file."""
+    return " ".join(text[: 4 * WORDS].split())[:WORDS].encode(errors="replace").decode()
 
 
 def _hide(text: str, key: str | None) -> str:

@@ -39,6 +39,10 @@ def read(content: dict[str, Any], most: int = 4) -> Response:
         (answer(text=""), Response(None, "stop", "")),
         (answer(text="a<|im_end|>"), Response(None, "stop", "a")),
         (answer(text="a</s>", finish_reason="length"), Response(None, "stop", "a")),
+        (answer(text="a</s>b<|im_end|>c", finish_reason="length"), Response(None, "stop", "a")),
+        (answer(text="<|im_end|></s>"), Response(None, "stop", "")),
+        (answer(text="a\ud83d"), Response(None, "stop", "a\ufffd")),
+        (answer(text="\ud83d\ude00 é"), Response(None, "stop", "\U0001f600 é")),
         (answer((2, 4), text="a b", finish_reason="length"), Response(None, "length", "a b")),
     ],
 )
@@ -75,6 +79,7 @@ def test_what_is_no_answer(content: dict[str, Any], reason: str) -> None:
 
 def test_chat() -> None:
     assert read_chat(answer(message={"content": " hi "}), 4) == Response(None, "stop", " hi ")
+    assert read_chat(answer(message={"content": "\ude00"}), 4) == Response(None, "stop", "\ufffd")
     for message in (None, {"content": None, "tool_calls": []}):
         with pytest.raises(ValueError, match="no text"):
             read_chat(answer(message=message), 4)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError, GenerationError
-from llamafactory_tpaw.generation.served import OTHER, TRANSFORMERS, VLLM, api_key, ask, examine, names_of
+from llamafactory_tpaw.generation.served import OTHER, TRANSFORMERS, VLLM, Answered, api_key, ask, examine, names_of
 from tests.servers.scripted import ScriptedServer
 
 
@@ -120,3 +120,19 @@ def test_names_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert names_of(None, "saves/theta_1") == [whole, "saves/theta_1", "theta_1"]
     assert names_of(None, "Qwen/Qwen2.5-1.5B") == ["Qwen/Qwen2.5-1.5B", "Qwen2.5-1.5B"]
     assert names_of("mine", "saves/theta_1") == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"error": {"message": "no\n  room", "code": 7}}, "no room"),
+        ({"error": {"detail": "gone"}}, "gone"),
+        ({"error": "plain"}, "plain"),
+        ({"message": "vLLM", "object": "error"}, "vLLM"),
+        ({"detail": [{"msg": "field"}]}, '[{"msg": "field"}]'),
+        ("half of a character: \ud83d", "half of a character: ?"),
+        ("x" * 400, "x" * 300),
+    ],
+)
+def test_what_servers_say_of_errors(content: Any, words: str) -> None:
+    assert Answered(400, content).words == words
