@@ -46,7 +46,7 @@ class FailedRequests:
         for request, failure in failures[: SHOWN - len(self._shown)]:
             self._shown.append(f"{row_key(request.id, request.sample)} ({failure.reason.rstrip('.')})")
         try:
-            with self.path.open("a", encoding="utf-8") as stream:
+            with self.path.open("a", encoding="utf-8", errors="replace") as stream:
                 for request, failure in failures:
                     row = {"id": request.id, "sample": request.sample, "reason": failure.reason}
                     stream.write(json.dumps(row, ensure_ascii=False) + "\n")

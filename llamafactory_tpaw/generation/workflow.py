@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from .base import Answers, Engine, Response
 
 
+# Failures in a row, beyond those that are allowed, after which the cause is taken to be no single request.
+HOPELESS = 100
+
+
 @dataclass(frozen=True)
 class Job:
     """What is to be generated, by whom and how; all that the resulting meta file says beforehand.
@@ -121,7 +125,8 @@ def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
     Raises:
         DataError: If a half-done file was begun with other settings, or is damaged.
         InUseError: If another process generates it.
-        GenerationError: If the engine fails, or more than `max_failed` requests stay without an answer.
+        GenerationError: If the engine fails, more than `max_failed` requests stay without an answer, or so many
+            fail in a row that the others would, too.
     """
     with locked(job.round.path, f"The triplet file {job.round.path}"):
         if job.round.complete:  # by another process while this one was starting, or by one killed at its very end
@@ -151,6 +156,7 @@ def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine:
         started = time.monotonic()
         open_ = np.zeros(len(requests), dtype=bool)
         open_[left] = True
+        in_vain = 0
         for batch in answers:
             _check_off(open_, batch, engine.name)
             failed.add([(requests[index], answer) for index, answer in batch if isinstance(answer, Failure)])
@@ -160,6 +166,13 @@ def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine:
                 started += elapsed
                 partial.append(rows, elapsed, engine.version, getattr(engine, "facts", {}))
             progress.update(partial.done + failed.count - progress.n)
+            in_vain = 0 if rows else in_vain + len(batch)
+            if in_vain >= HOPELESS + job.max_failed:
+                raise GenerationError(
+                    f"The last {in_vain} requests for {job.round.path} failed one after another, so no more are sent. "
+                    f"{failed.first()} {job.failed_path} lists all. Mend what it says; what is answered is kept: the "
+                    "same command continues."
+                )
     _refuse_unanswered(job, requests, open_, failed, engine.name)
 
 

@@ -17,6 +17,7 @@ import pytest
 from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.triplets import TripletMeta, read_meta, read_triplets
 from llamafactory_tpaw.errors import GenerationError
+from llamafactory_tpaw.generation import workflow
 from llamafactory_tpaw.generation.base import Failure, Request, Response
 from llamafactory_tpaw.generation.workflow import Job, run_job
 
@@ -218,6 +219,17 @@ def test_failed_requests_are_listed_and_tried_again(job: Job, tmp_path: Path) ->
     assert job.round.path.read_bytes() == content
     assert (meta.failed, meta.ids_digest) == ([], "")
     assert sorted(path.name for path in tmp_path.glob("d1*")) == ["d1.jsonl", "d1.meta.json"]
+
+
+def test_failures_without_an_end_end_the_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow, "HOPELESS", 5)
+    engine = Shuffled(job, failing=tuple(range(17)))
+    with pytest.raises(GenerationError, match=r"failed one after another, so no more are sent. First: .*#0 \(Nobody"):
+        run_job(replace(job, max_failed=2), lambda: engine)
+    assert 7 <= len(job.failed_path.read_text().splitlines()) < 7 + 4
+    assert engine.events == ["answered", "closed"]
+    _, meta = play(replace(job, max_failed=16), failing=tuple(range(16)))
+    assert meta.rows == 1, "what is allowed is no end"
 
 
 @pytest.mark.parametrize("samples", [1, 2])
