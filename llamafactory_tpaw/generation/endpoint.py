@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import EnvironmentProblem, GenerationError
-from .served import error_message, one_line
+from .served import error_message, on_loopback, one_line
 
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class Endpoint:
             "verify": self.http.create_ssl_context(),  # made once: it takes longer than many requests
             "timeout": self.http.Timeout(None, connect=min(CONNECT_S, self.timeout_s)),
             "follow_redirects": False,  # they would take the prompts elsewhere
+            "trust_env": not on_loopback(url),
         }
         self.former: list[Any] = []
         self._connect()

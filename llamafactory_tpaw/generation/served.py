@@ -7,6 +7,7 @@ Standard library only, and every question is bounded by seconds, so that a prefl
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..arguments.engine import KEY_VARIABLES
 from ..errors import ConfigError, GenerationError
@@ -113,7 +115,8 @@ def ask(
     if data is not None:
         headers["Content-Type"] = "application/json"
     request = urllib.request.Request(url.rstrip("/") + path, data=data, headers=headers)
-    opener = urllib.request.build_opener(_NoRedirect)
+    proxies = urllib.request.ProxyHandler({} if on_loopback(url) else None)
+    opener = urllib.request.build_opener(_NoRedirect, proxies)
     try:
         try:
             with opener.open(request, timeout=timeout_s) as response:
@@ -132,6 +135,15 @@ def ask(
         return Answered(status, json.loads(decoded))
     except ValueError:
         return Answered(status, decoded)
+
+
+def on_loopback(url: str) -> bool:
+    """Whether an address is of this machine alone, so that no proxy of the environment may stand between."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def error_message(content: Any) -> str:

@@ -20,7 +20,7 @@ from .placement import gpus_in_sight, place
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .base import EngineContext
 
@@ -131,7 +131,6 @@ def start_vllm(
     refuse_unsupported(context.run.model)
     served = ServedModel.of(context)
     groups, tensor_parallel = place(served.model, served.dtype, gpus_in_sight(context.devices), extra, say)
-    reach_without_proxy(os.environ)
     api_key = secrets.token_hex(16)
     name = "vLLM" if not keys.tpaw_vllm_command else f"`{keys.tpaw_vllm_command}`"
     commands = [
@@ -193,14 +192,6 @@ def server_environment(inherited: Mapping[str, str], gpus: Sequence[str], api_ke
         variable = "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in inherited else "CUDA_VISIBLE_DEVICES"
         environment[variable] = ",".join(gpus)
     return environment
-
-
-def reach_without_proxy(environment: MutableMapping[str, str]) -> None:
-    """Keep what this process asks its own servers from a proxy, which could not reach them."""
-    listed = [name.strip() for key in ("NO_PROXY", "no_proxy") for name in environment.get(key, "").split(",")]
-    if "*" not in listed:
-        hosts = ",".join(dict.fromkeys([*filter(None, listed), HOST]))
-        environment |= {"NO_PROXY": hosts, "no_proxy": hosts}
 
 
 def find_program(command: str | None) -> list[str]:

@@ -297,6 +297,15 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         next(complete(iter([]), settings_of("http://127.0.0.1:9/v1"), text))
 
 
+def test_no_proxy_stands_before_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with FaultyServer() as server:
+        assert run(NAMES, settings_of(server, retries=0, wait_s=0.1)) == right(NAMES)
+
+
 def test_a_slow_server_gets_less() -> None:
     names = [f"p{number}" for number in range(300)]
     with (

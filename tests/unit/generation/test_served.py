@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError, GenerationError
-from llamafactory_tpaw.generation.served import OTHER, TRANSFORMERS, VLLM, Answered, api_key, ask, examine, names_of
+from llamafactory_tpaw.generation.served import (
+    OTHER,
+    TRANSFORMERS,
+    VLLM,
+    Answered,
+    api_key,
+    ask,
+    examine,
+    names_of,
+    on_loopback,
+)
 from tests.servers.scripted import ScriptedServer
 
 
@@ -81,6 +91,32 @@ def test_nothing_there() -> None:
         url = server.url
     with pytest.raises(GenerationError, match=f"No server answers at {url} .*refused.*Start it"):
         examine(url, ["a"], SECRET)
+
+
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [
+        ("http://127.0.0.1:8000/v1", True),
+        ("http://127.1.2.3/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://localhost:8000/v1", True),
+        ("http://node1:8000/v1", False),
+        ("http://10.0.0.1:8000/v1", False),
+        ("http://localhost.example.org/v1", False),
+    ],
+)
+def test_which_addresses_are_of_this_machine(url: str, own: bool) -> None:
+    assert on_loopback(url) is own
+
+
+def test_no_proxy_stands_before_this_machine_and_one_before_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with ScriptedServer(lambda *_: (200, {})) as server, ScriptedServer(lambda *_: (200, "proxy")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        assert ask(server.url, "/models").content == {}
+        assert ask("http://node1.invalid/v1", "/models").content == "proxy"
+        assert len(server.seen) == len(proxy.seen) == 1
 
 
 def test_the_key_goes_in_the_header_alone() -> None:

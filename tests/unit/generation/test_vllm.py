@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,19 +85,6 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vllm.server_environment({"CUDA_VISIBLE_DEVICES": ""}, [], "key")["CUDA_VISIBLE_DEVICES"] == ""
     amd = vllm.server_environment({"HIP_VISIBLE_DEVICES": "2,3"}, ["3"], "key")
     assert (amd["HIP_VISIBLE_DEVICES"], "CUDA_VISIBLE_DEVICES" in amd) == ("3", False)
-
-
-def test_no_proxy_stands_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("NO_PROXY", "intranet, 10.0.0.1")
-    monkeypatch.setenv("no_proxy", "")
-    assert not urllib.request.proxy_bypass("127.0.0.1:4711")
-    vllm.reach_without_proxy(os.environ)
-    hosts = ("127.0.0.1:4711", "intranet", "example.org")
-    assert [bool(urllib.request.proxy_bypass(host)) for host in hosts] == [True, True, False]
-    everything = {"no_proxy": "*"}
-    vllm.reach_without_proxy(everything)
-    assert everything == {"no_proxy": "*"}
 
 
 def test_which_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
