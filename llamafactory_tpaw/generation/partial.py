@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 COMMIT = b'{"commit": '
 MISSING = -1
 ANEW = "Restore the file, or delete it to generate the round anew."
+# Keys of the run file, where an identity names them otherwise.
+KEYS = {"engine": "tpaw_engine", "iteration": "tpaw_iteration", "samples": "tpaw_samples_per_prompt"}
+SHOWN_CHARACTERS = 24
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class PartialFile:
         if not header.endswith(b"\n"):
             return
         begun = parse_row(self.path, 1, header)
-        different = sorted(key for key in identity if begun.get(key) != identity[key])
+        different = _differences(begun, identity)
         position = stream.tell()
         self._end = 0 if different else position
         pending: list[int] = []
@@ -176,8 +179,8 @@ class PartialFile:
                 continue
             if different:
                 raise DataError(
-                    f"{self.path} was begun with another {', '.join(different)} than now. Restore the settings or the "
-                    "checkpoint to continue it, or delete it to begin anew."
+                    f"{self.path} was begun otherwise: {'; '.join(different)}. Restore the settings or the checkpoint "
+                    "to continue it, or delete it to begin anew."
                 )
             commit = parse_row(self.path, number, line)
             self._check(number, commit, pending, checksum)
@@ -209,3 +212,24 @@ class PartialFile:
         self.counts.update(commit["counts"])
         self.version = commit["version"] or self.version
         self.facts = commit.get("facts") or self.facts
+
+
+def _differences(begun: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """What an identity holds otherwise than a file's first line: values where they are short, else names alone."""
+    said = []
+    for key in sorted(key for key in identity if begun.get(key) != identity[key]):
+        old, new = begun.get(key), identity[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            said += _differences(old, new)
+        elif _is_short(old) and _is_short(new):
+            said.append(f"`{KEYS.get(key, key)}` was {old} and is {new} now")
+        else:
+            said.append(f"another {key}")
+    return said
+
+
+def _is_short(value: object) -> bool:
+    """Whether it can be shown: a number or a word, no digest."""
+    if isinstance(value, str):
+        return len(value) <= SHOWN_CHARACTERS
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -152,11 +152,14 @@ def test_a_full_disk_leaves_the_file_as_it_was(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("identity", "named"),
-    [({"generator": "b"}, "generator"), ({"sampling": {"seed": 2}, "more": 1}, "more, sampling")],
+    [
+        ({"generator": "b" * 64}, "another generator"),
+        ({"sampling": {"seed": 2}, "more": 1}, "another more; `seed` was 1 and is 2 now"),
+    ],
 )
 def test_another_identity_is_refused(path: Path, identity: dict[str, object], named: str) -> None:
     content = path.read_bytes()
-    with pytest.raises(DataError, match=rf"partial was begun with another {named} than now\. Restore .* or delete it"):
+    with pytest.raises(DataError, match=rf"partial was begun otherwise: {named}\. Restore .* or delete it"):
         open_file(path, IDENTITY | identity)
     assert path.read_bytes() == content
 

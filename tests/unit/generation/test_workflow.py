@@ -202,25 +202,23 @@ def test_other_batches_continue_and_give_the_same_rows(job: Job, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda job: replace(job, generator="b" * 64), "generator"),
-        (lambda job: replace(job, settings=replace(job.settings, seed=9)), "sampling"),
+        (lambda job: replace(job, generator="b" * 64), "another generator"),
+        (lambda job: replace(job, settings=replace(job.settings, seed=9)), r"`seed` was \d+ and is 9 now"),
         (
             lambda job: replace(job, settings=replace(job.settings, temperature=0.5), cutoff_len=59),
-            "cutoff_len, sampling",
+            r"`cutoff_len` was \d+ and is 59 now; `temperature` was 1.0 and is 0.5 now",
         ),
-        (lambda job: replace(job, prompts=replace(job.prompts, digest="x")), "prompts"),
-        (lambda job: replace(job, round=Round(2, job.round.entry)), "iteration"),
-        (lambda job: replace(job, engine=job.engine | {"name": "vllm"}), "engine"),
-        (lambda job: replace(job, samples=2), "samples"),
-        (lambda job: replace(job, opponent="other", generator="served:x"), "generator, opponent"),
+        (lambda job: replace(job, prompts=replace(job.prompts, digest="x")), "another prompts"),
+        (lambda job: replace(job, round=Round(2, job.round.entry)), "`tpaw_iteration` was 1 and is 2 now"),
+        (lambda job: replace(job, engine=job.engine | {"name": "vllm"}), r"`tpaw_engine` was \w+ and is vllm now"),
+        (lambda job: replace(job, samples=2), "`tpaw_samples_per_prompt` was 1 and is 2 now"),
+        (lambda job: replace(job, opponent="other", generator="served:x"), "another generator; another opponent"),
     ],
 )
 def test_another_run_does_not_continue_it(job: Job, change: Callable[[Job], Job], named: str) -> None:
     interrupt(job, 2)
     partial = job.partial_path.read_bytes()
-    with pytest.raises(
-        DataError, match=rf"d1\.jsonl\.partial was begun with another {named} than now\. Restore .* delete"
-    ):
+    with pytest.raises(DataError, match=rf"d1\.jsonl\.partial was begun otherwise: {named}\. Restore .* delete"):
         run_job(change(job), no_engine)
     assert job.partial_path.read_bytes() == partial
     play(replace(job, generator_path="moved/theta_1", engine=job.engine | {"version": "2"}, max_failed=1))
@@ -231,7 +229,7 @@ def test_another_template_or_tokenizer_does_not_continue_it(job: Job) -> None:
     job.encoder.template.default_system = "Be brief."
     job.encoder.tokenizer.add_tokens(["Natalia"])
     restarted = replace(job, encoder=TurnEncoder(job.encoder.tokenizer, job.encoder.template))
-    with pytest.raises(DataError, match="another template, tokenizer than now"):
+    with pytest.raises(DataError, match="begun otherwise: another template; another tokenizer"):
         run_job(restarted, no_engine)
 
 
