@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -25,11 +26,12 @@ def url_problem(url: str) -> str | None:
             f"`tpaw_engine_url` has an address at host {host} with a user, a password, a query or a fragment, but "
             f"must be http(s)://host:port/path alone: it is written to logs. {SECRET_WAY_OUT}"
         )
-    if parts.scheme not in ("http", "https") or not host:
+    if parts.scheme not in ("http", "https") or not host or re.search(r"[\s;,]|.://.*://", url):
         shown = url.rpartition("@")[2].partition("?")[0]
         return (
             f"`tpaw_engine_url` has the address {shown!r}, but each must be http(s)://host:port/path. Give the base "
-            "address that the server's paths are appended to, such as `http://localhost:8000/v1`."
+            "address that the server's paths are appended to, such as `http://localhost:8000/v1`; several stand with "
+            "commas between them."
         )
     return None
 
@@ -59,6 +61,13 @@ def engine_problems(given: Mapping[str, Any]) -> list[str]:
             "`tpaw_engine: openai` needs `tpaw_engine_url`, the address of a server that serves theta_t, such as "
             "`http://localhost:8000/v1`. Give it."
         )
+    urls = [url.rstrip("/") for url in _items(given.get("tpaw_engine_url"))]
+    problems += [
+        f"`tpaw_engine_url` has the address {url!r} {urls.count(url)} times. Give each server once; how much is sent "
+        "to one is `tpaw_engine_concurrency`."
+        for url in dict.fromkeys(urls)
+        if urls.count(url) > 1 and url_problem(url) is None
+    ]
     return problems + _argument_problems(given) + _sample_problems(given)
 
 

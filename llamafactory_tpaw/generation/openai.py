@@ -300,7 +300,9 @@ class ServerEngine:
         advice = "Correct what it names; the same command continues."
         if answer.status in (401, 403):
             advice = f"Set the environment variable `{KEY_VARIABLES[0]}`."
-        elif answer.status in NOT_HERE and path == COMPLETIONS:
+        elif answer.status in NOT_HERE and path == CHAT:
+            advice = "What `tpaw_opponent_model` names is asked through the chat API: use a server that has it."
+        elif answer.status in NOT_HERE:
             advice = (
                 "Prompts as this run writes them need `/completions`, which vLLM and `transformers serve` have; "
                 "`llamafactory-cli api` has the chat API alone, which `tpaw_opponent_model` uses."

@@ -25,6 +25,10 @@ from ..errors import ConfigError, GenerationError
 VLLM, TRANSFORMERS, OTHER = "vLLM", "transformers serve", "a server of OpenAI's API"
 LISTED = 5
 WORDS = 300
+NAME_ADVICE = (
+    "Start it with that model. Only where it serves that very model under another name, give the name as "
+    "`tpaw_engine_model`."
+)
 ANSWER_BYTES = 16 << 20
 # A name that no model can have, and what `transformers serve` says of it where it is pinned to another.
 NO_MODEL = "--"
@@ -209,8 +213,7 @@ def examine(url: str, names: Sequence[str], key: str | None, timeout_s: float = 
         served = ", ".join(str(item["id"]) for item in entries[:LISTED]) or "nothing"
         more = f" and {len(entries) - LISTED} more" if len(entries) > LISTED else ""
         raise GenerationError(
-            f"The server at {url} serves {served}{more}, but {' or '.join(names)} is asked for. Serve the checkpoint "
-            "there, or give its name as `tpaw_engine_model`."
+            f"The server at {url} serves {served}{more}, but {' or '.join(names)} is asked for. {NAME_ADVICE}"
         )
     kind = VLLM if entry.get("owned_by") == "vllm" else OTHER
     version = _version(url, key, timeout_s) if kind == VLLM else ""
@@ -257,7 +260,6 @@ def _pinned(url: str, names: Sequence[str], key: str | None, timeout_s: float) -
     name = found[1] if found else next(filter(os.path.isabs, names), names[0])
     if name not in names:
         raise GenerationError(
-            f"The server at {url} serves {name}, but {' or '.join(names)} is asked for. Serve the checkpoint there, "
-            "or give its name as `tpaw_engine_model`."
+            f"The server at {url} serves {name}, but {' or '.join(names)} is asked for. {NAME_ADVICE}"
         )
     return name, os.path.isabs(name)

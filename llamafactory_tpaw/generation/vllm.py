@@ -238,8 +238,8 @@ def split_arguments(text: str | None) -> list[str]:
         owned = [own for own in OWN_OPTIONS if own == plain or (len(plain) > 4 and own.startswith(plain))]
         if option.startswith("--") and owned:
             problems.append(
-                f"`tpaw_vllm_args` has {option}, which this package sets itself. Remove it there; what it stands for "
-                f"is set by {OWN_OPTIONS[owned[0]]}."
+                f"`tpaw_vllm_args` has {option}, which this package sets itself. Remove it; to change it there is "
+                f"{OWN_OPTIONS[owned[0]]}."
             )
     if problems:
         raise ConfigError(problems)

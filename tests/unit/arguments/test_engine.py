@@ -35,6 +35,7 @@ def test_keys_that_go_together(given: dict[str, Any]) -> None:
         ({"tpaw_engine": "hf", "tpaw_vllm_command": "vllm"}, "tpaw_vllm_command"),
         ({"tpaw_engine": "openai", "tpaw_prompts": "additions"}, "tpaw_engine: openai"),
         ({"tpaw_engine": "openai", "tpaw_prompts": "additions", "tpaw_engine_url": " , "}, "tpaw_engine: openai"),
+        ({"tpaw_engine": "openai", "tpaw_engine_url": [URL, f"{URL}/"]}, "tpaw_engine_url` has the address"),
         ({"tpaw_engine": "vllm", "tpaw_vllm_args": "--api-key=x"}, "tpaw_vllm_args"),
         ({"tpaw_samples_per_prompt": 2, "temperature": "0.0"}, "tpaw_samples_per_prompt"),
         ({"tpaw_samples_per_prompt": 2, "do_sample": False}, "tpaw_samples_per_prompt"),
@@ -61,6 +62,13 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(url: str) -> None:
     problem = url_problem(url)
     assert problem is not None
     assert "geheim" not in problem
+
+
+@pytest.mark.parametrize("between", [";", " ", "; ", "\n", ""])
+def test_several_addresses_stand_with_commas_between(between: str) -> None:
+    problem = url_problem(f"{URL}{between}http://other:8000/v1")
+    assert problem is not None
+    assert "commas" in problem
 
 
 def test_a_key_among_arguments_is_not_repeated() -> None:
