@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from ...errors import EnvironmentProblem
 from ...team.cache import KEY_BYTES
 from ...team.weight_files import is_safetensors, main_file, read_header, weight_paths
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 # Where less than this is left beyond the estimate, it is tight.
 TIGHT = 1.1
 CACHE_ENTRY = KEY_BYTES + 8  # key, log-prob, count
+ID_BYTES, PROMPT_RECORD = 4, 44  # a token id; what is kept of a prompt beside them, and to count it
 CACHE_FILES = 1200  # numerics.json, a fingerprint, headers of parts
 TENSOR_NAME = 110  # an entry of a safetensors header
 OPTIMIZER_ENTRY = 870  # names and headers that torch.save writes for the states of one tensor
@@ -94,16 +97,29 @@ def _data_spaces(plan: Plan, keys: dict[str, Any], workload: Workload) -> list[S
         each = f" with {workload.samples} responses each" if workload.samples > 1 else ""
         rows = f"{workload.prompts} prompts{each}, {workload.row_bytes:.0f} bytes a row"
         how = f"{rows} ({workload.how}), and 1 KiB of meta"
-        spaces += [
-            Space(round_.path.parent, Figure("triplets", amount and amount + 1024, "bytes", how), 0)
-            for round_ in plan.to_generate
-        ]
+        for round_ in plan.to_generate:
+            spaces.append(Space(round_.path.parent, Figure("triplets", amount and amount + 1024, "bytes", how), 0))
+            half_done = Figure("half-done triplets", amount, "bytes", "as many, kept until the round is whole")
+            spaces.append(Space(round_.path.parent, half_done, 0))
+    spaces.append(Space(Path(keys["tpaw_cache_dir"]), _token_ids(workload), 0))
     if workload.players and keys["tpaw_reference"] == "cached":
         count = workload.scored_sequences
         amount = None if count is None else count * CACHE_ENTRY + workload.players * CACHE_FILES
         how = f"{CACHE_ENTRY} bytes for each of {count} log-probs that the players' caches lack"
         spaces.append(Space(Path(keys["tpaw_cache_dir"]), Figure("cache", amount, "bytes", how), 0))
     return spaces
+
+
+def _token_ids(workload: Workload) -> Figure:
+    """Files without a name that hold token ids while prompts are answered and triplets are trained on."""
+    triplets, count = workload.triplets, workload.train_triplets
+    prompt = np.mean([len(triplet.prompt_ids) + len(triplet.target_ids) for triplet in triplets])
+    generated = np.mean([len(triplet.generated_ids) for triplet in triplets])
+    amount = None
+    if count is not None:
+        amount = workload.prompts * (PROMPT_RECORD + ID_BYTES * prompt) + count * ID_BYTES * generated
+    how = f"{ID_BYTES} bytes a token of prompts, targets and responses ({workload.how}), gone with the process"
+    return Figure("token ids", amount, "bytes", how)
 
 
 def _output_spaces(keys: dict[str, Any], policy: Path, workload: Workload | None) -> list[Space]:

@@ -77,6 +77,12 @@ def test_the_largest_batch_shares_what_a_prompt_has_in_common(plan: Plan, worklo
 
 def test_what_is_written(plan: Plan, workload: Workload) -> None:
     keys: dict[str, Any] = with_defaults(plan.given) | vars(plan.tpaw_args)
-    (triplets,) = (space.figure for space in disk_spaces(plan, keys, workload) if space.figure.name == "triplets")
+    figures = {space.figure.name: space.figure for space in disk_spaces(plan, keys, workload)}
+    triplets = figures["triplets"]
     assert triplets.amount == pytest.approx(3 * PROMPTS * workload.row_bytes + 1024)
     assert triplets.how.startswith("10 prompts with 3 responses each, ")
+    assert figures["half-done triplets"].amount == pytest.approx(triplets.amount - 1024)
+    once = sum(len(ids) for triplet in workload.triplets[::5] for ids in (triplet.prompt_ids, triplet.target_ids))
+    responses = sum(len(triplet.generated_ids) for triplet in workload.triplets)
+    tokens = once / 4 * PROMPTS + responses / len(workload.triplets) * (5 * PROMPTS - 1)
+    assert figures["token ids"].amount == pytest.approx(4 * tokens + 44 * PROMPTS)
