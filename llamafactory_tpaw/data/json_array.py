@@ -32,7 +32,9 @@ class ArrayReader:
         DataError: While iterating, if the file is not UTF-8 or not a JSON array, naming the place.
     """
 
-    def __init__(self, stream: BinaryIO, where: str, advice: str, read: Callable[[int], object]) -> None:
+    def __init__(
+        self, stream: BinaryIO, where: str, advice: str, read: Callable[[int], object] = lambda _: None
+    ) -> None:
         self._stream = stream
         self._where = where
         self._advice = advice

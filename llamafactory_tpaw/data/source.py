@@ -176,7 +176,7 @@ def is_triplet_file(path: Path) -> bool:
     if meta_path(path).is_file():
         return True
     with path.open("rb") as stream:
-        first = b"" if _first_byte(stream) == b"[" else stream.readline()
+        first = b"" if first_byte(stream) == b"[" else stream.readline()
     try:
         row = json.loads(first)
     except ValueError:
@@ -236,7 +236,7 @@ def _check_local_file(entry: Entry) -> None:
     if path.suffix not in (".json", ".jsonl"):
         return
     with path.open("rb") as stream:
-        first = _first_byte(stream)
+        first = first_byte(stream)
         if not first:
             raise DataError(f"`{entry.name}`: {path} is empty. Give a dataset with at least one row.")
         with Progress(f"checking {path.name}", path.stat().st_size, BYTES) as progress:
@@ -244,7 +244,7 @@ def _check_local_file(entry: Entry) -> None:
             check(path, stream, progress)
 
 
-def _first_byte(stream: BinaryIO) -> bytes:
+def first_byte(stream: BinaryIO) -> bytes:
     """The first byte that is no space, empty where there is none; a line may be as long as the whole file."""
     head = b""
     while not head and (block := stream.read(HEAD_BYTES)):

@@ -7,14 +7,16 @@ import csv
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...data.choice import choose_rows
 from ...data.files import read_json
-from ...data.prompts import choose_rows
-from ...data.source import DATASET_INFO
+from ...data.json_array import ArrayReader
+from ...data.source import DATASET_INFO, first_byte
 from ...errors import ConfigError, DataError
 from .columns import find_columns
 from .settings import Settings, slug
@@ -154,70 +156,92 @@ def _entry_name(path: Path, known: dict[str, Any], settings: Settings) -> str:
 
 
 class _Sample(NamedTuple):
-    rows: list[dict[str, Any]]
+    rows: list[Any]
     numbers: list[int]
     total: int
 
 
 def _read_sample(path: Path) -> _Sample:
     """Read a file's rows, or of a large one some that are spread evenly by chance, the same ones each time."""
-    reader = {".parquet": _read_parquet, ".csv": _read_csv}.get(path.suffix.lower(), _read_json_rows)
+    read = {".parquet": _read_parquet, ".csv": _read_csv}.get(path.suffix.lower(), _read_json)
     try:
-        rows, picked, total = reader(path)
+        sample = read(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}. Check the file and its permissions.") from error
-    if not total:
+    if not sample.total:
         raise DataError(f"{path} has no rows. Give an SFT set with at least one row.")
-    for number, row in zip(picked, rows, strict=True):
+    for number, row in zip(sample.numbers, sample.rows, strict=True):
         if not isinstance(row, dict):
             raise DataError(
-                f"{path}, row {number + 1} must be a JSON object in braces, got {type(row).__name__}. Correct or "
+                f"{path}, row {number} must be a JSON object in braces, got {type(row).__name__}. Correct or "
                 "remove the row."
             )
-    return _Sample(rows, [number + 1 for number in picked], total)
+    return sample
 
 
-def _read_json_rows(path: Path) -> tuple[list[Any], list[int], int]:
-    content = path.read_bytes()
-    try:
-        if content.lstrip()[:1] != b"[":
-            return _read_json_lines(path, content)
-        rows = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}. Correct the file.") from error
-    picked = choose_rows(len(rows), SAMPLE_ROWS, SAMPLE_SEED)
-    return [rows[index] for index in picked], picked, len(rows)
+def _choose(read: Callable[[], Iterable[Any]]) -> _Sample:
+    """Go through a file twice, to count its rows and to take some: all of them need not fit in memory."""
+    total = sum(1 for _ in read())
+    picked = choose_rows(total, SAMPLE_ROWS, SAMPLE_SEED)
+    numbered, rows = enumerate(read()), []
+    for wanted in picked:
+        rows.append(next(row for index, row in numbered if index == wanted))
+    return _Sample(rows, [int(index) + 1 for index in picked], total)
 
 
-def _read_json_lines(path: Path, content: bytes) -> tuple[list[Any], list[int], int]:
-    lines = [line for line in content.split(b"\n") if line.strip()]
-    picked = choose_rows(len(lines), SAMPLE_ROWS, SAMPLE_SEED)
+def _read_json(path: Path) -> _Sample:
+    with path.open("rb") as stream:
+        if first_byte(stream) != b"[":
+            return _read_json_lines(path)
+    return _choose(lambda: _array_items(path))
+
+
+def _array_items(path: Path) -> Iterator[Any]:
+    with path.open("rb") as stream:
+        yield from ArrayReader(stream, str(path), "Correct the file.")
+
+
+def _read_json_lines(path: Path) -> _Sample:
+    lines = _choose(lambda: _full_lines(path))
     rows = []
-    for index in picked:
+    for number, line in zip(lines.numbers, lines.rows, strict=True):
         try:
-            rows.append(json.loads(lines[index]))
+            rows.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{path}, row {index + 1} is not valid JSON: {error}. Correct the row; a file that holds one JSON "
+                f"{path}, row {number} is not valid JSON: {error}. Correct the row; a file that holds one JSON "
                 "value over several lines must be a list in brackets."
             ) from error
-    return rows, picked, len(lines)
+    return lines._replace(rows=rows)
 
 
-def _read_csv(path: Path) -> tuple[list[Any], list[int], int]:
+def _full_lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        yield from (line for line in stream if line.strip())
+
+
+def _read_csv(path: Path) -> _Sample:
+    return _choose(lambda: _csv_rows(path))
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    picked = choose_rows(len(rows), SAMPLE_ROWS, SAMPLE_SEED)
-    return [rows[index] for index in picked], picked, len(rows)
+        yield from csv.DictReader(stream)
 
 
-def _read_parquet(path: Path) -> tuple[list[Any], list[int], int]:
+def _read_parquet(path: Path) -> _Sample:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            total, begin = file.metadata.num_rows, 0
+            picked, rows = list(choose_rows(total, SAMPLE_ROWS, SAMPLE_SEED)), []
+            for batch in file.iter_batches(batch_size=SAMPLE_ROWS):
+                end = begin + batch.num_rows
+                places = picked[bisect_left(picked, begin) : bisect_left(picked, end)]
+                rows += batch.take(pyarrow.array([place - begin for place in places], "int64")).to_pylist()
+                begin = end
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is no parquet file that can be read: {error}. Write it anew.") from error
-    picked = choose_rows(table.num_rows, SAMPLE_ROWS, SAMPLE_SEED)
-    return table.take(picked).to_pylist(), picked, table.num_rows
+    return _Sample(rows, [int(index) + 1 for index in picked], total)

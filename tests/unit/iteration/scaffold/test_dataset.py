@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from llamafactory_tpaw.errors import ConfigError, DataError, TpawError
 from llamafactory_tpaw.iteration.scaffold.dataset import SAMPLE_ROWS, SftSet, find_sft_set
@@ -75,12 +77,22 @@ def test_a_name_that_is_taken_is_left_alone() -> None:
     assert find("set/sums.jsonl", name="run").name == "run_sums"
 
 
-def test_a_large_file_is_sampled() -> None:
-    write_rows("many.jsonl", [{"prompt": str(number), "response": "a"} for number in range(SAMPLE_ROWS + 500)])
-    found = find("many.jsonl")
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_a_large_file_is_sampled(ending: str) -> None:
+    rows = [{"prompt": str(number), "response": "a"} for number in range(SAMPLE_ROWS + 500)]
+    name = f"many.{ending}"
+    if ending == "jsonl":
+        write_rows(name, rows)
+    elif ending == "json":
+        Path(name).write_text(json.dumps(rows, indent=1))
+    elif ending == "csv":
+        Path(name).write_text("prompt,response\n" + "".join(f"{row['prompt']},a\n" for row in rows))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), name, row_group_size=999)
+    found = find(name)
     assert (len(found.rows), found.total) == (SAMPLE_ROWS, SAMPLE_ROWS + 500)
     assert all(int(row["prompt"]) + 1 == number for row, number in zip(found.rows, found.numbers, strict=True))
-    assert found.numbers == find("many.jsonl").numbers
+    assert found.numbers == find(name).numbers
     assert max(found.numbers) > SAMPLE_ROWS
 
 
