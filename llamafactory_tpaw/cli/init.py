@@ -112,6 +112,13 @@ def _next(settings: Settings, families: list[Family]) -> list[str]:
     lines.append(f"llamafactory-tpaw check {main.path(f'{method}_iter0')}")
     for family in families:
         for each, count in family.iterations.items():
+            if family.asks_servers_of_theta:
+                lines += [
+                    f"{prefix}llamafactory-tpaw run {family.path(f'{each}_iter{t}')}  # while the servers have "
+                    f"{family.theta(each, t)}"
+                    for t in range(count)
+                ]
+                continue
             rounds = "0" if count == 1 else f"{{0..{count - 1}}}"
             lines.append(f"{prefix}llamafactory-tpaw run {family.path(f'{each}_iter{rounds}')}")
     lines.append(f"llamafactory-tpaw lineage {main.theta(method, main.iterations[method])}")

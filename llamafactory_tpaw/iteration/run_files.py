@@ -135,6 +135,11 @@ class Family:
     sft_changes: Mapping[str, Change] = field(default_factory=dict)
     comments: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def asks_servers_of_theta(self) -> bool:
+        """Whether somebody has to start a server of theta_t before each iteration."""
+        return self.engine == "openai" and not self.engine_keys.get("tpaw_opponent_model")
+
     def run_folder(self, run: str) -> str:
         """Return the output folder of a run, e.g. `sft` or `tpaw_iter0`."""
         return f"{self.saves}/{self.run_prefix}{run}"
@@ -226,7 +231,7 @@ def iteration_text(family: Family, method: Method, iteration: int) -> str:
     sections = [
         _model(family, family.theta(method, t), f"theta_{t}: generates, then is trained"),
         _method(family, "tpaw", _method_lines(family, method, t)),
-        ("generation", _generation_lines(family)),
+        ("generation", _generation_lines(family, t)),
         _dataset(family, datasets, ", ".join(f"D_{r}" for r in rounds)),
         _output(family, run, f"theta_{t + 1}"),
         ("train", family.self_play[method].lines()),
@@ -285,12 +290,13 @@ def _method_lines(family: Family, method: Method, t: int) -> list[Line]:
     ]
 
 
-def _generation_lines(family: Family) -> list[Line]:
+def _generation_lines(family: Family, t: int) -> list[Line]:
+    comments = {"tpaw_engine_url": f"where theta_{t} is served"} if family.asks_servers_of_theta else {}
     return [
         ("tpaw_prompts", family.sft_data, "the SFT set, an entry of dataset_info.json"),
         *family.prompts.items(),
         ("tpaw_engine", family.engine),
-        *family.engine_keys.items(),
+        *((key, value, comments.get(key, "")) for key, value in family.engine_keys.items()),
         ("temperature", 1.0),
         ("top_p", 1.0),
         ("top_k", 0),

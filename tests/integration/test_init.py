@@ -92,6 +92,7 @@ def test_an_engine_of_ones_own(data: str, tiny_model: Path, capsys: pytest.Captu
     assert "`tpaw_engine: openai` needs `tpaw_engine_url`" in capsys.readouterr().err
     assert not Path("yaml").exists()
     assert init(*arguments, "--engine-url", "http://a:8000/v1", "tpaw_engine_concurrency=32") == 0
+    assert f"iter0.yaml  # while the servers have {tiny_model}" in capsys.readouterr().out
     given = run_file("mine_tpaw_iter0")
     chosen = {key: value for key, value in given.items() if key.startswith("tpaw_engine")}
     url = {"tpaw_engine": "openai", "tpaw_engine_url": "http://a:8000/v1", "tpaw_engine_concurrency": 32}

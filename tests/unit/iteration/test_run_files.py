@@ -289,9 +289,12 @@ def test_keys_of_the_engine_stand_behind_it() -> None:
     text = iteration_text(_small_family(engine="openai", engine_keys=keys), "tpaw", 0)
     lines = text.splitlines()
     start = lines.index("tpaw_engine: openai")
-    assert lines[start + 1] == 'tpaw_engine_url: "http://a:8000/v1,http://b:8000/v1"'
+    url = 'tpaw_engine_url: "http://a:8000/v1,http://b:8000/v1"'
+    assert lines[start + 1] == f"{url}  # where theta_0 is served"
     assert lines[start + 2 : start + 4] == ["tpaw_engine_model: mine", "temperature: 1.0"]
     assert "tpaw_engine_url" not in iteration_text(_small_family(), "tpaw", 0)
+    keys["tpaw_opponent_model"] = "other"
+    assert f"{url}\n" in iteration_text(_small_family(engine="openai", engine_keys=keys), "tpaw", 0)
 
 
 def _small_family(**settings: Any) -> Family:
