@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import time
 from typing import TYPE_CHECKING, Any
 
 from ..arguments.engine import KEY_VARIABLES
@@ -20,6 +21,7 @@ from .base import Failure, ignore
 from .bodies import CHAT, COMPLETIONS, Bodies, PromptText, stop_texts
 from .client import Call, ClientSettings, complete
 from .conversation import messages_of, tools_of
+from .endpoint import OVERLOADED
 from .served import TRANSFORMERS, VLLM, Answered, Served, api_key, ask, examine, names_of
 
 
@@ -37,6 +39,8 @@ logger = get_logger(__name__)
 IDS, TEXT, MESSAGES = "ids", "text", "messages"
 # Prompts that are looked at before the first request, and read at once where they go as messages.
 LOOKED_AT, READ_AT_ONCE = 32, 256
+# Before a server with too much to do is asked again what it is.
+OVERLOAD_WAITS_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 # No such path, or no such model.
 NOT_HERE = (401, 403, 404, 405)
 
@@ -294,7 +298,13 @@ class ServerEngine:
         return bodies
 
     def _ask(self, server: Served, body: dict[str, Any], path: str = COMPLETIONS) -> Answered:
-        return ask(server.url, path, self.settings.api_key, body, self.settings.timeout_s)
+        key, timeout_s = self.settings.api_key, self.settings.timeout_s
+        answer = ask(server.url, path, key, body, timeout_s)
+        for wait_s in OVERLOAD_WAITS_S:
+            if answer.status in OVERLOADED:
+                time.sleep(wait_s)
+                answer = ask(server.url, path, key, body, timeout_s)
+        return answer
 
     def _refuse_answer(self, server: Served, path: str, answer: Answered) -> None:
         advice = "Correct what it names; the same command continues."

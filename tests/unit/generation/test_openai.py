@@ -13,6 +13,7 @@ import pytest
 
 from llamafactory_tpaw.data.prompts import load_prompts
 from llamafactory_tpaw.errors import ConfigError, GenerationError, TpawError
+from llamafactory_tpaw.generation import openai
 from llamafactory_tpaw.generation.base import EngineContext, Failure, Response, SamplingSettings
 from llamafactory_tpaw.generation.openai import ServerEngine, make_engine
 from llamafactory_tpaw.generation.requests import PromptRequests
@@ -240,6 +241,23 @@ def test_an_opponent_gets_messages(project: Project) -> None:
         json.dumps([{"role": "user", "content": row["question"]}]) for row in ADDITIONS[:ROWS]
     )
     assert all(body["max_completion_tokens"] == NEW for body in bodies[-ROWS:])
+
+
+def test_a_server_with_too_much_to_do_is_asked_again(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "OVERLOAD_WAITS_S", (0.0, 0.0))
+    refusals = iter([429, 503])
+
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        status = next(refusals, None)
+        return (status, {"error": "busy"}) if status else like_vllm(body)
+
+    with serving(reply, owned_by="vllm") as server:
+        engine, requests = prepare(project, [server.url])
+        assert len(answers_of(engine, requests)) == ROWS
+        refusals = iter([429] * 3)
+        engine, requests = prepare(project, [server.url])
+        with pytest.raises(GenerationError, match="answered 429 to /completions: busy"):
+            answers_of(engine, requests)
 
 
 def test_the_key_is_sent_and_never_shown(
