@@ -175,12 +175,6 @@ def cannot_read(path: str | Path, error: OSError) -> str:
     return f"{path} cannot be read: {error.strerror or error}. Check the path and its permissions."
 
 
-def digest_of_file(path: str | Path) -> str:
-    """Return the SHA-256 of a file's content as 64 hex digits."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def sha256_hex(content: bytes) -> str:
     """Return the SHA-256 of `content` as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import DataError
 from .encoding import digest_of_ids
-from .files import digest_of_file, key_problems, parse_json, read_json, write_json_atomic
+from .files import digest_file, key_problems, parse_json, read_json, write_json_atomic
 
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[Tripl
     Raises:
         DataError: If the file is not the one the meta describes, or a row cannot be read.
     """
-    if meta is not None and digest_of_file(path) != meta.rows_digest:
+    if meta is not None and digest_file(path) != meta.rows_digest:
         raise DataError(
             f"{path} is not the file that {meta_path(path)} describes: {_what_changed(path, meta)}. {ANEW}"
         )

@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
 
 def end_processes(
-    list_processes: Callable[[], Iterable], termination_s: float, reap: Callable[[], object] = dict
+    list_processes: Callable[[], Iterable], termination_s: float, reap: Callable[[], object] = lambda: None
 ) -> list:
     r"""Ask processes to end, kill those that do not, and wait until all are gone.
 

@@ -81,11 +81,10 @@ def opponent_fingerprint(named: str | None, store: Path) -> str | None:
     return fingerprint_checkpoint(Path(named), store)
 
 
-def served_identity(name: str, version: str = "") -> str:
+def served_identity(name: str) -> str:
     r"""Identity of a model that only a server has, for `generator` of a meta file.
 
     Args:
-        name: Under which the server has it.
-        version: What the server says of its version, if anything; not its address, which may change.
+        name: Under which the server has it; not its address, which may change.
     """
-    return SERVED + digest_json({"name": name, "version": version})
+    return SERVED + digest_json({"name": name})

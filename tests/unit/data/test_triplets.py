@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from llamafactory.data import get_dataset
 
-from llamafactory_tpaw.data.files import digest_of_file, write_atomic
+from llamafactory_tpaw.data.files import digest_file, write_atomic
 from llamafactory_tpaw.data.opponents import Limits, load_triplets
 from llamafactory_tpaw.data.triplets import (
     TripletRow,
@@ -185,7 +185,7 @@ def test_samples_that_are_missing_or_doubled(
         DataError, match=rf"d0\.jsonl is not the file that .*d0\.meta\.json describes: {what}\. Restore"
     ):
         list(read_triplets(entry.path, meta))
-    altered = replace(meta, rows_digest=digest_of_file(entry.path))
+    altered = replace(meta, rows_digest=digest_file(entry.path))
     with pytest.raises(DataError, match=r"but not 2 for each of the 2 prompts that .* speaks of, 1 that failed aside"):
         list(read_triplets(entry.path, altered))
 

@@ -76,7 +76,7 @@ def test_another_tokenizer_needs_a_server(run: RunArguments, encoder: TurnEncode
 def test_a_model_that_only_a_server_has(run: RunArguments, encoder: TurnEncoder) -> None:
     run.finetuning.tpaw_engine = "openai"
     assert load(run, encoder) is None
-    assert served_identity("weak") == served_identity("weak") != served_identity("weak", "2")
+    assert served_identity("weak") == served_identity("weak") != served_identity("weaker")
     assert served_identity("weak").startswith("served:")
 
 
