@@ -105,8 +105,8 @@ CHECK = Command(
     description="Check a run file's iteration without training, every problem at once: settings, checkpoints, "
     "datasets, tokenizers, the token round trip, the engine, disk and memory; and estimate memory, disk and time, "
     "each figure with how. Takes seconds and reads no weights, except with --model.\n"
-    "Ends with the exit code of the errors found: 2 settings, 3 data, 5 environment, the smallest of several; "
-    "warnings do not change it.",
+    "Ends with the exit code of the errors found: 2 settings, 3 data, 4 generation, 5 environment, the smallest of "
+    "several; warnings do not change it.",
     example="llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml\n"
     "llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml per_device_train_batch_size=2 --model --json",
     add_arguments=_add_arguments,

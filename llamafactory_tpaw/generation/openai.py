@@ -21,7 +21,7 @@ from .base import Failure, ignore
 from .bodies import CHAT, COMPLETIONS, Bodies, PromptText, stop_texts
 from .client import Call, ClientSettings, complete
 from .conversation import messages_of, tools_of
-from .endpoint import OVERLOADED
+from .endpoint import OVERLOADED, load_openai
 from .served import TRANSFORMERS, VLLM, Answered, Served, api_key, ask, examine, names_of
 
 
@@ -53,8 +53,9 @@ def make_engine(context: EngineContext, beside: Path) -> ServerEngine:
         beside: The round's file; logs of servers lie beside it.
 
     Raises:
-        TpawError: If a server does not start.
+        TpawError: If the client is not installed, or a server does not start.
     """
+    load_openai()  # before a server of ours spends minutes on its start
     args = context.run.finetuning
     if args.tpaw_engine == "vllm":
         from .vllm import start_vllm

@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..errors import EXIT_CODES, ConfigError, DataError, EnvironmentProblem, TpawError
+from ..errors import EXIT_CODES, ConfigError, DataError, EnvironmentProblem, GenerationError, TpawError
 
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ERROR, WARNING, NOTE = "error", "warning", "note"
 # Names of the kinds of errors, by their exit codes.
 KINDS = {code: meaning.partition(":")[0] for code, meaning in EXIT_CODES.items() if ":" in meaning}
-ERRORS = {2: ConfigError, 3: DataError, 5: EnvironmentProblem}
+ERRORS = {2: ConfigError, 3: DataError, 4: GenerationError, 5: EnvironmentProblem}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from llamafactory_tpaw.data.prompts import load_prompts
-from llamafactory_tpaw.errors import ConfigError, GenerationError, TpawError
+from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem, GenerationError, TpawError
 from llamafactory_tpaw.generation import openai
 from llamafactory_tpaw.generation.base import EngineContext, Failure, Response, SamplingSettings
 from llamafactory_tpaw.generation.openai import ServerEngine, make_engine
@@ -54,6 +55,14 @@ def prepare(project: Project, urls: list[str], **changes: Any) -> tuple[ServerEn
         opponent,
     )
     return make_engine(context, project.root / "x"), PromptRequests(prompts, 0, 1, settings.max_new_tokens, CUTOFF)
+
+
+def test_the_client_is_looked_for_before_a_server_is_started(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(EnvironmentProblem, match="through the package openai"):
+        prepare(project, [], tpaw_engine="vllm", tpaw_vllm_command="no-such")
 
 
 def answers_of(engine: ServerEngine, requests: PromptRequests) -> dict[int, Any]:

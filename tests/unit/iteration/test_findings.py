@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem
+from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem, GenerationError
 from llamafactory_tpaw.iteration.findings import Report
 
 
@@ -28,7 +28,13 @@ def test_what_is_found_twice_is_said_once() -> None:
 
 @pytest.mark.parametrize(
     ("kinds", "code"),
-    [([], 0), ([DataError], 3), ([EnvironmentProblem], 5), ([EnvironmentProblem, ConfigError, DataError], 2)],
+    [
+        ([], 0),
+        ([DataError], 3),
+        ([EnvironmentProblem], 5),
+        ([GenerationError, EnvironmentProblem], 4),
+        ([EnvironmentProblem, ConfigError, DataError], 2),
+    ],
 )
 def test_exit_code_is_the_smallest_and_warnings_do_not_matter(kinds: list[type], code: int) -> None:
     report = Report()
