@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all, JSON and JSON lines with errors that name the place, and digests."""
+"""Files that appear whole or not at all, JSON and rows of it with errors that name the place, and digests."""
 
 from __future__ import annotations
 
@@ -127,24 +127,6 @@ def parse_json(content: bytes, where: str, advice: str) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not valid JSON: {error}. {advice}") from error
-
-
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    r"""Iterate over the objects of a JSON lines file.
-
-    Yields:
-        Row number, counted in lines from 1, and the object. Blank lines are skipped but counted.
-
-    Raises:
-        DataError: If the file is missing or a row is no JSON object, naming the file and the row.
-    """
-    try:
-        with open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, parse_row(path, number, line)
-    except OSError as error:
-        raise DataError(cannot_read(path, error)) from error
 
 
 def parse_row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
