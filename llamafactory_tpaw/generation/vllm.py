@@ -27,30 +27,30 @@ if TYPE_CHECKING:
 DEFAULT_COMMAND = "vllm"
 PYTHON = "{python}"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# What we set, and what a user sets instead; `tpaw_vllm_args` comes last, so it would win.
+# What we set, and by which key of the run file, or to what; `tpaw_vllm_args` comes last, so it would win.
 OWN_OPTIONS = {
-    "--model": "`model_name_or_path`",
-    "--tokenizer": "`model_name_or_path`",
-    "--revision": "`model_revision`",
-    "--served-model-name": "nothing; it is only a name between this run and its servers",
-    "--host": "nothing; the servers are for this machine alone",
-    "--port": "nothing; a free one is taken",
-    "--uds": "nothing; a free port is taken",
-    "--root-path": "nothing; the servers are for this run alone",
-    "--ssl-keyfile": "nothing; the servers are for this machine alone",
-    "--ssl-certfile": "nothing; the servers are for this machine alone",
-    "--dtype": "`bf16`, `fp16` or `pure_bf16`",
-    "--max-model-len": "`cutoff_len`",
-    "--enable-prefix-caching": "nothing; it is on and changes no response",
-    "--generation-config": "`temperature`, `top_p`, `top_k`, `repetition_penalty`, `max_new_tokens`",
-    "--override-generation-config": "`temperature`, `top_p`, `top_k`, `repetition_penalty`, `max_new_tokens`",
-    "--seed": "`seed`",
-    "--enable-lora": "`model_name_or_path: model+adapter`",
-    "--lora-modules": "`model_name_or_path: model+adapter`",
-    "--max-lora-rank": "`model_name_or_path: model+adapter`",
-    "--trust-remote-code": "`trust_remote_code`",
-    "--api-key": "nothing; each run makes a key of its own",
-    "--chat-template": "`template`",
+    "--model": "by `model_name_or_path`",
+    "--tokenizer": "by `model_name_or_path`",
+    "--revision": "by `model_revision`",
+    "--served-model-name": "it is only a name between this run and its servers",
+    "--host": "the servers are for this machine alone",
+    "--port": "a free one is taken",
+    "--uds": "a free port is taken",
+    "--root-path": "the servers are for this run alone",
+    "--ssl-keyfile": "the servers are for this machine alone",
+    "--ssl-certfile": "the servers are for this machine alone",
+    "--dtype": "by `bf16`, `fp16` or `pure_bf16`",
+    "--max-model-len": "by `cutoff_len`",
+    "--enable-prefix-caching": "it is on and changes no response",
+    "--generation-config": "by `temperature`, `top_p`, `top_k`, `repetition_penalty`, `max_new_tokens`",
+    "--override-generation-config": "by `temperature`, `top_p`, `top_k`, `repetition_penalty`, `max_new_tokens`",
+    "--seed": "by `seed`",
+    "--enable-lora": "by `model_name_or_path: model+adapter`",
+    "--lora-modules": "by `model_name_or_path: model+adapter`",
+    "--max-lora-rank": "by `model_name_or_path: model+adapter`",
+    "--trust-remote-code": "by `trust_remote_code`",
+    "--api-key": "each run makes a key of its own",
+    "--chat-template": "by `template`",
 }
 # What the training launcher means for its own processes.
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -238,8 +238,8 @@ def split_arguments(text: str | None) -> list[str]:
         owned = [own for own in OWN_OPTIONS if own == plain or (len(plain) > 4 and own.startswith(plain))]
         if option.startswith("--") and owned:
             problems.append(
-                f"`tpaw_vllm_args` has {option}, which this package sets itself. Remove it; to change it there is "
-                f"{OWN_OPTIONS[owned[0]]}."
+                f"`tpaw_vllm_args` has {option}, which is set here already: {OWN_OPTIONS[owned[0]]}. "
+                "Remove it from `tpaw_vllm_args`."
             )
     if problems:
         raise ConfigError(problems)
