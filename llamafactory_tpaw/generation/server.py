@@ -27,6 +27,8 @@ RARE_PROBE_S = 30.0
 # Restarts without an answer in between; a request that kills the server takes four until it is found.
 MOST_RESTARTS = 5
 QUIET_S = 60.0
+# So many requests may use up their attempts on a server that is silent, before it is the server that hangs.
+HANGING_REQUESTS = 2
 UP, IN_DOUBT, DOWN = "up", "in doubt", "down"
 
 
@@ -52,6 +54,7 @@ class Server:
         self.paused_until = 0.0
         # When a request ran out of time, with no answer of any kind since.
         self.silent_since: float | None = None
+        self.timeouts = 0  # since then, that one among them
         self.restarts = 0
         self.spoke = float("-inf")
         self.task: asyncio.Task[None] | None = None
@@ -103,14 +106,21 @@ class Server:
         self.pressure.answered(now, full)
 
     def too_slow(self, reason: str, sent: float, now: float) -> None:
-        """Give it less; restart one of ours that answered nothing while two requests ran out of time in a row."""
+        """Give it less; restart it, or give it up, where it answers nothing at all any more."""
         self.overloaded(reason, sent, now, None)
         if self.silent_since is None:
-            self.silent_since = now
-        elif sent >= self.silent_since and self.dispatcher.revive and self.state == UP and not self.restarts:
+            self.silent_since, self.timeouts = now, 0
+        self.timeouts += 1
+        silence = now - self.silent_since
+        if self.state != UP or sent < self.silent_since:
+            return
+        if self.dispatcher.revive and not self.restarts:
             # Once: where that does not help, the cause may be the request, which has its retries.
-            self._lose(reason)
+            self._lose(reason, "hangs and is restarted")
             self.task = asyncio.create_task(self._guard(self._come_back(reason, hangs=True)))
+        elif silence > self.settings.wait_s and self.timeouts > HANGING_REQUESTS * (1 + self.settings.retries):
+            self._lose(reason, "hangs and is given up")
+            self._give_up(f"{reason}, nor any other of {self.timeouts} requests in {silence:.0f} s")
 
     def overloaded(self, reason: str, sent: float, now: float, retry_after: float | None) -> None:
         """Give it less, and nothing for a while where it says so or goes on refusing."""
@@ -156,11 +166,12 @@ class Server:
                 self.dispatcher.again(item, str(why))
             return
         reason = str(self.cut[0][1])
-        self._lose(reason)
+        wait = f"is waited for, up to {self.settings.wait_s:g} s"
+        self._lose(reason, f"is down and {'restarted' if self.dispatcher.revive else wait}")
         await self._come_back(reason)
 
-    def _lose(self, reason: str) -> None:
-        """Give all requests back."""
+    def _lose(self, reason: str, what: str) -> None:
+        """Give all requests back; `what` says what is about the server and to be done."""
         self.state = DOWN
         items = [(item, True) for item in self.in_flight.values()] + [(item, why.reached) for item, why in self.cut]
         self.alone, self.silent_since = False, None
@@ -168,8 +179,7 @@ class Server:
             task.cancel()
         self.in_flight, self.cut = {}, []
         self.pressure.died(self.dispatcher.loop.time())
-        do = "It is restarted" if self.dispatcher.revive else f"It is waited for, up to {self.settings.wait_s:g} s"
-        logger.warning("%s: the server is down. %s; its %d requests wait.", reason, do, len(items))
+        logger.warning("%s: the server %s; its %d requests wait.", reason, what, len(items))
         self.dispatcher.give_back(self, items)
         self.dispatcher.pump()
 
