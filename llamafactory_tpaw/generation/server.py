@@ -167,7 +167,7 @@ class Server:
             return
         reason = str(self.cut[0][1])
         wait = f"is waited for, up to {self.settings.wait_s:g} s"
-        self._lose(reason, f"is down and {'restarted' if self.dispatcher.revive else wait}")
+        self._lose(reason, f"is down and {'is restarted' if self.dispatcher.revive else wait}")
         await self._come_back(reason)
 
     def _lose(self, reason: str, what: str) -> None:

@@ -91,7 +91,7 @@ def test_rows_are_those_of_the_hf_engine_though_a_server_is_killed(cluster: Any,
     started.wait_until(lambda: partial.is_file() and partial.read_bytes().count(b"\n") > 1)
     cluster.kill(cluster.get_actor("server-0"))
     assert started.wait() == 0, started.output[-4000:]
-    assert "the server is down" in started.output
+    assert "the server is down and is waited for" in started.output
     urls, nodes = zip(*re.findall(r"^(http\S+) on node (\w+)", started.output, re.MULTILINE), strict=True)
     assert len(set(nodes)) == 2
     for url in urls:  # Both are gone.
