@@ -19,9 +19,9 @@ from tests.servers.faulty import FAULTS, FaultyServer, key_of, random_faults
 from tests.servers.rounds import STOP, make_engine, make_job, right_ids
 
 
-PROMPTS, SAMPLES, TIMES = 2500, 2, 200
-# Each seed takes some seconds; `TPAW_FAULT_SEEDS=3` plays three.
-SEEDS = range(int(os.environ.get("TPAW_FAULT_SEEDS", "1")))
+TIMES = 200  # of each fault
+# Seeds, with prompts and responses to each.
+CAMPAIGNS = {0: (5000, 1), 1: (2500, 2), 2: (5000, 1)}
 KILLS = 30
 HANG_S = 900.0
 
@@ -50,10 +50,11 @@ def check_rows(job: Job, empty: set[str]) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", CAMPAIGNS)
 def test_each_row_once_whatever_the_server_does(seed: int, tmp_path: Path) -> None:
-    job = make_job(tmp_path / "d0.jsonl", PROMPTS, SAMPLES)
-    prompts = [job.prompts.prompts.prompt_ids(index).tolist() for index in range(PROMPTS)]
+    count, samples = CAMPAIGNS[seed]
+    job = make_job(tmp_path / "d0.jsonl", count, samples)
+    prompts = [job.prompts.prompts.prompt_ids(index).tolist() for index in range(count)]
     script = random_faults(prompts, seed, TIMES)
     with FaultyServer(script, owner="vllm") as server:
         run_job(job, lambda: make_engine(job, server.url))
@@ -80,7 +81,7 @@ def start(job: Job, url: str) -> int:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
 def test_each_row_once_whenever_it_is_killed(tmp_path: Path) -> None:
     load_openai()  # once, here: each child has it then
-    job = make_job(tmp_path / "d0.jsonl", 800, SAMPLES)
+    job = make_job(tmp_path / "d0.jsonl", 800, samples=2)
     chosen = random.Random(0)
     victim: list[int] = []
     moment = {"answers": 0, "bytes": 0}
