@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -16,6 +17,10 @@ import pytest
 
 from tests import runs, tiny
 
+
+# A shell's `&` and `nohup` have Ctrl-C ignored, also by the commands that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
 
