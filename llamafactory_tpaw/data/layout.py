@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 
-# What sharing must save before it is chosen: it takes more and smaller steps.
-CLEARLY_CHEAPER = 0.9
+# What sharing must save before it is chosen: it takes more and smaller steps. With four responses of 192 tokens, a CPU
+# was 3 % slower at a counted share of 0.90 and 2 % faster at 0.82.
+CLEARLY_CHEAPER = 0.85
 # Pads that end a row belong to no response.
 PADDING = -1
 # Rows are as long as the next multiple, which kernels of accelerators like.

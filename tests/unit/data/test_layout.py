@@ -81,6 +81,14 @@ def test_long_prompts_are_shared_where_it_is_cheaper(by_parts: bool) -> None:
     assert costs.arrange(short) == separate(short)
 
 
+def test_a_prompt_that_saves_little_is_not_shared() -> None:
+    """Counted shares of 0.90 and 0.82."""
+    costs = LayoutCosts(token=3932160.0, pair=2048.0, sharing="cheaper", by_parts=True)
+    little, enough = rows(32, [192] * 4), rows(64, [192] * 4)
+    assert costs.arrange(little) == separate(little)
+    assert costs.arrange(enough) == enough
+
+
 def test_what_layouts_cost() -> None:
     shared = rows(4, [2, 2])
     assert LayoutCosts(token=10.0, pair=1.0).of(separate(shared)) == 2 * (6 * 10 + 6 * 6 / 2)
