@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -209,10 +210,14 @@ def _watch(parent: int) -> None:
 
 
 def _is_alive(pid: int) -> bool:
+    """Whether the process still runs; one that has ended waits as a zombie until its own parent asks how."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        if not sys.platform.startswith("linux"):
+            return True
+        # The state is the first field after the name, which may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (ProcessLookupError, FileNotFoundError):
         return False
     except PermissionError:
         return True
-    return True
