@@ -19,9 +19,10 @@ from ..generation.hf import HfEngine
 from ..plugin import facade
 from ..team.fingerprint import fingerprint_checkpoint
 from ..team.forward import ROUNDING, autocast, autocast_dtype, disable_dropout, response_logps
+from ..team.loading import release_memory
 from ..team.members import load_team
 from ..team.players import team_of
-from ..team.scorer import TeamScorer, release_memory
+from ..team.scorer import TeamScorer
 from ..team.shortcuts import find_shortcuts
 from ..train.setup import load_setup
 from .estimates.hours import Measured, TrainingSample
@@ -203,7 +204,7 @@ def _as_player(
     """Score the same responses as the cache is filled: sums, seconds a token, and seconds that loading took."""
     scorer = TeamScorer(run, tokenizer)
     begun = _now(run)
-    model = scorer.load(policy)
+    model = scorer.players.load(policy)
     load = _now(run) - begun
     shortcuts = scorer.shortcuts_of(model)
     rows = [Row(prompt, [response]) for prompt, response in pairs]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import threading
 import time
@@ -17,11 +16,11 @@ import torch
 from ..data.layout import LayoutCosts, Row, is_shared, lay_out, pack, padded
 from ..data.progress import Progress
 from ..errors import EnvironmentProblem
-from ..plugin import facade
 from ..plugin.logs import get_logger
 from .cache import LogpCache, sequence_key
 from .fingerprint import config_digest
-from .forward import ROUNDING, autocast, autocast_dtype, freeze, numerics, response_logps
+from .forward import ROUNDING, autocast, autocast_dtype, numerics, response_logps
+from .loading import PlayerLoader
 from .shortcuts import Shortcuts, find_shortcuts
 
 
@@ -80,14 +79,8 @@ class TeamScorer:
         self.dtype = autocast_dtype(run.training)
         self.batch_tokens = run.finetuning.tpaw_score_batch_tokens
         self.numerics = numerics(run.model, run.training, run.finetuning)
+        self.players = PlayerLoader(run, tokenizer)
         self._caches: dict[str, LogpCache] = {}
-
-    def load(self, member: Member) -> PreTrainedModel:
-        """Load a player exactly as LlamaFactory loads the policy, then freeze it."""
-        model_args = copy.copy(self.run.model)
-        model_args.model_name_or_path = str(member.folder)
-        model = facade.load_model(self.tokenizer, model_args, self.run.finetuning, True)
-        return freeze(model).to(self.device)
 
     def cache_of(self, member: Member) -> LogpCache:
         """The player's cache under this run's numerics, with what other processes wrote in the meantime."""
@@ -156,10 +149,20 @@ class TeamScorer:
         cache: LogpCache,
         following: Member | None,
     ) -> None:
-        model = self.load(member)
+        with self.players.open(member) as model, read_ahead(following):
+            self._score_with(model, member, todo, cache)
+        cache.flush()
+
+    def _score_with(
+        self,
+        model: PreTrainedModel,
+        member: Member,
+        todo: Mapping[bytes, tuple[np.ndarray, np.ndarray]],
+        cache: LogpCache,
+    ) -> None:
         shortcuts = self.shortcuts_of(model)
         flushed = time.monotonic()
-        with read_ahead(following), Progress(member.player.name, len(todo), "sequence") as progress:
+        with Progress(member.player.name, len(todo), "sequence") as progress:
             for batch in plan_score_batches(todo, self.batch_tokens, shortcuts.costs):
                 rows, keys = [row for row, _ in batch], [key for _, own in batch for key in own]
                 try:
@@ -175,9 +178,6 @@ class TeamScorer:
                     cache.flush()
                     flushed = time.monotonic()
                 progress.update(len(keys))
-        cache.flush()
-        del model
-        release_memory()
 
     def shortcuts_of(self, model: PreTrainedModel) -> Shortcuts:
         """See what the forward pass of a loaded player does without."""
@@ -198,7 +198,7 @@ class OnlineTeam:
 
     def __init__(self, scorer: TeamScorer, team: Sequence[Member]) -> None:
         self.scorer = scorer
-        self.models = [scorer.load(member) for member in team]
+        self.models = [scorer.players.load(member) for member in team]
         self.heads = [scorer.shortcuts_of(model).head for model in self.models]
 
     @torch.no_grad()
@@ -278,10 +278,3 @@ def _only_new_garbage() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def release_memory() -> None:
-    """Give a player's memory back before the next one is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
