@@ -151,7 +151,7 @@ def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine:
         if hasattr(engine, "close"):
             stack.callback(engine.close)
         unit = "prompt" if job.samples == 1 else "response"
-        progress = stack.enter_context(Progress(what, len(requests), unit, done=partial.done))
+        progress = stack.enter_context(Progress(what, len(requests), unit, partial.done, "generation"))
         answers = stack.enter_context(contextlib.closing(engine.answer(requests, left, progress.update)))
         started = time.monotonic()
         open_ = np.zeros(len(requests), dtype=bool)

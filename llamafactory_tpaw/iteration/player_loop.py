@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.files import read_json
+from ..data.progress import PLAYING, Report
 from ..errors import DataError, TpawError
 from ..plugin.interruption import run_child
 from ..team.manifest import read_manifest
@@ -83,6 +84,7 @@ class Play:
 
     def _play_one(self, index: int, outcome: Outcome) -> None:
         started = time.monotonic()
+        Report("preparing", outcome.item.produces, playing=index)
         try:
             progress = find_progress(outcome.item)
             if progress.state == "finished":
@@ -90,7 +92,7 @@ class Play:
                 self.tell(index, f"skipped: {progress.detail}.")
                 return
             self.tell(index, f"{progress.detail}.")
-            outcome.exit_code = self._run(outcome.item, progress)
+            outcome.exit_code = self._run(index, outcome.item, progress)
             if outcome.exit_code == 0:
                 _require_finished(outcome.item)
         except TpawError as error:
@@ -106,10 +108,11 @@ class Play:
         outcome.status = "continued" if progress.state == "begun" else "finished"
         self.tell(index, f"{outcome.status}: {outcome.item.folder} holds {outcome.item.produces}.")
 
-    def _run(self, item: Item, progress: Progress) -> int:
+    def _run(self, index: int, item: Item, progress: Progress) -> int:
         command = [sys.executable, "-m", "llamafactory_tpaw", "train", item.file, *item.overrides]
         streams = {"stdout": STDERR} if self.to_stderr else {}
-        return run_child([*command, *_resume(item, progress)], os.environ, **streams)
+        environment = {**os.environ, PLAYING: str(index)}
+        return run_child([*command, *_resume(item, progress)], environment, **streams)
 
 
 def _resume(item: Item, progress: Progress) -> list[str]:

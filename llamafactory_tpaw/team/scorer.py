@@ -162,7 +162,7 @@ class TeamScorer:
     ) -> None:
         shortcuts = self.shortcuts_of(model)
         flushed = time.monotonic()
-        with Progress(member.player.name, len(todo), "sequence") as progress:
+        with Progress(member.player.name, len(todo), "sequence", phase="scoring") as progress:
             for batch in plan_score_batches(todo, self.batch_tokens, shortcuts.costs):
                 rows, keys = [row for row, _ in batch], [key for _, own in batch for key in own]
                 try:
