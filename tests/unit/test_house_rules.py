@@ -32,7 +32,7 @@ LEVELS = [
     {"team", "data"},
     {"train", "generation", "evaluation", "report", "doctor"},
     {"iteration"},
-    {"cli", "webui", "__main__", "_bootstrap"},
+    {"cli", "board", "__main__", "_bootstrap"},
 ]
 PLUGIN = "plugin"
 # `python -m` entries that print what they wrote.
