@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..plugin import bootstrap
+from ..plugin.interruption import end_with_parent
 from .command import RUN_FILE, Command
 
 
@@ -45,6 +46,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    end_with_parent()
     bootstrap.activate()
     playlist = importlib.import_module("llamafactory_tpaw.iteration.playlist")
     loop = importlib.import_module("llamafactory_tpaw.iteration.player_loop")
