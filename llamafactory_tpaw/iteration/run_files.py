@@ -148,17 +148,22 @@ class Family:
         """Return the folder of theta_index of a method; theta_0 is the SFT model of all methods."""
         if index == 0:
             return self.theta_0 or self.run_folder("sft")
-        return self.run_folder(f"{method}_iter{index - 1}")
+        return self.run_folder(numbered(method, index - 1))
 
     def triplets(self, method: Method, iteration: int) -> str:
         """Return the dataset name of D_iteration."""
         if iteration == 0 and self.first_triplets:
             return self.first_triplets
-        return f"{self.name}_{method}_iter{iteration}"
+        return numbered(f"{self.name}_{method}", iteration)
 
     def path(self, run: str) -> str:
         """Return the run file's path, relative to the project."""
         return f"yaml/{self.name}_{run}.yaml"
+
+
+def numbered(stem: str, iteration: int) -> str:
+    """How the folder, the triplets and the run file of an iteration end."""
+    return f"{stem}_iter{iteration}"
 
 
 def run_files(family: Family) -> dict[str, str]:
@@ -166,7 +171,7 @@ def run_files(family: Family) -> dict[str, str]:
     files = {} if family.theta_0 else {family.path("sft"): sft_text(family)}
     for method in family.self_play:
         for iteration in range(family.iterations[method]):
-            files[family.path(f"{method}_iter{iteration}")] = iteration_text(family, method, iteration)
+            files[family.path(numbered(method, iteration))] = iteration_text(family, method, iteration)
     if family.sft_more is not None:
         files[family.path("sft_more")] = sft_more_text(family)
     if family.dpo is not None:
@@ -221,7 +226,7 @@ def iteration_text(family: Family, method: Method, iteration: int) -> str:
         method: `tpaw`, `spin` (one player, no weighting) or `tspin` (no reference model).
         iteration: t: the run starts from theta_t and produces theta_{t+1}.
     """
-    t, run = iteration, f"{method}_iter{iteration}"
+    t, run = iteration, numbered(method, iteration)
     label = {"tpaw": "TPAW", "spin": "SPIN", "tspin": "T-SPIN"}[method]
     title = (
         f"{label}, iteration {t}: theta_{t} plays, theta_{t + 1} comes out. Samples D_{t} first where it is missing."
