@@ -2,7 +2,8 @@
 """Every text that the page shows, in LlamaBoard's languages: labels, hover help and messages."""
 
 from .fields import TRAIN
-from .help import HELP
+from .help import TRAIN as TRAIN_HELP
+from .help_tabs import TABS as TABS_HELP
 from .language import FALLBACK, LANGUAGES, Translations
 from .messages import MESSAGES
 from .tabs import TABS
@@ -12,6 +13,8 @@ __all__ = ["FALLBACK", "HELP", "LANGUAGES", "LOCALES", "MESSAGES", "Translations
 
 # Last part of an element's id -> language -> properties of the component, as LlamaBoard's own table has it.
 LOCALES: dict[str, Translations] = {**TRAIN, **TABS}
+# The same ids -> language -> what hovering over the element shows.
+HELP: dict[str, Translations] = {**TRAIN_HELP, **TABS_HELP}
 
 
 def say(name: str, lang: str | None, /, **values: object) -> str:
