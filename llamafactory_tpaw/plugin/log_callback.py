@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LlamaFactory's log file with this stage's metrics: its own callback writes a fixed list of keys."""
+"""LlamaFactory's log file with this stage's metrics: its own callback writes a fixed list of keys.
+
+It also reports each step to whoever watches from outside, see `data.progress.Report`.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -18,9 +22,29 @@ METRIC = re.compile(r"(eval_(\S*_)?)?(rewards|weights|logps|length|generated)/")
 
 def with_tpaw_metrics(callbacks: list[TrainerCallback]) -> list[TrainerCallback]:
     """Let LlamaFactory's log callback write the metrics of stage `tpaw` into `trainer_log.jsonl`, too."""
+    from ..data.progress import Report
 
     class TpawLogCallback(facade.LogCallback):
         """Adds the metrics of each entry; lines are written one after the other by a thread of its own."""
+
+        def on_train_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            super().on_train_begin(args, state, control, **kwargs)
+            name = os.path.basename(os.path.normpath(args.output_dir))
+            self.tpaw_report = Report("training", name, state.max_steps, "step", done=state.global_step)
+
+        def on_step_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            super().on_step_end(args, state, control, **kwargs)
+            self.tpaw_report.show(state.global_step)
+
+        def on_train_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            super().on_train_end(args, state, control, **kwargs)
+            self.tpaw_report.show(state.global_step, ended=True)
 
         def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
             if args.should_save and self.thread_pool is not None:
