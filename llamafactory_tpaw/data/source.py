@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -111,6 +113,20 @@ def _aligned(row: Mapping[str, Any]) -> AlignedRow:
     )
 
 
+# Entries that will be in dataset_info.json before they are needed.
+_PLANNED: ContextVar[Mapping[str, Any]] = ContextVar("planned entries")
+
+
+@contextlib.contextmanager
+def planned_entries(entries: Mapping[str, dict[str, Any]]) -> Iterator[None]:
+    """Let `find_entry` find entries that are not written yet; those of `dataset_info.json` go before them."""
+    token = _PLANNED.set(entries)
+    try:
+        yield
+    finally:
+        _PLANNED.reset(token)
+
+
 def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
     r"""Look up an entry.
 
@@ -132,6 +148,7 @@ def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
     info = read_json(info_path)
     if not isinstance(info, dict):
         raise DataError(f"{info_path} must hold one JSON object with an entry for each dataset. Repair the file.")
+    info = {**_PLANNED.get({}), **info}
     example = json.dumps(triplet_entry(name) if key in ("dataset", "tpaw_proto") else SFT_ENTRY)
     if name not in info:
         raise ConfigError(

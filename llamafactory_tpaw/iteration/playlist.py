@@ -94,16 +94,32 @@ def read_playlist(files: Sequence[str], overrides: Sequence[str]) -> list[Item]:
         for file in files:
             with findings.note(), _named(file):
                 items.append(_read_item(file, overrides))
-        complete = len(items) == len(files)
-        findings.refuse(ConfigError, _folder_problems(items) + _order_problems(items))
-        expected: set[Path] = set()
-        for item in items:
-            finished = False
-            with findings.note(), _named(item.file):
-                # Without one of the files nobody knows what will be there when this one's turn comes.
-                finished = _check(item, expected if complete else None)
-            expected |= set() if finished else _makes(item)
+        _check_together(items, findings, complete=len(items) == len(files))
     return items
+
+
+def check_runs(items: Sequence[Item]) -> None:
+    r"""Check runs that are to be played one after the other, before their files are written.
+
+    Args:
+        items: The runs; `file` is what messages call each.
+
+    Raises:
+        TpawError: With every problem of every run, each with its name.
+    """
+    with Findings() as findings:
+        _check_together(items, findings, complete=True)
+
+
+def _check_together(items: Sequence[Item], findings: Findings, *, complete: bool) -> None:
+    """Note the problems of each run; where one is missing, nobody knows what will be there when a later one starts."""
+    findings.refuse(ConfigError, _folder_problems(items) + _order_problems(items))
+    expected: set[Path] = set()
+    for item in items:
+        finished = False
+        with findings.note(), _named(item.file):
+            finished = _check(item, expected if complete else None)
+        expected |= set() if finished else _makes(item)
 
 
 def find_progress(item: Item) -> Progress:
