@@ -15,6 +15,7 @@ from .status import PACKAGE, SUPPORTED, installed_version, way_out
 # Our name -> (LlamaFactory's module, its name there).
 NAMES: dict[str, tuple[str, str]] = {
     "DEFAULT_TEMPLATE": ("extras.constants", "DEFAULT_TEMPLATE"),
+    "ChatModel": ("chat.chat_model", "ChatModel"),
     "LogCallback": ("train.callbacks", "LogCallback"),
     "SaveProcessorCallback": ("train.callbacks", "SaveProcessorCallback"),
     "SUPPORTED_MODELS": ("extras.constants", "SUPPORTED_MODELS"),
@@ -35,6 +36,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "load_tokenizer": ("model.loader", "load_tokenizer"),
     "plot_loss": ("extras.ploting", "plot_loss"),
     "read_args": ("hparams.parser", "read_args"),
+    "torch_gc": ("extras.misc", "torch_gc"),
 }
 
 
