@@ -18,6 +18,7 @@ from ..data.progress import PROGRESS_FILE
 from ..errors import ConfigError, EnvironmentProblem
 from ..plugin.given import read_given
 from ..plugin.interruption import exit_code, started_child
+from .text import plain
 
 
 PLACE = ".tpaw_play"
@@ -31,8 +32,6 @@ TAIL_BYTES = 256 * 1024
 TAIL_CHARACTERS = 20_000
 # What a terminal would obey: colours, titles, the cursor.
 TERMINAL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])")
-# Control characters but tab and line end, and those that turn the direction of writing around.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Play:
@@ -187,7 +186,7 @@ class Play:
 def as_shown(text: str) -> str:
     """Return what a terminal would show of a text: of a line that was overwritten only the last state, no colours."""
     lines = TERMINAL.sub("", text).replace("\r\n", "\n").split("\n")
-    return "\n".join(CONTROL.sub("", _last_state(line)) for line in lines)
+    return plain("\n".join(map(_last_state, lines)))
 
 
 def _last_state(line: str) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.progress import BYTES, Phase
 from .locales import say
+from .training_log import TRAINER_LOG, last_entries
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from .play import Play
 
-TRAINER_LOG = "trainer_log.jsonl"
-LAST_LINES_BYTES = 64 * 1024
 BACKTICKS = re.compile(r"`+")
 # LlamaBoard's Markdown takes what stands between two of them for a formula, in code, too, and before it escapes it.
 FORMULA = re.compile(r"\$(?=\$)|%(?=%)")
@@ -170,31 +166,6 @@ def _with_training(record: dict[str, Any], folder: Path, progress_file: Path) ->
     if record.get("phase") == "training" and (record.get("done") or 0) >= steps["done"]:
         return record
     return record | steps | {"seconds_left": _seconds(last.get("remaining_time")), "ended": False}
-
-
-def last_entries(log: Path) -> list[dict[str, Any]]:
-    """The last entries of a `trainer_log.jsonl`, without a line that is only half there."""
-    try:
-        with log.open("rb") as stream:
-            start = max(0, stream.seek(0, os.SEEK_END) - LAST_LINES_BYTES)
-            stream.seek(start)
-            lines = stream.read().split(b"\n")
-    except OSError:
-        return []
-    return parse_entries(lines[1:] if start else lines)
-
-
-def parse_entries(lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    """Parse lines of a `trainer_log.jsonl`; what is no whole entry is left out."""
-    entries = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("current_steps"), int):
-            entries.append(entry)
-    return entries
 
 
 def _changed(path: Path) -> float:
