@@ -7,20 +7,17 @@ out. The families that this project ships are in `families.py`.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..data.source import triplet_entry
+from .yaml_text import yaml_line
 
 
 Method = Literal["tpaw", "spin", "tspin"]
 Line = tuple[str, Any] | tuple[str, Any, str]
 Section = tuple[str, list[Line]]
-PLAIN_TEXT = re.compile(r"[A-Za-z./_][A-Za-z0-9 ./_,+-]*")
-YAML_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 TSPIN_KEYS = ("tpaw_scale", "tpaw_history_weight")
 EVAL_HINTS = {
     "val_size": "# val_size: 0.02  # share of the prompts held out, the same ones in every iteration",
@@ -328,7 +325,7 @@ def _render(
         body = [f"### {name}"]
         for key, value, *comment in lines:
             found_out = "" if key in changes else family.comments.get(key, "")
-            body.append(_line(key, value, "".join(comment) or found_out))
+            body.append(yaml_line(key, value, "".join(comment) or found_out))
         if name == "eval":
             given = {key for key, *_ in lines}
             body += [hint for key, hint in EVAL_HINTS.items() if key not in given]
@@ -345,23 +342,3 @@ def _changed(sections: list[Section], changes: Mapping[str, Change]) -> list[Sec
         added = [(key, change.value) for key, change in changes.items() if change.section == name and key not in there]
         result.append((name, [*replaced, *added]))
     return result
-
-
-def _line(key: str, value: Any, comment: str = "") -> str:
-    return f"{key}: {_scalar(value)}" + (f"  # {comment}" if comment else "")
-
-
-def _scalar(value: Any) -> str:
-    """Write a value so that YAML 1.1 and 1.2 readers see the same type."""
-    if value is None or isinstance(value, bool | list | dict):
-        return json.dumps(value)
-    if isinstance(value, float) and 0 < abs(value) < 1e-2:
-        mantissa, exponent = f"{value:.6e}".split("e")
-        digits = mantissa.rstrip("0")
-        return f"{digits}{'0' if digits.endswith('.') else ''}e{int(exponent)}"
-    if isinstance(value, int | float):
-        return str(value)
-    text = str(value)
-    if not text:
-        return "''"
-    return text if PLAIN_TEXT.fullmatch(text) and text.lower() not in YAML_WORDS else json.dumps(text)
