@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ..data.files import read_json
 from ..data.progress import PLAYING, Report
 from ..errors import DataError, TpawError
-from ..plugin.interruption import run_child
+from ..plugin.interruption import SAVING_S, run_child
 from ..team.manifest import read_manifest
 from .playlist import Item, Progress, find_progress
 
@@ -112,7 +112,7 @@ class Play:
         command = [sys.executable, "-m", "llamafactory_tpaw", "train", item.file, *item.overrides]
         streams = {"stdout": STDERR} if self.to_stderr else {}
         environment = {**os.environ, PLAYING: str(index)}
-        return run_child([*command, *_resume(item, progress)], environment, **streams)
+        return run_child([*command, *_resume(item, progress)], environment, SAVING_S, **streams)
 
 
 def _resume(item: Item, progress: Progress) -> list[str]:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # seconds the first one counts. Whoever presses Ctrl-C again later wants the process to end at once.
 PATIENCE_S = 5.0
 TERMINATION_S = 15.0
+# A process that trains saves a checkpoint first, to a disk that may be slow.
+SAVING_S = 1800.0
 WATCH_S = 1.0
 PR_SET_PDEATHSIG = 1
 KILLED = 137  # as a shell says it of a process that SIGKILL ended
@@ -59,6 +62,41 @@ def raise_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@dataclass
+class Termination:
+    r"""What `termination_deferred` yields.
+
+    Attributes:
+        asked: Whether SIGTERM came.
+    """
+
+    asked: bool = False
+
+
+@contextlib.contextmanager
+def termination_deferred() -> Iterator[Termination]:
+    """Note the first SIGTERM instead of ending by it, until the block is left; for the main thread."""
+    termination = Termination()
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield termination
+        return
+    first = 0.0
+
+    def note(number: int, _: FrameType | None) -> None:
+        nonlocal first
+        if not termination.asked:
+            termination.asked, first = True, time.monotonic()
+        elif time.monotonic() - first > PATIENCE_S:
+            os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield termination
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -109,25 +147,28 @@ def is_waited_for() -> bool:
     return os.environ.get(PARENT) == str(os.getppid())
 
 
-def run_child(command: Sequence[str], environment: Mapping[str, str], **streams: Any) -> int:
+def run_child(
+    command: Sequence[str], environment: Mapping[str, str], patience_s: float | None = None, **streams: Any
+) -> int:
     r"""Run a command to its end; where this process is interrupted, end it first.
 
     Args:
         command: Program and arguments. A program of this package ends when this process is killed, see
             `end_with_parent`.
         environment: Its environment.
+        patience_s: How long it may take to end when it is asked to, before it is killed; by default a moment.
         streams: `stdout` and `stderr`, as `subprocess.Popen` takes them.
 
     Returns:
         Its exit code, 128 + n where signal n ended it.
     """
-    with started_child(command, environment, **streams) as process:
+    with started_child(command, environment, patience_s, **streams) as process:
         return exit_code(process)
 
 
 @contextlib.contextmanager
 def started_child(
-    command: Sequence[str], environment: Mapping[str, str], **options: Any
+    command: Sequence[str], environment: Mapping[str, str], patience_s: float | None = None, **options: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
     r"""Start a command, and end it where it still runs when the block is left.
 
@@ -136,6 +177,7 @@ def started_child(
     Args:
         command: Program and arguments.
         environment: Its environment.
+        patience_s: How long it may take to end when it is asked to, before it is killed; by default a moment.
         options: Of `subprocess.Popen`.
     """
     process = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, **options)
@@ -143,7 +185,7 @@ def started_child(
         yield process
     finally:
         if process.poll() is None:
-            _end(process)
+            _end(process, TERMINATION_S if patience_s is None else patience_s)
 
 
 def exit_code(process: subprocess.Popen[bytes]) -> int:
@@ -176,11 +218,11 @@ def end_like_child(code: int, warn: Callable[[str], object]) -> None:
         raise SystemExit(code)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], patience_s: float) -> None:
     """Ask, and where that does not help, kill. One that ends by the same Ctrl-C already does not mind being asked."""
     process.terminate()
     try:
-        process.wait(TERMINATION_S)
+        process.wait(patience_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -17,6 +17,7 @@ from ..team.shortcuts import find_shortcuts
 from .lineage import CheckpointManifests, check_earlier_work, finish_manifest, start_manifest
 from .saving import undone_on_failure
 from .setup import IterationSetup, load_setup
+from .stopping import end_if_stopped, stop_between_steps
 
 
 if TYPE_CHECKING:
@@ -76,19 +77,20 @@ def run_tpaw(
     manifest = start_manifest(run, setup, report)
     trainer.add_callback(CheckpointManifests(manifest))
     started = time.monotonic()
-    if training_args.do_train:
-        _train(trainer, run)
-    if training_args.do_eval:
-        metrics = trainer.evaluate(metric_key_prefix="eval")
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-    finished = training_args.do_train and trainer.is_world_process_zero() and not _aborted(trainer)
-    if finished and training_args.push_to_hub:
-        # What is pushed says that it is finished.
-        finish_manifest(run, manifest, seconds=time.monotonic() - started)
-    facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
-    if finished and not training_args.push_to_hub:
-        finish_manifest(run, manifest, seconds=time.monotonic() - started)
+    with stop_between_steps(trainer):
+        if training_args.do_train:
+            _train(trainer, run)
+        if training_args.do_eval:
+            metrics = trainer.evaluate(metric_key_prefix="eval")
+            trainer.log_metrics("eval", metrics)
+            trainer.save_metrics("eval", metrics)
+        finished = training_args.do_train and trainer.is_world_process_zero() and not _aborted(trainer)
+        if finished and training_args.push_to_hub:
+            # What is pushed says that it is finished.
+            finish_manifest(run, manifest, seconds=time.monotonic() - started)
+        facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+        if finished and not training_args.push_to_hub:
+            finish_manifest(run, manifest, seconds=time.monotonic() - started)
 
 
 def score_tpaw(run: RunArguments) -> ScoreReport:
@@ -136,6 +138,7 @@ def _make_trainer(
 
 def _train(trainer: TpawTrainer, run: RunArguments) -> None:
     result = trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint)
+    end_if_stopped(trainer)
     with undone_on_failure(run.training.output_dir):
         _save(trainer, run, result.metrics)
 

@@ -40,7 +40,8 @@ class World:
             raise state
         return state
 
-    def run_child(self, command: list[str], environment: Any, **streams: Any) -> int:
+    def run_child(self, command: list[str], environment: Any, patience_s: float, **streams: Any) -> int:
+        assert patience_s >= 600, "a checkpoint of a large model is saved when it is asked to end"
         self.commands.append(command)
         self.streams = streams
         file = next(word for word in command if word.endswith(".yaml"))
