@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments.checks import read_tpaw_args, setting_problems
 from ..arguments.fields import FIELDS, parse_value
 from ..arguments.recorded import different_settings
+from ..arguments.start import Start, same_place
 from ..data.prompts import selection
 from ..data.rounds import Opponents, Round, list_opponents, opponent_problems, round_problems, split_names
 from ..data.source import find_entry
@@ -25,7 +26,7 @@ from ..team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from ..team.opponent import OpponentPlayer, opponent_fingerprint
 from ..team.opponent import local_problems as opponent_folder_problems
-from ..team.players import Player, list_players, player_problems, same_path, team_of
+from ..team.players import Player, list_players, player_problems, team_of
 from .folders import folder_problems
 
 
@@ -100,7 +101,7 @@ def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:
         findings.refuse(ConfigError, key_problems(given))
         if reliable and given.get("model_name_or_path"):
             with findings.note():
-                players = list_players(tpaw_args, str(given["model_name_or_path"]))
+                players = list_players(tpaw_args, Start.of(given))
                 needed = tpaw_args.rounds_played
                 findings.refuse(DataError, player_problems(team_of(players, needed), expected))
             findings.refuse(ConfigError, _output_problems(given, players))
@@ -180,7 +181,7 @@ def _output_problems(given: dict[str, Any], players: list[Player]) -> list[str]:
     if not folder:
         return []
     for player in players:
-        if player.is_local and same_path(player.path, str(folder)):
+        if player.is_local and same_place(player.path, str(folder)):
             return [
                 f"`output_dir: {folder}` is the folder of {player.name}, which would be overwritten. Choose another "
                 "folder."
@@ -297,7 +298,7 @@ def _different_checkpoints(manifest: Manifest, given: dict[str, Any]) -> list[st
     differing += _different_opponent(manifest, tpaw_args.tpaw_opponent_model, given)
     if manifest.objective != "tpaw":
         return differing
-    asked = team_of(list_players(tpaw_args, str(given.get("model_name_or_path"))), tpaw_args.tpaw_team_size)
+    asked = team_of(list_players(tpaw_args, Start.of(given)), tpaw_args.tpaw_team_size)
     # The newest player is θ_t; another number of players comes with another `tpaw_iteration` or `tpaw_team_size`.
     for recorded, player in zip(manifest.players[:-1], asked[:-1], strict=False):
         differing += _difference("tpaw_players", recorded, player.path, given)

@@ -15,7 +15,7 @@ from ..data.triplets import SERVED as SERVED_KEY
 from ..data.triplets import meta_path, read_meta
 from ..errors import DataError, TpawError
 from ..team.manifest import MANIFEST, Manifest, read_manifest
-from ..team.players import HUB_NAME
+from ..team.places import HUB_NAME
 from .lineage import (
     ABSENT,
     DAMAGED,

@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..arguments.start import ADAPTER_CONFIG, is_adapter
 from ..data.files import digest_file, digest_json, read_json, sha256_hex, write_json_atomic
 from ..data.progress import BYTES, Progress
 from ..errors import DataError
-from .weight_files import INDEX_SUFFIX, Tensor, header_digest, is_safetensors, main_file, read_header, weight_paths
+from .adapters import adapter_digest, adapter_problems
+from .hashing import Described, combine, hash_bin, hash_safetensors
+from .weight_files import INDEX_SUFFIX, header_digest, is_safetensors, main_file, read_header, weight_paths
 
 
 SCHEMA = 2
-CHUNK_BYTES = 1 << 24
 HASHING_THREADS = 8
 # What else makes a model: how it is built, what it reads and writes, and code of its own.
 OTHER_FILES = (
@@ -29,15 +31,6 @@ OTHER_FILES = (
 VOLATILE_CONFIG_KEYS = frozenset(
     {"transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype", "use_cache"}
 )
-# Names of safetensors for the dtypes of torch.
-TORCH_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # fmt: skip
-
-
-# Name, dtype, shape and SHA-256 of the bytes of a tensor.
-_Described = tuple[str, str, list[int], str]
 
 
 class Weights(NamedTuple):
@@ -50,8 +43,9 @@ class Weights(NamedTuple):
 def fingerprint_checkpoint(folder: Path, store_dir: Path, *, trust_stat: bool = True) -> str:
     r"""Compute the SHA-256 of a checkpoint's tensors: names, shapes, dtypes and bytes, in the order of the names.
 
-    How they are spread over files does not matter. The model is not loaded. `.bin` files are read, with
-    `weights_only`, only where there are no safetensors.
+    Of an adapter, what its config says of their use belongs to it; the model below it does not. How they are spread
+    over files does not matter. The model is not loaded. `.bin` files are read, with `weights_only`, only where there
+    are no safetensors.
 
     Args:
         folder: Checkpoint.
@@ -106,6 +100,26 @@ def kept_fingerprint(folder: Path, store_dir: Path) -> str | None:
     return kept and kept.fingerprint
 
 
+def chain_fingerprints(folders: Sequence[Path], store_dir: Path, *, trust_stat: bool = True) -> list[str]:
+    r"""Compute what a model is with each of the adapters upon it.
+
+    Args:
+        folders: Model and adapters, from the bottom.
+        store_dir: See `fingerprint_checkpoint`.
+        trust_stat: As there.
+
+    Returns:
+        The fingerprint of the model, of the model with the first adapter, and so on.
+    """
+    own = (fingerprint_checkpoint(folder, store_dir, trust_stat=trust_stat) for folder in folders)
+    return list(itertools.accumulate(own, with_adapter))
+
+
+def with_adapter(below: str, adapter: str) -> str:
+    """Return the fingerprint of a model with one more adapter from those of the two."""
+    return digest_json({"below": below, "adapter": adapter})
+
+
 def record_of(folder: Path, store_dir: Path) -> Path:
     """Where the fingerprint of a checkpoint is kept."""
     return Path(store_dir) / "fingerprints" / f"{sha256_hex(os.fsencode(Path(folder).resolve()))}.json"
@@ -143,6 +157,8 @@ def check_checkpoint_complete(folder: Path) -> list[str]:
     problems = _folder_problems(folder)
     if problems:
         return problems
+    if is_adapter(folder):
+        return adapter_problems(folder) or _weight_problems(folder)
     try:
         config = read_json(folder / "config.json")
         if not isinstance(config, dict):
@@ -183,7 +199,8 @@ def _stable_config(value: Any) -> Any:
 def _stat_weights(folder: Path) -> dict[str, dict[str, int]]:
     """Size, time of change and inode of every weight file, by name."""
     main = main_file(folder)
-    stats = {path.name: path.stat() for path in dict.fromkeys([main, *weight_paths(main)])}
+    config = [folder / ADAPTER_CONFIG] if is_adapter(folder) else []
+    stats = {path.name: path.stat() for path in dict.fromkeys([main, *weight_paths(main), *config])}
     return {
         name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
         for name, stat in stats.items()
@@ -262,8 +279,8 @@ def _check_bin(path: Path) -> None:
 def _hash_weights(folder: Path) -> Weights:
     main = main_file(folder)
     paths = weight_paths(main)
-    hash_file = _hash_safetensors if is_safetensors(main) else _hash_bin
-    described: list[_Described] = []
+    hash_file = hash_safetensors if is_safetensors(main) else hash_bin
+    described: list[Described] = []
     files = {main.name: digest_file(main)} if main.name.endswith(INDEX_SUFFIX) else {}
     size = sum(path.stat().st_size for path in paths)
     with (
@@ -278,56 +295,8 @@ def _hash_weights(folder: Path) -> Weights:
             described += tensors
             header = header_digest(path) if path.suffix == ".safetensors" else ""
             files[path.name] = digest_json([header, tensors])
-    return Weights(_combine(folder, described), files)
-
-
-def _combine(folder: Path, tensors: Iterable[_Described]) -> str:
-    """Digest names, dtypes, shapes and digests of the bytes; a tensor that two files hold alike counts once."""
-    unique: dict[str, _Described] = {}
-    for tensor in tensors:
-        if unique.setdefault(tensor[0], tensor) != tensor:
-            raise DataError(f"{folder} holds two different tensors `{tensor[0]}`. Save the checkpoint again.")
-    return digest_json([list(unique[name]) for name in sorted(unique)])
-
-
-def _hash_safetensors(path: Path, pool: ThreadPoolExecutor) -> Iterator[tuple[_Described, int]]:
-    """Describe the tensors of a file, each with the bytes that were read for it."""
-    tensors = read_header(path)
-    for tensor, digest in zip(tensors, pool.map(_hash_tensor, tensors), strict=True):
-        yield (tensor.name, tensor.dtype, tensor.shape, digest), tensor.size
-
-
-def _hash_tensor(tensor: Tensor) -> str:
-    digest = hashlib.sha256()
-    left = tensor.size
-    with open(tensor.path, "rb", buffering=0) as stream:
-        stream.seek(tensor.start)
-        while left:
-            chunk = stream.read(min(left, CHUNK_BYTES))
-            if not chunk:
-                raise DataError(f"{tensor.path} became shorter while it was read. Wait until it is written.")
-            digest.update(chunk)
-            left -= len(chunk)
-    return digest.hexdigest()
-
-
-def _hash_bin(path: Path, _: ThreadPoolExecutor) -> Iterator[tuple[_Described, int]]:
-    """Describe the tensors of a file that `torch.save` wrote. Nothing but tensors is unpickled."""
-    import torch
-
-    with open(path, "rb") as stream:
-        is_zip = stream.read(2) == b"PK"
-    try:
-        # Only the zip format can be mapped.
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:
-        raise DataError(f"{path} cannot be loaded: {error}. Save the checkpoint as safetensors.") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise DataError(f"{path} must hold tensors by name and nothing else. Save the checkpoint as safetensors.")
-    for name, tensor in tensors.items():
-        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        digest = hashlib.sha256()
-        for start in range(0, data.numel(), CHUNK_BYTES):
-            digest.update(data[start : start + CHUNK_BYTES].numpy())
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        yield (name, TORCH_DTYPES.get(dtype, dtype), list(tensor.shape), digest.hexdigest()), data.numel()
+    fingerprint = combine(folder, described)
+    if is_adapter(folder):
+        files[ADAPTER_CONFIG] = digest_file(folder / ADAPTER_CONFIG)
+        fingerprint = adapter_digest(folder, fingerprint)
+    return Weights(fingerprint, files)

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..arguments.start import Start
 from ..data.encoding import TurnEncoder, tokenizer_digest
 from ..errors import ConfigError, DataError, Findings
 from ..plugin import facade
-from .fingerprint import fingerprint_checkpoint
+from .compatibility import adapter_fit_problems, position_problems, stacking_problems, vocabulary_problems
+from .fingerprint import chain_fingerprints
 from .players import (
     Player,
     lineage_problems,
     list_players,
     parent_problems,
     player_problems,
-    position_problems,
     team_of,
-    vocabulary_problems,
 )
 
 
@@ -34,11 +34,26 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 @dataclass(frozen=True)
 class Member:
-    """A player whose weights are at hand: where they are and what they are."""
+    r"""A player whose weights are at hand: where they are and what they are.
+
+    Attributes:
+        player: Who it is.
+        folder: Its model, a whole one; of a player with adapters the one below them.
+        fingerprint: Of all of it.
+        adapters: Folders of the adapters upon the model, in order.
+        below: Fingerprints of the model, and of it with each adapter but the last; empty where there are none.
+    """
 
     player: Player
     folder: Path
     fingerprint: str
+    adapters: tuple[Path, ...] = ()
+    below: tuple[str, ...] = ()
+
+    @property
+    def home(self) -> Path:
+        """What was saved of it: the last adapter, or the whole model."""
+        return self.adapters[-1] if self.adapters else self.folder
 
 
 class Team(NamedTuple):
@@ -116,14 +131,17 @@ def load_members(run: RunArguments) -> tuple[list[Member], Member]:
     Raises:
         DataError: With every problem of every player.
     """
-    players = list_players(run.finetuning, run.model.model_name_or_path)
+    players = list_players(run.finetuning, Start.of(vars(run.model) | vars(run.finetuning)))
     team = [] if run.finetuning.tpaw_objective == "tspin" else team_of(players, run.finetuning.tpaw_team_size)
     needed = team or players[-1:]
     problems = player_problems(needed)
     if problems:
         raise DataError(problems)
     store = Path(run.finetuning.tpaw_cache_dir)
-    members = [_member(player, run, store) for player in needed]
+    members = [member_of(player, run.model, store) for player in needed]
+    problems = adapter_fit_problems(members)
+    if problems:
+        raise DataError(problems)
     return (members if team else []), members[-1]
 
 
@@ -134,13 +152,14 @@ def check_parents(members: Sequence[Member]) -> None:
         DataError: With every problem of every player.
     """
     fingerprints = {member.player.name: member.fingerprint for member in members}
-    folders = {member.player.name: member.folder for member in members}
+    folders = {member.player.name: member.home for member in members}
     problems = [
         problem
         for member in members
         if not member.player.is_local  # the others were looked at before any was downloaded
-        for problem in lineage_problems(member.player, member.folder)
+        for problem in lineage_problems(member.player, member.home)
     ]
+    problems = problems or stacking_problems(members)
     problems = problems or parent_problems([member.player for member in members], fingerprints, folders)
     if problems:
         raise DataError(problems)
@@ -155,6 +174,8 @@ def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: Turn
     expected = encoder.tokenizer_digest
     problems = []
     for member in members[:-1]:
+        if member.folder == members[-1].folder:
+            continue  # adapters read what the model below them reads
         other = _tokenizer_of(member, run)
         if tokenizer_digest(other) != expected:
             sizes = len(other), len(encoder.tokenizer)
@@ -169,9 +190,20 @@ def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: Turn
         raise DataError(problems)
 
 
-def _member(player: Player, run: RunArguments, store: Path) -> Member:
-    folder = player.folder(run.model)
-    return Member(player, folder, fingerprint_checkpoint(folder, store))
+def member_of(player: Player, model_args: Any, store: Path) -> Member:
+    r"""Find a player's weights and fingerprint them.
+
+    Args:
+        player: Who.
+        model_args: LlamaFactory's, for downloads.
+        store: Where fingerprints are kept.
+
+    Raises:
+        DataError: If weights are absent or damaged.
+    """
+    model, *adapters = player.places(model_args)
+    *below, fingerprint = chain_fingerprints([model, *adapters], store)
+    return Member(player, model, fingerprint, tuple(adapters), tuple(below))
 
 
 def _tokenizer_of(member: Member, run: RunArguments) -> Any:

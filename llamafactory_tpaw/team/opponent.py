@@ -11,7 +11,7 @@ from ..data.files import digest_json
 from ..data.triplets import SERVED
 from ..errors import DataError
 from .fingerprint import check_checkpoint_complete, fingerprint_checkpoint
-from .members import Member, check_tokenizers
+from .members import Member, check_tokenizers, member_of
 from .players import Player
 
 
@@ -54,8 +54,7 @@ def load_opponent(run: RunArguments, policy: Member, encoder: TurnEncoder) -> Me
     problems = local_problems(str(named)) if player.is_local else []
     if problems:
         raise DataError(problems)
-    folder = player.folder(run.model)
-    member = Member(player, folder, fingerprint_checkpoint(folder, Path(run.finetuning.tpaw_cache_dir)))
+    member = member_of(player, run.model, Path(run.finetuning.tpaw_cache_dir))
     if not served:
         try:
             check_tokenizers([member, policy], run, encoder)

@@ -3,37 +3,35 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.files import read_json
+from ..arguments.start import Start, is_adapter, same_place, spell
 from ..errors import ConfigError, DataError
-from ..plugin import facade
 from .fingerprint import check_checkpoint_complete
 from .manifest import MANIFEST, read_manifest
+from .places import HUB_NAME, place_of
 
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
-
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# What is downloaded of a player: config, tokenizer, tpaw.json and weights; `.bin` only where there is nothing else.
-SMALL_FILES = ["*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
-SAFE_WEIGHTS = ["*.safetensors"]
-BIN_WEIGHTS = ["pytorch_model*.bin"]
-CODE = ["*.py"]
+    from collections.abc import Collection, Sequence
 
 
 @dataclass(frozen=True)
 class Player:
-    """A checkpoint: its number in the run and where it is (a folder or a hub name)."""
+    r"""A checkpoint: its number in the run and where it is.
+
+    Attributes:
+        theta: Its number.
+        path: What was saved of it, a folder or a hub name: a whole model, or an adapter.
+        below: Of an adapter the model that it is put on, and the adapters that come before it.
+    """
 
     theta: int
     path: str
+    below: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -41,59 +39,46 @@ class Player:
         return f"theta_{self.theta}"
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The model and the adapters upon it."""
+        return (*self.below, self.path)
+
+    @property
+    def base(self) -> str:
+        """The model."""
+        return self.parts[0]
+
+    @property
+    def spelled(self) -> str:
+        """As `tpaw_players` names it: `model+adapter`."""
+        return spell(self.base, self.parts[1:])
+
+    @property
     def is_local(self) -> bool:
-        """Whether the path is a folder on this machine, or can only be meant as one."""
-        path = Path(self.path)
+        """Whether all of it is in folders on this machine, or can only be meant to be."""
+        return all(self._is_local(name) for name in self.parts)
+
+    def _is_local(self, name: str) -> bool:
+        path = Path(name)
         # From θ_1 on a player is an output folder: `saves/iter0` beside other saves is none of the hub's names.
-        return path.exists() or not HUB_NAME.fullmatch(self.path) or (self.theta > 0 and path.parent.is_dir())
+        own = self.theta > 0 and name == self.path and path.parent.is_dir()
+        return path.exists() or not HUB_NAME.fullmatch(name) or own
 
-    def folder(self, model_args: Any) -> Path:
-        r"""The folder with the weights; a hub name is downloaded (or found in the hub's cache) first.
-
-        LlamaFactory's switches for ModelScope and openMind hold here, too.
+    def places(self, model_args: Any) -> list[Path]:
+        r"""The folders of the model and of each adapter upon it; hub names are downloaded first.
 
         Raises:
-            DataError: If the hub does not give it.
+            DataError: If the hub does not give one of them.
         """
-        if self.is_local:
-            return Path(self.path)
-        other_hub = copy.copy(model_args)
-        other_hub.model_name_or_path = self.path
-        downloaded = Path(facade.download_from_other_hub(other_hub))
-        if downloaded.is_dir():
-            return downloaded
-        code = CODE if getattr(model_args, "trust_remote_code", False) else []
-        folder = self._download(model_args, [*SMALL_FILES, *code, *SAFE_WEIGHTS])
-        if not any(folder.glob("*.safetensors")):
-            folder = self._download(model_args, [*SMALL_FILES, *code, *BIN_WEIGHTS])
-        return folder
-
-    def _download(self, model_args: Any, patterns: list[str]) -> Path:
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = snapshot_download(
-                self.path,
-                revision=model_args.model_revision,
-                cache_dir=model_args.cache_dir,
-                token=model_args.hf_hub_token,
-                allow_patterns=patterns,
-            )
-        except (OSError, ValueError) as error:
-            cause = " ".join(str(error).split()).rstrip(".")
-            raise DataError(
-                f"{self.name} is `{self.path}`, which is no folder here and cannot be had from the hub: {cause}. "
-                "Correct the path."
-            ) from error
-        return Path(folder)
+        return [place_of(name, self.name, model_args) for name in self.parts]
 
 
-def list_players(tpaw_args: Any, model_name_or_path: str) -> list[Player]:
+def list_players(tpaw_args: Any, policy: Start | str) -> list[Player]:
     r"""Number the checkpoints of `tpaw_players`, oldest first.
 
     Args:
         tpaw_args: The `tpaw_*` keys.
-        model_name_or_path: θ_t.
+        policy: θ_t, with its adapters; the name alone of a whole model.
 
     Returns:
         All of them; the last is θ_t. Where the key is absent, T-SPIN and iteration 0 have the model itself.
@@ -101,10 +86,12 @@ def list_players(tpaw_args: Any, model_name_or_path: str) -> list[Player]:
     Raises:
         ConfigError: If there are too few, the last is not the model, or one is named twice.
     """
+    start = policy if isinstance(policy, Start) else Start(policy, finetuning_type="full")
     iteration, paths = tpaw_args.tpaw_iteration, tpaw_args.tpaw_players
     if not paths and (iteration == 0 or tpaw_args.tpaw_objective == "tspin"):
-        return [Player(iteration, model_name_or_path)]
+        return [_player(iteration, start.model, start.adapters)]
     paths = paths or []
+    chains = [start.parse(path) for path in paths]
     needed = min(iteration + 1, tpaw_args.tpaw_team_size) if tpaw_args.tpaw_objective == "tpaw" else 1
     problems = []
     if not needed <= len(paths) <= iteration + 1:
@@ -115,12 +102,14 @@ def list_players(tpaw_args: Any, model_name_or_path: str) -> list[Player]:
             f"takes {wanted}: {_thetas(iteration + 1 - needed, iteration)}, oldest first. "
             f"{'Correct' if paths else 'Give'} the list, or correct `tpaw_iteration` or `tpaw_team_size`."
         )
-    if paths and not same_path(paths[-1], model_name_or_path):
+    if paths and not _same(chains[-1], (start.model, start.adapters)):
         problems.append(
             f"`tpaw_players` ends with {paths[-1]}, but its last checkpoint must be theta_{iteration}, which is "
-            f"`model_name_or_path: {model_name_or_path}`. Write the players oldest first, or correct the model."
+            f"{_written(start)}. Write the players oldest first, or correct the model."
         )
-    repeated = sorted({path for path in paths if sum(same_path(path, other) for other in paths) > 1})
+    repeated = sorted(
+        {path for path, chain in zip(paths, chains, strict=True) if sum(_same(chain, other) for other in chains) > 1}
+    )
     if repeated:
         problems.append(
             f"`tpaw_players` names {', '.join(repeated)} more than once. Each player is another checkpoint: "
@@ -129,7 +118,7 @@ def list_players(tpaw_args: Any, model_name_or_path: str) -> list[Player]:
     if problems:
         raise ConfigError(problems)
     first = iteration + 1 - len(paths)
-    return [Player(first + index, path) for index, path in enumerate(paths)]
+    return [_player(first + index, *chain) for index, chain in enumerate(chains)]
 
 
 def team_of(players: Sequence[Player], team_size: int) -> list[Player]:
@@ -147,16 +136,41 @@ def player_problems(players: Sequence[Player], expected: Collection[Path] = ()) 
     Returns:
         One message a problem; empty where all is well.
     """
-    problems = []
+    problems, seen = [], set()
     for player in players:
-        if not player.is_local or Path(player.path).resolve() in expected:
+        if not player.is_local:
             continue
-        incomplete = check_checkpoint_complete(Path(player.path))
-        key = "model_name_or_path" if player is players[-1] else "tpaw_players"
-        problems += [f"{player.name} (`{key}`): {problem}" for problem in incomplete]
-        if not incomplete:
+        incomplete = []
+        for name in player.parts:
+            if Path(name).resolve() not in expected and name not in seen:
+                seen.add(name)
+                key = _key_of(name, player, is_policy=player is players[-1])
+                incomplete += [f"{player.name} (`{key}`): {problem}" for problem in _part_problems(name, player)]
+        problems += incomplete
+        if not incomplete and Path(player.path).resolve() not in expected:
             problems += lineage_problems(player, Path(player.path))
     return problems
+
+
+def _part_problems(name: str, player: Player) -> list[str]:
+    """Say what a model or adapter lacks, and whether it is in the place of the other."""
+    problems = check_checkpoint_complete(Path(name))
+    if problems:
+        return problems
+    if name == player.base and is_adapter(name):
+        return [
+            f"{name} is an adapter, but a model is asked for. Name the model that it was trained on, and the adapter "
+            "by `adapter_name_or_path`."
+        ]
+    if name != player.base and not is_adapter(name):
+        return [f"{name} is a whole model, but stands where an adapter is asked for. Write it by itself."]
+    return []
+
+
+def _key_of(name: str, player: Player, *, is_policy: bool) -> str:
+    if not is_policy:
+        return "tpaw_players"
+    return "model_name_or_path" if name == player.base else "adapter_name_or_path"
 
 
 def lineage_problems(player: Player, folder: Path) -> list[str]:
@@ -215,74 +229,6 @@ def parent_problems(
     return problems
 
 
-def vocabulary_problems(folders: dict[str, Path], tokenizer_size: int) -> list[str]:
-    r"""Check that all players have one vocabulary and that the tokenizer fits into it.
-
-    Args:
-        folders: Folder of each player by name.
-        tokenizer_size: Number of tokens of the tokenizer.
-    """
-    sizes = {name: _vocabulary_size(folder) for name, folder in folders.items()}
-    problems = []
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        problems.append(
-            f"The players' vocabularies differ ({listed}), so they cannot judge the same tokens; `resize_vocab` does "
-            "not help. Use checkpoints of one model."
-        )
-    too_small = [name for name, size in sizes.items() if size < tokenizer_size]
-    if too_small:
-        problems.append(
-            f"The tokenizer has {tokenizer_size} tokens, but {', '.join(too_small)} only "
-            f"{min(sizes.values())}: `resize_vocab` would give each player other random rows, so stage `tpaw` "
-            "refuses. Choose a template whose tokens are in the vocabulary and leave `add_tokens` out, or resize and "
-            "train the tokens in the `sft` stage first."
-        )
-    return problems
-
-
-def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
-    r"""Refuse rotary positions that depend on the longest row of a batch: a log-prob would depend on its neighbours.
-
-    Args:
-        path: The checkpoint, as the user names it.
-        folder: Where it is.
-        cutoff_len: Most tokens of a row.
-    """
-    problems = []
-    for config, rope in _rope_settings(read_json(folder / "config.json")):
-        kind = rope.get("rope_type") or rope.get("type")
-        limit = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-        if kind == "dynamic":
-            problems.append(
-                f"{path} has rotary positions of type `dynamic`, which depend on the longest row of a batch, so its "
-                "log-probs would depend on their neighbours. Use another type (`rope_type` in its config.json)."
-            )
-        elif kind == "longrope" and limit and cutoff_len > limit:
-            problems.append(
-                f"`cutoff_len` is {cutoff_len}, but {path} changes its rotary positions (`longrope`) for all rows of "
-                f"a batch where one is longer than {limit}, so log-probs would depend on their neighbours. Set "
-                f"`cutoff_len` to {limit} or less."
-            )
-    return problems
-
-
-def _rope_settings(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield every setting of rotary positions with the configuration it stands in; there may be one a layer type."""
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = config.get(name) or {}
-        for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-            if part.get("rope_type") or part.get("type"):
-                yield config, part
-    if isinstance(config.get("text_config"), dict):
-        yield from _rope_settings(config["text_config"])
-
-
-def _vocabulary_size(folder: Path) -> int:
-    config = read_json(folder / "config.json")
-    return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0))
-
-
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
@@ -291,8 +237,19 @@ def _thetas(first: int, last: int) -> str:
     return f"theta_{last}" if first == last else f"theta_{first} to theta_{last}"
 
 
-def same_path(first: str, second: str) -> bool:
-    """Whether two names mean one checkpoint."""
-    if Path(first).exists() and Path(second).exists():
-        return Path(first).resolve() == Path(second).resolve()
-    return first.rstrip("/") == second.rstrip("/")
+def _player(theta: int, model: str, adapters: tuple[str, ...]) -> Player:
+    return Player(theta, adapters[-1], (model, *adapters[:-1])) if adapters else Player(theta, model)
+
+
+def _same(first: tuple[str, tuple[str, ...]], second: tuple[str, tuple[str, ...]]) -> bool:
+    """Whether two chains of a model and its adapters are one."""
+    one, other = (first[0], *first[1]), (second[0], *second[1])
+    return len(one) == len(other) and all(map(same_place, one, other))
+
+
+def _written(start: Start) -> str:
+    """Name θ_t by the keys that say it."""
+    model = f"`model_name_or_path: {start.model}`"
+    if not start.adapters:
+        return model
+    return f"{model} with `adapter_name_or_path: {','.join(start.adapters)}`: `{start.spelled}`"

@@ -6,11 +6,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from ..arguments.start import is_adapter
 from ..data.files import read_json, sha256_hex
 from ..errors import DataError
 
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_HEADER_BYTES = 100_000_000
 # In the order in which transformers looks for them.
@@ -20,6 +24,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 INDEX_SUFFIX = ".index.json"
 
 
@@ -35,15 +40,16 @@ class Tensor(NamedTuple):
 
 
 def main_file(folder: Path) -> Path:
-    r"""Return the file that transformers would load: the weights or the index of their shards.
+    r"""Return the file that transformers would load: the weights, the index of their shards, or an adapter's weights.
 
     Raises:
         DataError: If there is none.
     """
-    for name in WEIGHT_FILES:
+    names = ADAPTER_FILES if is_adapter(folder) else WEIGHT_FILES
+    for name in names:
         if (folder / name).exists():
             return folder / name
-    raise DataError(_no_weights(folder))
+    raise DataError(_no_weights(folder, names))
 
 
 def is_safetensors(main: Path) -> bool:
@@ -104,10 +110,10 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(set(weight_map.values()))]
 
 
-def _no_weights(folder: Path) -> str:
+def _no_weights(folder: Path, names: Sequence[str]) -> str:
     parts = sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
     found = f" It has {', '.join(parts[:3])}, but no index of shards." if parts else ""
     return (
-        f"{folder} holds no weights: none of {', '.join(WEIGHT_FILES)} is there.{found} "
+        f"{folder} holds no weights: none of {', '.join(names)} is there.{found} "
         "Was saving interrupted? Save the checkpoint again or name another one."
     )

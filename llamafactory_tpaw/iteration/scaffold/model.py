@@ -13,7 +13,7 @@ from ...errors import ConfigError, DataError
 from ...plugin import facade
 from ...plugin.given import is_true
 from ...team.fingerprint import check_checkpoint_complete
-from ...team.players import HUB_NAME
+from ...team.places import HUB_NAME
 from .settings import Settings
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llamafactory_tpaw.errors import DataError
-from llamafactory_tpaw.team import fingerprint
+from llamafactory_tpaw.team import fingerprint, hashing
 from llamafactory_tpaw.team.fingerprint import check_checkpoint_complete, config_digest, fingerprint_checkpoint
 
 from .checkpoints import (
@@ -55,7 +55,7 @@ def test_small_chunks_change_nothing(tmp_path: Path, store: Path, monkeypatch: p
     folder = save_single(tmp_path / "a", make_tensors())
     other = save_bin(tmp_path / "b", make_tensors())
     expected = fingerprint_checkpoint(folder, store)
-    monkeypatch.setattr(fingerprint, "CHUNK_BYTES", 3)
+    monkeypatch.setattr(hashing, "CHUNK_BYTES", 3)
     assert fingerprint_checkpoint(folder, store, trust_stat=False) == expected
     assert fingerprint_checkpoint(other, store, trust_stat=False) == expected
 

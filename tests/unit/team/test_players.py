@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from llamafactory_tpaw.arguments.start import same_place
 from llamafactory_tpaw.errors import ConfigError, DataError
+from llamafactory_tpaw.team.compatibility import position_problems, vocabulary_problems
 from llamafactory_tpaw.team.manifest import write_manifest
 from llamafactory_tpaw.team.players import (
     Player,
@@ -21,10 +23,7 @@ from llamafactory_tpaw.team.players import (
     list_players,
     parent_problems,
     player_problems,
-    position_problems,
-    same_path,
     team_of,
-    vocabulary_problems,
 )
 from tests.unit.team.checkpoints import make_tensors, save_single
 from tests.unit.team.test_manifest import make_manifest
@@ -85,10 +84,10 @@ def test_one_folder_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     Path("a").mkdir()
     Path("link").symlink_to("a")
-    assert same_path("a", str(tmp_path / "a"))
-    assert same_path("link", "./a/")
-    assert same_path("x/y", "x/y/")
-    assert not same_path("a", "b")
+    assert same_place("a", str(tmp_path / "a"))
+    assert same_place("link", "./a/")
+    assert same_place("x/y", "x/y/")
+    assert not same_place("a", "b")
     (problem,) = problems_of(keys(1, ["link", "a"]), "a")
     assert "`tpaw_players` names a, link more than once" in problem
 
@@ -107,8 +106,8 @@ def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_the_hub_does_not_have(tmp_path: Path) -> None:
     model_args = SimpleNamespace(model_revision="main", cache_dir=str(tmp_path), hf_hub_token=None)
     with pytest.raises(DataError, match=r"theta_0 is `nobody/nothing`, which is no folder here.*Correct the path\."):
-        Player(0, "nobody/nothing").folder(model_args)
-    assert Player(0, str(tmp_path)).folder(model_args) == tmp_path
+        Player(0, "nobody/nothing").places(model_args)
+    assert Player(0, str(tmp_path)).places(model_args) == [tmp_path]
 
 
 @pytest.fixture
@@ -229,7 +228,7 @@ def download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., H
         hub = Hub(tmp_path / "hub", *files)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
         monkeypatch.setattr(facade, "download_from_other_hub", lambda args: args.model_name_or_path, raising=False)
-        Player(0, "org/model").folder(SimpleNamespace(**vars(HUB_ARGS) | changes))
+        Player(0, "org/model").places(SimpleNamespace(**vars(HUB_ARGS) | changes))
         return hub
 
     return start

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an iteration starts from, θ_t: a model and the adapters upon it, by LlamaFactory's own keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# LlamaFactory's default.
+FINETUNING_TYPE = "lora"
+ADAPTER_CONFIG = "adapter_config.json"
+WHOLE_MODELS = ("model*.safetensors*", "pytorch_model*.bin*")
+
+
+class Start(NamedTuple):
+    r"""θ_t as the keys name it.
+
+    Attributes:
+        model: `model_name_or_path`.
+        adapters: `adapter_name_or_path`: each is merged into what is left of it, the last one at the latest then.
+        finetuning_type: `full`, `freeze` or `lora`.
+        new_adapter: `create_new_adapter`: all adapters are merged and another one is trained upon them.
+    """
+
+    model: str
+    adapters: tuple[str, ...] = ()
+    finetuning_type: str = FINETUNING_TYPE
+    new_adapter: bool = False
+
+    @classmethod
+    def of(cls, keys: Mapping[str, Any]) -> Start:
+        """Read it from a run's keys, as a run file or LlamaFactory's arguments have them."""
+        return cls(
+            str(keys.get("model_name_or_path")),
+            tuple(adapter_names(keys)),
+            str(keys.get("finetuning_type") or FINETUNING_TYPE),
+            str(keys.get("create_new_adapter", False)).lower() == "true",
+        )
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether adapters are trained."""
+        return self.finetuning_type == "lora"
+
+    @property
+    def spelled(self) -> str:
+        """θ_t as `tpaw_players` names it: `model+adapter+adapter`."""
+        return spell(self.model, self.adapters)
+
+    def after(self, output_dir: str) -> Start:
+        """What the next iteration starts from, once this one has saved its result."""
+        if not self.is_lora:
+            return self._replace(model=output_dir)
+        kept = self.adapters if self.new_adapter else self.adapters[:-1]
+        return self._replace(adapters=(*kept, output_dir))
+
+    def parse(self, name: str) -> tuple[str, tuple[str, ...]]:
+        r"""Read a player's name.
+
+        Args:
+            name: `model`, `model+adapter`, `model+adapter+adapter`, or an adapter's folder alone, which takes
+                `model_name_or_path` as its base. A folder whose name holds a `+` is what it is called.
+
+        Returns:
+            The model and the adapters upon it.
+        """
+        if "+" in name and self.is_lora and not Path(name).exists():
+            model, *adapters = (part.strip() for part in name.split("+"))
+            return model, tuple(adapters)
+        alone = is_adapter(name) or (self.is_lora and any(same_place(name, adapter) for adapter in self.adapters))
+        return (self.model, (name,)) if alone else (name, ())
+
+
+def adapter_names(keys: Mapping[str, Any]) -> list[str]:
+    """Return the adapters of `adapter_name_or_path`, a list or names with commas, in order."""
+    given = keys.get("adapter_name_or_path") or ()
+    parts = given.split(",") if isinstance(given, str) else list(given)
+    return [str(part).strip() for part in parts if str(part).strip()]
+
+
+def spell(model: str, adapters: tuple[str, ...]) -> str:
+    """Join a model and its adapters into the name of a player."""
+    return "+".join([model, *adapters])
+
+
+def is_adapter(name: str | Path) -> bool:
+    """Whether a folder holds an adapter and no whole model."""
+    folder = Path(name)
+    whole = (path for pattern in WHOLE_MODELS for path in folder.glob(pattern))
+    return (folder / ADAPTER_CONFIG).is_file() and not any(whole)
+
+
+def same_place(first: str, second: str) -> bool:
+    """Whether two names mean one checkpoint."""
+    if Path(first).exists() and Path(second).exists():
+        return Path(first).resolve() == Path(second).resolve()
+    return first.rstrip("/") == second.rstrip("/")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether checkpoints can judge the same tokens: vocabularies, positions, and adapters that fit the model below."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.files import read_json
+from .adapters import base_problems, fit_problems
+from .manifest import MANIFEST, read_manifest
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .members import Member
+
+
+def adapter_fit_problems(members: Sequence[Member]) -> list[str]:
+    """Refuse adapters of another model, or of other shapes, than the one they are put on."""
+    problems = []
+    for member in members:
+        for adapter in member.adapters:
+            problems += base_problems(member.player.name, member.player.base, adapter) or fit_problems(
+                member.player.name, member.folder, adapter
+            )
+    return list(dict.fromkeys(problems))
+
+
+def stacking_problems(members: Sequence[Member]) -> list[str]:
+    """Refuse an adapter of stage `tpaw` that stands on something else than it was trained on."""
+    problems = []
+    for member in members:
+        manifest = read_manifest(member.home) if member.adapters else None
+        recorded = (manifest.result if manifest else {}).get("below")
+        if not recorded or recorded[-1]["fingerprint"] == member.below[-1]:
+            continue
+        was = "+".join(os.path.normpath(member.home / part["path"]) for part in recorded)
+        is_ = "+".join(member.player.below)
+        problems.append(
+            f"{member.player.name}: {member.player.path} was trained upon {was} with fingerprint "
+            f"{recorded[-1]['fingerprint'][:12]} (its {MANIFEST} says so), but is put on {is_} with "
+            f"{member.below[-1][:12]}. Write the player as it was trained, the model and its adapters in order: "
+            f"`{was}+{member.player.path}`."
+        )
+    return problems
+
+
+def vocabulary_problems(folders: dict[str, Path], tokenizer_size: int) -> list[str]:
+    r"""Check that all players have one vocabulary and that the tokenizer fits into it.
+
+    Args:
+        folders: Folder of each player by name.
+        tokenizer_size: Number of tokens of the tokenizer.
+    """
+    sizes = {name: _vocabulary_size(folder) for name, folder in folders.items()}
+    problems = []
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        problems.append(
+            f"The players' vocabularies differ ({listed}), so they cannot judge the same tokens; `resize_vocab` does "
+            "not help. Use checkpoints of one model."
+        )
+    too_small = [name for name, size in sizes.items() if size < tokenizer_size]
+    if too_small:
+        problems.append(
+            f"The tokenizer has {tokenizer_size} tokens, but {', '.join(too_small)} only "
+            f"{min(sizes.values())}: `resize_vocab` would give each player other random rows, so stage `tpaw` "
+            "refuses. Choose a template whose tokens are in the vocabulary and leave `add_tokens` out, or resize and "
+            "train the tokens in the `sft` stage first."
+        )
+    return problems
+
+
+def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
+    r"""Refuse rotary positions that depend on the longest row of a batch: a log-prob would depend on its neighbours.
+
+    Args:
+        path: The checkpoint, as the user names it.
+        folder: Where it is.
+        cutoff_len: Most tokens of a row.
+    """
+    problems = []
+    for config, rope in _rope_settings(read_json(folder / "config.json")):
+        kind = rope.get("rope_type") or rope.get("type")
+        limit = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        if kind == "dynamic":
+            problems.append(
+                f"{path} has rotary positions of type `dynamic`, which depend on the longest row of a batch, so its "
+                "log-probs would depend on their neighbours. Use another type (`rope_type` in its config.json)."
+            )
+        elif kind == "longrope" and limit and cutoff_len > limit:
+            problems.append(
+                f"`cutoff_len` is {cutoff_len}, but {path} changes its rotary positions (`longrope`) for all rows of "
+                f"a batch where one is longer than {limit}, so log-probs would depend on their neighbours. Set "
+                f"`cutoff_len` to {limit} or less."
+            )
+    return problems
+
+
+def _rope_settings(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield every setting of rotary positions with the configuration it stands in; there may be one a layer type."""
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = config.get(name) or {}
+        for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+            if part.get("rope_type") or part.get("type"):
+                yield config, part
+    if isinstance(config.get("text_config"), dict):
+        yield from _rope_settings(config["text_config"])
+
+
+def _vocabulary_size(folder: Path) -> int:
+    config = read_json(folder / "config.json")
+    return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0))
