@@ -10,11 +10,12 @@ PACKAGING := setup.py pyproject.toml llamafactory_tpaw.pth llamafactory_tpaw.sta
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs run-files bench
+.PHONY: help venv demo test chromium lint docs run-files bench
 
 help:
 	@echo "make demo       play three iterations with a tiny model on the CPU and write a report"
 	@echo "make test       run the whole test suite"
+	@echo "make chromium   install Debian's Chromium where it is missing, for the tests of LlamaBoard's page"
 	@echo "make bench      measure time and memory of training against other trainers"
 	@echo "make lint       check style and formatting"
 	@echo "make docs       write docs/configuration.md, docs/commands.md and the README's table from the help"
@@ -27,6 +28,13 @@ demo: $(VENV)/.tpaw-installed
 
 test: $(VENV)/.tpaw-installed-dev
 	@$(RUN) -m pytest
+
+# The tests find it on PATH, or by the variable CHROMIUM; they are skipped without it.
+chromium:
+	@test -n "$$CHROMIUM" || command -v chromium >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || { \
+		echo "Chromium is missing and cannot be installed here. As root: apt-get install chromium" >&2; exit 1; }
 
 bench: $(VENV)/.tpaw-installed
 	@$(RUN) -m benchmarks.training
