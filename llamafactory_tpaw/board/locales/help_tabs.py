@@ -134,6 +134,13 @@ CHAT: dict[str, Translations] = {
         ko="둘 다의 메모리를 비웁니다. 생성 중인 답은 중단됩니다.",
         ja="両方のメモリを解放します。生成中の回答は終了します。",
     ),
+    "tpaw_chat_query": said(
+        en="Shift and Enter send it, Enter begins a new line.",
+        ru="Shift и Enter отправляют вопрос, Enter начинает новую строку.",
+        zh="按 Shift + Enter 发送，按 Enter 换行。",
+        ko="Shift + Enter로 보내고, Enter로 줄을 바꿉니다.",
+        ja="Shift + Enter で送信、Enter で改行します。",
+    ),
     "tpaw_chat_send": said(
         en="Each checkpoint sees its own earlier answers.",
         ru="Каждая контрольная точка видит свои прежние ответы.",

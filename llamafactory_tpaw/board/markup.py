@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTML of triplets and of conversations: columns of plain text that fit the theme, light or dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from .locales import say
+from .text import escaped
+
+
+# Colours are the theme's own, so that both themes are readable; text keeps its lines, and long words wrap.
+STYLE = """<style>
+.tpaw-row { border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); margin: 0 0 12px;
+  background: var(--block-background-fill); color: var(--body-text-color); }
+.tpaw-columns { display: grid; grid-template-columns: repeat(var(--tpaw-columns), minmax(0, 1fr)); }
+.tpaw-cell { padding: 8px 12px; min-width: 0; }
+.tpaw-cell + .tpaw-cell { border-left: 1px solid var(--border-color-primary); }
+.tpaw-name { font-size: var(--text-sm); font-weight: 600; color: var(--block-label-text-color); margin-bottom: 4px; }
+.tpaw-mark { border: 1px solid currentColor; border-radius: 8px; padding: 0 6px; margin-left: 6px; font-weight: 400; }
+.tpaw-role { font-size: var(--text-xs); color: var(--body-text-color-subdued); margin-top: 6px; }
+.tpaw-text { white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 24em;
+  unicode-bidi: plaintext; font-size: var(--text-md); line-height: 1.45; color: var(--body-text-color); }
+.tpaw-talk { min-height: 16em; max-height: 32em; overflow-y: auto; display: flex; flex-direction: column-reverse; }
+.tpaw-talk .tpaw-text { max-height: none; }
+.tpaw-question { border-left: 3px solid var(--color-accent); padding-left: 8px; }
+@media (max-width: 800px) { .tpaw-columns { grid-template-columns: minmax(0, 1fr); }
+  .tpaw-cell + .tpaw-cell { border-left: 0; border-top: 1px solid var(--border-color-primary); } }
+</style>"""
+
+
+class Line(NamedTuple):
+    """One thing that was said: by whom, as LlamaFactory calls roles (`user`, `assistant`, …), and what."""
+
+    role: str
+    text: str
+
+
+class Shown(NamedTuple):
+    r"""A triplet as the page shows it.
+
+    Attributes:
+        row: Its number in the file, from 1.
+        iteration: Which θ generated it.
+        prompt: The prompt's messages, a system prompt first.
+        target: The SFT response.
+        generated: The generated response.
+        equal: Whether both are the same.
+        truncated: Whether the generated one was cut at the length limit.
+    """
+
+    row: int
+    iteration: int
+    prompt: tuple[Line, ...]
+    target: str
+    generated: str
+    equal: bool
+    truncated: bool
+
+
+def triplets_html(rows: Iterable[Shown], lang: str | None) -> str:
+    """Return triplets side by side: prompt, target and generated, as plain text."""
+    parts = [_triplet(row, lang) for row in rows]
+    return STYLE + ("".join(parts) or f'<div class="tpaw-none">{escaped(say("browser_none", lang))}</div>')
+
+
+def _triplet(row: Shown, lang: str | None) -> str:
+    marks = [say("browser_equal", lang)] * row.equal + [say("browser_truncated", lang)] * row.truncated
+    single = len(row.prompt) == 1 and row.prompt[0].role == "user"
+    prompt = _text(row.prompt[0].text) if single else "".join(_said(line) for line in row.prompt)
+    cells = (
+        _cell("tpaw-prompt", say("browser_prompt", lang, row=row.row), prompt),
+        _cell("tpaw-target", say("browser_target", lang), _text(row.target)),
+        _cell(
+            "tpaw-generated", say("browser_generated", lang, theta=f"θ_{row.iteration}"), _text(row.generated), marks
+        ),
+    )
+    return f'<div class="tpaw-row tpaw-columns" style="--tpaw-columns: 3">{"".join(cells)}</div>'
+
+
+def conversation_html(name: str, lines: Sequence[Line], lang: str | None) -> str:
+    r"""Return what was said with one checkpoint, the newest at the bottom and in view.
+
+    Args:
+        name: The checkpoint's name, or empty.
+        lines: Questions (`user`) and answers (`assistant`), oldest first.
+        lang: Language of the page.
+    """
+    parts = [_asked(line) if line.role == "user" else _text(line.text) for line in reversed(lines)]
+    talk = f'<div class="tpaw-talk" role="log" tabindex="0">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+    title = name or say("chat_unloaded", lang)
+    return f'{STYLE}<div class="tpaw-row">{_cell("tpaw-conversation", title, talk)}</div>'
+
+
+def _asked(line: Line) -> str:
+    return f'<div class="tpaw-question">{_text(line.text)}</div>'
+
+
+def _cell(kind: str, name: str, content: str, marks: Sequence[str] = ()) -> str:
+    shown = "".join(f'<span class="tpaw-mark">{escaped(mark)}</span>' for mark in marks)
+    return f'<div class="tpaw-cell {kind}"><div class="tpaw-name">{escaped(name)}{shown}</div>{content}</div>'
+
+
+def _said(line: Line) -> str:
+    return f'<div class="tpaw-role">{escaped(line.role)}</div>{_text(line.text)}'
+
+
+def _text(text: str) -> str:
+    return f'<div class="tpaw-text" dir="auto">{escaped(text)}</div>'
