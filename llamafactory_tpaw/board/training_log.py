@@ -80,6 +80,7 @@ class TrainingLog:
     Attributes:
         series: By metric: `KEPT`, those of the held-out prompts, and the weight of each player.
         last_step: The newest step logged.
+        entries: How many lines were taken.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -88,7 +89,7 @@ class TrainingLog:
 
     def _begin(self, inode: int | None) -> None:
         self.series: dict[str, Series] = {}
-        self.last_step = 0
+        self.last_step = self.entries = 0
         self._inode, self._read = inode, 0
 
     def read(self) -> TrainingLog:
@@ -118,7 +119,7 @@ class TrainingLog:
                 while series.steps and series.steps[-1] >= step:
                     series.steps.pop()
                     series.values.pop()
-        self.last_step = step
+        self.last_step, self.entries = step, self.entries + 1
         for key, value in entry.items():
             if (key in KEPT or key in HELD_OUT or key.startswith(WEIGHT)) and isinstance(value, int | float):
                 self.series.setdefault(key, Series()).add(step, float(value))
