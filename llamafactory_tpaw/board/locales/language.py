@@ -15,6 +15,8 @@ class Translations(dict[str, Any]):
     """What something is in each language. A language that is not here gives the English text, not an error."""
 
     def __missing__(self, language: str) -> Any:
+        if language == FALLBACK:
+            raise KeyError(language)
         return self[FALLBACK]
 
 
