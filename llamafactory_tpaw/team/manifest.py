@@ -126,6 +126,13 @@ def relative_path(path: str | Path, folder: str | Path) -> str:
     return os.path.relpath(place, folder)
 
 
+def path_from(recorded: str, folder: str | Path) -> str:
+    """Where a path leads that a manifest in `folder` names, as seen from the working folder."""
+    if os.path.isabs(recorded) or not (recorded.startswith(os.pardir) or (Path(folder) / recorded).exists()):
+        return recorded  # names of a hub or a server stay as they are
+    return os.path.normpath(Path(folder) / recorded)
+
+
 def moved_manifest(manifest: Manifest, old: Path, new: Path, **changes: Any) -> Manifest:
     """Return what a manifest of the folder `old` is in the folder `new`: its paths lead to the same places."""
 
