@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triplets page by page: filters, counts, damaged rows, files that change, and memory that does not grow with them."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.board.browser_data import Counts, Filter, TripletFile, open_triplets
+from llamafactory_tpaw.board.places import Places
+from llamafactory_tpaw.data.source import triplet_entry
+from llamafactory_tpaw.data.triplets import TripletRow
+from llamafactory_tpaw.errors import ConfigError, DataError
+
+
+# Number 3 equals its target, 4 has its text but ran into the limit, 5 ran into the limit.
+KINDS = {3: ("answer 3", "stop"), 4: ("answer 4", "length"), 5: ("half an", "length")}
+
+
+def line(number: int, **changes: Any) -> str:
+    generated, reason = KINDS.get(number, (f"reply {number}\r\nin lines", "stop"))
+    row = TripletRow(
+        id=f"{number:016x}-0",
+        iteration=1,
+        messages=[{"role": "user", "content": f"question {number}"}],
+        system="",
+        tools="",
+        target={"role": "assistant", "content": f"answer {number}"},
+        generated=generated,
+        finish_reason=reason,
+        generated_ids=[number],
+    )
+    return json.dumps(json.loads(row.to_json()) | changes, ensure_ascii=False)
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+    monkeypatch.chdir(tmp_path)
+    Path("data/tpaw").mkdir(parents=True)
+    save({"play_iter1": triplet_entry("play_iter1")})
+    Path("data/tpaw/play_iter1.jsonl").write_text("".join(line(number) + "\n" for number in range(1, 13)))
+    return Places()
+
+
+def save(info: dict[str, Any]) -> None:
+    Path("data/dataset_info.json").write_text(json.dumps(info))
+
+
+def rows_of(file: TripletFile, *wanted: Any) -> list[int]:
+    return [row.row for row in file.page(1, 100, Filter(*wanted)).rows]
+
+
+def test_pages(places: Places) -> None:
+    file = open_triplets(places, "play_iter1")
+    page = file.page(2, 5)
+    assert [row.row for row in page.rows] == [6, 7, 8, 9, 10]
+    assert (page.number, page.pages, page.matching) == (2, 3, 12)
+    assert [row.row for row in file.page(99, 5).rows] == [11, 12]
+    row = page.rows[0]
+    assert (row.prompt, row.target, row.generated) == ("question 6", "answer 6", "reply 6\r\nin lines")
+    assert (row.iteration, row.equal, row.truncated, row.sample, row.problem) == (1, False, False, 0, "")
+
+
+def test_filters(places: Places) -> None:
+    file = open_triplets(places, "play_iter1")
+    assert rows_of(file, True) == [3]
+    assert rows_of(file, None, True) == [4, 5]
+    assert rows_of(file, False, False) == [1, 2, *range(6, 13)]
+    assert rows_of(file, True, True) == []
+    assert rows_of(file, None, None, "QUESTION 1") == [1, 10, 11, 12]
+    assert rows_of(file, None, None, "answer 12") == [12]
+    assert rows_of(file, None, True, "half") == [5]
+    assert file.page(3, 5, Filter(equal=True)).number == 1
+    assert file.counts() == Counts(12, 1, 2, 0)
+
+
+def test_conversations_are_written_out(places: Places) -> None:
+    messages = [("human", "Hi"), ("gpt", "Hello"), ("human", "数据?")]
+    conversations = [{"from": tag, "value": text} for tag, text in messages]
+    path = Path("data/tpaw/play_iter1.jsonl")
+    path.write_text(line(1, conversations=conversations, system="Be kind.", tools="[]"), encoding="utf-8")
+    file = open_triplets(places, "play_iter1")
+    text = "[system]\nBe kind.\n\n[tools]\n[]\n\n[user]\nHi\n\n[assistant]\nHello\n\n[user]\n数据?"
+    assert file.page().rows[0].prompt == text
+    assert rows_of(file, None, None, "数据") == [1]
+
+
+def test_a_damaged_row_hides_no_other(places: Places) -> None:
+    lines = [line(3), '{"id": 1', line(5), "[]", line(6, chosen={"from": "gpt", "value": 7}), '{"id": "\xff"}']
+    Path("data/tpaw/play_iter1.jsonl").write_text("\n".join(lines), encoding="latin-1")
+    file = open_triplets(places, "play_iter1")
+    assert file.counts() == Counts(6, 1, 1, 4)
+    rows = file.page().rows
+    assert [bool(row.problem) for row in rows] == [False, True, False, True, True, True]
+    assert rows[1].problem.startswith("data/tpaw/play_iter1.jsonl, row 2 is not valid JSON")
+    assert rows_of(file, False) == [3]
+
+
+def test_an_empty_file_has_one_page(tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text("")
+    page = TripletFile(path).page()
+    assert (page.rows, page.number, page.pages, page.matching) == ([], 1, 1, 0)
+
+
+def test_a_file_stays_open_until_it_changes(places: Places) -> None:
+    first = open_triplets(places, "play_iter1")
+    assert open_triplets(places, "play_iter1") is first
+    path = Path("data/tpaw/play_iter1.jsonl")
+    path.write_text(path.read_text() + line(13) + "\n")
+    assert open_triplets(places, "play_iter1").page().matching == 13
+
+
+def test_what_is_no_triplet_file_is_refused(places: Places) -> None:
+    foreign = {"ranking": True, "columns": {}}
+    Path("data/other.jsonl").write_text('{"a": 1}\n')
+    Path("secret.jsonl").write_text(line(1))
+    Path("data/link.jsonl").symlink_to(Path("secret.jsonl").absolute())
+    save(
+        {
+            "other": {"file_name": "other.jsonl", **foreign},
+            "hub": {"hf_hub_url": "org/set", **foreign},
+            "sft": {"file_name": "tpaw/play_iter1.jsonl"},
+            "outside": {"file_name": "../secret.jsonl", **foreign},
+            "link": {"file_name": "link.jsonl", **foreign},
+            "later": triplet_entry("later"),
+        }
+    )
+    for name in ("sft", "hub", "none", None, ["other"], "tpaw/play_iter1.jsonl"):
+        with pytest.raises(ConfigError, match=r"no entry of dataset_info\.json"):
+            open_triplets(places, name)
+    for name in ("outside", "link"):
+        with pytest.raises(ConfigError, match="not below saves or data or yaml"):
+            open_triplets(places, name)
+    with pytest.raises(DataError, match="holds no triplets"):
+        open_triplets(places, "other")
+    with pytest.raises(DataError, match="not there yet"):
+        open_triplets(places, "later")
+
+
+@pytest.mark.parametrize(("number", "size"), [(0, 10), (-1, 10), (1, 0), (1, 201), ("1", 10), (True, 10), (1, 2.0)])
+def test_wrong_numbers_are_refused(places: Places, number: Any, size: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a whole number"):
+        open_triplets(places, "play_iter1").page(number, size)
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    row = line(1, system="word " * 2000) + "\n"
+    with path.open("w") as stream:
+        for _ in range(3000):
+            stream.write(row)
+    file = TripletFile(path)
+    tracemalloc.start()
+    assert file.page(300, 10).rows[-1].row == 3000
+    assert file.counts().rows == 3000
+    assert file.page(1, 10, Filter(text="nowhere")).matching == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 2.5e7
+    assert peak < 1.2e7
