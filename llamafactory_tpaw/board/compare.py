@@ -7,6 +7,7 @@ import gc
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, EnvironmentProblem
@@ -31,6 +32,7 @@ TAKEN = (
     "model_revision",
     "top_k",
 )
+ADAPTER = "adapter_config.json"
 # How long an answer that was told to end may take: it ends with the token that it is at.
 END_S = 120.0
 # How often the page gets what was added to the answers.
@@ -55,8 +57,17 @@ class Sampling(NamedTuple):
 def chat_arguments(
     settings: Mapping[str, Any], checkpoint: Checkpoint, template: str, trust_remote_code: bool
 ) -> dict[str, Any]:
-    """Return what LlamaFactory's chat model is opened with: a run's settings, with another checkpoint."""
+    r"""Return what LlamaFactory's chat model is opened with: a run's settings, with another checkpoint.
+
+    Args:
+        settings: Of the run; `model_name_or_path` is the base of a checkpoint that is an adapter alone.
+        checkpoint: What is opened.
+        template: Name of the template.
+        trust_remote_code: Whether the user said so.
+    """
     model, *adapters = checkpoint.path.split("+")
+    if Path(model, ADAPTER).is_file():
+        model, adapters = str(settings["model_name_or_path"]).split("+")[0], [model, *adapters]
     taken = {key: settings[key] for key in TAKEN if settings.get(key) is not None}
     return {
         **taken,

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .locales import say
 from .text import escaped
 
+
+if TYPE_CHECKING:
+    from .browser_data import TripletView
 
 # Colours are the theme's own, so that both themes are readable; text keeps its lines, and long words wrap.
 STYLE = """<style>
@@ -19,7 +22,6 @@ STYLE = """<style>
 .tpaw-cell + .tpaw-cell { border-left: 1px solid var(--border-color-primary); }
 .tpaw-name { font-size: var(--text-sm); font-weight: 600; color: var(--block-label-text-color); margin-bottom: 4px; }
 .tpaw-mark { border: 1px solid currentColor; border-radius: 8px; padding: 0 6px; margin-left: 6px; font-weight: 400; }
-.tpaw-role { font-size: var(--text-xs); color: var(--body-text-color-subdued); margin-top: 6px; }
 .tpaw-text { white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 24em;
   unicode-bidi: plaintext; font-size: var(--text-md); line-height: 1.45; color: var(--body-text-color); }
 .tpaw-talk { min-height: 16em; max-height: 32em; overflow-y: auto; display: flex; flex-direction: column-reverse; }
@@ -37,46 +39,29 @@ class Line(NamedTuple):
     text: str
 
 
-class Shown(NamedTuple):
-    r"""A triplet as the page shows it.
-
-    Attributes:
-        row: Its number in the file, from 1.
-        iteration: Which θ generated it.
-        prompt: The prompt's messages, a system prompt first.
-        target: The SFT response.
-        generated: The generated response.
-        equal: Whether both are the same.
-        truncated: Whether the generated one was cut at the length limit.
-    """
-
-    row: int
-    iteration: int
-    prompt: tuple[Line, ...]
-    target: str
-    generated: str
-    equal: bool
-    truncated: bool
-
-
-def triplets_html(rows: Iterable[Shown], lang: str | None) -> str:
+def triplets_html(rows: Iterable[TripletView], lang: str | None) -> str:
     """Return triplets side by side: prompt, target and generated, as plain text."""
     parts = [_triplet(row, lang) for row in rows]
     return STYLE + ("".join(parts) or f'<div class="tpaw-none">{escaped(say("browser_none", lang))}</div>')
 
 
-def _triplet(row: Shown, lang: str | None) -> str:
+def _triplet(row: TripletView, lang: str | None) -> str:
+    if row.problem:
+        return f'<div class="tpaw-row">{_cell("tpaw-problem", _row_name(row, lang), _text(row.problem))}</div>'
     marks = [say("browser_equal", lang)] * row.equal + [say("browser_truncated", lang)] * row.truncated
-    single = len(row.prompt) == 1 and row.prompt[0].role == "user"
-    prompt = _text(row.prompt[0].text) if single else "".join(_said(line) for line in row.prompt)
+    sample = [f"#{row.sample + 1}"] * (row.sample > 0)
     cells = (
-        _cell("tpaw-prompt", say("browser_prompt", lang, row=row.row), prompt),
+        _cell("tpaw-prompt", _row_name(row, lang), _text(row.prompt), sample),
         _cell("tpaw-target", say("browser_target", lang), _text(row.target)),
         _cell(
             "tpaw-generated", say("browser_generated", lang, theta=f"θ_{row.iteration}"), _text(row.generated), marks
         ),
     )
     return f'<div class="tpaw-row tpaw-columns" style="--tpaw-columns: 3">{"".join(cells)}</div>'
+
+
+def _row_name(row: TripletView, lang: str | None) -> str:
+    return say("browser_prompt", lang, row=row.row)
 
 
 def conversation_html(name: str, lines: Sequence[Line], lang: str | None) -> str:
@@ -100,10 +85,6 @@ def _asked(line: Line) -> str:
 def _cell(kind: str, name: str, content: str, marks: Sequence[str] = ()) -> str:
     shown = "".join(f'<span class="tpaw-mark">{escaped(mark)}</span>' for mark in marks)
     return f'<div class="tpaw-cell {kind}"><div class="tpaw-name">{escaped(name)}{shown}</div>{content}</div>'
-
-
-def _said(line: Line) -> str:
-    return f'<div class="tpaw-role">{escaped(line.role)}</div>{_text(line.text)}'
 
 
 def _text(text: str) -> str:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.board.markup import Line, Shown, conversation_html, triplets_html
+from llamafactory_tpaw.board.browser_data import TripletView
+from llamafactory_tpaw.board.markup import Line, conversation_html, triplets_html
 from llamafactory_tpaw.board.text import escaped, plain
 
 
@@ -51,8 +54,8 @@ def read(page: str) -> Seen:
     return seen
 
 
-def shown(text: str, **changed: object) -> Shown:
-    return Shown(1, 0, (Line("user", text),), text, text, False, False)._replace(**changed)
+def shown(text: str, **changed: Any) -> TripletView:
+    return dataclasses.replace(TripletView(1, text, text, text, 0), **changed)
 
 
 @pytest.mark.parametrize("text", ATTACKS)
@@ -88,13 +91,14 @@ def test_a_triplet_has_three_columns_in_order() -> None:
     assert "cut at" not in text
 
 
-def test_marks_and_several_messages_are_shown() -> None:
-    prompt = (Line("system", "be brief"), Line("user", "first"), Line("assistant", "one"), Line("user", "second"))
-    text = read(triplets_html([shown("x", prompt=prompt, equal=True, truncated=True)], "en")).text
-    places = [text.index(word) for word in ("system", "be brief", "user", "first", "assistant", "one", "second")]
-    assert places == sorted(places)
+def test_marks_and_problems_are_shown() -> None:
+    text = read(triplets_html([shown("x", equal=True, truncated=True, sample=2)], "en")).text
     assert "equal to the target" in text
     assert "cut at the length limit" in text
+    assert "#3" in text
+    text = read(triplets_html([shown("", row=7, problem="data/x.jsonl, row 7 is <b>no</b> triplet")], "en")).text
+    assert "row 7 is <b>no</b> triplet" in text
+    assert "Target" not in text
 
 
 def test_an_empty_page_says_so_in_each_language() -> None:
