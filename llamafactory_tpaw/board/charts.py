@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..report.plots import METHOD_COLORS, PLAYER_STYLES
 from .locales import FALLBACK, say
+from .summary import earlier_iterations
 from .training_log import WEIGHT, TrainingLog
 
 
@@ -62,8 +63,10 @@ class Charts:
 
     @classmethod
     def of(cls, play: Play) -> Charts:
-        """The charts of a run that was started."""
-        return cls(play.folders, play.iterations)
+        """The charts of a run that was started, and of the iterations that its first model came from."""
+        model = play.settings[0].get("adapter_name_or_path") or play.settings[0].get("model_name_or_path")
+        before = earlier_iterations(str(model or ""))
+        return cls([*before.values(), *play.folders], [*before, *play.iterations])
 
     def figure(self, lang: str | None, columns: int = 2) -> Figure:
         r"""Draw them; the same figure again where nothing was logged since.

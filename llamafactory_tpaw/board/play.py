@@ -49,6 +49,7 @@ class Play:
         patience_s: How long the run may take to end when it is asked to, before all its processes are killed.
 
     Attributes:
+        settings: What each file says.
         iterations: Number of the iteration of each file; None for one of another stage.
         log: File with all that was printed.
         progress_file: What `data.progress.Report` writes.
@@ -66,7 +67,8 @@ class Play:
         if not files or len(files) != len(folders):
             raise ConfigError(f"{len(files)} run files and {len(folders)} output folders. Give one folder a file.")
         self.files, self.folders = [str(file) for file in files], [Path(folder) for folder in folders]
-        numbers = [read_given([file]).get("tpaw_iteration") for file in self.files]
+        self.settings = [read_given([file]) for file in self.files]
+        numbers = [given.get("tpaw_iteration") for given in self.settings]
         self.iterations = [None if number is None else int(number) for number in numbers]
         folder = Path(place or self.folders[0].parent / PLACE).absolute()
         self.log = folder / f"{self.folders[0].name}.log"

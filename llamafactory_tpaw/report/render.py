@@ -74,10 +74,14 @@ def write_report(page: Page, folder: Path) -> Path:
 
 
 def draw_pictures(page: Page) -> dict[str, bytes]:
-    """Draw every picture of a page, by name; those whose metrics no run has logged are left out."""
-    main, pictures = page.methods[0], {"accuracy": plots.draw_accuracy(page.methods, page.what)}
+    """Draw every picture of a page, by name; those of what no run has logged, or nobody measured, are left out."""
+    main, pictures = page.methods[0], {}
+    is_measured = any(method.points for method in page.methods)
+    if is_measured:
+        pictures["accuracy"] = plots.draw_accuracy(page.methods, page.what)
     if any(series(method.runs, "rewards/target") for method in page.methods):
         pictures["rewards"] = plots.draw_rewards(page.methods)
+    if is_measured and "rewards" in pictures:
         pictures["summary"] = plots.draw_summary(page.methods, page.what)
     if any(run.players for run in main.runs):
         pictures["weights"] = plots.draw_weights(main)
@@ -87,19 +91,10 @@ def draw_pictures(page: Page) -> dict[str, bytes]:
 def render_page(page: Page, pictures: Mapping[str, bytes]) -> str:
     """Return the page's HTML: no scripts, no links, pictures inside, every text escaped."""
     main = page.methods[0]
-    parts = [
-        f"<h1>{escape(page.title)}</h1>",
-        f'<p class="lead">{_headline(page)}</p>',
-        *_paragraphs(page.introduction),
-        "<h2>Accuracy</h2>",
-        _figure(pictures, "accuracy", f"{_capital(page.what)}; the bars are 95 % intervals (Wilson)."),
-        _accuracy_table(page.methods),
-        "<h2>What was compared</h2>",
-        _methods_table(page.methods),
-        "<h2>How sure that is</h2>",
-        _comparison_table(main, page.methods[1:]),
-        *_paragraphs(page.noise),
-    ]
+    is_measured = "accuracy" in pictures
+    lead = f'<p class="lead">{_headline(page)}</p>' if is_measured else ""
+    parts = [f"<h1>{escape(page.title)}</h1>", lead, *_paragraphs(page.introduction)]
+    parts += _accuracy_parts(page, pictures) if is_measured else []
     if "rewards" in pictures:
         parts += ["<h2>Rewards</h2>", _figure(pictures, "rewards", "Dotted lines: a new iteration begins.")]
         parts += _paragraphs([REWARD_HELP])
@@ -111,6 +106,19 @@ def render_page(page: Page, pictures: Mapping[str, bytes]) -> str:
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     body = "\n".join(part for part in parts if part)
     return f'<!doctype html>\n<html lang="en"><head>{view}{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _accuracy_parts(page: Page, pictures: Mapping[str, bytes]) -> list[str]:
+    return [
+        "<h2>Accuracy</h2>",
+        _figure(pictures, "accuracy", f"{_capital(page.what)}; the bars are 95 % intervals (Wilson)."),
+        _accuracy_table(page.methods),
+        "<h2>What was compared</h2>",
+        _methods_table(page.methods),
+        "<h2>How sure that is</h2>",
+        _comparison_table(page.methods[0], page.methods[1:]),
+        *_paragraphs(page.noise),
+    ]
 
 
 def _headline(page: Page) -> str:

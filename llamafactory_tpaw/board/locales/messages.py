@@ -97,6 +97,25 @@ RESULTS: dict[str, Translations] = {
     "column_player_weight": said(
         en="Player weight", ru="Вес игрока", zh="玩家权重", ko="플레이어 가중치", ja="プレイヤーの重み"
     ),
+    "column_status": said(en="Status", ru="Состояние", zh="状态", ko="상태", ja="状態"),
+    "column_seconds": said(
+        en="Seconds: generation / scoring / training",
+        ru="Секунды: генерация / оценка / обучение",
+        zh="秒数：生成 / 评分 / 训练",
+        ko="초: 생성 / 점수 계산 / 학습",
+        ja="秒：生成 / 採点 / トレーニング",
+    ),
+    "column_triplets": said(en="Triplets", ru="Троек", zh="三元组", ko="트리플릿", ja="トリプレット"),
+    "column_tokens": said(
+        en="Generated tokens",
+        ru="Сгенерировано токенов",
+        zh="生成的 token",
+        ko="생성된 토큰",
+        ja="生成トークン",
+    ),
+    "status_finished": said(en="finished", ru="завершена", zh="已完成", ko="완료", ja="完了"),
+    "status_training": said(en="not finished", ru="не завершена", zh="未完成", ko="미완료", ja="未完了"),
+    "status_waiting": said(en="not begun", ru="не начата", zh="未开始", ko="시작 전", ja="未開始"),
     "chart_step": said(en="Step", ru="Шаг", zh="步数", ko="스텝", ja="ステップ"),
     "chart_empty": said(
         en="No steps logged yet.",
