@@ -7,6 +7,7 @@ A file is scanned once; where no filter asks for the rows' content, only its lin
 
 from __future__ import annotations
 
+import re
 import threading
 from array import array
 from collections import Counter, OrderedDict
@@ -27,6 +28,9 @@ EQUAL, TRUNCATED, DAMAGED = 1, 2, 4
 MOST_ROWS_A_PAGE = 200
 KEPT_FILES, KEPT_SEARCHES = 8, 8
 BLOCK_BYTES = 1 << 22
+# How a row ends as it is written.
+IDS = b', "generated_ids": '
+LIST_AND_END = re.compile(rb"\[[0-9, ]*\]\}\s*")
 
 
 class Filter(NamedTuple):
@@ -222,7 +226,7 @@ class TripletFile:
     def _view(self, number: int, line: bytes) -> TripletView:
         where = f"{self.path}, row {number + 1}"
         try:
-            content = parse_json(line, where, "Restore the file.")
+            content = parse_json(_without_ids(line), where, "Restore the file.")
             if not isinstance(content, dict):
                 raise DataError(f"{where} is no JSON object in braces. Restore the file.")
             row = TripletRow.from_json(content, where)
@@ -280,6 +284,13 @@ def _line_starts(stream: BinaryIO) -> array[int]:
         at_start = block.endswith(b"\n")
         place += len(block)
     return starts
+
+
+def _without_ids(line: bytes) -> bytes:
+    """Leave out the sampled ids, which are most of a row and are not shown. No text has an unescaped quote."""
+    begin = line.rfind(IDS)
+    is_last = begin > 0 and LIST_AND_END.fullmatch(line, begin + len(IDS)) is not None
+    return line[:begin] + b"}" if is_last else line
 
 
 def _flag(view: TripletView) -> int:

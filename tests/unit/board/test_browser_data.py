@@ -89,6 +89,21 @@ def test_conversations_are_written_out(places: Places) -> None:
     assert rows_of(file, None, None, "数据") == [1]
 
 
+def test_texts_that_look_like_the_end_of_a_row(places: Places) -> None:
+    text = 'so , "generated_ids": [1, 2]}'
+    rows = [
+        line(1, generated_ids=[], system=text),
+        line(2, rejected={"from": "gpt", "value": text}, generated_ids=None),
+    ]
+    rows.append(json.dumps(json.loads(line(7)), indent=None, separators=(",", ":")))
+    Path("data/tpaw/play_iter1.jsonl").write_text("\n".join(rows))
+    views = open_triplets(places, "play_iter1").page().rows
+    assert [view.problem for view in views] == ["", "", ""]
+    assert views[0].prompt.startswith(f"[system]\n{text}")
+    assert views[1].generated == text
+    assert views[2].target == "answer 7"
+
+
 def test_a_damaged_row_hides_no_other(places: Places) -> None:
     lines = [line(3), '{"id": 1', line(5), "[]", line(6, chosen={"from": "gpt", "value": 7}), '{"id": "\xff"}']
     Path("data/tpaw/play_iter1.jsonl").write_text("\n".join(lines), encoding="latin-1")
