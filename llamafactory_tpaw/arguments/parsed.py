@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
@@ -18,13 +19,17 @@ DISTRIBUTED_KEYS = ("deepspeed", "fsdp", "fsdp_config")
 
 
 class RunArguments(NamedTuple):
-    """The arguments of a run; `finetuning` holds the `tpaw_*` keys too."""
+    r"""The arguments of a run; `finetuning` holds the `tpaw_*` keys too.
+
+    `engine` has the keys of distributed training where this process works without them for a training that has them.
+    """
 
     model: Any
     data: Any
     training: Any
     finetuning: Any
     generating: Any
+    engine: Mapping[str, Any] = MappingProxyType({})
 
 
 def parse_single_process(given: Mapping[str, Any]) -> RunArguments:
@@ -38,7 +43,8 @@ def parse_single_process(given: Mapping[str, Any]) -> RunArguments:
     """
     values = {key: value for key, value in given.items() if key not in DISTRIBUTED_KEYS}
     values["overwrite_output_dir"] = True  # nothing is written there, so what is in it does not matter
-    return RunArguments(*facade.get_train_args(values))
+    engine = {key: given[key] for key in DISTRIBUTED_KEYS if given.get(key)}
+    return RunArguments(*facade.get_train_args(values), engine)
 
 
 def parse_reading(given: Mapping[str, Any]) -> tuple[Any, Any]:

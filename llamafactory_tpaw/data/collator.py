@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from .layout import WIDTH_MULTIPLE, LayoutCosts, Row, lay_out, pack
+from .sharding import PADDING
 
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # Which of a batch's sequences are a triplet's target, generated response and y_0.
 RESPONSE_INDICES = ("target_index", "generated_index", "proto_index")
+# Marks an item, and a batch of such items, that only stands in where a process has no triplet left.
+STAND_IN = "stand_in"
 # Groups are sorted by length within as many batches as this, so that epochs still differ.
 BUCKET_BATCHES = 50
 
@@ -46,11 +50,17 @@ class TripletDataset(Dataset):
         return len(self.triplets)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == PADDING:
+            return self[self._shortest] | {STAND_IN: True}
         item: dict[str, Any] = {"triplet": self.triplets[index]}
         if self.player_target_logps is not None:
             item["player_target_logps"] = self.player_target_logps[index]
             item["player_generated_logps"] = self.player_generated_logps[index]
         return item
+
+    @functools.cached_property
+    def _shortest(self) -> int:
+        return min(range(len(self)), key=lambda index: _length(self.triplets, [index]))
 
     def groups(self) -> list[list[int]]:
         """Indices of the triplets that share prompt and target, in the order in which the first of each stands."""
@@ -146,8 +156,11 @@ class TripletCollator:
         Returns:
             The sequences as `lay_out` or `pack` write them; `target_index`, `generated_index` and, with y_0,
             `proto_index`, (B,): which of the S sequences are a triplet's; `truncated` and `equal`, bool (B,);
-            `player_target_logps` and `player_generated_logps`, float32 (B, J), where the players are cached.
+            `player_target_logps` and `player_generated_logps`, float32 (B, J), where the players are cached. Items
+            that stand in for no triplet are left out; of a batch of nothing else one is kept, with `stand_in`.
         """
+        stands_in = all(STAND_IN in feature for feature in features)
+        features = features[:1] if stands_in else [feature for feature in features if STAND_IN not in feature]
         triplets = [feature["triplet"] for feature in features]
         prompts, indices = self._distinct(triplets)
         rows = self.costs.arrange(list(prompts.values()))
@@ -163,6 +176,8 @@ class TripletCollator:
         for key in ("player_target_logps", "player_generated_logps"):
             if key in features[0]:
                 batch[key] = torch.stack([torch.from_numpy(feature[key]) for feature in features])
+        if stands_in:
+            batch[STAND_IN] = torch.ones(())
         return batch
 
     def _distinct(self, triplets: Sequence[Triplet]) -> tuple[dict[bytes, Row], np.ndarray]:
@@ -184,3 +199,8 @@ class TripletCollator:
         first = dict(zip(prompts, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
         numbers = [first[prompt] + place for prompt, place in used]
         return prompts, np.reshape(numbers, (len(triplets), -1)).T
+
+
+def count_triplets(batch: Mapping[str, torch.Tensor]) -> int:
+    """How many triplets a batch of `TripletCollator` has; 0 where it only stands in."""
+    return 0 if STAND_IN in batch else len(batch["equal"])

@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..arguments.parsed import DISTRIBUTED_KEYS
 from ..data.locks import locked
 from ..errors import ConfigError, DataError, EnvironmentProblem, Findings
 from ..generation.devices import devices_in_sight
@@ -23,6 +22,7 @@ from ..plugin.logs import get_logger
 from ..team.manifest import Manifest
 from .check import check_start
 from .checkpoints import find_resume_point
+from .distributed import refuse_engine
 from .preflight import Plan, finished_manifest, key_problems, make_plan, refuse_other_stage
 
 
@@ -71,11 +71,9 @@ def refuse_start(given: dict[str, Any]) -> None:
         TpawError: With every problem found.
     """
     with Findings() as findings:
-        for refuse in (_refuse_idle, _refuse_distributed, _refuse_ray):
+        for refuse in (_refuse_idle, refuse_engine, _refuse_ray):
             with findings.note():
                 refuse(given)
-        with findings.note():
-            _refuse_several_processes()
 
 
 @contextlib.contextmanager
@@ -121,7 +119,7 @@ def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
     given = read_given(args)
     manifest = _stop_if_finished(given)
     plan = make_plan(given)
-    _refuse_distributed(given)
+    refuse_engine(given)
     if plan.to_generate and is_true(given, "do_train"):
         missing = ", ".join(str(round_.path) for round_ in plan.to_generate)
         raise DataError(
@@ -191,16 +189,6 @@ def _stop_if_finished(given: dict[str, Any]) -> Manifest | None:
     return manifest
 
 
-def _refuse_distributed(given: dict[str, Any]) -> None:
-    """Players are loaded without an engine for several processes, so the policy may not have one either."""
-    keys = [f"`{key}`" for key in DISTRIBUTED_KEYS if given.get(key)]
-    if keys and is_true(given, "do_train"):
-        raise ConfigError(
-            f"{', '.join(keys)} is for training in several processes, but this version of stage `tpaw` trains in one. "
-            "Remove it, or switch it off on the command line (`deepspeed=null`)."
-        )
-
-
 def _refuse_idle(given: dict[str, Any]) -> None:
     if not is_true(given, "do_train") and not is_true(given, "do_eval"):
         raise ConfigError("Neither `do_train` nor `do_eval` is true, so there is nothing to do. Set `do_train: true`.")
@@ -219,22 +207,6 @@ def _refuse_ray(given: dict[str, Any]) -> None:
     if workers != "1":
         raise ConfigError(
             f"`ray_num_workers` is {workers}, but this version of stage `tpaw` trains in one process. Set it to 1."
-        )
-
-
-def _refuse_several_processes() -> None:
-    """Count the training processes that LlamaFactory would start, before an hour of generation is spent."""
-    import torch
-
-    devices = torch.cuda.device_count()
-    if not is_on("FORCE_TORCHRUN") and (devices <= 1 or is_on("USE_RAY") or is_on("USE_KT")):
-        return
-    nodes, per_node = os.environ.get("NNODES", "1"), os.environ.get("NPROC_PER_NODE", str(devices))
-    if nodes.isdigit() and per_node.isdigit() and int(nodes) * int(per_node) > 1:
-        raise ConfigError(
-            f"LlamaFactory would start {nodes} x {per_node} training processes (NNODES x NPROC_PER_NODE, by default "
-            "one for each device in sight), but this version of stage `tpaw` trains in one. Set "
-            "`CUDA_VISIBLE_DEVICES=0`, or `NPROC_PER_NODE=1` and `NNODES=1` with FORCE_TORCHRUN."
         )
 
 

@@ -11,6 +11,8 @@ from transformers.utils import is_flash_attn_2_available
 
 from ..objectives import SequenceLogps
 from ..objectives.logps import logits_at
+from .engine import Precision
+from .engine import autocast_dtype as autocast_dtype
 from .head import response_head, text_config, unwrap
 from .shared_attention import PARTS, attends_by_parts, describe_parts
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from transformers import PreTrainedModel
+
+    from ..arguments.parsed import RunArguments
 
 # How far two scores of one sequence may be apart in batches of different shapes, by autocast dtype: a share of the
 # larger of their size in nats and their number of tokens. Far above what was seen, far below what other weights give.
@@ -94,13 +98,6 @@ def disable_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def autocast_dtype(training_args: Any) -> torch.dtype | None:
-    """The dtype under which the Trainer runs the policy's forward pass, or None for none."""
-    if training_args.bf16:
-        return torch.bfloat16
-    return torch.float16 if training_args.fp16 else None
-
-
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
     """The autocast that accelerate wraps around the policy, for a player."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
@@ -115,18 +112,20 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-def numerics(model_args: Any, training_args: Any, finetuning_args: Any) -> dict[str, str]:
+def numerics(run: RunArguments, precision: Precision) -> dict[str, str]:
     r"""Everything of a run, beside weights and tokens, that changes a log-prob.
 
     LlamaFactory upcasts trainable weights to float32 unless told to train in pure bf16; players are loaded the same
-    way, so that policy and newest player agree at the first step.
+    way, so that policy and newest player agree at the first step. In how many processes, and how they hold the
+    weights, changes nothing but the dtypes.
     """
+    model_args, training_args, finetuning_args = run.model, run.training, run.finetuning
     kept = finetuning_args.pure_bf16 or finetuning_args.use_badam
-    dtype = autocast_dtype(training_args)
+    weights = "as in the checkpoint" if kept else "float32"
     return {
         "masking": "response tokens, end of turn included; prompt and padding masked",
-        "weights": "as in the checkpoint" if kept else "float32",
-        "autocast": "none" if dtype is None else str(dtype).removeprefix("torch."),
+        "weights": weights if precision.weights is None else _name(precision.weights),
+        "autocast": "none" if precision.autocast is None else _name(precision.autocast),
         "attention": _attention_asked(model_args.flash_attn),
         "rope_scaling": str(model_args.rope_scaling),
         "shift_attn": str(model_args.shift_attn),
@@ -136,6 +135,10 @@ def numerics(model_args: Any, training_args: Any, finetuning_args: Any) -> dict[
         "v1_kernels": str(model_args.use_v1_kernels),
         "device": training_args.device.type,
     }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _attention_asked(flash_attn: Any) -> str:

@@ -15,12 +15,14 @@ import torch
 
 from ..data.layout import LayoutCosts, Row, is_shared, lay_out, pack, padded
 from ..data.progress import Progress
-from ..errors import EnvironmentProblem
+from ..errors import CacheError, EnvironmentProblem
 from ..plugin.logs import get_logger
 from .cache import LogpCache, sequence_key
+from .engine import precision_of, release, shard, sharding_of
 from .fingerprint import config_digest
 from .forward import ROUNDING, autocast, autocast_dtype, numerics, response_logps
 from .loading import PlayerLoader
+from .processes import Processes
 from .shortcuts import Shortcuts, find_shortcuts
 
 
@@ -37,6 +39,11 @@ CACHE_SCHEMA = 1
 # A part of the cache is written after this many seconds, so that a crash loses no more than that.
 FLUSH_SECONDS = 60.0
 READ_AHEAD_BYTES = 1 << 24
+# How long what another process wrote may take to be seen here.
+VISIBLE_SECONDS = 60.0
+
+Todo = dict[bytes, tuple[np.ndarray, np.ndarray]]
+Batch = list[tuple[Row, list[bytes]]]
 
 logger = get_logger(__name__)
 
@@ -67,6 +74,9 @@ class ScoreReport:
 class TeamScorer:
     r"""Scores sequences under the players with the numerics of the policy's first step.
 
+    Where training runs in several processes, each scores its share. Where training holds the policy in shards, players
+    are held so, too: all processes then do as many forward passes, some of them for nothing.
+
     Args:
         run: The run's arguments.
         tokenizer: The tokenizer, already adapted to the template.
@@ -76,9 +86,11 @@ class TeamScorer:
         self.run = run
         self.tokenizer = tokenizer
         self.device = run.training.device
-        self.dtype = autocast_dtype(run.training)
+        self.precision = precision_of(run)
+        self.sharding = sharding_of(run.training)
+        self.processes = Processes(run.training)
         self.batch_tokens = run.finetuning.tpaw_score_batch_tokens
-        self.numerics = numerics(run.model, run.training, run.finetuning)
+        self.numerics = numerics(run, self.precision)
         self.players = PlayerLoader(run, tokenizer)
         self._caches: dict[str, LogpCache] = {}
 
@@ -92,19 +104,23 @@ class TeamScorer:
             "config": config_digest(member.folder),
             **self.numerics,
         }
-        cache = LogpCache(self.run.finetuning.tpaw_cache_dir, key, tolerance=ROUNDING[self.dtype])
+        tolerance = ROUNDING[autocast_dtype(self.run.training)]
+        cache = LogpCache(self.run.finetuning.tpaw_cache_dir, key, tolerance=tolerance)
         self._caches[member.fingerprint] = cache.load()
         return cache
 
     def fill(self, team: Sequence[Member], blocks: Sequence[Block]) -> ScoreReport:
-        r"""Score what the caches of the players lack.
+        r"""Score what the caches of the players lack; all processes do it together.
 
         Args:
             team: The players, oldest first.
             blocks: Every player scores every block.
 
         Returns:
-            What was done; each player's line is logged too.
+            What was done by all processes; each player's line is logged too.
+
+        Raises:
+            CacheError: If this process does not see what another one scored.
         """
         report = ScoreReport(blocks=len(team) * len(blocks))
         started = time.monotonic()
@@ -114,10 +130,11 @@ class TeamScorer:
             for block in blocks
             for key, pair in zip(keys[block.name], zip(block.prompts, block.responses, strict=True), strict=True)
         }
+        self.processes.meet("start of scoring")
         work = []
         for member in team:
             cache = self.cache_of(member)
-            missing = {name: cache.missing(names) for name, names in keys.items()}
+            missing = {name: self._missing(cache, names) for name, names in keys.items()}
             states = [f"{name} {'scored' if lacking else 'cached'}" for name, lacking in missing.items()]
             logger.info_rank0(f"{member.player.name} ({member.player.path}): {', '.join(states)}.")
             report.scored_blocks += sum(bool(lacking) for lacking in missing.values())
@@ -129,6 +146,9 @@ class TeamScorer:
                 report.scored_sequences += len(todo)
                 report.scored_tokens += sum(len(prompt) + len(response) for prompt, response in todo.values())
                 self._score(member, todo, cache, following=work[index + 1][0] if work[index + 1 :] else None)
+        self.processes.meet("scores")
+        for _, todo, cache in work:
+            self._wait_until_seen(cache, list(todo))
         report.seconds = time.monotonic() - started
         logger.info_rank0(
             f"Scored {report.scored_blocks} of {report.blocks} blocks ({report.scored_sequences} sequences); the "
@@ -142,55 +162,92 @@ class TeamScorer:
         columns = [self.cache_of(member).lookup_many(keys, tokens) for member in team]
         return np.stack(columns, axis=1).astype(np.float32)
 
-    def _score(
-        self,
-        member: Member,
-        todo: Mapping[bytes, tuple[np.ndarray, np.ndarray]],
-        cache: LogpCache,
-        following: Member | None,
-    ) -> None:
-        with self.players.open(member) as model, read_ahead(following):
-            self._score_with(model, member, todo, cache)
+    def _missing(self, cache: LogpCache, names: Sequence[bytes]) -> list[bytes]:
+        """What the cache lacks as the first process sees it, each once: the same on all of them."""
+        distinct = list(dict.fromkeys(names))
+        lacking = set(cache.missing(distinct))
+        marks = self.processes.as_first(np.array([name in lacking for name in distinct], dtype=bool))
+        return [distinct[place] for place in np.flatnonzero(marks)]
+
+    def _wait_until_seen(self, cache: LogpCache, names: Sequence[bytes]) -> None:
+        """Shared file systems show what another machine wrote a little later."""
+        end = time.monotonic() + VISIBLE_SECONDS
+        while lacking := len(cache.reload().missing(names)):
+            if self.processes.count == 1 or time.monotonic() > end:
+                raise CacheError(
+                    f"{cache.folder} lacks {lacking} of {len(names)} sequences that were just scored by "
+                    f"{self.processes.count} processes. `tpaw_cache_dir` must be in a file system that all of them "
+                    "share."
+                )
+            time.sleep(1.0)
+
+    def _score(self, member: Member, todo: Todo, cache: LogpCache, following: Member | None) -> None:
+        # One process of a machine reads ahead for all of them.
+        ahead = following if self.processes.rank == self.processes.node else None
+        with self.players.open(member) as model, read_ahead(ahead), self.ready(model) as player:
+            self._score_with(player, member, todo, cache)
         cache.flush()
 
-    def _score_with(
-        self,
-        model: PreTrainedModel,
-        member: Member,
-        todo: Mapping[bytes, tuple[np.ndarray, np.ndarray]],
-        cache: LogpCache,
-    ) -> None:
+    @contextlib.contextmanager
+    def ready(self, model: PreTrainedModel) -> Iterator[torch.nn.Module]:
+        """Make a loaded player ready for forward passes for some time."""
+        player = shard(model, self.run.training, self.precision)
+        try:
+            yield player
+        finally:
+            release(player)
+
+    def _score_with(self, model: torch.nn.Module, member: Member, todo: Todo, cache: LogpCache) -> None:
         shortcuts = self.shortcuts_of(model)
+        batches = self._own_batches(todo, shortcuts.costs)
+        total = sum(len(keys) for batch, counts in batches if counts for _, keys in batch)
         flushed = time.monotonic()
-        with Progress(member.player.name, len(todo), "sequence", phase="scoring") as progress:
-            for batch in plan_score_batches(todo, self.batch_tokens, shortcuts.costs):
+        with Progress(member.player.name, total, "sequence", phase="scoring") as progress:
+            for batch, counts in batches:
                 rows, keys = [row for row, _ in batch], [key for _, own in batch for key in own]
                 try:
-                    sums, counts = self.score_rows(model, rows, shortcuts)
+                    sums, tokens = self.score_rows(model, rows, shortcuts)
                 except torch.OutOfMemoryError as error:
                     cache.flush()
                     raise EnvironmentProblem(
                         f"The device ran out of memory with {len(keys)} sequences in a batch. Lower "
                         "`tpaw_score_batch_tokens` and start again: what was scored is kept."
                     ) from error
-                cache.add(keys, sums.tolist(), counts.tolist())
+                if not counts:
+                    continue
+                cache.add(keys, sums.tolist(), tokens.tolist())
                 if time.monotonic() - flushed > FLUSH_SECONDS:
                     cache.flush()
                     flushed = time.monotonic()
                 progress.update(len(keys))
 
-    def shortcuts_of(self, model: PreTrainedModel) -> Shortcuts:
+    def _own_batches(self, todo: Todo, costs: LayoutCosts) -> list[tuple[Batch, bool]]:
+        """The batches of this process, and whether each counts: some are only done along with the others'."""
+        count, rank = self.processes.count, self.processes.rank
+        total = sum(len(prompt) + len(response) for prompt, response in todo.values())
+        batches = plan_score_batches(todo, min(self.batch_tokens, -(-total // count)), costs)
+        own = [(batch, True) for batch in batches[rank::count]]
+        if self.sharding:
+            own += [(batches[-1], False)] * (-(-len(batches) // count) - len(own))
+        return own
+
+    def shortcuts_of(self, model: torch.nn.Module) -> Shortcuts:
         """See what the forward pass of a loaded player does without."""
         return find_shortcuts(model, self.run.training, self.run.finetuning)
 
-    @torch.inference_mode()
     def score_rows(
-        self, model: PreTrainedModel, rows: Sequence[Row], shortcuts: Shortcuts
+        self, model: torch.nn.Module, rows: Sequence[Row], shortcuts: Shortcuts
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Score the S responses of some rows with a loaded player: sums (S,) and token counts (S,)."""
         laid_out = pack(rows) if shortcuts.costs.packed else lay_out(rows, pad_token_id=self.tokenizer.pad_token_id)
         batch = {name: value.to(self.device) for name, value in laid_out.items()}
-        return response_logps(model, batch, autocast(self.device, self.dtype), head=shortcuts.head)
+        # Shards that are gathered in inference mode could not be used outside of it.
+        with torch.no_grad() if self.sharding else torch.inference_mode():
+            return response_logps(model, batch, self.autocast(), head=shortcuts.head)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """What is entered around a player's forward pass."""
+        return autocast(self.device, self.precision.autocast)
 
 
 class OnlineTeam:
@@ -198,7 +255,8 @@ class OnlineTeam:
 
     def __init__(self, scorer: TeamScorer, team: Sequence[Member]) -> None:
         self.scorer = scorer
-        self.models = [scorer.players.load(member) for member in team]
+        loaded = [scorer.players.load(member) for member in team]
+        self.models = [shard(model, scorer.run.training, scorer.precision) for model in loaded]
         self.heads = [scorer.shortcuts_of(model).head for model in self.models]
 
     @torch.no_grad()
@@ -206,14 +264,13 @@ class OnlineTeam:
         """Score a batch of S sequences: (S, J) in nats, players oldest first."""
         scores = []
         for model, head in zip(self.models, self.heads, strict=True):
-            context = autocast(self.scorer.device, self.scorer.dtype)
-            scores.append(response_logps(model, batch, context, head=head).sums)
+            scores.append(response_logps(model, batch, self.scorer.autocast(), head=head).sums)
         return torch.stack(scores, dim=1)
 
 
 def plan_score_batches(
     todo: Mapping[bytes, tuple[np.ndarray, np.ndarray]], batch_tokens: int, costs: LayoutCosts
-) -> list[list[tuple[Row, list[bytes]]]]:
+) -> list[Batch]:
     r"""Put sequences of like length together, longest first.
 
     Args:
@@ -235,7 +292,7 @@ def plan_score_batches(
             rows.append((row, left[: len(row.responses)]))
             left = left[len(row.responses) :]
     rows.sort(key=lambda item: (not is_shared([item[0]]), -item[0].length, item[1]))
-    batches: list[list[tuple[Row, list[bytes]]]] = []
+    batches: list[Batch] = []
     width = 0
     for item in rows:
         fits = batches and is_shared([item[0]]) == is_shared([batches[-1][0][0]])

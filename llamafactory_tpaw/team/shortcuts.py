@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from ..data.layout import LayoutCosts, Row, lay_out, pack, separate
 from ..errors import ConfigError
 from ..plugin.logs import get_logger
+from .engine import sharding_of, unsharded
 from .forward import ROUNDING, attention_of, autocast, autocast_dtype, response_logps
 from .head import text_config, unwrap
 from .shared_attention import attends_by_parts, use_parts
@@ -27,6 +29,8 @@ MASKED_ATTENTION = ("sdpa", "eager")
 PACKED_ATTENTION = ("flash_attention_2", "flash_attention_3")
 # What architectures call the width of a window; the few tokens of a trial fit into most.
 WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_window_size")
+# Layers of a small model that is tried in place of one in shards.
+SMALL_LAYERS = 2
 TRIED_PROMPT, TRIED_RESPONSES = 6, (4, 7, 5)
 
 logger = get_logger(__name__)
@@ -118,19 +122,61 @@ def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: 
     r"""See what a model's forward pass can do without.
 
     Args:
-        model: Policy or player, on its device, not wrapped yet.
+        model: Policy or player: on its device and not wrapped yet; or in shards, wrapped or not.
         training_args: LlamaFactory's, for autocast.
         finetuning_args: LlamaFactory's, with `tpaw_logits` and `tpaw_layout`.
 
     Raises:
         ConfigError: If padding changes the model's log-probs.
     """
+    if sharding_of(training_args):
+        return _of_shards(model, training_args, finetuning_args)
     in_training = [module for module in model.modules() if module.training]
     try:
         return _try(model.eval(), autocast_dtype(training_args), finetuning_args)
     finally:
         for module in in_training:
             module.training = True
+
+
+def _of_shards(model: torch.nn.Module, training_args: Any, finetuning_args: Any) -> Shortcuts:
+    """Try a small model of the same kind in place of one that no process has as a whole."""
+    costs = layout_costs(model)
+    try:
+        small = small_model_like(model, training_args)
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
+        logger.debug("Where it failed:", exc_info=True)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        logger.warning_rank0_once(
+            f"{type(unwrap(model)).__name__} is in shards, and no small model of its kind could be made to try what "
+            f"it can do without. It is run plainly, which costs time or memory only: {reason}."
+        )
+        return Shortcuts(False, costs)
+    found = _try(small.eval(), autocast_dtype(training_args), finetuning_args)
+    costs = replace(costs, **{name: getattr(found.costs, name) for name in ("sharing", "by_parts", "packed")})
+    # Any other head gathers its parts by itself, as often as it is applied, which differs between processes.
+    plain = type(unwrap(model).get_output_embeddings()) is torch.nn.Linear
+    if found.head and not plain:
+        logger.warning_rank0_once(
+            "The head is more than one matrix and in shards, so the model is run without log-probs in blocks, which "
+            "costs memory only."
+        )
+    return Shortcuts(found.head and plain, costs)
+
+
+def small_model_like(model: torch.nn.Module, training_args: Any) -> PreTrainedModel:
+    """Make a model with random weights that is built as another one but for fewer layers."""
+    inner = unwrap(model)
+    inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
+    config = copy.deepcopy(inner.config)
+    text = config.get_text_config()
+    text.num_hidden_layers = min(SMALL_LAYERS, text.num_hidden_layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    kind = next(kind for kind in type(inner).__mro__ if not kind.__name__.startswith("FSDP"))
+    devices = [training_args.device] if training_args.device.type == "cuda" else []
+    with unsharded(training_args), torch.random.fork_rng(devices), torch.device(training_args.device):
+        return kind._from_config(config, attn_implementation=attention_of(inner), dtype=inner.dtype)
 
 
 def _try(model: PreTrainedModel, dtype: torch.dtype | None, finetuning_args: Any) -> Shortcuts:
@@ -160,7 +206,9 @@ def layout_costs(model: PreTrainedModel) -> LayoutCosts:
     """Count what a token and a pair of tokens cost in the layers of a model."""
     inner, config = unwrap(model), text_config(model)
     embeddings = {id(part.weight) for part in (inner.get_input_embeddings(), inner.get_output_embeddings()) if part}
-    weights = sum(weight.numel() for weight in inner.parameters() if id(weight) not in embeddings and weight.ndim > 1)
+    # Of a weight in shards DeepSpeed keeps how large it is.
+    sizes = [getattr(part, "ds_shape", part.shape) for part in inner.parameters() if id(part) not in embeddings]
+    weights = sum(size.numel() for size in sizes if len(size) > 1)
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return LayoutCosts(token=float(weights), pair=2.0 * config.num_hidden_layers * width)

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from transformers import Trainer, TrainerCallback
 
-from ..data.collator import RESPONSE_INDICES, GroupSampler
+from ..data.collator import RESPONSE_INDICES, STAND_IN, GroupSampler, count_triplets
+from ..data.sharding import ShardedSampler
 from ..errors import TpawError
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
 from ..plugin import facade
 from ..team.forward import ROUNDING, autocast_dtype, disable_dropout, response_logps
+from ..team.processes import Processes
 from .metrics import FLIPPED, MetricBuffer, sequence_metrics, tpaw_metrics, tspin_metrics
 from .saving import undone_on_failure
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import TrainerControl, TrainerState
+    from transformers.trainer_utils import EvalLoopOutput
 
     from ..data.collator import TripletDataset
     from ..team.scorer import OnlineTeam
@@ -34,6 +38,7 @@ class _PolicyMoves(TrainerCallback):
 
     def __init__(self, trainer: TpawTrainer) -> None:
         self.trainer = trainer
+        self.is_nil = False
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, lr_scheduler: Any = None, **kwargs: Any
@@ -42,14 +47,29 @@ class _PolicyMoves(TrainerCallback):
         rates = getattr(lr_scheduler, "lr_lambdas", None) or [lambda step: 1.0]
         self.trainer.policy_moved = any(rate(step) > 0 for step in range(state.global_step) for rate in rates)
 
+    def on_step_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Look at the learning rates now: DeepSpeed's engine sets the next ones together with the update."""
+        self.is_nil = optimizer is not None and not any(group["lr"] > 0 for group in optimizer.param_groups)
+
     def on_optimizer_step(
         self, args: Any, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
     ) -> None:
         """An update moves the policy unless every learning rate is 0, or fp16 skipped it."""
-        if self.trainer.accelerator.optimizer_step_was_skipped:
-            return
-        if optimizer is None or any(group["lr"] > 0 for group in optimizer.param_groups):
+        if not self.is_nil and not self.trainer.accelerator.optimizer_step_was_skipped:
             self.trainer.policy_moved = True
+
+
+class _OrderOfEpoch(TrainerCallback):
+    """Tells a shared-out order which epoch it is: accelerate does not find it where an epoch is resumed midway."""
+
+    def __init__(self, order: ShardedSampler) -> None:
+        self.order = order
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Choose the epoch's order before its first batch is taken."""
+        self.order.set_epoch(int(state.epoch or 0))
 
 
 class TpawTrainer(Trainer):
@@ -83,6 +103,7 @@ class TpawTrainer(Trainer):
         self.player_names = list(player_names)
         self.online_team = online_team
         self.policy_moved = False
+        self.processes = Processes(self.args)
         self.add_callback(_PolicyMoves(self))
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         if processor is not None:
@@ -108,29 +129,61 @@ class TpawTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler | None:
+        """Choose the order in which one process would train, and share it out where there are several."""
         strategy = "sequential" if self.finetuning_args.disable_shuffling else self.args.train_sampling_strategy
         grouped = self.finetuning_args.tpaw_grouping == "prompt"
         if not grouped and strategy == "random":
-            return super()._get_train_sampler(*args, **kwargs)
-        return GroupSampler(
+            order = super()._get_train_sampler(*args, **kwargs)
+        else:
+            order = GroupSampler(
+                self.train_dataset,
+                self._train_batch_size * self.processes.count,
+                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+                grouped=grouped,
+                shuffle=strategy != "sequential",
+                by_length=strategy == "group_by_length",
+            )
+        if self.processes.count == 1:
+            return order
+        if isinstance(order, torch.utils.data.RandomSampler):
+            # What accelerate would make of it, which looks for it only at the top.
+            order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
+        shared = self._shared_out(
+            order,
             self.train_dataset,
             self._train_batch_size,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             grouped=grouped,
-            shuffle=strategy != "sequential",
-            by_length=strategy == "group_by_length",
+            accumulation=self.args.gradient_accumulation_steps,
+            drop_last=self.args.dataloader_drop_last,
         )
+        self.add_callback(_OrderOfEpoch(shared))
+        return shared
 
     def _get_eval_sampler(self, eval_dataset: TripletDataset) -> torch.utils.data.Sampler | None:
         """Keep the triplets of a prompt together."""
-        return GroupSampler(eval_dataset, shuffle=False)
+        order = GroupSampler(eval_dataset, shuffle=False)
+        if self.processes.count == 1:
+            return order
+        return self._shared_out(order, eval_dataset, self.args.eval_batch_size, grouped=True)
+
+    def _shared_out(
+        self,
+        order: torch.utils.data.Sampler,
+        dataset: TripletDataset,
+        batch_size: int,
+        *,
+        grouped: bool,
+        **settings: Any,
+    ) -> ShardedSampler:
+        groups = [triplet.id for triplet in dataset.triplets] if grouped else None
+        return ShardedSampler(order, groups, batch_size, self.processes.count, **settings)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         """Collect the micro-batches of one step and count their triplets over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(len(batch["equal"]) for batch in batches), device=device)
+        count = torch.tensor(sum(count_triplets(batch) for batch in batches), device=device)
         return batches, self.accelerator.reduce(count, reduction="sum")
 
     def compute_loss(
@@ -156,12 +209,26 @@ class TpawTrainer(Trainer):
             out, metrics = self._tspin(rounds)
         else:
             out, metrics = self._tpaw(target, generated, inputs)
-        self._buffers["train" if model.training else "eval"].add(metrics | sequence_metrics(target, generated, inputs))
-        loss = out.loss
+        metrics |= sequence_metrics(target, generated, inputs)
+        losses = out.losses
+        if STAND_IN in inputs:  # it takes part in the pass that all processes do together, and counts for nothing
+            metrics, losses = {name: values[:0] for name, values in metrics.items()}, 0.0 * losses
+        mode = "train" if model.training else "eval"
+        if mode == "eval":
+            metrics["loss"] = losses.detach()[: count_triplets(inputs)]
+        self._buffers[mode].add(metrics)
+        loss = losses.mean()
         if num_items_in_batch is not None:
             # Gradients and logged losses are averaged over processes, so each one's share is scaled up.
-            loss = out.losses.sum() / num_items_in_batch * self.accelerator.num_processes
+            loss = losses.sum() / num_items_in_batch * self.processes.count
         return (loss, out) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, with the means over all triplets of all processes as metrics."""
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in self._drain("eval").items()})
+        return output
 
     def prediction_step(
         self,
@@ -169,23 +236,21 @@ class TpawTrainer(Trainer):
         inputs: dict[str, torch.Tensor],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor, None, None]:
-        """Compute the loss and the metrics of a batch of held-out triplets."""
+    ) -> tuple[None, None, None]:
+        """Only collect the metrics, the loss among them; batches of processes differ in size."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs)
-        return loss.detach(), None, None
+            self.compute_loss(model, inputs)
+        return None, None, None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log with the metrics since the last time."""
-        mode = "train" if "loss" in logs else "eval"
-        prefix = (
-            next((key.removesuffix("loss") for key in logs if key.endswith("_loss")), "") if mode == "eval" else ""
-        )
-        if mode == "train" or prefix:
-            means = self._buffers[mode].drain(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
-            logs |= {prefix + name: value for name, value in means.items()}
+        if "loss" in logs:
+            logs |= self._drain("train")
         super().log(logs, *args, **kwargs)
+
+    def _drain(self, mode: str) -> dict[str, float]:
+        return self._buffers[mode].drain(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
 
     def _tpaw(
         self, target: SequenceLogps, generated: SequenceLogps, inputs: Mapping[str, torch.Tensor]
@@ -224,10 +289,11 @@ class TpawTrainer(Trainer):
         policy, newest = target.sums.detach(), player_target[:, -1]
         allowed = ROUNDING[autocast_dtype(self.args)] * torch.maximum(policy.abs(), target.token_counts)
         apart = (policy - newest).abs()
-        if bool((apart > allowed).any()):
+        worst = float(self.processes.largest((apart * (apart > allowed)).max()))
+        if worst > 0:
             raise TpawError(
                 f"Before the first update {self.player_names[-1]} and the policy are one model, but their log-probs "
-                f"of a target differ by {float(apart.max()):.3g} nats. The policy is not loaded as the players are: "
+                f"of a target differ by {worst:.3g} nats. The policy is not loaded as the players are: "
                 "look at `model_name_or_path`, or delete `tpaw_cache_dir` to have all players scored anew."
             )
         return torch.cat([player_target[:, :-1], policy[:, None]], dim=1)
@@ -243,7 +309,9 @@ class TpawTrainer(Trainer):
         return out, tspin_metrics(out)
 
     def _check_finite(self, rounds: Sequence[SequenceLogps]) -> None:
-        if not all(bool(torch.isfinite(part.sums).all()) for part in rounds):
+        finite = torch.stack([torch.isfinite(part.sums).all() for part in rounds]).all()
+        # All processes hear of it: one that stops by itself would leave the others waiting for its gradients.
+        if float(self.processes.largest(1.0 - finite.float())) > 0:
             raise TpawError(
                 f"The policy's log-probs are NaN or inf at step {self.state.global_step}. Lower `learning_rate` or "
                 "set `max_grad_norm`, and start again from the last checkpoint; with fp16 use `bf16` where the "

@@ -10,8 +10,11 @@ import numpy as np
 
 from ..arguments.parsed import RunArguments
 from ..data.collator import TripletCollator, TripletDataset
-from ..errors import ConfigError
 from ..plugin import facade
+from ..team.engine import sharding_of
+from ..team.loading import load_policy
+from ..team.members import load_members
+from ..team.processes import Processes
 from ..team.scorer import Block, OnlineTeam, ScoreReport, TeamScorer
 from ..team.shortcuts import find_shortcuts
 from .lineage import CheckpointManifests, check_earlier_work, finish_manifest, start_manifest
@@ -60,17 +63,16 @@ def run_tpaw(
         TpawError: If settings, checkpoints, triplets or cache do not fit; before any model is loaded.
     """
     run = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
-    if training_args.world_size > 1:
-        raise ConfigError(
-            f"This run has {training_args.world_size} processes, but this version of stage `tpaw` trains in one. "
-            "Start it without torchrun, on one device (`CUDA_VISIBLE_DEVICES=0`)."
-        )
-    setup = load_setup(run)
-    check_earlier_work(run, setup)
-    scorer = TeamScorer(run, setup.tokenizer)
-    blocks = setup.blocks()
-    cached = finetuning_args.tpaw_reference == "cached" and bool(setup.team)
-    report = scorer.fill(setup.team, blocks) if cached else ScoreReport()
+    processes = Processes(training_args)
+    with processes.alive():
+        with processes.first_on_node("fingerprints"):
+            load_members(run)  # reads every byte once; what it finds is kept
+        setup = load_setup(run)
+        check_earlier_work(run, setup)
+        scorer = TeamScorer(run, setup.tokenizer)
+        blocks = setup.blocks()
+        cached = finetuning_args.tpaw_reference == "cached" and bool(setup.team)
+        report = scorer.fill(setup.team, blocks) if cached else ScoreReport()
     datasets = [_dataset(scorer, setup, part, cached) for part in (setup.train, setup.held_out)]
     eval_sets = {name: _dataset(scorer, setup, part, cached) for name, part in setup.eval_sets.items()}
     trainer = _make_trainer(run, setup, scorer, callbacks, datasets, eval_sets)
@@ -116,9 +118,10 @@ def _make_trainer(
     online = run.finetuning.tpaw_reference == "online" and bool(setup.team)
     online_team = OnlineTeam(scorer, setup.team) if online else None
     train, held_out = datasets
-    policy = facade.load_model(setup.tokenizer, run.model, run.finetuning, True)
-    # Where LlamaFactory leaves it elsewhere, the Trainer would move it.
-    shortcuts = find_shortcuts(policy.to(run.training.device), run.training, run.finetuning)
+    policy = load_policy(run, setup.tokenizer)
+    if not sharding_of(run.training):
+        policy = policy.to(run.training.device)  # where LlamaFactory leaves it elsewhere, the Trainer would move it
+    shortcuts = find_shortcuts(policy, run.training, run.finetuning)
     grouped = run.finetuning.tpaw_grouping == "prompt"
     return TpawTrainer(
         model=policy,

@@ -105,8 +105,12 @@ ROWS = [
     }),
     Row("neither training nor evaluation", given={"do_train": False}),
     Row("a `val_size` that holds out all prompts", given={"val_size": 16}),
-    Row("`deepspeed` in one process", given={"deepspeed": "ds.json"}),
-    Row("several training processes", generating=True, environment={"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}),
+    Row("`deepspeed` without torchrun", given={"deepspeed": {"zero_optimization": {"stage": 2}}}),
+    Row("ZeRO-3 whose weights nobody gathers", environment={"FORCE_TORCHRUN": "1"}, given={
+        "deepspeed": {"zero_optimization": {"stage": 3}},
+    }),
+    Row("a DeepSpeed config that is not there", given={"deepspeed": "ds.json"}, environment={"FORCE_TORCHRUN": "1"}),
+    Row("FSDP on the CPU", given={"fsdp": "full_shard"}, environment={"FORCE_TORCHRUN": "1"}),
     Row("another backend", environment={"USE_MCA": "1"}),
     *(Row(f"`{key}: {value}` of LlamaFactory", given={key: value}) for key, value in INCOMPATIBLE.items()),
 ]  # fmt: skip

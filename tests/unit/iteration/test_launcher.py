@@ -168,37 +168,6 @@ class TestProcesses:
             monkeypatch.delenv(name, raising=False)
 
     @pytest.mark.parametrize(
-        ("devices", "environment", "refused"),
-        [
-            (0, {}, False),
-            (1, {}, False),
-            (2, {}, True),
-            (2, {"USE_RAY": "1"}, False),
-            (1, {"FORCE_TORCHRUN": "1"}, False),
-            (1, {"FORCE_TORCHRUN": "1", "NNODES": "2"}, True),
-            (8, {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "1"}, False),
-            (0, {"FORCE_TORCHRUN": "true", "NPROC_PER_NODE": "2"}, True),
-        ],
-    )
-    def test_several_are_refused_before_generation(
-        self, monkeypatch: pytest.MonkeyPatch, devices: int, environment: dict[str, str], refused: bool
-    ) -> None:
-        monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        if not refused:
-            launcher._refuse_several_processes()
-            return
-        with pytest.raises(ConfigError, match=r"training processes .* trains in one"):
-            launcher._refuse_several_processes()
-
-    def test_engines_for_several_are_refused(self) -> None:
-        given = {"do_train": True, "deepspeed": "yaml/deepspeed/ds_z3_config.json", "fsdp": None}
-        with pytest.raises(ConfigError, match=r"`deepspeed` is for training in several processes.*deepspeed=null"):
-            launcher._refuse_distributed(given)
-        launcher._refuse_distributed(given | {"deepspeed": None})
-
-    @pytest.mark.parametrize(
         ("there", "workers", "refused"),
         [
             (True, None, None),
