@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments.checks import read_tpaw_args
+from ..arguments.start import Start
 from ..data.rounds import split_names
 from ..errors import ConfigError
 from .run_files import numbered
@@ -69,16 +70,12 @@ def own_round(settings: Mapping[str, Any]) -> str | None:
 
 
 def _next_models(settings: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """θ_{t+1} is the folder of this iteration; where adapters are trained, on the base model of before."""
-    model, adapters = str(settings["model_name_or_path"]), split_names(settings.get("adapter_name_or_path"))
-    adapted = settings.get("finetuning_type") in ("lora", "oft")
-    kept = adapters if settings.get("create_new_adapter") else []
-    player = "+".join([model, *kept, folder]) if adapted and kept else folder
-    now = "+".join([model, *adapters]) if adapters else model
-    players = [*(split_names(settings.get("tpaw_players")) or [now]), player]
-    if adapted:
-        return {"adapter_name_or_path": ",".join([*kept, folder]), "tpaw_players": ",".join(players)}
-    return {"model_name_or_path": folder, "tpaw_players": ",".join(players)}
+    """θ_{t+1} is the folder of this iteration; where adapters are trained, upon the model of before."""
+    start = Start.of(settings)
+    after = start.after(folder)
+    players = [*(split_names(settings.get("tpaw_players")) or [start.spelled]), after.spelled]
+    adapters = {"adapter_name_or_path": ",".join(after.adapters)} if after.adapters else {}
+    return {"model_name_or_path": after.model, "tpaw_players": ",".join(players), **adapters}
 
 
 def _next_rounds(names: list[str], t: int, run: str, size: int) -> list[str]:

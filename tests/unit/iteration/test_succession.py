@@ -24,6 +24,7 @@ ABLATION = dataclasses.replace(
     first_triplets="tiny_tpaw_iter0",
     eta=1.0,
 )
+PLAYERS = "tpaw_players"
 LORA = {
     "stage": "tpaw",
     "finetuning_type": "lora",
@@ -79,10 +80,13 @@ def test_adapters_play_on_the_base_model() -> None:
     following = next_settings(LORA)
     assert following["model_name_or_path"] == "base"
     assert following["adapter_name_or_path"] == "saves/play_iter0"
-    assert following["tpaw_players"] == "base+saves/a,saves/play_iter0"
-    stacked = next_settings({**LORA, "create_new_adapter": True})
-    assert stacked["adapter_name_or_path"] == "saves/a,saves/play_iter0"
-    assert stacked["tpaw_players"] == "base+saves/a,base+saves/a+saves/play_iter0"
+    assert following["tpaw_players"] == "base+saves/a,base+saves/play_iter0"
+    later = next_settings({**following, "create_new_adapter": True})
+    assert later["adapter_name_or_path"] == "saves/play_iter0,saves/play_iter1"
+    assert later["tpaw_players"].endswith(",base+saves/play_iter0+saves/play_iter1")
+    fresh = next_settings({key: value for key, value in LORA.items() if key not in ("adapter_name_or_path", PLAYERS)})
+    assert fresh["adapter_name_or_path"] == "saves/play_iter0"
+    assert fresh["tpaw_players"] == "base,base+saves/play_iter0"
 
 
 def test_what_cannot_be_counted_on_is_refused() -> None:
