@@ -22,7 +22,7 @@ WITHOUT_EFFECT = frozenset(
     tpaw_cache_dir tpaw_reference tpaw_score_batch_tokens tpaw_generate_batch_tokens tpaw_max_bad_rows tpaw_engine
     tpaw_layout tpaw_logits tpaw_engine_url tpaw_engine_model tpaw_engine_concurrency tpaw_engine_timeout
     tpaw_engine_retries tpaw_engine_startup tpaw_max_failed tpaw_vllm_command tpaw_vllm_args
-    model_name_or_path tpaw_players tpaw_opponent_model ray_init_kwargs master_addr master_port
+    model_name_or_path adapter_name_or_path tpaw_players tpaw_opponent_model ray_init_kwargs master_addr master_port
     """.split()
 )
 SECRET = re.compile(r"_(token|key|secret|password)$|webhook")

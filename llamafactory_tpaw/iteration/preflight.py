@@ -22,7 +22,7 @@ from ..errors import ConfigError, DataError, EnvironmentProblem, Findings, TpawE
 from ..generation.base import SamplingSettings
 from ..plugin import facade
 from ..plugin.given import is_true, unknown_key_problems, value_problems
-from ..team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint, hash_weights
+from ..team.fingerprint import chain_fingerprints, check_checkpoint_complete, hash_weights, identity
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from ..team.opponent import OpponentPlayer, opponent_fingerprint
 from ..team.opponent import local_problems as opponent_folder_problems
@@ -31,7 +31,7 @@ from .folders import folder_problems
 
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from ..arguments.fields import TpawArguments
 
@@ -152,12 +152,13 @@ def _check_result(folder: Path, manifest: Manifest, given: dict[str, Any]) -> No
         )
     weights = hash_weights(folder, _store(given))
     recorded = manifest.result.get("fingerprint")
-    if weights.fingerprint != recorded:
+    now = identity(weights.fingerprint, manifest.result)
+    if now != recorded:
         files = manifest.result.get("files", {})
         changed = [name for name, digest in weights.files.items() if files and files.get(name) != digest]
         raise DataError(
             f"`output_dir: {folder}` holds theta_{manifest.produces}, finished, but {', '.join(changed) or 'weights'} "
-            f"changed since: the fingerprint is {weights.fingerprint[:12]} now, and {MANIFEST} says "
+            f"changed since: the fingerprint is {now[:12]} now, and {MANIFEST} says "
             f"{str(recorded)[:12]}. {mend}"
         )
 
@@ -181,7 +182,7 @@ def _output_problems(given: dict[str, Any], players: list[Player]) -> list[str]:
     if not folder:
         return []
     for player in players:
-        if player.is_local and same_place(player.path, str(folder)):
+        if player.is_local and any(same_place(part, str(folder)) for part in player.parts):
             return [
                 f"`output_dir: {folder}` is the folder of {player.name}, which would be overwritten. Choose another "
                 "folder."
@@ -294,14 +295,16 @@ def _other_generator(round_: Round, tpaw_args: TpawArguments, given: dict[str, A
 def _different_checkpoints(manifest: Manifest, given: dict[str, Any]) -> list[str]:
     """Compare θ_t and the other players with the recorded ones."""
     tpaw_args, _ = read_tpaw_args(given)
-    differing = _difference("model_name_or_path", manifest.policy, str(given.get("model_name_or_path")), given)
+    start = Start.of(given)
+    key = "adapter_name_or_path" if start.adapters else "model_name_or_path"
+    differing = _difference(key, manifest.policy, (start.model, *start.adapters), given)
     differing += _different_opponent(manifest, tpaw_args.tpaw_opponent_model, given)
     if manifest.objective != "tpaw":
         return differing
-    asked = team_of(list_players(tpaw_args, Start.of(given)), tpaw_args.tpaw_team_size)
+    asked = team_of(list_players(tpaw_args, start), tpaw_args.tpaw_team_size)
     # The newest player is θ_t; another number of players comes with another `tpaw_iteration` or `tpaw_team_size`.
     for recorded, player in zip(manifest.players[:-1], asked[:-1], strict=False):
-        differing += _difference("tpaw_players", recorded, player.path, given)
+        differing += _difference("tpaw_players", recorded, player.parts, given)
     return differing
 
 
@@ -312,18 +315,22 @@ def _different_opponent(manifest: Manifest, named: str | None, given: dict[str, 
         return []
     if named and own.get("opponent"):
         recorded = {"name": "the opponent", "path": own["opponent"], "fingerprint": own["generator"]}
-        return _difference("tpaw_opponent_model", recorded, str(named), given)
+        return _difference("tpaw_opponent_model", recorded, (str(named),), given)
     then = _recorded_place(str(own.get("opponent") or ""), given)
     was, now = (name or f"none (theta_{manifest.iteration})" for name in (then, named))
     return [f"`tpaw_opponent_model` was {was} and is {now} now"]
 
 
-def _difference(key: str, recorded: dict[str, str], path: str, given: dict[str, Any]) -> list[str]:
+def _difference(key: str, recorded: dict[str, Any], parts: Sequence[str], given: dict[str, Any]) -> list[str]:
     """Compare by content where it is at hand, else by place: a player may be deleted once it is not needed."""
-    place = _recorded_place(recorded["path"], given)
-    in_place = place == path or Path(place).resolve() == Path(path).resolve()
-    if Path(path).is_dir() and not check_checkpoint_complete(Path(path)):
-        then, now = recorded["fingerprint"], fingerprint_checkpoint(Path(path), _store(given))
+    then_at = [_recorded_place(part["path"], given) for part in (*recorded.get("below", ()), recorded)]
+    in_place = len(then_at) == len(parts) and all(
+        place == path or Path(place).resolve() == Path(path).resolve()
+        for place, path in zip(then_at, parts, strict=True)
+    )
+    place, path = "+".join(then_at), "+".join(parts)
+    if all(Path(part).is_dir() and not check_checkpoint_complete(Path(part)) for part in parts):
+        then, now = recorded["fingerprint"], chain_fingerprints([Path(part) for part in parts], _store(given))[-1]
         if now == then:
             return []
         if in_place:

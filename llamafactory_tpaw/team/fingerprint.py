@@ -7,7 +7,7 @@ import itertools
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,6 +118,17 @@ def chain_fingerprints(folders: Sequence[Path], store_dir: Path, *, trust_stat: 
 def with_adapter(below: str, adapter: str) -> str:
     """Return the fingerprint of a model with one more adapter from those of the two."""
     return digest_json({"below": below, "adapter": adapter})
+
+
+def identity(own: str, described: Mapping[str, Any]) -> str:
+    r"""Return the fingerprint of all that a description names, from that of its own folder.
+
+    Args:
+        own: Of the folder: all of a whole model, or an adapter without what is below it.
+        described: As `tpaw.json` describes a θ, with what is `below` an adapter.
+    """
+    below = described.get("below")
+    return with_adapter(below[-1]["fingerprint"], own) if below else own
 
 
 def record_of(folder: Path, store_dir: Path) -> Path:

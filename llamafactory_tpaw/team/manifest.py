@@ -25,15 +25,16 @@ class Manifest:
         status: `training` from the first step on, `finished` when everything is saved; `checkpoint` in the folder of
             a checkpoint that training saved on its way.
         objective: `tpaw` or `tspin`.
-        policy: θ_t: `name`, `path`, `fingerprint`; `files` with the SHA-256 of each file that makes the model.
-        players: The team, oldest first: `name`, `path`, `fingerprint`.
+        policy: θ_t: `name`, `path`, `fingerprint`; `files` with the SHA-256 of each file in its folder. Of an adapter
+            `below` has `path` and `fingerprint` of the model, and of it with each adapter before.
+        players: The team, oldest first: `name`, `path`, `fingerprint`, `below`.
         triplets: The opponent data: entry, iteration, rows, digest, generator's fingerprint; `samples` a prompt, how
             many `failed`, and the `opponent` that generated instead of θ; `foreign` for others; `path`, and the digest
             `meta` of the meta file.
         tokenizer: Digest of the tokenizer.
         template: Name and digest of the template.
         settings: What the user gave, without keys that cannot change the result and without secrets.
-        result: θ_{t+1}: `name`, `fingerprint`, `dtype` and `files`, once finished.
+        result: θ_{t+1}: `name`, `fingerprint`, `dtype`, `files` and `below`, once finished.
         versions: Versions of the packages that matter.
         hardware: Device, processor and number of processes.
         seconds: Time spent by part; of a training that was interrupted, all that its result contains.
@@ -138,7 +139,8 @@ def moved_manifest(manifest: Manifest, old: Path, new: Path, **changes: Any) -> 
 
     def moved(described: dict[str, Any]) -> dict[str, Any]:
         paths = {key: described[key] for key in ("path", "opponent") if described.get(key)}
-        return described | {
+        below = {"below": [moved(part) for part in described["below"]]} if "below" in described else {}
+        return described | below | {
             key: os.path.relpath(old / path, new)
             for key, path in paths.items()
             if not os.path.isabs(path) and (old / path).exists()

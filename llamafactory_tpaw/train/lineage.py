@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from ..arguments.recorded import recorded_settings
+from ..arguments.start import Start
 from ..data.files import digest_file
 from ..data.opponents import FOREIGN, count_repeated
 from ..data.rounds import split_names
@@ -19,7 +20,7 @@ from ..data.source import find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, meta_path, read_meta
 from ..errors import DataError
 from ..plugin.logs import get_logger
-from ..team.fingerprint import digest_other_files, fingerprint_checkpoint, hash_weights, weight_dtype
+from ..team.fingerprint import digest_other_files, fingerprint_checkpoint, hash_weights, identity, weight_dtype
 from ..team.machine import hardware, now, versions
 from ..team.manifest import MANIFEST, Manifest, moved_manifest, read_manifest, relative_path, write_manifest
 from .setup import describe_template
@@ -63,7 +64,7 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
         iteration=run.finetuning.tpaw_iteration,
         status="training",
         objective=run.finetuning.tpaw_objective,
-        policy=_describe(setup.policy, folder) | {"files": _files(setup.policy.folder, store)},
+        policy=_describe(setup.policy, folder) | {"files": _files(setup.policy.home, store)},
         players=[_describe(member, folder) for member in setup.team],
         triplets=_triplets(run, setup),
         tokenizer=setup.encoder.tokenizer_digest,
@@ -148,9 +149,11 @@ def finish_manifest(run: RunArguments, manifest: Manifest, seconds: float) -> No
     """Record θ_{t+1} and set status `finished`: the last file that an iteration writes."""
     folder = Path(run.training.output_dir)
     store = Path(run.finetuning.tpaw_cache_dir)
+    below = _below_result(run, manifest)
     manifest.result = {
         "name": f"theta_{manifest.produces}",
-        "fingerprint": fingerprint_checkpoint(folder, store),
+        "fingerprint": identity(fingerprint_checkpoint(folder, store), below),
+        **below,
         "dtype": weight_dtype(folder),
         "files": {name: digest for name, digest in _files(folder, store).items() if name != MANIFEST},
     }
@@ -193,12 +196,25 @@ def _remove_older_checkpoints(folder: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
-def _describe(member: Member, folder: Path) -> dict[str, str]:
-    return {
+def _describe(member: Member, folder: Path) -> dict[str, Any]:
+    described = {
         "name": member.player.name,
         "path": relative_path(member.player.path, folder),
         "fingerprint": member.fingerprint,
     }
+    below = [
+        {"path": relative_path(name, folder), "fingerprint": fingerprint}
+        for name, fingerprint in zip(member.player.below, member.below, strict=True)
+    ]
+    return described | ({"below": below} if below else {})
+
+
+def _below_result(run: RunArguments, manifest: Manifest) -> dict[str, Any]:
+    """What θ_{t+1} is put on: all of θ_t where it is a new adapter, else what is below the one that was continued."""
+    start = Start.of(vars(run.model) | vars(run.finetuning))
+    policy = {name: manifest.policy[name] for name in ("path", "fingerprint")}
+    chain = [*manifest.policy.get("below", ()), policy]
+    return {"below": chain[: len(start.after("").adapters)]} if start.is_lora else {}
 
 
 def _own_round(run: RunArguments) -> TripletMeta | None:
