@@ -19,8 +19,10 @@ from ..arguments.recorded import different_settings, same_value
 from ..data.rounds import split_names
 from ..errors import ConfigError, DataError, TpawError
 from ..iteration.run_files import numbered
+from ..iteration.scaffold.model import UNKNOWN_MODEL
 from ..iteration.scaffold.settings import slug
 from ..iteration.succession import next_settings, own_round
+from ..plugin import facade
 from ..team.fingerprint import check_checkpoint_complete
 from ..team.manifest import MANIFEST, Manifest, path_from
 from ..team.players import HUB_NAME
@@ -86,9 +88,13 @@ class Checkpoint:
 def find_run(places: Places, model_name: Any, finetuning_type: Any, name: Any) -> Run:
     r"""Return a run by what LlamaBoard's page says; it need not be on disk.
 
+    Under `Custom` a run of another folder is named with it, `Tiny/tpaw`, see `run_names`.
+
     Raises:
         ConfigError: If a name is missing or could lead out of the saves folder.
     """
+    if model_name == UNKNOWN_MODEL and isinstance(name, str) and "/" in name:
+        model_name, _, name = name.partition("/")
     run = Run(places.name(name, "run"), places.run_folder(model_name, finetuning_type))
     places.output_dir(run.output_dir(0))
     return run
@@ -97,15 +103,29 @@ def find_run(places: Places, model_name: Any, finetuning_type: Any, name: Any) -
 def run_names(places: Places, model_name: Any, finetuning_type: Any) -> list[str]:
     r"""Return the names of a model's runs that are on disk, as run files or as output folders, in order.
 
+    `Custom` is LlamaBoard's name for whatever is not in its list of models: under it are also the runs of folders that
+    the list has no name for, such as `Tiny/tpaw`, which nothing else in the page leads to.
+
     Raises:
         ConfigError: If the model's name could lead out of the saves folder.
     """
     folder = places.run_folder(model_name, finetuning_type)
+    names = _names_in(places, folder)
+    if model_name == UNKNOWN_MODEL:
+        known = {name.replace(" ", "") for name in (*facade.SUPPORTED_MODELS, UNKNOWN_MODEL)}
+        others = {run.folder for run, _ in run_files(places)} | set(places.saves.glob(f"*/{folder.name}"))
+        for other in others:
+            if other.name == folder.name and other.parent.parent == places.saves and other.parent.name not in known:
+                names |= {f"{other.parent.name}/{name}" for name in _names_in(places, other)}
+    return sorted(names)
+
+
+def _names_in(places: Places, folder: Path) -> set[str]:
     names = {run.name for run, _ in run_files(places) if run.folder == folder}
     for path, parts in numbered_folders(folder):
         if (path / MANIFEST).is_file() or board_file(path) is not None:
             names.add(parts[0])
-    return sorted(names)
+    return names
 
 
 def iterations_of(places: Places, run: Run) -> list[Iteration]:

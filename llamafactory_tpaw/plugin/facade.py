@@ -14,12 +14,17 @@ from .status import PACKAGE, SUPPORTED, installed_version, way_out
 
 # Our name -> (LlamaFactory's module, its name there).
 NAMES: dict[str, tuple[str, str]] = {
-    "DEFAULT_TEMPLATE": ("extras.constants", "DEFAULT_TEMPLATE"),
+    "BOARD_CACHE": ("webui.common", "DEFAULT_CACHE_DIR"),
+    "BOARD_CONFIG": ("extras.constants", "LLAMABOARD_CONFIG"),
+    "BOARD_SAVES": ("webui.common", "DEFAULT_SAVE_DIR"),
     "ChatModel": ("chat.chat_model", "ChatModel"),
+    "DEFAULT_TEMPLATE": ("extras.constants", "DEFAULT_TEMPLATE"),
     "LogCallback": ("train.callbacks", "LogCallback"),
     "SaveProcessorCallback": ("train.callbacks", "SaveProcessorCallback"),
+    "PEFT_METHODS": ("extras.constants", "PEFT_METHODS"),
     "SUPPORTED_MODELS": ("extras.constants", "SUPPORTED_MODELS"),
     "TEMPLATES": ("data.template", "TEMPLATES"),
+    "TRAINING_STAGES": ("extras.constants", "TRAINING_STAGES"),
     "TRAIN_ARGS": ("hparams.parser", "_TRAIN_ARGS"),
     "VERSION": ("extras.env", "VERSION"),
     "check_dependencies": ("extras.misc", "check_dependencies"),
@@ -29,12 +34,14 @@ NAMES: dict[str, tuple[str, str]] = {
     "download_from_other_hub": ("extras.misc", "try_download_model_from_other_hub"),
     "get_dataset_list": ("data.parser", "get_dataset_list"),
     "get_logger": ("extras.logging", "get_logger"),
+    "get_save_dir": ("webui.common", "get_save_dir"),
     "get_template_and_fix_tokenizer": ("data.template", "get_template_and_fix_tokenizer"),
     "get_train_args": ("hparams.parser", "get_train_args"),
     "load_aligned_dataset": ("data.loader", "_load_single_dataset"),
     "load_model": ("model.loader", "load_model"),
     "load_tokenizer": ("model.loader", "load_tokenizer"),
     "plot_loss": ("extras.ploting", "plot_loss"),
+    "save_board_config": ("webui.common", "save_args"),
     "read_args": ("hparams.parser", "read_args"),
     "torch_gc": ("extras.misc", "torch_gc"),
 }

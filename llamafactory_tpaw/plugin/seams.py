@@ -10,7 +10,7 @@ from types import ModuleType, TracebackType
 from typing import NamedTuple
 
 from ..errors import TpawError
-from . import dispatch, stages
+from . import board, dispatch, stages
 from .arguments import extend_arguments
 from .given import mentions_stage
 from .interruption import exit_at_signals
@@ -32,6 +32,7 @@ class Seam(NamedTuple):
     required: bool
     apply: Callable[[ModuleType], None]
     fallback: Callable[[ModuleType], None] | None = None
+    board: bool = False
 
 
 SEAMS = (
@@ -71,6 +72,38 @@ SEAMS = (
         False,
         stages.extend_stages,
     ),
+    Seam(
+        "board_words",
+        "llamafactory.webui.locales.LOCALES",
+        "the texts of LlamaBoard's tab",
+        False,
+        board.extend_words,
+        board=True,
+    ),
+    Seam(
+        "board_run",
+        "llamafactory.webui.runner.Runner",
+        "what LlamaBoard's Start, Abort and Preview do",
+        False,
+        board.extend_runner,
+        board=True,
+    ),
+    Seam(
+        "board_train",
+        "llamafactory.webui.components.train.create_train_tab",
+        "LlamaBoard's tab for the `tpaw_*` keys",
+        False,
+        board.extend_train_tab,
+        board=True,
+    ),
+    Seam(
+        "board_tabs",
+        "llamafactory.webui.components.footer.create_footer",
+        "LlamaBoard's triplet browser and chat",
+        False,
+        board.extend_tabs,
+        board=True,
+    ),
 )
 
 
@@ -99,7 +132,7 @@ def callbacks(package: ModuleType) -> dict[str, Callable[[ModuleType], None]]:
 
 
 def _waiting(seam: Seam) -> SeamStatus:
-    return SeamStatus(seam.name, seam.target, seam.purpose, seam.required)
+    return SeamStatus(seam.name, seam.target, seam.purpose, seam.required, board=seam.board)
 
 
 def _apply(seam: Seam, status: SeamStatus, module: ModuleType) -> None:

@@ -33,6 +33,7 @@ class SeamStatus:
         required: Whether stage `tpaw` cannot run without it.
         state: `waiting` until LlamaFactory imports the module.
         reason: What is wrong, where the state is `missing`.
+        board: Whether LlamaBoard alone needs it, so that nothing else imports its module.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SeamStatus:
     required: bool
     state: Literal["waiting", "applied", "missing"] = "waiting"
     reason: str | None = None
+    board: bool = False
 
     @property
     def module(self) -> str:
@@ -101,7 +103,7 @@ def require_seams() -> None:
     if reason:
         raise ConfigError(f"Stage `tpaw` is not available: {reason}")
     for seam in list(RECORD.values()):
-        if seam.state == "waiting":
+        if seam.state == "waiting" and not seam.board:
             importlib.import_module(seam.module)
     message = missing_message()
     if message:
@@ -117,7 +119,7 @@ def _warn_untested() -> None:
     notices = [
         f"seam `{seam.name}`, `{seam.target}` ({seam.purpose}) is missing: {seam.reason}. Training is not affected."
         for seam in RECORD.values()
-        if seam.state == "missing"
+        if seam.state == "missing" and not seam.board
     ]
     version = installed_version()
     try:

@@ -125,6 +125,13 @@ def test_only_the_plugin_imports_llamafactory(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_only_the_board_imports_gradio(path: Path) -> None:
+    found = [line for line, module in imports_of(path) if module.partition(".")[0] == "gradio"]
+    inside = path.relative_to(ROOT / PACKAGE).as_posix()
+    assert not found or inside.startswith("board/") or inside == "plugin/board.py", f"gradio in lines {found}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_imports_go_one_way(path: Path) -> None:
     part = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
     in_plugin = part == PLUGIN
