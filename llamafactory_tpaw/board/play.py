@@ -17,13 +17,13 @@ from pathlib import Path
 from ..data.progress import PROGRESS_FILE
 from ..errors import ConfigError, EnvironmentProblem
 from ..plugin.given import read_given
-from ..plugin.interruption import exit_code, started_child
+from ..plugin.interruption import SAVING_S, exit_code, started_child
 from .text import plain
 
 
 PLACE = ".tpaw_play"
 # Asked to end, a run finishes its step and saves a checkpoint, and a managed server gives its memory back.
-PATIENCE_S = 600.0
+PATIENCE_S = SAVING_S + 60.0
 # Whoever asks again after so long wants the end at once.
 AGAIN_S = 10.0
 # So long the board's own end waits for a run to end well, before it is killed with the board.

@@ -1,15 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bar on a terminal, a line now and then elsewhere, nothing for what is short."""
+"""A bar on a terminal, a line now and then elsewhere, nothing for what is short; and a file for who watches."""
 
 from __future__ import annotations
 
 import io
+import itertools
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from llamafactory_tpaw.data import progress
-from llamafactory_tpaw.data.progress import BYTES, LINE_EVERY_S, Progress, track
+from llamafactory_tpaw.data.progress import (
+    BYTES,
+    LINE_EVERY_S,
+    PLAYING,
+    PROGRESS_FILE,
+    REPORT_EVERY_S,
+    SILENT,
+    Progress,
+    Report,
+    track,
+)
 
 
 class Clock:
@@ -89,3 +102,72 @@ def test_a_terminal_gets_a_bar_after_a_while(delay: float, is_shown: bool, monke
     shown = sys.stderr.getvalue()
     assert ("reading: 100%" in shown and "3/3" in shown) == is_shown
     assert "\n" in shown or not is_shown
+
+
+@pytest.fixture
+def file(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(PROGRESS_FILE, str(tmp_path / "progress.json"))
+    for name in (PLAYING, SILENT):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "progress.json"
+
+
+def test_a_file_says_how_far_it_is(file: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PLAYING, "2")
+    with Progress("D_0", 400, "prompt", 100, "generation") as shown:
+        begun = json.loads(file.read_text())
+        clock.now += 10
+        shown.update(50)
+        later = json.loads(file.read_text())
+    fixed = {"phase": "generation", "what": "D_0", "total": 400, "unit": "prompt", "playing": 2}
+    assert begun == fixed | {"done": 100, "per_second": None, "seconds_left": None, "ended": False}
+    assert later == fixed | {"done": 150, "per_second": 5.0, "seconds_left": 50.0, "ended": False}
+    assert json.loads(file.read_text()) == later | {"ended": True}
+    assert [path.name for path in file.parent.iterdir()] == ["progress.json"]
+
+
+def test_the_file_is_written_twice_a_second_and_at_the_end(
+    file: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    monkeypatch.setattr(progress, "_replace", lambda _, record: written.append((clock.now, record["done"])))
+    with Progress("theta_0", 1000, "sequence", phase="scoring") as shown:
+        for _ in range(999):
+            clock.now += 1 / 256
+            shown.update()
+    times = [now for now, _ in written]
+    assert written[0] == (1000.0, 0)
+    assert written[-1][1] == 999
+    assert all(later - earlier >= REPORT_EVERY_S for earlier, later in itertools.pairwise(times[:-1]))
+    assert len(written) == 1 + 7 + 1
+
+
+def test_without_a_name_there_is_no_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PROGRESS_FILE)
+    assert list(track([1, 2, 3], "reading")) == [1, 2, 3]
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "1"), (SILENT, "1")])
+def test_only_the_process_that_speaks_writes_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert list(track([1, 2, 3], "reading")) == [1, 2, 3]
+    assert not file.exists()
+
+
+def test_a_file_that_cannot_be_written_is_told_once(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "gone" / "progress.json"
+    monkeypatch.setenv(PROGRESS_FILE, str(path))
+    for _ in range(2):
+        assert list(track([1, 2, 3], "reading")) == [1, 2, 3]
+    said = f"llamafactory-tpaw: warning: how far the work is cannot be written to {path}: No such file or directory.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_run_file_that_is_played_can_be_named(file: Path) -> None:
+    Report("preparing", "theta_1", playing=1)
+    assert json.loads(file.read_text())["playing"] == 1

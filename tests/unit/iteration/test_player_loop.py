@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llamafactory_tpaw.data.progress import PLAYING, PROGRESS_FILE
 from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.iteration import player_loop
 from llamafactory_tpaw.iteration.checkpoints import ResumePoint
@@ -29,6 +30,7 @@ class World:
         self.states: dict[str, Any] = {}  # by file; an exception is raised
         self.codes: dict[str, Any] = {}  # by file; what its process ends with
         self.commands: list[list[str]] = []
+        self.environments: list[Any] = []
         self.streams: dict[str, Any] = {}
         self.told: list[tuple[int, str]] = []
         monkeypatch.setattr(player_loop, "find_progress", self.find_progress)
@@ -43,6 +45,7 @@ class World:
     def run_child(self, command: list[str], environment: Any, patience_s: float, **streams: Any) -> int:
         assert patience_s >= 600, "a checkpoint of a large model is saved when it is asked to end"
         self.commands.append(command)
+        self.environments.append(environment)
         self.streams = streams
         file = next(word for word in command if word.endswith(".yaml"))
         code = self.codes.get(file, 0)
@@ -80,6 +83,17 @@ def test_each_is_played_in_order_in_a_process_of_its_own(world: World) -> None:
         (1, "finished: saves/b holds theta_1."),
     ]
     assert (play.exit_code, world.streams) == (0, {})
+
+
+def test_who_watches_can_tell_which_one_is_played(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROGRESS_FILE, str(tmp_path / "progress.json"))
+    world.states = {"a.yaml": FINISHED}
+    world.play(item("a"), item("b"), item("c"))
+    assert [environment[PLAYING] for environment in world.environments] == ["1", "2"]
+    last = json.loads((tmp_path / "progress.json").read_text())
+    assert (last["phase"], last["what"], last["playing"]) == ("preparing", "theta_1", 2)
 
 
 def test_finished_ones_start_no_process(world: World) -> None:
