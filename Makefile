@@ -27,7 +27,7 @@ demo: $(VENV)/.tpaw-installed
 	@$(RUN) -m demo.run
 
 test: $(VENV)/.tpaw-installed-dev
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 # The tests find it on PATH, or by the variable CHROMIUM; they are skipped without it.
 chromium:

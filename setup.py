@@ -93,7 +93,7 @@ setup(
         "flash-attn": ["flash-attn>=2.6"],
         "eval": ["lm-eval>=0.4.5"],
         "ray": ["ray[default]>=2.40"],
-        "dev": ["build>=1.0", "playwright>=1.49", "pytest>=8", "ruff>=0.9", OPENAI],
+        "dev": ["build>=1.0", "playwright>=1.49", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", OPENAI],
     },
     entry_points={"console_scripts": ["llamafactory-tpaw = llamafactory_tpaw.cli:main"]},
     cmdclass={"build_startup": build_startup},

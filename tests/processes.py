@@ -89,6 +89,14 @@ def members_of(session: int) -> list[int]:
     return members
 
 
+def ends_soon(pid: int) -> bool:
+    """Whether a process that was told to end does so within a moment."""
+    end = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    return not is_running(pid)
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"

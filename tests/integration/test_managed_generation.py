@@ -15,6 +15,7 @@ from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.data.triplets import TripletMeta
 from tests import encoders
+from tests.processes import ends_soon
 from tests.runs import Project
 
 
@@ -73,5 +74,5 @@ def test_a_server_is_started_asked_and_ended(
         True,
     )
     said = (tmp_path / "data" / "tpaw" / "vllm_iter0.server-0.log").read_text(encoding="utf-8")
-    assert not psutil.pid_exists(int(said.partition("this is")[2].split()[0]))
+    assert ends_soon(int(said.partition("this is")[2].split()[0]))
     assert set(psutil.Process().children(recursive=True)) <= before
