@@ -8,6 +8,7 @@ from typing import Any
 
 from .engine import engine_problems
 from .fields import FIELDS, Range, TpawArguments, parse_number, parse_value
+from .start import Start
 
 
 # Keys of LlamaFactory that stage `tpaw` does not go with, the values that are harmless, and why.
@@ -19,8 +20,9 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "mix_strategy": (("concat",), "every round is used whole"),
     "mask_history": ((False,), "only the response is scored"),
     "train_on_prompt": ((False,), "only the response is scored"),
-    "adapter_name_or_path": ((), "this version trains all weights"),
-    "quantization_bit": ((), "this version trains all weights"),
+    "adapter_folder": ((), "each adapter is named by its own folder"),
+    "pissa_init": ((False,), "it changes the model that policy and players share"),
+    "use_kt": ((False,), "it replaces the forward pass that players and policy share"),
     "use_unsloth": ((False,), "it replaces the forward pass that players and policy share"),
     "rope_scaling": (
         ("linear", "yarn", "llama3"),
@@ -41,6 +43,7 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "dpo_label_smoothing": ((0, 0.0), "the loss has no label smoothing"),
     "ref_model": ((), "the reference models are `tpaw_players` here"),
 }
+FINETUNING_TYPES = ("full", "freeze", "lora")
 SAMPLING_KEYS = ("temperature", "top_p", "top_k")
 SAMPLING_NUMBERS: dict[str, tuple[type[int] | type[float], Range]] = {
     "temperature": (float, Range(0)),
@@ -86,20 +89,49 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
         One message a problem: what was given, what is allowed, what to do.
     """
     problems = [f"`{key}` is missing. Give {what}." for key, what in REQUIRED_KEYS.items() if not given.get(key)]
-    finetuning_type = given.get("finetuning_type", "lora")
-    if finetuning_type != "full":
-        default = "" if "finetuning_type" in given else " (LlamaFactory's default)"
-        problems.append(
-            f"`finetuning_type` is {finetuning_type}{default}, but this version of stage `tpaw` trains all weights. "
-            "Set `finetuning_type: full`."
-        )
     for key, (harmless, reason) in INCOMPATIBLE.items():
         value = given.get(key)
         if value is not None and value not in harmless:
             problems.append(f"`{key}: {value}` does not go with stage `tpaw`: {reason}. Remove it.")
     if given.get("tpaw_prompts"):
         problems += _sampling_problems(given)
-    return problems + engine_problems(given)
+    return problems + _method_problems(given) + engine_problems(given)
+
+
+def _method_problems(given: Mapping[str, Any]) -> list[str]:
+    """Check which weights are trained, and the adapters from which that starts."""
+    start = Start.of(given)
+    if start.finetuning_type not in FINETUNING_TYPES:
+        return [
+            f"`finetuning_type` is {start.finetuning_type}, but stage `tpaw` trains "
+            f"{', '.join(f'`{name}`' for name in FINETUNING_TYPES[:-1])} or `{FINETUNING_TYPES[-1]}`. Choose one."
+        ]
+    problems = []
+    adapters = ",".join(start.adapters)
+    bits = given.get("quantization_bit")
+    if adapters and not start.is_lora:
+        problems.append(
+            f"`adapter_name_or_path: {adapters}` does not go with `finetuning_type: {start.finetuning_type}`, which "
+            "trains the model itself. Set `finetuning_type: lora`, or merge the adapters into the model "
+            "(`llamafactory-cli export`) and name the result by `model_name_or_path`."
+        )
+    if bits and not start.is_lora:
+        problems.append(
+            f"`quantization_bit: {bits}` does not go with `finetuning_type: {start.finetuning_type}`: quantized "
+            "weights cannot be trained. Set `finetuning_type: lora`, or leave the key out."
+        )
+    if bits and adapters and start.new_adapter:
+        problems.append(
+            f"`create_new_adapter: true` merges {adapters} into the model, which `quantization_bit: {bits}` does not "
+            "allow. Leave it out: the iteration continues the adapter."
+        )
+    elif bits and len(start.adapters) > 1:
+        problems.append(
+            f"`adapter_name_or_path` has {len(start.adapters)} adapters, but a model with `quantization_bit: {bits}` "
+            "takes one, because none can be merged into it. Merge all but the last into the model that is quantized "
+            "(`llamafactory-cli export`)."
+        )
+    return problems
 
 
 def _sampling_problems(given: Mapping[str, Any]) -> list[str]:

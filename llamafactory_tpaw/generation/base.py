@@ -197,6 +197,7 @@ class EngineContext:
         stop_token_ids: Ids that end a response.
         devices: What `CUDA_VISIBLE_DEVICES` names for each device in sight; empty on the CPU.
         opponent: `tpaw_opponent_model`; empty where θ_t generates.
+        adapters: Folders of the adapters upon the model, in order.
     """
 
     run: RunArguments
@@ -208,6 +209,7 @@ class EngineContext:
     stop_token_ids: tuple[int, ...]
     devices: tuple[str, ...] = ()
     opponent: str = ""
+    adapters: tuple[Path, ...] = ()
 
 
 # Batches' worth of requests that an engine is given at once, and that an interruption costs at most. The more, the

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import copy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +14,9 @@ from ..data.prompts import load_prompts, selection
 from ..data.rounds import list_opponents, origin_problems, prompts_problems, split_names
 from ..data.triplets import read_meta
 from ..errors import DataError, EnvironmentProblem, Findings
-from ..plugin import facade
 from ..plugin.logs import get_logger
 from ..team.forward import autocast_dtype
+from ..team.loading import load_generator
 from ..team.machine import hardware
 from ..team.members import Team, load_team
 from ..team.opponent import load_opponent, served_identity
@@ -29,7 +29,6 @@ from .workflow import Job, run_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from ..arguments.parsed import RunArguments
     from ..data.prompts import PromptSet
@@ -118,6 +117,7 @@ def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[
         stop_token_ids=tuple(team.encoder.stop_token_ids(None if served else _eos_of(generator.folder))),
         devices=tuple(devices),
         opponent=named,
+        adapters=() if served else generator.adapters,
     )
     hf = args.tpaw_engine == HfEngine.name
     job = Job(
@@ -194,10 +194,9 @@ def _check_earlier_rounds(run: RunArguments, round_: Round, team: Team, prompts:
 
 def _load_engine(context: EngineContext) -> HfEngine:
     run, encoder = context.run, context.encoder
-    model_args = copy.copy(run.model)
-    model_args.model_name_or_path = str(context.model)
-    model = facade.load_model(encoder.tokenizer, model_args, run.finetuning, False)
-    model = model.to(device=run.training.device, dtype=getattr(torch, context.dtype))
+    model = load_generator(
+        run, encoder.tokenizer, Path(context.model), context.adapters, getattr(torch, context.dtype)
+    )
     stop_token_ids = encoder.stop_token_ids(model.generation_config.eos_token_id)
     batch_tokens = run.finetuning.tpaw_generate_batch_tokens
     return _OutOfMemoryAdvice(model, context.settings, stop_token_ids, encoder.tokenizer.pad_token_id, batch_tokens)

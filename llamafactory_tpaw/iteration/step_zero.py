@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ from ..data.layout import Row
 from ..errors import DataError, EnvironmentProblem, Findings
 from ..generation.base import Request, SamplingSettings
 from ..generation.hf import HfEngine
-from ..plugin import facade
-from ..team.fingerprint import fingerprint_checkpoint
+from ..team.fingerprint import chain_fingerprints
 from ..team.forward import ROUNDING, autocast, autocast_dtype, disable_dropout, response_logps
-from ..team.loading import release_memory
+from ..team.loading import load_generator, load_policy, release_memory, to_device
 from ..team.members import load_team
 from ..team.players import team_of
 from ..team.scorer import TeamScorer
@@ -144,9 +142,9 @@ def _recompute(run: RunArguments, plan: Plan, say: Callable[[str], object]) -> d
         if not player.is_local:
             continue
         say(f"the fingerprint of {player.name}")
-        folder, store = Path(player.path), Path(run.finetuning.tpaw_cache_dir)
-        kept = fingerprint_checkpoint(folder, store)
-        now = fingerprints[player.name] = fingerprint_checkpoint(folder, store, trust_stat=False)
+        folders, store = [Path(part) for part in player.parts], Path(run.finetuning.tpaw_cache_dir)
+        kept = chain_fingerprints(folders, store)[-1]
+        now = fingerprints[player.name] = chain_fingerprints(folders, store, trust_stat=False)[-1]
         if kept != now:
             problems.append(
                 f"{player.name} ({player.path}) has fingerprint {now[:12]}, but had {kept[:12]} when it was read "
@@ -172,7 +170,7 @@ def _load(run: RunArguments, plan: Plan, workload: Workload) -> tuple[TurnEncode
 def _as_policy(run: RunArguments, tokenizer: Any, triplets: Sequence[Triplet], names: Sequence[str]) -> _Policy:
     """Score as the Trainer does, then train a few steps on the sample."""
     started = _now(run)
-    model = facade.load_model(tokenizer, run.model, run.finetuning, True).to(run.training.device)
+    model = to_device(load_policy(run, tokenizer), run.training.device)
     load = _now(run) - started
     disable_dropout(model)
     shortcuts = find_shortcuts(model, run.training, run.finetuning)
@@ -221,11 +219,8 @@ def _sample_speed(
     run: RunArguments, plan: Plan, encoder: TurnEncoder, policy: Member, sample: Sample, rows: int
 ) -> float:
     """Seconds a token of a batch of generation, cut after a few tokens."""
-    model_args = copy.copy(run.model)
-    model_args.model_name_or_path = str(policy.folder)
-    model = facade.load_model(encoder.tokenizer, model_args, run.finetuning, False)
     dtype = torch.bfloat16 if run.finetuning.pure_bf16 else autocast_dtype(run.training) or torch.float32
-    model = model.to(device=run.training.device, dtype=dtype)
+    model = load_generator(run, encoder.tokenizer, policy.folder, policy.adapters, dtype)
     settings = SamplingSettings.of({**vars(run.generating), "seed": run.training.seed})
     stops = encoder.stop_token_ids(model.generation_config.eos_token_id)
     engine = HfEngine(

@@ -103,6 +103,7 @@ class TeamScorer:
             "fingerprint": member.fingerprint,
             "config": config_digest(member.folder),
             **self.numerics,
+            **self.players.numerics_of(member),
         }
         tolerance = ROUNDING[autocast_dtype(self.run.training)]
         cache = LogpCache(self.run.finetuning.tpaw_cache_dir, key, tolerance=tolerance)
@@ -183,8 +184,9 @@ class TeamScorer:
 
     def _score(self, member: Member, todo: Todo, cache: LogpCache, following: Member | None) -> None:
         # One process of a machine reads ahead for all of them.
-        ahead = following if self.processes.rank == self.processes.node else None
-        with self.players.open(member) as model, read_ahead(ahead), self.ready(model) as player:
+        reads = self.processes.rank == self.processes.node and following and following.folder != member.folder
+        ahead = following if reads else None
+        with self.players.open(member, following) as model, read_ahead(ahead), self.ready(model) as player:
             self._score_with(player, member, todo, cache)
         cache.flush()
 

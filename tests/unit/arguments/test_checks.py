@@ -38,11 +38,35 @@ def test_missing_keys(key: str, value: str | None) -> None:
 
 
 def test_finetuning_type() -> None:
-    (problem,) = setting_problems(GIVEN | {"finetuning_type": "lora"})
-    assert problem.startswith("`finetuning_type` is lora, but")
-    (problem,) = setting_problems({key: value for key, value in GIVEN.items() if key != "finetuning_type"})
-    assert problem.startswith("`finetuning_type` is lora (LlamaFactory's default), but")
-    assert problem.endswith("Set `finetuning_type: full`.")
+    for kind in ("full", "freeze", "lora", None):
+        assert setting_problems(GIVEN | {"finetuning_type": kind}) == []
+    (problem,) = setting_problems(GIVEN | {"finetuning_type": "oft"})
+    assert problem == ("`finetuning_type` is oft, but stage `tpaw` trains `full`, `freeze` or `lora`. Choose one.")
+
+
+LORA = {"finetuning_type": "lora", "adapter_name_or_path": "saves/a"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"adapter_name_or_path": "saves/a"},
+            "`adapter_name_or_path: saves/a` does not go with `finetuning_type: full`",
+        ),
+        ({"quantization_bit": 4}, "`quantization_bit: 4` does not go with `finetuning_type: full`"),
+        (LORA | {"quantization_bit": 4, "create_new_adapter": True}, "`create_new_adapter: true` merges saves/a into"),
+        (LORA | {"quantization_bit": 8, "adapter_name_or_path": ["a", "b"]}, "`adapter_name_or_path` has 2 adapters"),
+    ],
+)
+def test_adapters_and_quantized_models(changes: dict[str, Any], said: str) -> None:
+    (problem,) = setting_problems(GIVEN | changes)
+    assert problem.startswith(said)
+
+
+@pytest.mark.parametrize("changes", [{}, {"create_new_adapter": True}, {"quantization_bit": 4}])
+def test_good_adapters_have_no_problem(changes: dict[str, Any]) -> None:
+    assert setting_problems(GIVEN | LORA | changes) == []
 
 
 @pytest.mark.parametrize("key", INCOMPATIBLE)
