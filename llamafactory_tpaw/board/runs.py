@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ..arguments.fields import FIELDS
 from ..arguments.recorded import different_settings, same_value
+from ..arguments.start import Start
 from ..data.rounds import split_names
 from ..errors import ConfigError, DataError, TpawError
 from ..iteration.run_files import numbered
@@ -219,8 +220,10 @@ def following(places: Places, settings: Mapping[str, Any], count: int) -> list[d
         if file is None:
             continue
         for key in {*expected, *file} - edited:
-            if not same_value(file.get(key), expected.get(key)):
-                later[key] = copy.deepcopy(file.get(key))
+            if same_value(file.get(key), expected.get(key)):
+                continue
+            later.pop(key, None)
+            later |= {key: copy.deepcopy(file[key])} if key in file else {}
         expected = copy.deepcopy(file)
     return played
 
@@ -235,9 +238,10 @@ def checkpoints_of(places: Places, run: Run) -> list[Checkpoint]:
             continue  # what is wrong with it is said where it is chosen
         players = split_names(settings.get("tpaw_players")) or [str(settings.get("model_name_or_path") or "")]
         first = each.number + 1 - len(players)
-        paths |= {first + place: path for place, path in enumerate(players) if path and first + place >= 0}
+        named = {first + place: path for place, path in enumerate(players) if path and first + place >= 0}
+        paths = named | paths
         if each.state == "finished":
-            paths[each.number + 1] = each.output_dir
+            paths[each.number + 1] = Start.of(settings).after(each.output_dir).spelled
     return [Checkpoint(theta, paths[theta], _is_here(paths[theta])) for theta in sorted(paths)]
 
 
@@ -301,18 +305,25 @@ def _own_settings(places: Places, run: Run, number: int) -> dict[str, Any] | Non
 
 def _recorded(manifest: Manifest, folder: Path) -> dict[str, Any]:
     """The settings that a manifest knows, and where its model and players are now."""
-    players = [path_from(player["path"], folder) for player in manifest.players]
+    model, *adapters = _parts(manifest.policy, folder)
     settings = copy.deepcopy(manifest.settings) | {
-        "model_name_or_path": path_from(manifest.policy["path"], folder),
+        "model_name_or_path": model,
         "tpaw_iteration": manifest.iteration,
         "output_dir": folder.as_posix(),
     }
-    if players:
-        settings["tpaw_players"] = ",".join(players)
+    if adapters:
+        settings["adapter_name_or_path"] = ",".join(adapters)
+    if manifest.players:
+        settings["tpaw_players"] = ",".join("+".join(_parts(player, folder)) for player in manifest.players)
     opponents = [source.get("opponent") for source in manifest.triplets if source["iteration"] == manifest.iteration]
     if any(opponents):
         settings["tpaw_opponent_model"] = path_from(opponents[-1], folder)
     return settings
+
+
+def _parts(described: Mapping[str, Any], folder: Path) -> list[str]:
+    """Where the model of a recorded θ and the adapters upon it are now."""
+    return [path_from(part["path"], folder) for part in (*described.get("below", ()), described)]
 
 
 def _state(places: Places, run: Run, number: int) -> Iteration:
