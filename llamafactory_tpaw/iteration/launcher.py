@@ -19,6 +19,7 @@ from ..generation.share import Share
 from ..plugin.given import is_on, is_true, read_given
 from ..plugin.interruption import end_like_child, end_with_parent, run_child
 from ..plugin.logs import get_logger
+from ..plugin.ranks import decided_once
 from ..team.manifest import Manifest
 from .check import check_start
 from .checkpoints import find_resume_point
@@ -117,6 +118,11 @@ def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
     """
     _go_where_started()
     given = read_given(args)
+    # Files may look different from another machine, or a moment later.
+    return given | decided_once(lambda: _decide(given))
+
+
+def _decide(given: dict[str, Any]) -> dict[str, Any]:
     manifest = _stop_if_finished(given)
     plan = make_plan(given)
     refuse_engine(given)
@@ -128,9 +134,9 @@ def before_parse(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
             "settings first."
         )
     if not is_true(given, "do_train"):
-        return given
+        return {}
     with hold_output(given):
-        return given | _where_to_continue(given, manifest)
+        return _where_to_continue(given, manifest)
 
 
 def generate(argv: list[str]) -> int:

@@ -35,11 +35,12 @@ def extend_tuner(module: ModuleType) -> None:
         SeamMissing: If the dispatch is not built as expected; nothing is changed then.
     """
     check_function(module, "_training_function", parameters=("config",), uses=("get_train_args", "run_ppo"))
-    check_function(module, "run_exp", parameters=("args", "callbacks"), uses=("_training_function",))
+    run_exp = check_function(module, "run_exp", parameters=("args", "callbacks"), uses=("_training_function",))
     get_train_args = check_function(module, "get_train_args", parameters=("args",))
     run_ppo = check_function(module, "run_ppo", parameters=RUN_PARAMETERS)
     module.get_train_args = _wrap_get_train_args(get_train_args)
     module.run_ppo = _wrap_run_ppo(run_ppo)
+    module.run_exp = _wrap_run_exp(run_exp)
 
 
 def guard_tuner(module: ModuleType) -> None:
@@ -64,7 +65,7 @@ def extend_launcher(module: ModuleType) -> None:
     Raises:
         SeamMissing: If `launch` is not built as expected.
     """
-    original = check_function(module, "launch", uses=("argv", "run_exp"))
+    original = check_function(module, "launch", uses=("argv", "run_exp", "subprocess"))
 
     @functools.wraps(original)
     def launch() -> Any:
@@ -77,6 +78,7 @@ def extend_launcher(module: ModuleType) -> None:
                 failures.explained(lambda: failures.settings_in(arguments)),
                 _prepared(arguments),
                 ranks.collect_error(),
+                ranks.watched_torchrun(module),
             ):
                 return original()
         except TpawError as error:
@@ -127,6 +129,18 @@ def _asks_help(args: Any) -> bool:
 def _refuse_backend_switch() -> None:
     if given.is_on("USE_MCA"):
         raise ConfigError("USE_MCA is set, but stage `tpaw` trains with transformers' Trainer only. Unset USE_MCA.")
+
+
+def _wrap_run_exp(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def run_exp(*positional: Any, **named: Any) -> Any:
+        args = positional[0] if positional else named.get("args")
+        if not ranks.is_rank() or given.stage_of(sys.argv[1:] if args is None else args) != STAGE:
+            return original(*positional, **named)
+        with ranks.as_rank():
+            return original(*positional, **named)
+
+    return run_exp
 
 
 def _wrap_get_train_args(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -127,10 +127,18 @@ def exit_at_signals() -> None:
                 signal.signal(number, end)
 
 
-def report(stop: KeyboardInterrupt) -> int:
-    """Say that what is done is kept, unless the process that waits for this one says it, and return the exit code."""
+def report(stop: KeyboardInterrupt, silent: bool = False) -> int:
+    r"""Say that what is done is kept, unless the process that waits for this one says it.
+
+    Args:
+        stop: What ended the work.
+        silent: Whether another process says it.
+
+    Returns:
+        The exit code.
+    """
     code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-    if not is_waited_for():
+    if not silent and not is_waited_for():
         sys.stderr.write(_message(code))
         sys.stderr.flush()
     return code
