@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,6 @@ from ..report.collect import Accuracy, Method, Point, read_accuracies, read_run
 from ..report.render import Page, draw_pictures, render_page
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from .locales import say
-from .text import escaped
 from .training_log import TrainingLog
 
 
@@ -26,6 +26,7 @@ WEIGHTS = "model.safetensors"
 HASHED_BYTES = 256 * 1024**2
 PARTS = ("generate", "score", "train")
 NONE = "–"
+UNUSUAL = re.compile(r"[^\w.-]+")  # in a file's name: nothing of Markdown or HTML
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Summary:
         return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
     def _columns(self, lang: str | None) -> list[tuple[str, Callable[[Result], str]]]:
-        task = say("column_task_accuracy", lang) + (f" ({escaped(self.task)})" if self.task else "")
+        task = say("column_task_accuracy", lang) + (f" ({UNUSUAL.sub(' ', self.task)})" if self.task else "")
         return [
             (say("column_theta", lang), lambda result: f"θ_{result.number}"),
             (say("column_status", lang), lambda result: _status(result, lang)),
