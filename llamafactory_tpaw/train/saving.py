@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 
 State = dict[Path, tuple[int, int]]
@@ -35,3 +38,14 @@ def _state(folder: Path) -> State:
     """Time of change and size of every file directly in the folder."""
     stats = {path: path.stat() for path in folder.glob("*") if path.is_file()}
     return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
+
+
+@functools.cache
+def let_torch_load_to_cpu() -> None:
+    """Let the Trainer load the optimizer's state where it trains in several processes on the CPU.
+
+    It asks for the process's device, which accelerate calls `cpu:<n>` there, and torch knows only `cpu`.
+    """
+    torch.serialization.register_package(
+        0, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+    )
