@@ -58,7 +58,7 @@ def _build() -> dict[str, Component]:
         add(gr.Textbox, "tpaw_browser_search", lines=1, max_lines=1, scale=2)
     add(gr.HTML, "tpaw_browser_counts")
     add(gr.HTML, "tpaw_browser_rows")
-    with gr.Row(equal_height=True):
+    with gr.Row():
         add(gr.Button, "tpaw_browser_prev")
         add(gr.Number, "tpaw_browser_page", value=1, minimum=1, precision=0)
         add(gr.Button, "tpaw_browser_next")
@@ -77,7 +77,7 @@ class _Browser:
         self.page, self.elements = page, elements
 
     def listen(self) -> None:
-        """Connect the elements."""
+        """Connect the elements. What is chosen is checked here: the browser may be ahead of the lists it was sent."""
         page, lang = self.page, self.page.lang
         where = [page.model_name, page.finetuning_type, page.dataset_dir]
         run, file, equal, truncated, search = self._get("run", "file", "equal", "truncated", "search")
@@ -90,18 +90,23 @@ class _Browser:
             self.offer_runs,
             [run, *where],
             [run],
+            preprocess=False,
         )
         for event in (offered.then, run.change):
-            event(self.offer_files, [run, file, *where], [file]).then(self.show, inputs, outputs)
+            event(self.offer_files, [run, file, *where], [file], preprocess=False).then(
+                self.show, inputs, outputs, preprocess=False
+            )
         first = gr.on(
             [file.change, equal.change, truncated.change, search.submit], lambda: 1, outputs=[number], queue=False
         )
         for event in (first.then, number.submit):
-            event(self.show, inputs, outputs)
+            event(self.show, inputs, outputs, preprocess=False)
         for button, step in ((back, -1), (forth, 1)):
-            button.click(_turn(step), [number], [number], queue=False).then(self.show, inputs, outputs)
+            button.click(_turn(step), [number], [number], queue=False).then(
+                self.show, inputs, outputs, preprocess=False
+            )
         lang.change(lambda lang: [gr.Dropdown(choices=_filters(lang))] * 2, [lang], [equal, truncated]).then(
-            self.show, inputs, outputs
+            self.show, inputs, outputs, preprocess=False
         )
 
     def _get(self, *names: str) -> list[Any]:
@@ -141,7 +146,7 @@ class _Browser:
         """Show a page of what the filters let through; the last one where there are not so many."""
         if not file:
             return _line(say("browser_choose", lang)), "", 1
-        wanted = Filter(WANTED.get(equal, ("", None))[1], WANTED.get(truncated, ("", None))[1], search or "")
+        wanted = Filter(*(WANTED.get(str(kind), ("", None))[1] for kind in (equal, truncated)), str(search or ""))
         try:
             triplets = open_triplets(self.page.places(dataset_dir), file)
             counts = triplets.counts()

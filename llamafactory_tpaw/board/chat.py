@@ -93,7 +93,7 @@ class _Chat:
         self.page, self.elements, self.pair = page, elements, pair
 
     def listen(self) -> None:
-        """Connect the elements."""
+        """Connect the elements. What is chosen is checked here: the browser may be ahead of the lists it was sent."""
         page, lang, history = self.page, self.page.lang, gr.State([])
         where = [page.model_name, page.finetuning_type, page.dataset_dir]
         run, first, second, template, system, trust = self._get(
@@ -110,10 +110,11 @@ class _Chat:
             self.offer,
             [lang, run, first, second, *where],
             [run, first, second],
+            preprocess=False,
         ).then(self.show, [lang, history], [left, right])
-        run.change(self.fill_in, [lang, run, *where], chosen)
+        run.change(self.fill_in, [lang, run, *where], chosen, preprocess=False)
         lang.change(self.show, [lang, history], [left, right])
-        load.click(self.load, [lang, run, first, second, template, trust, *where], shown)
+        load.click(self.load, [lang, run, first, second, template, trust, *where], shown, preprocess=False)
         unload.click(self.unload, [lang], shown)
         asking = {"fn": self.ask, "inputs": [lang, query, history, system, *sampling], "outputs": [query, *shown]}
         gr.on([send.click, query.submit], show_progress="hidden", **asking)
@@ -186,7 +187,8 @@ class _Chat:
             gr.Warning(notes[0])
         try:
             run, checkpoints = self._checkpoints(name, Where(*where))
-            if run is None or not {first, second} <= set(checkpoints) or template not in facade.TEMPLATES:
+            offered = first in list(checkpoints) and second in list(checkpoints) and template in list(facade.TEMPLATES)
+            if run is None or not offered:
                 yield say("chat_choose", lang), *keep
                 return
             if self.pair.loaded:

@@ -26,7 +26,7 @@ STYLE = """<style>
   unicode-bidi: plaintext; font-size: var(--text-md); line-height: 1.45; color: var(--body-text-color); }
 .tpaw-talk { min-height: 16em; max-height: 32em; overflow-y: auto; display: flex; flex-direction: column-reverse; }
 .tpaw-talk .tpaw-text { max-height: none; }
-.tpaw-question { border-left: 3px solid var(--color-accent); padding-left: 8px; }
+.tpaw-question { margin: 10px 0 4px; border-left: 3px solid var(--color-accent); padding-left: 8px; }
 @media (max-width: 800px) { .tpaw-columns { grid-template-columns: minmax(0, 1fr); }
   .tpaw-cell + .tpaw-cell { border-left: 0; border-top: 1px solid var(--border-color-primary); } }
 </style>"""
@@ -72,8 +72,9 @@ def conversation_html(name: str, lines: Sequence[Line], lang: str | None) -> str
         lines: Questions (`user`) and answers (`assistant`), oldest first.
         lang: Language of the page.
     """
-    parts = [_asked(line) if line.role == "user" else _text(line.text) for line in reversed(lines)]
-    talk = f'<div class="tpaw-talk" role="log" tabindex="0">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+    parts = [_asked(line) if line.role == "user" else _text(line.text) for line in lines]
+    # Within what is turned around, the lines are one: it is that which is shown from its end.
+    talk = f'<div class="tpaw-talk" role="log" tabindex="0"><div>{"".join(parts)}</div></div>'
     title = name or say("chat_unloaded", lang)
     return f'{STYLE}<div class="tpaw-row">{_cell("tpaw-conversation", title, talk)}</div>'
 

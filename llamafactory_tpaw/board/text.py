@@ -27,8 +27,8 @@ def plain(text: object) -> str:
 
 
 def escaped(text: object) -> str:
-    """Return a text as HTML that shows it as it is: also in an attribute in quotes."""
-    return html.escape(plain(text), quote=True)
+    """Return a text as HTML that shows it as it is: also in an attribute in quotes, and to Gradio's translation."""
+    return html.escape(plain(text), quote=True).replace("__i18n__", "__i18n&#95;&#95;")
 
 
 def _shown(found: re.Match[str]) -> str:

@@ -4,11 +4,17 @@
 from .language import Translations, button, hinted, labelled, titled
 
 
-_RUN = {"en": "Run", "ru": "Запуск", "zh": "运行名称", "ko": "실행 이름", "ja": "ラン名"}
+_RUN = labelled(
+    en=("Run", "Of the model chosen above."),
+    ru=("Запуск", "Выбранной выше модели."),
+    zh=("运行名称", "上方所选模型的运行。"),
+    ko=("실행 이름", "위에서 선택한 모델의 실행."),
+    ja=("ラン名", "上で選択したモデルのラン。"),
+)
 
 BROWSER: dict[str, Translations] = {
     "tpaw_browser_tab": titled(en="Triplets", ru="Тройки", zh="三元组", ko="트리플릿", ja="トリプレット"),
-    "tpaw_browser_run": titled(**_RUN),
+    "tpaw_browser_run": _RUN,
     "tpaw_browser_file": labelled(
         en=("Triplets", "Rounds of the run, or of the dataset folder."),
         ru=("Тройки", "Раунды запуска или каталога данных."),
@@ -30,12 +36,12 @@ BROWSER: dict[str, Translations] = {
         ko=("잘림", "길이 제한에서 잘림."),
         ja=("切断", "長さ制限で切れたもの。"),
     ),
-    "tpaw_browser_search": hinted(
-        en=("Search", "Text in prompt, target or generated"),
-        ru=("Поиск", "Текст в промпте или ответах"),
-        zh=("搜索", "提示词、目标或生成中的文本"),
-        ko=("검색", "프롬프트나 응답에 있는 텍스트"),
-        ja=("検索", "プロンプトや応答に含まれる文字列"),
+    "tpaw_browser_search": labelled(
+        en=("Search", "Text in prompt, target or generated."),
+        ru=("Поиск", "Текст в промпте или ответах."),
+        zh=("搜索", "提示词、目标或生成中的文本。"),
+        ko=("검색", "프롬프트나 응답에 있는 텍스트."),
+        ja=("検索", "プロンプトや応答に含まれる文字列。"),
     ),
     "tpaw_browser_page": titled(en="Page", ru="Страница", zh="页数", ko="페이지", ja="ページ"),
     "tpaw_browser_prev": button(en="Previous", ru="Назад", zh="上一页", ko="이전", ja="前へ"),
@@ -45,7 +51,7 @@ BROWSER: dict[str, Translations] = {
 
 CHAT: dict[str, Translations] = {
     "tpaw_chat_tab": titled(en="Compare θ", ru="Сравнение θ", zh="对比 θ", ko="θ 비교", ja="θ の比較"),
-    "tpaw_chat_run": titled(**_RUN),
+    "tpaw_chat_run": _RUN,
     "tpaw_chat_first": labelled(
         en=("First checkpoint", "Answers on the left."),
         ru=("Первая контрольная точка", "Отвечает слева."),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llamafactory_tpaw.board import compare
 from llamafactory_tpaw.board.compare import Checkpoint, Pair, Sampling, chat_arguments
@@ -170,6 +171,27 @@ def test_unloading_waits_for_who_loads(pair: Pair, monkeypatch: pytest.MonkeyPat
     go_on.set()
     thread.join(60)
     assert failed == ["θ_0 (a) cannot be loaded: stopped"]
+
+
+def test_an_adapter_is_loaded_on_its_base(pair: Pair, tiny_model: Path, tmp_path: Path) -> None:
+    """Written with its base, or alone as the folder that an iteration wrote: then the run says the base."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"),
+    )
+    model.save_pretrained(tmp_path / "play_iter0")
+    alone = Checkpoint("θ_1", str(tmp_path / "play_iter0"))
+    written_out = Checkpoint("θ_1", f"{tiny_model}+{alone.path}")
+    load(pair, [alone, Checkpoint("θ_0", str(tiny_model))], model_name_or_path=str(tiny_model))
+    adapted, plain = answers(pair)
+    assert adapted != plain
+    pair.unload()
+    load(pair, [written_out, Checkpoint("θ_0", str(tiny_model))])
+    assert answers(pair) == [adapted, plain]
 
 
 def test_what_the_chat_model_is_opened_with() -> None:

@@ -106,9 +106,15 @@ def test_an_empty_page_says_so_in_each_language() -> None:
     assert "没有匹配的三元组。" in triplets_html([], "zh")
 
 
-def test_the_newest_line_of_a_conversation_is_in_view() -> None:
-    """The box fills from below, so the newest comes first in the page's source."""
+def test_a_conversation_is_shown_from_its_end() -> None:
+    """The lines are in order, in a box that fills from below."""
     page = conversation_html("θ_1", [Line("user", "question"), Line("assistant", "answer")], "en")
-    assert read(page).text.rindex("answer") < read(page).text.rindex("question")
+    assert read(page).text.rindex("question") < read(page).text.rindex("answer")
     assert "column-reverse" in page
     assert read(page).text.count("θ_1") == 1
+
+
+def test_nothing_is_left_for_gradio_to_translate() -> None:
+    """Gradio takes what follows this mark for the key of a text in the browser's language."""
+    assert "__i18n__" not in escaped('__i18n__{"key": "common.clear"}')
+    assert "__i18n__{" in read(escaped('__i18n__{"key": 1}')).text
