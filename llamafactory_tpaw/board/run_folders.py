@@ -15,12 +15,11 @@ from ..errors import ConfigError, DataError, TpawError
 from ..iteration.run_files import numbered
 from ..iteration.succession import split_numbered
 from ..plugin.given import mentions_stage, read_given
+from ..team.fingerprint import BOARD_FILE
 from ..team.manifest import Manifest, read_manifest
 from .places import Places
 
 
-# As LlamaBoard calls the file in an output folder that it starts training with.
-BOARD_FILE = "training_args.yaml"
 RUN_FILE = re.compile(r".+_iter\d+\.ya?ml")
 MOST_ITERATIONS = 1000
 

@@ -50,7 +50,6 @@ __all__ = [
     "settings_of", "unreadable", "write_run_files",
 ]  # fmt: skip
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 State = Literal["finished", "interrupted", "new", "damaged"]
 
 
@@ -360,7 +359,6 @@ def _is_here(player: str) -> bool:
         folder = Path(part)
         if HUB_NAME.fullmatch(part) and not folder.exists() and not folder.parent.is_dir():
             continue
-        adapter = all((folder / name).is_file() for name in ADAPTER_FILES)
-        if not adapter and check_checkpoint_complete(folder):
+        if check_checkpoint_complete(folder):
             return False
     return True

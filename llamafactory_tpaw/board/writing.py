@@ -15,9 +15,9 @@ from ..errors import ConfigError, Findings
 from ..iteration.scaffold.writing import write_project
 from ..iteration.succession import own_round
 from ..iteration.yaml_text import settings_text
+from ..team.fingerprint import BOARD_FILE
 from .datasets import dataset_info
 from .places import Places
-from .run_folders import BOARD_FILE
 
 
 def write_run_files(places: Places, settings_list: Sequence[Mapping[str, Any]]) -> list[Path]:

@@ -28,6 +28,8 @@ OTHER_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template*", "*.model", "*.tiktoken", "*.py",
 )  # fmt: skip
+# As LlamaBoard calls the run file that it writes into an output folder before anything else is there.
+BOARD_FILE = "training_args.yaml"
 VOLATILE_CONFIG_KEYS = frozenset(
     {"transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype", "use_cache"}
 )
@@ -193,9 +195,20 @@ def config_digest(folder: Path) -> str:
 
 def _folder_problems(folder: Path) -> list[str]:
     if folder.is_dir():
-        return []
+        return _prepared_problems(folder)
     kind = "is not a folder" if folder.exists() else "does not exist"
     return [f"{folder} {kind}. Give the folder of a saved checkpoint."]
+
+
+def _prepared_problems(folder: Path) -> list[str]:
+    """Say of a folder that LlamaBoard made for a later iteration that this one is still to be played."""
+    saved = (path for pattern in ("config.json", "*.safetensors", "*.bin") for path in folder.glob(pattern))
+    if not (folder / BOARD_FILE).is_file() or is_adapter(folder) or any(saved):
+        return []
+    return [
+        f"{folder} holds no checkpoint yet, only {BOARD_FILE}, with which LlamaBoard plays the iteration that saves "
+        "it there. Play that first, or give the folder of a saved checkpoint."
+    ]
 
 
 def _stable_config(value: Any) -> Any:

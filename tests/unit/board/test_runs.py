@@ -211,8 +211,9 @@ def test_adapters_and_names_of_a_hub_are_checkpoints(places: Places, run: runs.R
     adapter.mkdir(parents=True)
     change("tiny_tpaw_iter0", tpaw_players="org/model+saves/Tiny/lora/sft", model_name_or_path="org/model")
     assert not runs.checkpoints_of(places, run)[0].here
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (adapter / name).write_text("{}")
+    save_model(str(adapter))
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    (adapter / "config.json").rename(adapter / "adapter_config.json")
     assert runs.checkpoints_of(places, run)[0].here
 
 

@@ -48,6 +48,16 @@ def test_missing_folder_config_and_weights(tmp_path: Path, store: Path) -> None:
     assert "must hold a JSON object" in check_checkpoint_complete(folder)[0]
 
 
+def test_a_folder_that_is_only_prepared_is_to_be_played(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "training_args.yaml").write_text("stage: tpaw\n")
+    (problem,) = check_checkpoint_complete(folder)
+    assert problem.startswith(f"{folder} holds no checkpoint yet, only training_args.yaml")
+    save_single(folder, make_tensors())
+    assert check_checkpoint_complete(folder) == []
+
+
 def test_shards_without_an_index_are_mentioned(tmp_path: Path) -> None:
     folder = save_sharded(tmp_path / "a", make_tensors())
     (folder / "model.safetensors.index.json").unlink()
