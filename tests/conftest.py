@@ -17,24 +17,20 @@ from pathlib import Path
 
 import pytest
 
-from tests import runs, tiny
+from tests import runs, tiny, workers
 
 
 # A shell's `&` and `nohup` have Ctrl-C ignored, also by the commands that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Fixtures that run several commands: all files that use one of them stay on one worker.
-SHARED_RUNS = ("played",)
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let a worker of pytest-xdist take whole files, and the files that share a run together."""
-    groups = {item.path: name for item in items for name in SHARED_RUNS if name in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, str(item.path))))
+    if config.pluginmanager.hasplugin("dsession"):
+        config.pluginmanager.register(workers.Distribution(), "tpaw-distribution")
 
 
 @pytest.fixture(autouse=True)
