@@ -102,9 +102,20 @@ def _config_problems(given: Mapping[str, Any], config: Mapping[str, Any]) -> lis
             f"{where} asks for ZeRO-{stage}, which DeepSpeed cannot evaluate with unless it trains. Switch it off on "
             "the command line (`deepspeed=null`)."
         )
-    if stage == 3 and is_true(given, "use_cpu") and installed and Version(installed) < Version(DEEPSPEED):
+    if is_true(given, "use_cpu"):
+        problems.append(
+            "`deepspeed` is set with `use_cpu`, where accelerate leaves DeepSpeed's start out. Remove `use_cpu`; with "
+            "DS_ACCELERATOR=cpu and an empty CUDA_VISIBLE_DEVICES, DeepSpeed trains on the CPU."
+        )
+    if stage == 3 and _on_cpu() and installed and Version(installed) < Version(DEEPSPEED):
         problems.append(
             f"DeepSpeed {installed} is installed, and ZeRO-3 on the CPU (gloo) needs {DEEPSPEED} or later: 0.18.4 was "
             f"seen to load corrupted weights there. Install it ({INSTALL})."
         )
     return problems
+
+
+def _on_cpu() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()

@@ -125,7 +125,9 @@ def shard(model: torch.nn.Module, training_args: Any, precision: Precision) -> t
         import deepspeed
 
         config = player_config(training_args.hf_deepspeed_config.config)
-        return deepspeed.initialize(model=model, config=config)[0].eval()
+        engine = deepspeed.initialize(model=model, config=config)[0]
+        engine.eval()
+        return engine
     if kind == "fsdp":
         return fully_sharded(model, training_args.device, precision.weights)
     return model
