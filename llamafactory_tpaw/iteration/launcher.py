@@ -24,6 +24,7 @@ from ..team.manifest import Manifest
 from .check import check_start
 from .checkpoints import find_resume_point
 from .distributed import refuse_engine
+from .nodes import node_rank, others_told, wait_for_triplets
 from .preflight import Plan, finished_manifest, key_problems, make_plan, refuse_other_stage
 
 
@@ -55,9 +56,7 @@ def prepare(argv: list[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_output(given))
         if plan.to_generate and is_true(given, "do_train"):
-            files = ", ".join(str(round_.path) for round_ in plan.to_generate)
-            logger.info_rank0(f"{files}: generated first, in a process of its own.")
-            _generate_in_child(argv)
+            _have_generated(plan, argv)
         if is_on("USE_RAY"):
             stack.close()  # Ray's workers do not know what this process holds: theirs takes the lock itself.
             os.environ[STARTED_IN] = os.getcwd()
@@ -227,6 +226,18 @@ def _require_triplets(plan: Plan) -> None:
     if plan.to_generate:
         missing = ", ".join(str(round_.path) for round_ in plan.to_generate)
         raise DataError(f"{missing} is not there yet. Run `llamafactory-tpaw generate` with the same settings first.")
+
+
+def _have_generated(plan: Plan, argv: list[str]) -> None:
+    """Generate what is missing, on one node of several; the others wait for it."""
+    node = node_rank()
+    if node:
+        wait_for_triplets(plan.to_generate)
+        return
+    files = ", ".join(str(round_.path) for round_ in plan.to_generate)
+    logger.info_rank0(f"{files}: generated first, in a process of its own.")
+    with contextlib.nullcontext() if node is None else others_told(plan.to_generate):
+        _generate_in_child(argv)
 
 
 def _generate_in_child(argv: list[str]) -> None:

@@ -93,4 +93,5 @@ def end_if_stopped(trainer: Trainer) -> None:
     """
     callbacks = trainer.callback_handler.callbacks
     if any(callback.stopped for callback in callbacks if isinstance(callback, StopBetweenSteps)):
+        trainer.accelerator.wait_for_everyone()  # torchrun ends all processes when the first one ends
         raise Terminated
