@@ -23,12 +23,15 @@ from ..iteration.playlist import Item, check_runs, find_progress
 from ..iteration.preflight import make_plan
 from ..iteration.succession import own_round
 from ..plugin import facade
+from ..plugin.logs import get_logger
 from . import watch
 from .arguments import STAGE, elements_from, settings_from
+from .charts import Charts
 from .locales import say
 from .places import Places
 from .play import Play
 from .runs import following, write_run_files
+from .summary import write_run_report
 
 
 REFRESH_S = 0.7
@@ -44,19 +47,25 @@ class Session:
     Attributes:
         play: The run that plays or played last; None before the first one.
         settings: Its iterations.
+        charts: Of it.
+        report: Its report, when it has ended and an iteration is finished.
     """
 
     def __init__(self, runner: Any) -> None:
         self.runner, self.manager = runner, runner.manager
         self.play: Play | None = None
         self.settings: list[dict[str, Any]] = []
-        self._ready = threading.Event()  # cleared while a start is being checked
+        self.charts: Charts | None = None
+        self.report: Path | None = None
+        # Cleared while a start is being checked, and while a run plays and its report is written.
+        self._ready, self._ended = threading.Event(), threading.Event()
         self._ready.set()
+        self._ended.set()
 
     @property
     def active(self) -> bool:
         """Whether a run is being started, plays, or still ends."""
-        return not self._ready.is_set() or (self.play is not None and self.play.running)
+        return not (self._ready.is_set() and self._ended.is_set())
 
     def values(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         """What the page shows, by the elements' full ids."""
@@ -143,6 +152,8 @@ class Session:
         while play.running:
             yield self._show(watch.snapshot(play), lang)
             play.wait(REFRESH_S)
+        while not self._ended.wait(REFRESH_S):
+            yield {self._output: say("phase_report", lang)}
         last = watch.snapshot(play)
         text = last.label(lang)
         (gr.Warning if last.state == "failed" else gr.Info)(text)
@@ -168,13 +179,21 @@ class Session:
             facade.save_board_config(str(Path(settings["output_dir"], facade.BOARD_CONFIG)), config)
         distributed = any(settings.get("deepspeed") for settings in runs)
         folders = [settings["output_dir"] for settings in runs]
-        self.play = Play(files, folders, {"FORCE_TORCHRUN": "1"} if distributed else None).start()
+        play = Play(files, folders, {"FORCE_TORCHRUN": "1"} if distributed else None).start()
+        self._ended.clear()
+        self.play, self.charts, self.report = play, Charts.of(play), None
         threading.Thread(target=self._wait, args=(self.play,), name="tpaw-session", daemon=True).start()
 
     def _wait(self, play: Play) -> None:
         """LlamaBoard's other stages can start when the run has ended, whether a page is open or not."""
         play.wait()
-        self._become_idle()
+        try:
+            self.report = write_run_report(play.folders)
+        except TpawError as error:
+            get_logger(__name__).warning_rank0(f"There is no report of the run: {error}")
+        finally:
+            self._become_idle()
+            self._ended.set()
 
     def _become_idle(self) -> None:
         self.runner.running, self.runner.aborted, self.runner.running_data = False, False, None

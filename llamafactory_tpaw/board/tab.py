@@ -21,12 +21,12 @@ from .hover import add_hover_help
 from .locales import FALLBACK, LOCALES
 from .page import Page
 from .places import Places
+from .results import Results, build_results
 from .session import is_our_stage, places_of, session_of
 
 
 # What the tab shows; all but the first are inputs of LlamaBoard's buttons.
 ACCORDION = "tpaw_tab"
-RESULTS = ("tpaw_charts", "tpaw_summary", "tpaw_report")
 # LlamaFactory's sampling defaults would not be those of self-play.
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 1024}
 CHOICES = {
@@ -60,8 +60,9 @@ def create_train_tab(engine: Any, original: Callable[[Any], dict[str, Any]]) -> 
     finally:
         del manager.get_base_elems
     _move_behind(elements[ACCORDION], train["rlhf_tab"])
-    elements |= _build_results()
+    elements |= build_results()
     TrainTab(engine, {**train, **elements}).listen()
+    Results(session_of(engine.runner), {**train, **elements}, manager.get_elem_by_id("top.lang")).listen()
     if Context.root_block is not None:
         _PAGES[Context.root_block] = engine
     return {**train, **elements}
@@ -105,9 +106,9 @@ def _build() -> dict[str, Any]:
         with gr.Row():
             add(gr.Dropdown, "tpaw_run", allow_custom_value=True, choices=[], value=None, scale=2)
             add(gr.Dropdown, "tpaw_iteration", allow_custom_value=True, choices=[0])
-            add(gr.Slider, "tpaw_iterations", minimum=1, maximum=20, step=1, value=1)
+            add(gr.Number, "tpaw_iterations", value=1)
             add(gr.Dropdown, "tpaw_objective", choices=CHOICES["tpaw_objective"])
-            add(gr.Slider, "tpaw_team_size", minimum=1, maximum=10, step=1)
+            add(gr.Number, "tpaw_team_size")
         with gr.Row():
             for name in ("tpaw_reward_scale", "tpaw_eta", "tpaw_gamma", "tpaw_scale", "tpaw_history_weight"):
                 add(gr.Textbox, name, interactive=name not in not_used({"tpaw_objective": "tpaw"}))
@@ -122,10 +123,9 @@ def _build() -> dict[str, Any]:
             add(gr.Dropdown, "tpaw_engine", choices=CHOICES["tpaw_engine"])
             add(gr.Textbox, "tpaw_engine_url", interactive=False, scale=2)
         with gr.Row():
-            for key, most, step in (("temperature", 2, 0.01), ("top_p", 1, 0.01), ("top_k", 200, 1)):
-                add(gr.Slider, f"tpaw_{key}", minimum=0, maximum=most, step=step, value=SAMPLING[key])
-            add(gr.Slider, "tpaw_max_new_tokens", minimum=1, maximum=32768, step=1, value=SAMPLING["max_new_tokens"])
-            add(gr.Slider, "tpaw_samples_per_prompt", minimum=1, maximum=32, step=1)
+            for key, value in SAMPLING.items():
+                add(gr.Number, f"tpaw_{key}", value=value)
+            add(gr.Number, "tpaw_samples_per_prompt")
             add(gr.Checkbox, "tpaw_trust_remote_code", value=False)
     return made
 
@@ -133,16 +133,6 @@ def _build() -> dict[str, Any]:
 def _initial(spec: dataclasses.Field[Any]) -> Any:
     """What a field shows at first: the key's default."""
     return "" if spec.default is None else spec.default
-
-
-def _build_results() -> dict[str, Any]:
-    """What is known of a run while it plays, below LlamaBoard's own output."""
-    made: dict[str, Any] = {}
-    with gr.Row():
-        made["tpaw_charts"] = gr.Plot(elem_id="tpaw_charts", visible=False)
-    made["tpaw_summary"] = gr.Markdown(elem_id="tpaw_summary", visible=False)
-    made["tpaw_report"] = gr.HTML(elem_id="tpaw_report", visible=False)
-    return made
 
 
 def _move_behind(block: Any, other: Any) -> None:

@@ -93,7 +93,7 @@ def _seams(llamafactory: dict[str, Any]) -> Iterator[str]:
     if llamafactory["error"]:
         yield f"not looked at: {llamafactory['error']}"
     for seam in llamafactory["seams"]:
-        yield f"{seam['name']:<12}{seam['state']:<9}{seam['target']}: {seam['purpose']}"
+        yield f"{seam['name']:<14}{seam['state']:<9}{seam['target']}: {seam['purpose']}"
 
 
 def _devices(torch: dict[str, Any] | None, nvidia: dict[str, Any] | None) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from .status import RECORD, SUPPORTED, check, check_function, installed_version
 
 
-NEEDED = ("stages", "board_words", "board_run", "board_train", "board_tabs")
+NEEDED = ("stages", "board_words", "board_runner", "board_train", "board_tabs")
 # What the page shows; imported when the page is built, because it needs gradio.
 TAB, SESSION = "llamafactory_tpaw.board.tab", "llamafactory_tpaw.board.session"
 LOCALES = "llamafactory_tpaw.board.locales"
@@ -110,6 +110,26 @@ def extend_tabs(module: ModuleType) -> None:
         return original()
 
     module.create_footer = create_footer
+
+
+def extend_data(module: ModuleType) -> None:
+    """Let a dataset be chosen that is yet to be generated: LlamaBoard looks its entry up to offer a look at it.
+
+    Raises:
+        SeamMissing: If the function is not built as expected.
+    """
+    original = check_function(module, "can_preview", parameters=("dataset_dir", "dataset"))
+
+    @functools.wraps(original)
+    def can_preview(dataset_dir: Any, dataset: Any) -> Any:
+        try:
+            return original(dataset_dir, dataset)
+        except KeyError:
+            import gradio
+
+            return gradio.Button(interactive=False)
+
+    module.can_preview = can_preview
 
 
 def missing_board() -> str | None:

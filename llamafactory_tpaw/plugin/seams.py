@@ -81,7 +81,7 @@ SEAMS = (
         board=True,
     ),
     Seam(
-        "board_run",
+        "board_runner",
         "llamafactory.webui.runner.Runner",
         "what LlamaBoard's Start, Abort and Preview do",
         False,
@@ -102,6 +102,14 @@ SEAMS = (
         "LlamaBoard's triplet browser and chat",
         False,
         board.extend_tabs,
+        board=True,
+    ),
+    Seam(
+        "board_data",
+        "llamafactory.webui.components.data.can_preview",
+        "LlamaBoard's choice of triplets that are not there yet",
+        False,
+        board.extend_data,
         board=True,
     ),
 )
