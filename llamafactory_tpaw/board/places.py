@@ -44,13 +44,17 @@ class Places:
         """
         return self._within(given, key, (self.saves, self.dataset_dir, self.yaml))
 
-    def output_dir(self, given: Any) -> str:
-        r"""Return an output folder, when it is one below the saves folder.
+    def output_dir(self, given: Any, key: str = "output_dir") -> str:
+        r"""Return a folder that is written to, when it is one below the saves folder.
+
+        Args:
+            given: What came from the browser.
+            key: How messages call it.
 
         Raises:
             ConfigError: If it is none.
         """
-        return self._within(given, "output_dir", (self.saves,))
+        return self._within(given, key, (self.saves,))
 
     def checkpoint(self, given: Any, allowed: Collection[str] = (), key: str = "tpaw_players") -> str:
         r"""Return a model that was picked: a folder below the saves folder, or one of those that the page offered.
@@ -61,7 +65,7 @@ class Places:
             key: How messages call it.
 
         Raises:
-            ConfigError: If it is neither. A name of the hub (`org/name`) is only allowed where `allowed` has it.
+            ConfigError: If it is neither. A name of a hub (`org/name`) is only allowed where `allowed` has it.
         """
         for part in self._text(given, key).split("+"):
             if part not in allowed and given not in allowed:

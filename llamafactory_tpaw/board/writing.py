@@ -17,6 +17,7 @@ from ..iteration.succession import own_round
 from ..iteration.yaml_text import settings_text
 from ..team.fingerprint import BOARD_FILE
 from .datasets import dataset_info
+from .path_check import check_paths
 from .places import Places
 
 
@@ -35,12 +36,14 @@ def write_run_files(places: Places, settings_list: Sequence[Mapping[str, Any]]) 
         The run files, in the same order.
 
     Raises:
-        ConfigError: If an output folder is outside of the saves folder, given twice or missing, a name of triplets
-            would lead elsewhere, or a key holds a secret.
+        ConfigError: If a path leads elsewhere (see `check_paths`), an output folder is missing or given twice, a name
+            of triplets is none, or a key holds a secret.
         DataError: If `dataset_info.json` is damaged, or another process is writing to it.
         EnvironmentProblem: If a folder cannot be written to.
     """
     with Findings() as findings:
+        with findings.note():
+            check_paths(places, settings_list)
         for settings in settings_list:
             with findings.note():
                 _check(places, settings)
@@ -63,7 +66,6 @@ def write_run_files(places: Places, settings_list: Sequence[Mapping[str, Any]]) 
 
 
 def _check(places: Places, settings: Mapping[str, Any]) -> None:
-    places.output_dir(settings.get("output_dir"))
     problems = []
     folder = settings.get("dataset_dir", "data")
     if Path(str(folder)).resolve() != places.dataset_dir.resolve():
