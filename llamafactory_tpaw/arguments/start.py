@@ -47,6 +47,11 @@ class Start(NamedTuple):
         return self.finetuning_type == "lora"
 
     @property
+    def path(self) -> str:
+        """What was saved of θ_t: its last adapter, or the model."""
+        return self.adapters[-1] if self.adapters else self.model
+
+    @property
     def spelled(self) -> str:
         """θ_t as `tpaw_players` names it: `model+adapter+adapter`."""
         return spell(self.model, self.adapters)

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..arguments.engine import KEY_VARIABLES
+from ..arguments.start import Start
 from ..errors import ConfigError, GenerationError
 from ..plugin.logs import get_logger
 from .answers import gives_ids, prompt_count, read_chat, read_completion
@@ -56,17 +57,20 @@ def make_engine(context: EngineContext, beside: Path) -> ServerEngine:
         TpawError: If the client is not installed, or a server does not start.
     """
     load_openai()  # before a server of ours spends minutes on its start
-    args = context.run.finetuning
+    args, model_args = context.run.finetuning, context.run.model
+    # With an adapter the model's own name would be that of another θ.
+    home = str(context.adapters[-1] if context.adapters else context.model)
     if args.tpaw_engine == "vllm":
         from .vllm import start_vllm
 
         servers = start_vllm(context, beside, logger.info_rank0)
         try:
-            return ServerEngine(context, servers.urls, [servers.model, *names_of(None, str(context.model))], servers)
+            return ServerEngine(context, servers.urls, [servers.model, *names_of(None, home)], servers)
         except BaseException:
             servers.close()
             raise
-    paths = [str(context.model)] if context.opponent else [str(context.model), context.run.model.model_name_or_path]
+    written = Start.of(vars(model_args)).path
+    paths = [home] if context.opponent else [home, written]
     return ServerEngine(context, tuple(args.tpaw_engine_url), names_of(args.tpaw_engine_model, *paths))
 
 

@@ -45,9 +45,9 @@ OWN_OPTIONS = {
     "--generation-config": "by `temperature`, `top_p`, `top_k`, `repetition_penalty`, `max_new_tokens`",
     "--override-generation-config": "by `temperature`, `top_p`, `top_k`, `repetition_penalty`, `max_new_tokens`",
     "--seed": "by `seed`",
-    "--enable-lora": "by `model_name_or_path: model+adapter`",
-    "--lora-modules": "by `model_name_or_path: model+adapter`",
-    "--max-lora-rank": "by `model_name_or_path: model+adapter`",
+    "--enable-lora": "by `adapter_name_or_path`",
+    "--lora-modules": "by `adapter_name_or_path`",
+    "--max-lora-rank": "by `adapter_name_or_path`",
     "--trust-remote-code": "by `trust_remote_code`",
     "--api-key": "each run makes a key of its own",
     "--chat-template": "by `template`",
@@ -93,11 +93,10 @@ class ServedModel:
     @classmethod
     def of(cls, context: EngineContext) -> ServedModel:
         """Read it from an engine's context."""
-        model, adapter = split_adapter(str(context.model), context.run.model.model_name_or_path)
         return cls(
             name=context.name,
-            model=model,
-            adapter=adapter,
+            model=str(context.model),
+            adapter=served_adapter(context.adapters),
             dtype=context.dtype,
             cutoff_len=context.run.data.cutoff_len,
             seed=context.settings.seed,
@@ -261,27 +260,22 @@ def refuse_unsupported(model_args: Any) -> None:
         )
 
 
-def split_adapter(model: str, base: str) -> tuple[str, Adapter | None]:
-    r"""Split `model+adapter`.
+def served_adapter(folders: Sequence[Path]) -> Adapter | None:
+    r"""Return the adapter that is served upon the model, or None for none.
 
     Args:
-        model: A checkpoint; an adapter's folder alone belongs to `base`.
-        base: `model_name_or_path`.
+        folders: All adapters of θ_t, in order.
 
     Raises:
-        ConfigError: If vLLM cannot serve the adapter.
+        ConfigError: If vLLM cannot serve what they make of the model.
     """
-    if Path(model, "adapter_config.json").is_file():
-        return base.partition("+")[0] if base != model else _base_of(Path(model)), _adapter(Path(model))
-    if "+" not in model or Path(model).exists():
-        return model, None
-    whole, *adapters = model.split("+")
-    if len(adapters) > 1:
+    if len(folders) > 1:
         raise ConfigError(
-            f"{model} has {len(adapters)} adapters, but `tpaw_engine: vllm` serves one at a time. Merge all but the "
-            "last into the model (`llamafactory-cli export`), or use `tpaw_engine: hf`."
+            f"theta_t has {len(folders)} adapters ({', '.join(str(folder) for folder in folders)}), but "
+            "`tpaw_engine: vllm` serves one at a time. Merge all but the last into the model (`llamafactory-cli "
+            "export`) and start from that, or use `tpaw_engine: hf`."
         )
-    return whole, _adapter(Path(adapters[0]))
+    return _adapter(folders[0]) if folders else None
 
 
 def _adapter(folder: Path) -> Adapter:
@@ -305,10 +299,6 @@ def _adapter(folder: Path) -> Adapter:
     if problems:
         raise ConfigError(problems)
     return Adapter(folder, rank)
-
-
-def _base_of(folder: Path) -> str:
-    return str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
 
 
 def _split(key: str, text: str) -> list[str]:

@@ -7,9 +7,11 @@ import importlib.util
 import shlex
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments.checks import read_tpaw_args
+from ..arguments.start import Start, is_adapter
 from ..errors import EnvironmentProblem, TpawError
 from ..generation.served import Served, api_key, examine, names_of
 
@@ -34,26 +36,29 @@ def check_engine(plan: Plan, report: Report) -> None:
     args, _ = read_tpaw_args(plan.given)
     if plan.to_generate:
         with report.collect():
-            ENGINES[args.tpaw_engine](args, str(plan.given.get("model_name_or_path")), report)
+            ENGINES[args.tpaw_engine](args, Start.of(plan.given), report)
 
 
-def _check_hf(args: TpawArguments, model: str, report: Report) -> None:
+def _check_hf(args: TpawArguments, start: Start, report: Report) -> None:
     _need("transformers", "`tpaw_engine: hf` needs transformers", "Install LlamaFactory's requirements.")
 
 
-def _check_vllm(args: TpawArguments, model: str, report: Report) -> None:
-    from ..generation.vllm import find_program, split_arguments
+def _check_vllm(args: TpawArguments, start: Start, report: Report) -> None:
+    from ..generation.vllm import find_program, served_adapter, split_arguments
 
     _need_client()
+    # One that is not there yet can still be served.
+    if not args.tpaw_opponent_model and (len(start.adapters) > 1 or all(map(is_adapter, start.adapters))):
+        served_adapter([Path(adapter) for adapter in start.adapters])
     program = find_program(args.tpaw_vllm_command)
     split_arguments(args.tpaw_vllm_args)
     report.note(f"`tpaw_engine: vllm` starts {shlex.join(program)}; `llamafactory-tpaw doctor` says which version.")
 
 
-def _check_openai(args: TpawArguments, model: str, report: Report) -> None:
+def _check_openai(args: TpawArguments, start: Start, report: Report) -> None:
     _need_client()
     key = api_key()
-    names = names_of(args.tpaw_engine_model, args.tpaw_opponent_model or model)
+    names = names_of(args.tpaw_engine_model, args.tpaw_opponent_model or start.path)
 
     def look(url: str) -> Served | TpawError:
         try:
@@ -79,7 +84,7 @@ def _need(package: str, needing: str, advice: str) -> None:
         raise EnvironmentProblem(f"{needing}, which is not installed. {advice}")
 
 
-ENGINES: dict[str, Callable[[TpawArguments, str, Report], None]] = {
+ENGINES: dict[str, Callable[[TpawArguments, Start, Report], None]] = {
     "hf": _check_hf,
     "vllm": _check_vllm,
     "openai": _check_openai,

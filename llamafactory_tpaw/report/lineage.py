@@ -43,7 +43,7 @@ class Checkpoint:
         parent: Key of the checkpoint it was trained from.
         players: Keys of its team, oldest first.
         triplets: Keys of what it was trained on.
-        recorded: What its children know of it: `files`, where there are any.
+        recorded: What its children know of it: `files`, where there are any; and what is `below` an adapter.
     """
 
     key: str

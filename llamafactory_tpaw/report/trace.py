@@ -98,8 +98,7 @@ class _Walk:
         if present is not None and present.manifest is not None:
             return key
         node = Checkpoint(key, f"theta_{manifest.produces}", shown(folder), folder, manifest.status, manifest)
-        if present is not None:
-            node.recorded = present.recorded
+        node.recorded = (present.recorded if present is not None else {}) | _below(manifest.result, folder)
         self._add(node)
         node.parent = self._refer(manifest.policy, folder)
         node.players = [self._refer(player, folder) for player in manifest.players]
@@ -137,7 +136,7 @@ class _Walk:
         node = self.graph.checkpoints[key]
         if node.is_opponent:  # Of one run the opponent may be a θ of it, too.
             node.name = described.get("name", OPPONENT)
-        node.recorded |= {name: described[name] for name in ("files",) if name in described}
+        node.recorded |= {name: described[name] for name in ("files",) if name in described} | _below(described, base)
         return key
 
     def _prefer(self, node: Checkpoint, folder: Path | None) -> None:
@@ -223,6 +222,17 @@ class _Walk:
         node.recorded = recorded
         self.graph.triplets[key] = node
         return node
+
+
+def _below(described: dict[str, Any], base: Path) -> dict[str, Any]:
+    """What is below an adapter that a manifest in `base` describes, its places as seen from the working folder."""
+    parts = [part | {"path": _shown_place(part["path"], base)} for part in described.get("below", ())]
+    return {"below": parts} if parts else {}
+
+
+def _shown_place(path: str, base: Path) -> str:
+    found = _find(path, base, directory=True)
+    return shown(found) if found else path
 
 
 def _outputs(place: Path) -> list[Path]:

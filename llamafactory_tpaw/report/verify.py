@@ -12,7 +12,7 @@ from ..arguments.fields import FIELDS
 from ..data.files import digest_file
 from ..data.triplets import meta_path
 from ..errors import DataError
-from ..team.fingerprint import Weights, digest_other_files, hash_weights
+from ..team.fingerprint import digest_other_files, hash_weights, identity
 from ..team.manifest import MANIFEST
 from .lineage import DAMAGED, FOREIGN, HUB, MISSING, REPLACED, SERVED, Checkpoint, Graph, Triplets, shown
 
@@ -103,11 +103,12 @@ def _compare(node: Checkpoint, store: Path | None) -> Iterator[tuple[str, str]]:
         weights = hash_weights(node.folder, store, trust_stat=False)
     except DataError as error:
         yield "weights", f"cannot be used: {str(error).rstrip('.')}"
+    whole = weights and identity(weights.fingerprint, node.recorded)
     now = digest_other_files(node.folder) | (weights.files if weights else {})
     if (node.folder / MANIFEST).is_file():
         now[MANIFEST] = digest_file(node.folder / MANIFEST)
-    if weights and weights.fingerprint != node.key and not names & weights.files.keys():
-        yield "weights", f"have fingerprint {weights.fingerprint[:12]}, but {node.key[:12]} was recorded"
+    if weights and whole != node.key and not names & weights.files.keys():
+        yield "weights", f"have fingerprint {whole[:12]}, but {node.key[:12]} was recorded"
     elif weights and not names:
         yield "weights", ""
     for name in sorted(names | now.keys() if names else ()):
@@ -119,12 +120,24 @@ def _compare(node: Checkpoint, store: Path | None) -> Iterator[tuple[str, str]]:
             if name != MANIFEST:  # the newest one is recorded by nobody yet
                 yield name, "was not there when it was recorded"
         else:
-            yield name, "" if known == {now[name]} else _difference(now[name], known, weights, name, node.key)
+            same = weights is not None and name in weights.files and whole == node.key
+            yield name, "" if known == {now[name]} else _difference(now[name], known, same)
+    yield from _compare_model(node)
 
 
-def _difference(now: str, known: set[str], weights: Weights | None, name: str, key: str) -> str:
+def _compare_model(node: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Yield whether the model below an adapter is still the one that the adapter was put on."""
+    for part in node.recorded.get("below", ())[:1]:
+        name = f"the model below ({part['path']})"
+        try:
+            now, then = hash_weights(Path(part["path"]), None).fingerprint, part["fingerprint"]
+            yield name, "" if now == then else f"has fingerprint {now[:12]}, but {then[:12]} was recorded"
+        except DataError as error:
+            yield name, f"cannot be used: {str(error).rstrip('.')}"
+
+
+def _difference(now: str, known: set[str], same_tensors: bool) -> str:
     then = " and ".join(sorted(digest[:12] for digest in known))
-    same_tensors = weights is not None and name in weights.files and weights.fingerprint == key
     hint = ", in its header; the tensors are the same" if same_tensors else ""
     return f"was changed: its digest is {now[:12]}, but {then} was recorded{hint}"
 

@@ -40,16 +40,12 @@ def test_the_command_line() -> None:
 
 def test_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "lora", r=24, rank_pattern={"q": 40})
-    base, found = vllm.split_adapter(f"some/base+{folder}", "other")
-    assert (base, found) == ("some/base", Adapter(folder, 40))
-    line = " ".join(vllm.serve_arguments(ServedModel("theta_1", base, found, "float16", 64, 0), 1, 1, []))
+    found = vllm.served_adapter([folder])
+    assert found == Adapter(folder, 40)
+    line = " ".join(vllm.serve_arguments(ServedModel("theta_1", "some/base", found, "float16", 64, 0), 1, 1, []))
     assert "serve some/base --served-model-name theta_1-base " in line
     assert f"--enable-lora --lora-modules theta_1={folder} --max-lora-rank 64 " in line
-    assert vllm.split_adapter(str(folder), "some/base") == ("some/base", Adapter(folder, 40))
-    assert vllm.split_adapter(str(folder), f"some/base+{folder}")[0] == "some/base"
-    assert vllm.split_adapter(str(folder), str(folder))[0] == "base"
-    (tmp_path / "a+b").mkdir()
-    assert vllm.split_adapter(str(tmp_path / "a+b"), "x") == (str(tmp_path / "a+b"), None)
+    assert vllm.served_adapter([]) is None
 
 
 @pytest.mark.parametrize(
@@ -65,12 +61,12 @@ def test_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
 def test_adapters_that_vllm_does_not_serve(tmp_path: Path, config: dict, says: str) -> None:
     folder = adapter(tmp_path / "lora", **config)
     with pytest.raises(ConfigError, match=says):
-        vllm.split_adapter(f"base+{folder}", "base")
+        vllm.served_adapter([folder])
 
 
 def test_several_adapters_cannot_be_served() -> None:
     with pytest.raises(ConfigError, match="has 2 adapters"):
-        vllm.split_adapter("base+one+two", "base")
+        vllm.served_adapter([Path("one"), Path("two")])
 
 
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
