@@ -112,17 +112,17 @@ class _Browser:
     def _get(self, *names: str) -> list[Any]:
         return [self.elements[f"tpaw_browser_{name}"] for name in names]
 
-    def offer_runs(self, chosen: str | None, model_name: Any, finetuning_type: Any, dataset_dir: Any) -> Any:
+    def offer_runs(self, picked: str | None, model_name: Any, finetuning_type: Any, dataset_dir: Any) -> Any:
         """Offer the runs that are on disk, and keep the one that is chosen while it is there."""
         try:
             names = run_names(self.page.places(dataset_dir), model_name, finetuning_type) if model_name else []
         except TpawError as error:
             gr.Warning(escaped(error))
             names = []
-        return gr.Dropdown(choices=[("—", ""), *names], value=chosen if chosen in names else "")
+        return gr.Dropdown(choices=[("—", ""), *names], value=picked if picked in names else "")
 
     def offer_files(
-        self, run: str | None, chosen: str | None, model_name: Any, finetuning_type: Any, dataset_dir: Any
+        self, run: str | None, picked: str | None, model_name: Any, finetuning_type: Any, dataset_dir: Any
     ) -> Any:
         """Offer the triplets of the run by iteration, or without one all of the data folder."""
         try:
@@ -136,7 +136,7 @@ class _Browser:
             gr.Warning(escaped(error))
             sets = []
         names = [each.name for each in sets]
-        value = chosen if chosen in names else next(iter(names), None)
+        value = picked if picked in names else next(iter(names), None)
         return gr.Dropdown(choices=[(_name(each), each.name) for each in sets], value=value)
 
     def show(

@@ -168,11 +168,11 @@ class TripletFile:
                 raise ConfigError(
                     f"`{key}` is {value!r}, but must be a whole number from 1{f' to {most}' if most else ''}."
                 )
-        chosen = self._choose(wanted)
-        pages = max(1, -(-len(chosen) // size))
+        found = self._choose(wanted)
+        pages = max(1, -(-len(found) // size))
         number = min(number, pages)
-        rows = chosen[(number - 1) * size : number * size]
-        return Page(list(self._read(rows)), number, pages, len(chosen))
+        rows = found[(number - 1) * size : number * size]
+        return Page(list(self._read(rows)), number, pages, len(found))
 
     def _choose(self, wanted: Filter) -> range | array[int]:
         """Numbers of the rows, from 0, that a filter lets through."""

@@ -102,7 +102,7 @@ class _Chat:
         status, left, right, query = self._get("status", "first_answers", "second_answers", "query")
         sampling = self._get("temperature", "top_p", "max_new_tokens")
         shown = [status, history, left, right]
-        chosen = [first, second, template, system, *sampling, status]
+        fields = [first, second, template, system, *sampling, status]
         send, clear, load, unload = self._get("send", "clear", "load", "unload")
 
         gr.on(
@@ -112,7 +112,7 @@ class _Chat:
             [run, first, second],
             preprocess=False,
         ).then(self.show, [lang, history], [left, right])
-        run.change(self.fill_in, [lang, run, *where], chosen, preprocess=False)
+        run.change(self.fill_in, [lang, run, *where], fields, preprocess=False)
         lang.change(self.show, [lang, history], [left, right])
         load.click(self.load, [lang, run, first, second, template, trust, *where], shown, preprocess=False)
         unload.click(self.unload, [lang], shown)
@@ -124,19 +124,19 @@ class _Chat:
         return [self.elements[f"tpaw_chat_{name}"] for name in names]
 
     def offer(
-        self, lang: str | None, chosen: str | None, first: str | None, second: str | None, *where: Any
+        self, lang: str | None, picked: str | None, first: str | None, second: str | None, *where: Any
     ) -> list[Any]:
         """Offer the runs and checkpoints that are on disk, and keep what is chosen while it is there."""
         at = Where(*where)
         try:
             names = run_names(self.page.places(at.dataset_dir), *where[:2]) if at.model_name else []
-            checkpoints = self._checkpoints(chosen, at)[1] if chosen in names else {}
+            checkpoints = self._checkpoints(picked, at)[1] if picked in names else {}
         except TpawError as error:
             gr.Warning(escaped(error))
             names, checkpoints = [], {}
         offered = _choices(checkpoints)
         return [
-            gr.Dropdown(choices=names, value=chosen if chosen in names else next(iter(names), None)),
+            gr.Dropdown(choices=names, value=picked if picked in names else next(iter(names), None)),
             *(
                 gr.Dropdown(choices=offered, value=theta if theta in checkpoints else None)
                 for theta in (first, second)
