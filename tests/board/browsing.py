@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# Folder in which pictures of every state that a test shows are written; none without it.
+PICTURES = os.environ.get("TPAW_BOARD_PICTURES")
+WIDTHS = (1280, 1920)
 REQUIRED = "TPAW_BROWSER_TESTS"
 # No sandbox, which root cannot have; and no /dev/shm, which is small in containers.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
@@ -86,6 +90,20 @@ class Board:
     def close(self) -> None:
         self.context.close()
 
+    def picture(self, name: str) -> None:
+        """Write pictures of this state, narrow and wide, light and dark, where the environment names a folder."""
+        if not PICTURES:
+            return
+        before = self.page.viewport_size
+        for width in WIDTHS:
+            self.page.set_viewport_size({"width": width, "height": before["height"]})
+            for theme in ("light", "dark"):
+                self.page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
+                path = Path(PICTURES) / f"{name}-{width}-{theme}.png"
+                self.page.screenshot(path=path, full_page=True, animations="disabled")
+        self.page.evaluate("document.body.classList.remove('dark')")
+        self.page.set_viewport_size(before)
+
     def field(self, name: str) -> Locator:
         """The visible field of this label, or the one with this id where the name is an id of this package."""
         if name.startswith("tpaw_"):
@@ -108,6 +126,8 @@ class Board:
 
     def _choose(self, block: Locator, value: Any) -> None:
         """Choose in a dropdown; what its list does not offer is typed, as custom values are."""
+        for remove in reversed(block.locator(".token-remove:not(.remove-all)").all()):
+            remove.click()
         for text in value if isinstance(value, list) else [value]:
             box = block.locator("input").first
             box.click()
@@ -139,6 +159,25 @@ class Board:
         box.blur()
         return texts
 
+    def is_usable(self, name: str) -> bool:
+        """Whether a field can be changed."""
+        return self.field(name).locator("input, textarea").first.is_enabled()
+
+    def until_usable(self, name: str, usable: bool) -> None:
+        """Wait until a field can be changed, or no longer."""
+        state = "enabled" if usable else "disabled"
+        self.page.locator(f"#{name} :is(input, textarea):{state}").first.wait_for()
+
+    def choose_language(self, lang: str) -> None:
+        """Choose in LlamaBoard's first field, whose label differs from language to language."""
+        box = self.page.locator("input[role='listbox']").first
+        box.click()
+        self.page.get_by_role("option", name=lang, exact=True).click()
+
+    def tab(self, name: str) -> Locator:
+        """A tab of the top row."""
+        return self.page.get_by_role("tab", name=name, exact=True)
+
     def button(self, name: str) -> Locator:
         return self.page.locator(f"button:visible:text-is('{name}')")
 
@@ -165,8 +204,11 @@ class Board:
         """The messages that pop up now."""
         return self.page.locator(".toast-body").all_inner_texts()
 
+    def message(self, text: str) -> None:
+        """Wait for a message with these words, one that pops up or one in the box of the output."""
+        self.page.locator(".toast-body, .prose:visible").filter(has_text=text).first.wait_for()
+
     def dismiss(self) -> None:
         """Close the messages that popped up."""
-        for close in self.page.locator(".toast-close").all():
-            close.click()
-        self.page.locator(".toast-body").first.wait_for(state="detached")
+        self.page.evaluate("document.querySelectorAll('.toast-close').forEach(button => button.click())")
+        self.page.wait_for_function("!document.querySelector('.toast-body')")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.board.browsing import Board, open_chromium
+from tests.board.playing import Play, choose_run, write_run_file
 from tests.board.server import Server
+from tests.processes import Started
 from tests.runs import ADDITIONS, Project
 
 
@@ -35,7 +38,21 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Proje
     ]
     columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
     project.add_dataset("pairs", pairs, ranking=True, columns=columns)
+    for run in ("play", "halted", "refused"):
+        write_run_file(project, run, 0, source=Project(tmp_path_factory.mktemp("elsewhere"), tiny_model))
     return project
+
+
+@pytest.fixture(scope="package")
+def commanded(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, browser: Browser
+) -> Iterator[tuple[Project, Started]]:
+    """The run `play` by the command line, in a folder of its own; it runs beside the board."""
+    project = Project(tmp_path_factory.mktemp("commanded"), tiny_model)
+    names = [write_run_file(project, "play", iteration) for iteration in range(3)]
+    command = Started(project, "llamafactory-tpaw", "run", *names)
+    yield project, command
+    command.stop()
 
 
 @pytest.fixture(scope="package")
@@ -49,9 +66,38 @@ def server(project: Project, browser: Browser) -> Iterator[Server]:
         started.stop()
 
 
+@pytest.fixture(scope="package")
+def played_in_page(browser: Browser, server: Server, project: Project, commanded: tuple[Project, Started]) -> Project:
+    """The run `play`, started in the page; each phase is held until the page shows it, and once it is reloaded."""
+    board = Board(browser, server.url).open()
+    choose_run(board, project, "play")
+    assert [board.value(name) for name in ("tpaw_iteration", "Output dir")] == ["0", "play_iter0"]
+    assert board.value("tpaw_players") == [f"θ_0 · {project.model}"]
+    board.picture("play-0-filled-in")
+    board.fill("tpaw_iterations", 3)
+    board.press("Start")
+    play = Play(server, project, "play")
+    for phase, label in {"generation": "Generation", "scoring": "Scoring θ_0", "training": "Training"}.items():
+        with play.held(phase):
+            board.wait_for(re.compile(f"Iteration 0 .*{label}"))
+            board.picture(f"play-1-{phase}")
+    with play.held("training", playing=1):
+        board.wait_for(re.compile("Iteration 1 .*Training"))
+        board.open()
+        board.wait_for(re.compile("Iteration 1 .*Training"))
+        board.picture("play-2-reloaded")
+    assert board.wait_for_end().startswith("Finished.")
+    assert server.leaves_nothing()
+    board.picture("play-3-finished")
+    assert board.errors == []
+    board.close()
+    return project
+
+
 @pytest.fixture
 def board(browser: Browser, server: Server) -> Iterator[Board]:
     """The page, freshly opened. No test may leave a script's error behind."""
+    server.revive()
     opened = Board(browser, server.url)
     try:
         yield opened.open()

@@ -34,23 +34,26 @@ class Server:
     """`llamafactory-cli webui` in a folder; all its descendants carry a mark in their environment."""
 
     def __init__(self, root: Path, **env: str) -> None:
-        self.root = root
+        self.root, self.env = root, env
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
         self.log = root / f"board{self.port}.log"
         self.mark = uuid.uuid4().hex
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
         binaries = Path(sys.executable).parent
         paths = {
             "GRADIO_SERVER_PORT": str(self.port),
-            "GRADIO_TEMP_DIR": str(root / "gradio"),
+            "GRADIO_TEMP_DIR": str(self.root / "gradio"),
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
             MARK: self.mark,
         }
-        with self.log.open("wb") as stream:
-            self.process = subprocess.Popen(
+        with self.log.open("ab") as stream:
+            return subprocess.Popen(
                 [str(binaries / "llamafactory-cli"), "webui"],
-                cwd=root,
-                env=os.environ | ENVIRONMENT | paths | env,
+                cwd=self.root,
+                env=os.environ | ENVIRONMENT | paths | self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -60,6 +63,12 @@ class Server:
     @property
     def output(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def revive(self) -> None:
+        """Start it again where a test killed it."""
+        if self.process.poll() is not None:
+            self.process = self._start()
+            self.wait_until_it_answers()
 
     def wait_until_it_answers(self) -> None:
         """Wait for the first page.

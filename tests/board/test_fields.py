@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fields of the stage: saved and loaded, greyed out where they do nothing, refused with a message when wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.board.browsing import Board
+from tests.board.playing import choose_run
+from tests.board.server import Server
+from tests.runs import Project
+
+
+pytestmark = pytest.mark.integration
+# None of them the default, nor what the run file says.
+OTHER: dict[str, Any] = {
+    "tpaw_iterations": "2",
+    "tpaw_objective": "tspin",
+    "tpaw_team_size": "2",
+    "tpaw_reward_scale": "0.7",
+    "tpaw_eta": "3.5",
+    "tpaw_gamma": "0.25",
+    "tpaw_scale": "0.2",
+    "tpaw_history_weight": "0.9",
+    "tpaw_max_prompts": "12",
+    "tpaw_engine": "openai",
+    "tpaw_engine_url": "http://127.0.0.1:9/v1",
+    "tpaw_temperature": "0.8",
+    "tpaw_top_p": "0.95",
+    "tpaw_top_k": "7",
+    "tpaw_max_new_tokens": "33",
+    "tpaw_samples_per_prompt": "3",
+    "tpaw_reference": "online",
+    "tpaw_grouping": "none",
+    "tpaw_cache_dir": "saves/cache",
+    "tpaw_trust_remote_code": True,
+}
+# These can be filled in only in this order: a choice makes others of them fields that do nothing.
+LAST = ("tpaw_engine", "tpaw_reference", "tpaw_objective")
+# Field -> what is typed, and what the message says.
+WRONG: dict[str, tuple[str, str]] = {
+    "tpaw_iteration": ("-1", "tpaw_iteration is -1"),
+    "tpaw_reward_scale": ("0", "tpaw_reward_scale is 0"),
+    "tpaw_eta": ("0.5", "tpaw_eta is 0.5"),
+    "tpaw_gamma": ("much", "tpaw_gamma is 'much'"),
+    "tpaw_max_prompts": ("0", "tpaw_max_prompts is 0"),
+    "tpaw_prompts": ("nowhere", "tpaw_prompts: nowhere"),
+    "tpaw_players": ("saves/none", "saves/none"),
+    "tpaw_cache_dir": ("data/additions.jsonl", "tpaw_cache_dir: data/additions.jsonl"),
+    "tpaw_top_p": ("0", "top_p is 0"),
+    "Output dir": ("../../../outside", "outside"),
+    "Learning rate": ("fast", "learning_rate is 'fast'"),
+    "Model path": ("nowhere/model", "nowhere/model"),
+    "Dataset": ("../refused", "../refused"),
+}
+# Sliders, and the least that they can say.
+SLIDERS = {
+    "tpaw_iterations": "1",
+    "tpaw_team_size": "1",
+    "tpaw_temperature": "0",
+    "tpaw_top_k": "0",
+    "tpaw_max_new_tokens": "1",
+    "tpaw_samples_per_prompt": "1",
+}
+
+
+def in_order(values: dict[str, Any]) -> list[str]:
+    return sorted(values, key=lambda name: LAST.index(name) if name in LAST else -1)
+
+
+def test_saved_configuration_comes_back(board: Board, project: Project) -> None:
+    choose_run(board, project, "play")
+    board.fill("tpaw_engine", "openai")  # opens the field of the URL
+    for name in in_order(OTHER):
+        if board.is_usable(name):
+            board.fill(name, OTHER[name])
+    board.fill("tpaw_objective", "tspin")
+    for name in ("tpaw_scale", "tpaw_history_weight"):
+        board.fill(name, OTHER[name])
+    shown = {name: board.value(name) for name in (*OTHER, "tpaw_run", "tpaw_prompts", "tpaw_iteration")}
+    assert {name: shown[name] for name in OTHER} == OTHER
+
+    board.fill("Config path", "kept.yaml")
+    board.press("Save arguments")
+    board.wait_for("Arguments have been saved at")
+    board.open()
+    board.fill("Config path", "kept.yaml")
+    board.press("Load arguments")
+    board.wait_for("Arguments have been restored.")
+    back = {name: board.value(name) for name in shown}
+    assert back == shown
+    board.field("tpaw_players").get_by_text(str(project.model)).wait_for()
+    assert board.value("Stage") == "TPAW"
+
+
+def test_fields_that_do_nothing_are_greyed_out(board: Board, project: Project) -> None:
+    choose_run(board, project, "play")
+    of_team, of_tspin = ("tpaw_team_size", "tpaw_eta", "tpaw_gamma"), ("tpaw_scale", "tpaw_history_weight")
+    for objective, used, unused in (("tspin", of_tspin, of_team), ("tpaw", of_team, of_tspin)):
+        board.fill("tpaw_objective", objective)
+        for name in unused:
+            board.until_usable(name, False)
+        for name in used:
+            board.until_usable(name, True)
+    board.until_usable("tpaw_engine_url", False)
+    board.fill("tpaw_engine", "openai")
+    board.until_usable("tpaw_engine_url", True)
+
+
+def test_wrong_input_is_refused_in_the_page(board: Board, server: Server, project: Project) -> None:
+    choose_run(board, project, "refused")
+    before = sorted((project.root / "saves").rglob("*"))
+    for name, (wrong, said) in WRONG.items():
+        right = board.value(name)
+        board.fill(name, wrong)
+        board.press("Start")
+        board.message(said)
+        if name == "tpaw_eta":
+            board.picture("wrong-input")
+        board.dismiss()
+        board.fill(name, right)
+        if name == "tpaw_iteration":
+            board.wait_for("of refused filled in")
+    assert not server.descendants()
+    assert sorted((project.root / "saves").rglob("*")) == before
+
+
+def test_sliders_keep_within_what_is_allowed(board: Board) -> None:
+    board.fill("Stage", "TPAW")
+    for name, least in SLIDERS.items():
+        board.fill(name, "-5")
+        assert board.value(name) == least, name
