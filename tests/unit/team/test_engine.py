@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which dtypes the policy computes under DeepSpeed, FSDP and without, and what a player's engine is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from llamafactory_tpaw.arguments.parsed import RunArguments
+from llamafactory_tpaw.team.engine import (
+    Precision,
+    cast,
+    deepspeed_config,
+    player_config,
+    precision_of,
+    sharding_of,
+)
+
+
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+def run_with(engine: dict[str, Any] | None = None, **training: Any) -> RunArguments:
+    defaults = {"bf16": False, "fp16": False, "world_size": 2, "device": torch.device("cuda"), "fsdp": ""}
+    return RunArguments(None, None, SimpleNamespace(**defaults | training), None, None, engine or {})
+
+
+def deepspeed(stage: int, **config: Any) -> SimpleNamespace:
+    whole = {"zero_optimization": {"stage": stage}, **config}
+    return SimpleNamespace(config=whole, is_zero3=lambda: stage == 3)
+
+
+@pytest.mark.parametrize(
+    ("engine", "training", "expected"),
+    [
+        ({}, {}, Precision(None, None)),
+        ({}, {"bf16": True}, Precision(None, BF16)),
+        ({}, {"fp16": True}, Precision(None, FP16)),
+        ({}, {"bf16": True, "fsdp": ["full_shard"]}, Precision(BF16, BF16)),
+        ({"fsdp": "full_shard"}, {"bf16": True}, Precision(BF16, BF16)),
+        ({}, {"bf16": True, "fsdp": ["full_shard"], "device": torch.device("cpu")}, Precision(None, BF16)),
+        ({"deepspeed": {"bf16": {"enabled": "auto"}}}, {"bf16": True}, Precision(BF16, None)),
+        ({"deepspeed": {"bf16": {"enabled": "auto"}}}, {}, Precision(None, None)),
+        ({"deepspeed": {"fp16": {"enabled": True}}}, {}, Precision(FP16, None)),
+        ({"deepspeed": {}}, {"bf16": True}, Precision(None, None)),
+        ({}, {"hf_deepspeed_config": deepspeed(2, bf16={"enabled": True}), "bf16": True}, Precision(BF16, None)),
+    ],
+)
+def test_the_policys_dtypes(engine: dict[str, Any], training: dict[str, Any], expected: Precision) -> None:
+    assert precision_of(run_with(engine, **training)) == expected
+
+
+def test_scoring_for_a_training_reads_its_config(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"bf16": {"enabled": True}}))
+    assert deepspeed_config(run_with({"deepspeed": str(path)})) == {"bf16": {"enabled": True}}
+    assert precision_of(run_with({"deepspeed": str(path)})) == Precision(BF16, None)
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({}, None),
+        ({"hf_deepspeed_config": deepspeed(2)}, None),
+        ({"hf_deepspeed_config": deepspeed(3)}, "zero3"),
+        ({"fsdp": ["full_shard"]}, "fsdp"),
+        ({"fsdp": ["full_shard"], "world_size": 1}, None),
+        ({"fsdp": ["full_shard"], "device": torch.device("cpu")}, None),
+    ],
+)
+def test_who_cuts_weights_into_shards(training: dict[str, Any], expected: str | None) -> None:
+    assert sharding_of(run_with(**training).training) == expected
+
+
+def test_fsdp_may_come_from_accelerates_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert sharding_of(run_with().training) == "fsdp"
+
+
+def test_a_players_engine_has_nothing_of_training() -> None:
+    config = {
+        "zero_optimization": {
+            "stage": 3,
+            "offload_param": {"device": "cpu"},
+            "offload_optimizer": {"device": "cpu"},
+            "stage3_param_persistence_threshold": "auto",
+        },
+        "optimizer": {"type": "AdamW"},
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": True},
+        "fp16": {"enabled": False},
+    }
+    assert player_config(config) == {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}},
+        "bf16": {"enabled": True},
+    }
+
+
+def test_weights_are_cast_and_buffers_are_not() -> None:
+    model = torch.nn.BatchNorm1d(2)
+    cast(model, BF16)
+    assert model.weight.dtype == BF16
+    assert model.running_mean.dtype == torch.float32
+    cast(model, None)
+    assert model.weight.dtype == BF16
