@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,8 +199,7 @@ def _outputs(folders: Sequence[str | Path]) -> list[Path]:
 def _result(folder: Path, manifest: Manifest | None, number: int) -> Result:
     if manifest is None:
         return Result(number + 1, folder, number)
-    series = TrainingLog(folder).read().series
-    last = {name: found.values[-1] for name, found in series.items() if found.values}
+    last = _log_of(folder.resolve()).last_values()
     return Result(
         number=manifest.produces,
         folder=folder,
@@ -255,10 +255,23 @@ def _measured(file: Path, folder: Path) -> Accuracy | None:
     if accuracy is None or not accuracy.n:
         return None
     recorded = {Path(row["checkpoint"]).resolve(): row.get("weights") for row in read_json(file)}[folder.resolve()]
-    if recorded and weights.is_file() and weights.stat().st_size <= HASHED_BYTES:
-        return accuracy if digest_file(weights) == recorded else None
+    status = weights.stat() if weights.is_file() else None
+    if recorded and status is not None and status.st_size <= HASHED_BYTES:
+        return accuracy if _digest(weights.resolve(), status.st_size, status.st_mtime_ns) == recorded else None
     made = weights if weights.is_file() else folder / MANIFEST
     return accuracy if not made.is_file() or made.stat().st_mtime <= file.stat().st_mtime else None
+
+
+# The table is made anew every few seconds while a run plays.
+@functools.lru_cache(maxsize=64)
+def _log_of(folder: Path) -> TrainingLog:
+    return TrainingLog(folder)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file that has this size since that time."""
+    return digest_file(path)
 
 
 def _status(result: Result, lang: str | None) -> str:

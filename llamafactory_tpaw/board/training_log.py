@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 TRAINER_LOG = "trainer_log.jsonl"
 LAST_LINES_BYTES = 64 * 1024
+HEAD_BYTES = 512
 WEIGHT = "weights/player/"
 KEPT = ("loss", "rewards/target", "rewards/margin", "rewards/accuracy")
 HELD_OUT = ("eval_loss", "eval_rewards/target", "eval_rewards/margin", "eval_rewards/accuracy")
@@ -85,24 +87,33 @@ class TrainingLog:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / TRAINER_LOG
-        self._begin(None)
+        self._lock = threading.Lock()
+        self._begin()
 
-    def _begin(self, inode: int | None) -> None:
+    def _begin(self) -> None:
         self.series: dict[str, Series] = {}
         self.last_step = self.entries = 0
-        self._inode, self._read = inode, 0
+        self._head, self._read = b"", 0
+
+    def last_values(self) -> dict[str, float]:
+        """Read what is new and return the newest value of each metric; may be called by several threads."""
+        with self._lock:
+            series = self.read().series
+            return {name: found.values[-1] for name, found in series.items() if found.values}
 
     def read(self) -> TrainingLog:
         """Read what was added since the last call; a log that was replaced is read anew."""
         try:
             with self.path.open("rb") as stream:
-                status = os.fstat(stream.fileno())
-                if status.st_ino != self._inode or status.st_size < self._read:
-                    self._begin(status.st_ino)
+                # By its start: a new file may have the number and more than the length of the one before.
+                head, size = stream.read(HEAD_BYTES), stream.seek(0, os.SEEK_END)
+                if size < self._read or not head.startswith(self._head):
+                    self._begin()
+                self._head = head
                 stream.seek(self._read)
                 content = stream.read()
         except OSError:
-            self._begin(None)
+            self._begin()
             return self
         whole = content.rfind(b"\n") + 1
         self._read += whole

@@ -89,6 +89,17 @@ def test_numbers_of_other_weights_are_not_shown(monkeypatch: pytest.MonkeyPatch)
     assert [result.task and result.task.correct for result in summarize([folder]).results] == [4, 7]
 
 
+def test_a_running_iteration_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(0, status="training")
+    write_accuracies("accuracy_test.json", {-1: 4, 0: 7})
+    assert summarize([folder]).results[1].last["loss"] == pytest.approx(0.1)
+    monkeypatch.setattr(module, "digest_file", lambda path: pytest.fail(f"{path} is read again"))
+    with (folder / TRAINER_LOG).open("a") as stream:
+        stream.write(json.dumps({"current_steps": 11, "loss": 0.03}) + "\n")
+    (result,) = summarize([folder]).results[1:]
+    assert (result.last["loss"], result.last["rewards/accuracy"], result.task.correct) == (0.03, 1.0, 7)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '[{"checkpoint": "saves/Tiny/full/play_iter0"}]'])
 def test_a_damaged_file_of_accuracies_is_passed_over(content: str) -> None:
     folder = write_run(0)

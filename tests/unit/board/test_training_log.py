@@ -81,6 +81,13 @@ def test_a_log_that_begins_again_is_read_anew(log: TrainingLog) -> None:
     assert losses(log) == []
 
 
+def test_another_log_is_known_by_its_start(log: TrainingLog) -> None:
+    append(log, line(1, loss=1.0))
+    assert losses(log) == [(1, 1.0)]
+    log.path.write_text(line(1, loss=2.0) + line(2, loss=2.0))  # the same file with more in it
+    assert losses(log) == [(1, 2.0), (2, 2.0)]
+
+
 def test_odd_lines_are_left_out(log: TrainingLog) -> None:
     append(log, "\n", "x\n", "[]\n", "\x00\n", '{"loss": 1}\n', line(1, loss="text", lr=1.0), line(2, loss=1.0))
     assert losses(log) == [(2, 1.0)]
