@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import signal
@@ -14,6 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from ..data.progress import PROGRESS_FILE
 from ..errors import ConfigError, EnvironmentProblem
 from ..plugin.given import read_given
@@ -22,6 +25,7 @@ from .text import plain
 
 
 PLACE = ".tpaw_play"
+WARDEN = "warden.py"
 # Asked to end, a run finishes its step and saves a checkpoint, and a managed server gives its memory back.
 PATIENCE_S = SAVING_S + 60.0
 # Whoever asks again after so long wants the end at once.
@@ -176,13 +180,28 @@ class Play:
             self._kill()
 
     def _kill(self) -> None:
-        """Kill all its processes at once. A server lives in another session and ends when it finds itself alone."""
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Kill all its processes at once: its session, and descendants that have one of their own."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        others = _descendants(self._process.pid)
+        os.killpg(self._process.pid, signal.SIGKILL)
+        for process in others:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
     def _end_with_board(self) -> None:
         self.abort()
         self._thread.join(EXIT_S)
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    """Children of a process and theirs, but for a server's: who looks after it ends it when left alone."""
+    found: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(pid).children():
+            if not any(word.endswith(WARDEN) for word in child.cmdline()[:3]):
+                found += [child, *_descendants(child.pid)]
+    return found
 
 
 def as_shown(text: str) -> str:

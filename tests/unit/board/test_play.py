@@ -26,7 +26,7 @@ TIMEOUT_S = 120
 # What stands in for `python -m llamafactory_tpaw run`: `$0` is this file, the run files come last.
 SAYS = 'echo "plays $4 and $5"; echo oops >&2; echo "$LLAMAFACTORY_TPAW_PROGRESS"; echo "$EXTRA"; exit 3'
 OBEYS = "trap 'echo ends; exit 143' TERM; echo ready; while :; do sleep 0.05; done"
-REFUSES = "trap '' TERM; sleep 600 & echo ready; while :; do sleep 0.05; done"
+REFUSES = "trap '' TERM; setsid sleep 600 & echo $!; sleep 600 & echo ready; while :; do sleep 0.05; done"
 
 
 @pytest.fixture
@@ -99,7 +99,9 @@ def test_one_that_does_not_end_is_killed_with_its_children(
     play = start(REFUSES, patience_s=600 if asks_again else 0.2)
     wait_for(lambda: "ready" in play.tail)
     session = play._process.pid
+    apart = int(play.tail.split()[0])  # as the training processes that torchrun starts
     assert len(members_of(session)) >= 2
+    assert apart not in members_of(session)
     play.abort()
     if asks_again:
         play.abort()  # the same wish, as a double click
@@ -107,7 +109,7 @@ def test_one_that_does_not_end_is_killed_with_its_children(
         monkeypatch.setattr(module, "AGAIN_S", 0.0)
         play.abort()
     assert play.wait(TIMEOUT_S) == 128 + signal.SIGKILL
-    wait_for(lambda: not any(map(is_running, members_of(session))))
+    wait_for(lambda: not any(map(is_running, [*members_of(session), apart])))
 
 
 @linux
