@@ -7,6 +7,7 @@ What stands in a run file and has no element, or does not fit the one it has, tr
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,8 @@ def _output(values: Values) -> dict[str, Any]:
 
 def output_dir(model_name: str | None, finetuning_type: str | None, shown: str) -> str:
     """Return the folder that LlamaBoard means by what its field shows."""
-    return str(facade.get_save_dir(model_name or "", finetuning_type or "", shown))
+    # LlamaFactory takes a path as it is, too, but warns of it.
+    return shown if os.sep in shown else str(facade.get_save_dir(model_name or "", finetuning_type or "", shown))
 
 
 def _with_evaluation(settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import html
 import json
 import shlex
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import gradio as gr
 
@@ -35,6 +37,8 @@ from .summary import write_run_report
 
 
 REFRESH_S = 0.7
+# So long after a configuration was loaded, what it says of a model goes before what LlamaBoard knows of it.
+RECALL_S = 30.0
 OUTPUT, PROGRESS = "train.output_box", "train.progress_bar"
 
 
@@ -74,6 +78,11 @@ class Session:
     def is_ours(self, data: Mapping[Any, Any]) -> bool:
         """Whether the page shows this stage."""
         return is_our_stage(data[self.manager.get_elem_by_id("train.training_stage")])
+
+    def note_loaded(self, shown: Mapping[Any, Any]) -> None:
+        """Remember what a configuration that is being loaded says of its model."""
+        known = {self.manager.get_id_by_elem(element): value for element, value in shown.items()}
+        RECALL.note(known)
 
     def settings_of(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         r"""Return what the run file of the page's iteration says.
@@ -301,6 +310,34 @@ def _apart(sign: Any) -> str:
     return sign.group() + watch.ZERO_WIDTH
 
 
+class Recall:
+    r"""Model path and template of a model whose configuration was just loaded, or that plays.
+
+    LlamaBoard fills both in itself whenever the model's name changes, also when a configuration has just set them.
+    """
+
+    def __init__(self) -> None:
+        self.sessions: WeakSet[Session] = WeakSet()
+        self._known: dict[str, tuple[float, tuple[str, str]]] = {}
+
+    def note(self, config: Mapping[str, Any]) -> None:
+        """Keep what a configuration of this stage says."""
+        name, path = config.get("top.model_name"), config.get("top.model_path")
+        if name and path and is_our_stage(config.get("train.training_stage")):
+            self._known[name] = time.monotonic() + RECALL_S, (path, config.get("top.template") or "default")
+
+    def take(self, model_name: str | None) -> tuple[str, str] | None:
+        """Return what was noted of a model, once and not for long, or what plays; None where nothing was."""
+        for session in self.sessions:
+            if session.active and (shown := session.values(session.runner.running_data or {})):
+                self.note(shown)
+        until, found = self._known.pop(model_name or "", (0.0, None))
+        return found if time.monotonic() < until else None
+
+
+RECALL = Recall()
+
+
 def is_our_stage(shown: str | None) -> bool:
     """Whether what LlamaBoard's list of stages shows is this stage."""
     return facade.TRAINING_STAGES.get(shown) == STAGE
@@ -311,4 +348,5 @@ def session_of(runner: Any) -> Session:
     with contextlib.suppress(AttributeError):
         return runner.tpaw_session
     runner.tpaw_session = Session(runner)
+    RECALL.sessions.add(runner.tpaw_session)
     return runner.tpaw_session

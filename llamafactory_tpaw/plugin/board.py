@@ -25,6 +25,7 @@ RUNNER_METHODS: dict[str, tuple[str, ...]] = {
     "_preview": ("self", "data", "do_train"),
     "_launch": ("self", "data", "do_train"),
     "_build_config_dict": ("self", "data"),
+    "load_args": ("self", "lang", "config_path"),
     "monitor": ("self",),
     "set_abort": ("self",),
 }
@@ -112,6 +113,22 @@ def extend_tabs(module: ModuleType) -> None:
     module.create_footer = create_footer
 
 
+def extend_top(module: ModuleType) -> None:
+    """Let a loaded configuration of this stage keep its model path and template when the model's name changes by it.
+
+    Raises:
+        SeamMissing: If the function is not built as expected.
+    """
+    original = check_function(module, "get_model_info", parameters=("model_name",))
+
+    @functools.wraps(original)
+    def get_model_info(model_name: Any) -> Any:
+        found = None if missing_board() else importlib.import_module(SESSION).RECALL.take(model_name)
+        return found or original(model_name)
+
+    module.get_model_info = get_model_info
+
+
 def extend_data(module: ModuleType) -> None:
     """Let a dataset be chosen that is yet to be generated: LlamaBoard looks its entry up to offer a look at it.
 
@@ -160,6 +177,7 @@ def _runner_method(name: str) -> Callable[[Callable[..., Any]], Callable[..., An
         "_preview": _preview,
         "_launch": _launch,
         "_build_config_dict": _build_config_dict,
+        "load_args": _load_args,
         "monitor": _monitor,
         "set_abort": _set_abort,
     }[name]
@@ -221,6 +239,16 @@ def _build_config_dict(original: Callable[..., dict[str, Any]]) -> Callable[...,
         return original(self, data) | (session.kept(data) if session else {})
 
     return build_config_dict
+
+
+def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_args(self: Any, lang: str, config_path: str) -> Any:
+        shown = original(self, lang, config_path)
+        if not missing_board():
+            importlib.import_module(SESSION).session_of(self).note_loaded(shown)
+        return shown
+
+    return load_args
 
 
 def _monitor(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -105,6 +105,14 @@ SEAMS = (
         board=True,
     ),
     Seam(
+        "board_top",
+        "llamafactory.webui.components.top.get_model_info",
+        "what LlamaBoard knows of a model whose configuration is loaded",
+        False,
+        board.extend_top,
+        board=True,
+    ),
+    Seam(
         "board_data",
         "llamafactory.webui.components.data.can_preview",
         "LlamaBoard's choice of triplets that are not there yet",

@@ -15,22 +15,11 @@ from llamafactory_tpaw.board.fields import OURS
 from llamafactory_tpaw.board.filling import ELEMENTS
 from llamafactory_tpaw.board.locales import LANGUAGES, LOCALES
 from llamafactory_tpaw.plugin import board, seams
-from tests.unit.board import projects
 from tests.unit.board.page import DrivenPage
 
 
 NAMES = ("tpaw_run", "tpaw_iterations", *(field.element.partition(".")[2] for field in OURS))
 BUTTONS = ("cmd_preview_btn", "arg_save_btn", "start_btn")
-
-
-@pytest.fixture
-def demo(page: DrivenPage) -> DrivenPage:
-    """The page on a copy of the project, of whose demo the SFT model and one iteration are there."""
-    projects.copy_project()
-    projects.save_model("saves/Tiny/full/sft")
-    projects.play(projects.committed("tiny_tpaw_iter0"))
-    page.show(top__lang="en", top__model_name="Custom", top__finetuning_type="full", training_stage="TPAW")
-    return page
 
 
 def test_all_seams_hold(built_page: DrivenPage) -> None:
@@ -187,6 +176,20 @@ def test_saved_configuration_comes_back(demo: DrivenPage) -> None:
     assert demo["training_stage"] == "TPAW"
     demo.fire("training_stage", "change")
     assert demo["dataset"] == shown["train.dataset"]
+
+
+def test_loaded_configuration_keeps_its_model(demo: DrivenPage) -> None:
+    demo.show(tpaw_run="Tiny/tpaw", config_path="mine.yaml")
+    demo.fire("tpaw_run", "input")
+    demo.fire("arg_save_btn", "click")
+    demo.values = dict(demo.initial)
+    demo.show(top__lang="en", config_path="mine.yaml")
+    demo.fire("arg_load_btn", "click")
+    demo.show(top__template="qwen")
+    demo.fire("top.model_name", "change")  # as the browser does where the name was another
+    assert (demo["top.model_path"], demo["top.template"]) == ("saves/Tiny/full/tpaw_iter0", "default")
+    demo.fire("top.model_name", "change")  # by the user
+    assert demo["top.model_path"] == ""
 
 
 def test_configuration_of_before_still_loads(demo: DrivenPage) -> None:
