@@ -160,7 +160,6 @@ class Pair:
     def _free(self) -> None:
         for model in self._models.values():
             model._loop.call_soon_threadsafe(model._loop.stop)
-            model.engine = None
         self._models.clear()
         gc.collect()
         facade.torch_gc()

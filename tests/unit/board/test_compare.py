@@ -128,18 +128,20 @@ def test_a_failure_while_generating_is_told(pair: Pair, checkpoints: list[Checkp
 
 def test_leaving_early_ends_the_answers(pair: Pair, checkpoints: list[Checkpoint]) -> None:
     load(pair, checkpoints)
-    # An end of turn never comes: only being told so ends it.
+    steps, most = [], 1900
     for model in pair._models.values():
+        # An end of turn never comes: only being told so ends it before the last token.
         model.engine.template.get_stop_token_ids = lambda _: [10**6]
-    long = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=1900)
-    stream = pair.ask([QUESTION, QUESTION], "", long)
+        model.engine.model.register_forward_hook(lambda *_: steps.append(1))
+    stream = pair.ask([QUESTION, QUESTION], "", Sampling(temperature=0.0, top_p=1.0, max_new_tokens=most))
     next(stream)
     assert pair.busy
     with pytest.raises(ConfigError, match="still being answered"):
         answers(pair)
     stream.close()
     for thread in pair._threads:
-        thread.join(60)
+        thread.join(120)
+    assert 0 < len(steps) < most
     assert not pair.busy
     assert all(answers(pair, GREEDY))
 

@@ -183,16 +183,17 @@ def test_pages_and_filters(run: Path, browser: _Browser) -> None:
     assert number == 1
     assert browser.show("en", "play_iter0", "all", "all", "", 99, "data")[2] == 3
     assert browser.show("en", "play_iter0", "all", "all", "", None, "data")[2] == 1
-    for equal, truncated, search, matching in (
-        ("only", "all", "", 1),
-        ("without", "all", "", 24),
-        ("all", "only", "", 1),
-        ("only", "only", "", 0),
-        ("all", "all", "QUESTION 2", 7),
+    for equal, truncated, search, matching, shown in (
+        ("only", "all", "", 1, "question 3"),
+        ("without", "all", "", 24, "question 4"),
+        ("all", "only", "", 1, "question 4"),
+        ("all", "without", "", 24, "question 3"),
+        ("only", "only", "", 0, "No triplets match."),
+        ("all", "all", "QUESTION 2", 7, "question 25"),
     ):
         counts, rows, _ = browser.show("en", "play_iter0", equal, truncated, search, 1, "data")
         assert f"{matching} of 25" in counts
-        assert ("No triplets match." in rows) == (matching == 0)
+        assert shown in rows
     assert "第 1 / 3 页" in browser.show("zh", "play_iter1", "all", "all", "", 1, "data")[0]
 
 
