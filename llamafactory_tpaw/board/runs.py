@@ -204,26 +204,23 @@ def following(places: Places, settings: Mapping[str, Any], count: int) -> list[d
         ConfigError: If the count is no such number, or a key that the next iteration depends on is missing.
     """
     _check_number(count, "tpaw_iterations", 1)
-    played = [dict(settings)]
-    for _ in range(count - 1):
-        played.append(next_settings(played[-1]))
     run = run_of(places, settings) if count > 1 else None
     files = {file.iteration: file.settings for each, file in run_files(places) if each == run}
     expected = files.get(iteration_in(settings))
-    if expected is None:
-        return played
-    edited = {key for key in {*expected, *settings} if not same_value(expected.get(key), settings.get(key))}
-    for later in played[1:]:
-        expected = next_settings(expected)
-        file = files.get(iteration_in(later))
-        if file is None:
-            continue
-        for key in {*expected, *file} - edited:
-            if same_value(file.get(key), expected.get(key)):
-                continue
-            later.pop(key, None)
-            later |= {key: copy.deepcopy(file[key])} if key in file else {}
-        expected = copy.deepcopy(file)
+    keys = {*(expected or ()), *settings}
+    edited = {key for key in keys if not same_value((expected or {}).get(key), settings.get(key))}
+    played = [dict(settings)]
+    while len(played) < count:
+        later = next_settings(played[-1])
+        if expected is not None:
+            expected = next_settings(expected)
+            file = files.get(iteration_in(later), expected)
+            for key in {*expected, *file} - edited:
+                if not same_value(file.get(key), expected.get(key)):
+                    later.pop(key, None)
+                    later |= {key: copy.deepcopy(file[key])} if key in file else {}
+            expected = file
+        played.append(later)
     return played
 
 

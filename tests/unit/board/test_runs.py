@@ -154,13 +154,23 @@ def test_run_files_that_differ_are_followed(places: Places) -> None:
     change("tiny_tpaw_iter2", num_train_epochs=3.0, learning_rate=5e-4)
     first = committed("tiny_tpaw_iter0")
     played = runs.following(places, first, 4)
-    assert [each["num_train_epochs"] for each in played] == [2.0, 1.0, 3.0, 2.0]
+    assert [each["num_train_epochs"] for each in played] == [2.0, 1.0, 3.0, 3.0]
     assert ["warmup_ratio" in each for each in played] == [True, False, True, True]
     edited = runs.following(places, first | {"num_train_epochs": 5.0, "tpaw_eta": 4.0, "seed": None}, 3)
     assert [each["num_train_epochs"] for each in edited] == [5.0, 5.0, 5.0]
     assert [each["tpaw_eta"] for each in edited] == [4.0, 4.0, 4.0]
     assert [each["learning_rate"] for each in edited] == [1e-3, 1e-3, 5e-4]
     assert runs.following(places, first | {"learning_rate": "1.0e-3"}, 3)[2]["learning_rate"] == 5e-4
+
+
+def test_run_files_with_names_of_their_own_are_followed(places: Places) -> None:
+    change("tiny_tpaw_iter1", dataset="tiny_tpaw_iter0,mine_iter1")
+    change("tiny_tpaw_iter2", dataset="tiny_tpaw_iter0,mine_iter1,mine_iter2")
+    played = runs.following(places, committed("tiny_tpaw_iter0"), 3)
+    assert [each["dataset"] for each in played[1:]] == [
+        "tiny_tpaw_iter0,mine_iter1",
+        "tiny_tpaw_iter0,mine_iter1,mine_iter2",
+    ]
 
 
 def test_the_file_that_was_changed_last_says_the_settings(places: Places, run: runs.Run) -> None:
