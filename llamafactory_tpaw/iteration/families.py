@@ -75,6 +75,14 @@ def self_play_training(
     return Training(5e-7, epochs, batch, accumulation, "linear", extra={**optimizer, **precision, "seed": 42, **extra})
 
 
+def lora_training(
+    epochs: float, batch: int, accumulation: int, precision: Mapping[str, Any] = GPU_PRECISION, **extra: Any
+) -> Training:
+    """Return what LlamaFactory's own example has for adapters trained on preferences; SPIN and TPAW say nothing."""
+    return Training(5e-6, epochs, batch, accumulation, extra={**precision, "seed": 42, **extra})
+
+
+LORA = {"lora_rank": 16, "lora_alpha": 32, "lora_target": "all"}
 QWEN_SELF_PLAY = self_play_training(2.0, 4, 16)
 QWEN = Family(
     name="qwen",
@@ -91,6 +99,22 @@ QWEN = Family(
     prompts=ULTRACHAT_PROMPTS,
     model_keys=GPU_MODEL,
     output_keys=GPU_OUTPUT,
+)
+QWEN_LORA = Family(
+    name="qwen_lora",
+    note="Qwen2.5-1.5B on UltraChat with LoRA, one GPU; the settings of LoRA are ours. theta_0 is that of qwen.",
+    model=QWEN.model,
+    template=QWEN.template,
+    sft_data=QWEN.sft_data,
+    saves="saves/Qwen2.5-1.5B/lora",
+    sft=QWEN.sft,
+    self_play={"tpaw": lora_training(2.0, 4, 16)},
+    iterations={"tpaw": 5},
+    prompts=ULTRACHAT_PROMPTS,
+    model_keys=GPU_MODEL,
+    output_keys=GPU_OUTPUT,
+    theta_0=QWEN.theta("tpaw", 0),
+    lora=LORA,
 )
 LLAMA = Family(
     name="llama",
@@ -169,7 +193,7 @@ TINY = Family(
     dataset_keys={"default_system": ""},
     output_keys={"logging_steps": 5, "plot_loss": True, "report_to": "none"},
 )
-FAMILIES = (QWEN, LLAMA, QWEN_GSM8K, TINY)
+FAMILIES = (QWEN, QWEN_LORA, LLAMA, QWEN_GSM8K, TINY)
 
 
 def dataset_info(families: Iterable[Family]) -> str:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..arguments.start import Start
 from ..data.files import read_json
 from ..data.rounds import split_names
 from ..data.source import find_entry
 from ..errors import ConfigError, DataError, Findings, TpawError
 from ..plugin.given import YAML_ENDINGS, is_true, read_given, unknown_key_problems, value_problems
 from ..team.fingerprint import check_checkpoint_complete
+from ..team.pruned import read_pruned
 from .checkpoints import ResumePoint, find_resume_point
 from .preflight import finished_manifest, key_problems, make_plan
 
@@ -135,7 +137,8 @@ def find_progress(item: Item) -> Progress:
 def _iteration_progress(item: Item) -> Progress:
     manifest = finished_manifest(item.given)
     if manifest is not None and manifest.status == "finished":
-        return Progress("finished", f"{item.folder} holds {item.produces}, finished with these settings")
+        pruned = ", its weights pruned since" if read_pruned(item.folder) else ""
+        return Progress("finished", f"{item.folder} holds {item.produces}, finished with these settings{pruned}")
     if manifest is not None:
         return _training_progress(item)
     path, round_ = item.triplets, f"D_{item.given['tpaw_iteration']}"
@@ -171,10 +174,7 @@ def _training_progress(item: Item) -> Progress:
 
 def _is_finished_sft(item: Item) -> bool:
     """Whether all that LlamaFactory writes at the end of training is there, weights first and its state last."""
-    adapter = (item.folder / "adapter_model.safetensors").is_file()
-    if not (item.folder / "train_results.json").is_file() or not (
-        adapter or not check_checkpoint_complete(item.folder)
-    ):
+    if not (item.folder / "train_results.json").is_file() or check_checkpoint_complete(item.folder):
         return False
     try:
         state = read_json(item.folder / "trainer_state.json")
@@ -224,10 +224,11 @@ def _order_problems(items: Sequence[Item]) -> list[str]:
     """Name what starts from a model, or samples from an opponent, that only a later file makes."""
     problems = []
     for index, item in enumerate(items):
-        needed = {"starts from": item.given.get("model_name_or_path") or ""}
+        start = Start.of(item.given)
+        needed = [("starts from", name) for name in (item.given.get("model_name_or_path") or "", *start.adapters)]
         if item.given.get("tpaw_opponent_model"):
-            needed["samples from"] = item.given["tpaw_opponent_model"]
-        for what, named in needed.items():
+            needed.append(("samples from", item.given["tpaw_opponent_model"]))
+        for what, named in needed:
             model = Path(str(named))
             maker = next((later for later in items[index + 1 :] if later.folder.resolve() == model.resolve()), None)
             if maker is not None and check_checkpoint_complete(maker.folder):

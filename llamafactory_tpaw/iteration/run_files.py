@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..arguments.start import Start
 from ..data.source import triplet_entry
 from .yaml_text import yaml_line
 
@@ -93,6 +94,10 @@ class Family:
         launcher: Put before the command in the first comment.
         note: A line on what the family is, for its first comment.
         theta_0: The SFT model where there is one; then the family has no `sft` run.
+        sft_saves: Folder of the `sft` run where it is another one.
+        lora: Keys of LoRA (`lora_rank`, …) where the iterations train adapters on theta_0; empty for all weights.
+        new_adapters: Whether each iteration merges the adapters before it and begins another one, instead of training
+            on with one adapter.
         first_triplets: Dataset name of D_0 where another family that starts from the same theta_0 generates it.
         changes: Keys of the iterations that replace the lines above, or are added to them.
         sft_changes: The same for the `sft` run.
@@ -127,6 +132,9 @@ class Family:
     launcher: str = ""
     note: str = ""
     theta_0: str | None = None
+    sft_saves: str | None = None
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    new_adapters: bool = False
     first_triplets: str | None = None
     changes: Mapping[str, Change] = field(default_factory=dict)
     sft_changes: Mapping[str, Change] = field(default_factory=dict)
@@ -139,13 +147,21 @@ class Family:
 
     def run_folder(self, run: str) -> str:
         """Return the output folder of a run, e.g. `sft` or `tpaw_iter0`."""
-        return f"{self.saves}/{self.run_prefix}{run}"
+        saves = self.sft_saves if run == "sft" and self.sft_saves else self.saves
+        return f"{saves}/{self.run_prefix}{run}"
 
     def theta(self, method: Method, index: int) -> str:
         """Return the folder of theta_index of a method; theta_0 is the SFT model of all methods."""
         if index == 0:
             return self.theta_0 or self.run_folder("sft")
         return self.run_folder(numbered(method, index - 1))
+
+    def start(self, method: Method, index: int) -> Start:
+        """Return what iteration `index` of a method starts from, with its adapters."""
+        start = Start(self.theta(method, 0), (), "lora" if self.lora else "full", self.new_adapters)
+        for number in range(index):
+            start = start.after(self.theta(method, number + 1))
+        return start
 
     def triplets(self, method: Method, iteration: int) -> str:
         """Return the dataset name of D_iteration."""
@@ -231,7 +247,7 @@ def iteration_text(family: Family, method: Method, iteration: int) -> str:
     rounds = range(max(0, t + 1 - _team_size(family, method)), t + 1)
     datasets = ",".join(family.triplets(method, r) for r in rounds)
     sections = [
-        _model(family, family.theta(method, t), f"theta_{t}: generates, then is trained"),
+        _policy(family, method, t),
         _method(family, "tpaw", _method_lines(family, method, t)),
         ("generation", _generation_lines(family, t)),
         _dataset(family, datasets, ", ".join(f"D_{r}" for r in rounds)),
@@ -262,8 +278,23 @@ def _model(family: Family, name: str, comment: str) -> Section:
     return "model", [("model_name_or_path", name, comment), *family.model_keys.items()]
 
 
+def _policy(family: Family, method: Method, t: int) -> Section:
+    start, who = family.start(method, t), f"theta_{t}: generates, then is trained"
+    if not family.lora:
+        return _model(family, start.model, who)
+    name, lines = _model(family, start.model, "theta_0: the model under the adapters")
+    if start.adapters:
+        made = "merged, and another one is trained" if family.new_adapters else "generates, then is trained on"
+        lines.insert(1, ("adapter_name_or_path", ",".join(start.adapters), f"makes it theta_{t}: {made}"))
+    return name, lines
+
+
 def _method(family: Family, stage: str, lines: Iterable[Line] = ()) -> Section:
-    head = [("stage", stage), ("do_train", True), ("finetuning_type", "full")]
+    trained = [("finetuning_type", "full")]
+    if family.lora and stage == "tpaw":
+        new = [("create_new_adapter", True)] if family.new_adapters else []
+        trained = [("finetuning_type", "lora"), *family.lora.items(), *new]
+    head = [("stage", stage), ("do_train", True), *trained]
     return "method", [*head, *family.method_keys.items(), *lines]
 
 
@@ -276,7 +307,7 @@ def _method_lines(family: Family, method: Method, t: int) -> list[Line]:
         who += f"; the newest {size} play" if size > 1 else "; the newest plays"
     lines: list[Line] = [
         ("tpaw_iteration", t),
-        ("tpaw_players", ",".join(family.theta(method, i) for i in range(t + 1)), who),
+        ("tpaw_players", ",".join(family.start(method, i).spelled for i in range(t + 1)), who),
         ("tpaw_team_size", size),
     ]
     if method == "tspin":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...arguments.start import is_adapter
 from ...errors import ConfigError, DataError
 from ...plugin import facade
 from ...plugin.given import is_true
@@ -91,10 +92,11 @@ def _tail(model: str, is_local: bool) -> str:
 
 
 def _check_folder(place: Path, given: str) -> None:
-    if (place / "adapter_config.json").is_file() and not (place / "config.json").is_file():
+    if is_adapter(place):
         raise ConfigError(
-            f"`--model {given}` is an adapter, but this version of stage `tpaw` trains all weights. Merge it into its "
-            "base with `llamafactory-cli export`, and give the merged model."
+            f"`--model {given}` is an adapter, but a whole model is asked for. Merge it into its model with "
+            "`llamafactory-cli export` and give the result. Or give the model, and name the adapter in each run file "
+            "by `adapter_name_or_path` and in `tpaw_players` as `model+adapter`."
         )
     problems = check_checkpoint_complete(place)
     # transformers would make an empty tokenizer of the model's type.

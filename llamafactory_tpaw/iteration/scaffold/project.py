@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import ConfigError, Findings
 from ...plugin import facade
-from ..families import GPU_OUTPUT, self_play_training, sft_training
+from ..families import GPU_OUTPUT, lora_training, self_play_training, sft_training
 from ..preflight import key_problems
 from ..run_files import Change, Family, Method, dataset_entries, run_files
 from .dataset import SftSet, find_sft_set
@@ -55,8 +55,11 @@ FAMILY_KEYS = {
     "tpaw_gamma": "gamma",
     "tpaw_engine": "engine",
 }
+TRAINED = ("finetuning_type", "create_new_adapter")
 ENGINE_PREFIXES = ("tpaw_engine_", "tpaw_vllm_", "tpaw_max_failed", "tpaw_samples_", "tpaw_opponent_")
 PROMPT_KEYS = ("tpaw_max_prompts", "tpaw_turn", "tpaw_max_bad_rows")
+# With `finetuning_type=lora` theta_0 stays a whole model, so these are not for its SFT.
+ADAPTER_KEYS = ("lora_", "loraplus_", "use_dora", "use_rslora", "additional_target", "quantization_", "double_quant")
 WITHOUT: dict[str, dict[str, Any]] = {"trw": {"eta": 1.0}, "mpw": {"gamma": 0.0}, "team": {"team_size": 1}}
 MOST_PROMPTS = 50_000  # as many as SPIN and TPAW use of UltraChat
 SMALL_SET = 20_000
@@ -190,7 +193,8 @@ def _family(found: _Found) -> Family:
     settings, model, machine = found.settings, found.model, found.machine
     name = settings.name or slug(f"{Path(settings.model).name}_{found.sft_set.name}") or "run"
     engine_keys = {key: value for key, value in settings.keys.items() if key.startswith(ENGINE_PREFIXES)}
-    own = {*PROMPT_KEYS, *FAMILY_KEYS, *engine_keys}
+    lora, new_adapters = _adapters(settings.keys)
+    own = {*PROMPT_KEYS, *FAMILY_KEYS, *engine_keys, *lora, *(TRAINED if lora else ())}
     keys = {key: value for key, value in settings.keys.items() if key not in own}
     fields = {FAMILY_KEYS[key]: value for key, value in settings.keys.items() if key in FAMILY_KEYS}
     changes = {key: Change(section_of(key), value) for key, value in keys.items()}
@@ -201,7 +205,7 @@ def _family(found: _Found) -> Family:
         batch_sizes(machine, found.limits, model.text_config, model.parameters, count, sequences)
         for count, sequences in ((rows, 2), (found.rows, 1))
     ]
-    play = self_play_training(2.0, *_with_given_batch(sizes[0], settings.keys), precision)
+    play = (lora_training if lora else self_play_training)(2.0, *_with_given_batch(sizes[0], settings.keys), precision)
     small = found.rows < SMALL_SET
     sft = sft_training(
         1e-5 if small else 2e-5, 3.0 if small else 1.0, *_with_given_batch(sizes[1], settings.sft_keys), precision
@@ -212,7 +216,10 @@ def _family(found: _Found) -> Family:
         note=f"{_model_words(model)} on {found.sft_set.name}, {_device_words(machine)}.",
         model=model.path,
         sft_data=found.sft_set.name,
-        saves=(settings.saves or f"saves/{model.board_name}/full").rstrip("/"),
+        saves=(settings.saves or f"saves/{model.board_name}/{'lora' if lora else 'full'}").rstrip("/"),
+        sft_saves=f"saves/{model.board_name}/full" if lora and not settings.saves else None,
+        lora=lora,
+        new_adapters=new_adapters,
         run_prefix=f"{name}_",
         theta_0=None if settings.sft else model.path,
         sft=sft,
@@ -227,6 +234,14 @@ def _family(found: _Found) -> Family:
         sft_changes=_sft_changes(changes, settings.sft_keys),
         comments=_comments(found, precision, prompts),
     )
+
+
+def _adapters(keys: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return the keys of LoRA, none where all weights are trained, and whether each iteration begins an adapter."""
+    if keys.get("finetuning_type") != "lora":
+        return {}, False
+    given = {key: value for key, value in keys.items() if key.startswith(ADAPTER_KEYS)}
+    return {"lora_rank": 8, "lora_target": "all"} | given, bool(keys.get("create_new_adapter"))
 
 
 def _with_given_batch(sizes: tuple[int, int], keys: Mapping[str, Any]) -> tuple[int, int]:

@@ -33,7 +33,7 @@ LAYOUT = {
     "tpaw_proto": "It follows from `--objective tspin`.",
     "stage": "It follows from `--objective` and `--sft`.",
     "do_train": "The files are for training.",
-    "finetuning_type": "This version of stage `tpaw` trains all weights.",
+    "adapter_name_or_path": "It follows from the iteration: `--model` is theta_0, a whole model.",
 }
 SECRETS = ("hf_hub_token", "ms_hub_token", "om_hub_token")
 POSITIVE = (

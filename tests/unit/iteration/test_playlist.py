@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from llamafactory_tpaw.errors import TpawError
 from llamafactory_tpaw.iteration.playlist import Item, find_progress, read_playlist, split_words
@@ -214,7 +216,8 @@ class TestProgress:
         assert find_progress(Item("sft.yaml", (), given | {"overwrite_output_dir": "true"})).state == "new"
         Path("saves/sft/model.safetensors").unlink()
         assert find_progress(item).state == "new"
-        Path("saves/sft/adapter_model.safetensors").touch()
+        save_file({"a.lora_A.weight": torch.zeros(1, 2)}, "saves/sft/adapter_model.safetensors")
+        Path("saves/sft/adapter_config.json").write_text("{}")
         assert find_progress(item).state == "finished"
         Path("saves/sft/checkpoint-2").mkdir()
         Path("saves/sft/train_results.json").unlink()

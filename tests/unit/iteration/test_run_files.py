@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PATHS = sorted((ROOT / "yaml").glob("*.yaml"))
 ITERATION_KEYS = {
     "model_name_or_path",
+    "adapter_name_or_path",
     "tpaw_iteration",
     "tpaw_players",
     "tpaw_proto",
@@ -37,6 +39,7 @@ from llamafactory_tpaw import _hook
 _hook.install()
 from llamafactory.data.parser import get_dataset_list
 from llamafactory.hparams.parser import _TRAIN_ARGS
+from llamafactory_tpaw.arguments.start import Start
 from llamafactory_tpaw.data.rounds import list_opponents
 from llamafactory_tpaw.iteration.preflight import key_problems
 from llamafactory_tpaw.team.players import list_players
@@ -53,7 +56,7 @@ for path in sys.argv[1:]:
     problems = []
     if finetuning.stage == "tpaw":
         problems = key_problems(keys)
-        players = list_players(finetuning, keys["model_name_or_path"])
+        players = list_players(finetuning, Start.of(keys))
         opponents = list_opponents(finetuning, data.dataset, "data")
         assert [player.theta for player in players] == list(range(finetuning.tpaw_iteration + 1)), path
         assert opponents.rounds[-1].iteration == finetuning.tpaw_iteration and not opponents.ignored, path
@@ -111,6 +114,7 @@ def test_check_names_the_stale_file(
 def test_the_promised_runs_exist() -> None:
     runs = {
         "qwen": ["sft", "dpo", *_rounds("tpaw", 5), *_rounds("spin", 4), *_rounds("tspin", 4)],
+        "qwen_lora": _rounds("tpaw", 5),
         "qwen_gsm8k": ["sft", *_rounds("tpaw", 5), *_rounds("spin", 4), *_rounds("tspin", 4)],
         "llama": ["sft", "dpo", *_rounds("tpaw", 5)],
         "tiny": ["sft", "sft_more", *_rounds("tpaw", 3), *_rounds("spin", 3)],
@@ -166,17 +170,29 @@ def test_iterations_differ_only_in_what_an_iteration_changes(family: Family, met
 
 @pytest.mark.parametrize(("family", "method"), SELF_PLAY, ids=SELF_PLAY_IDS)
 def test_iterations_follow_each_other(family: Family, method: str) -> None:
-    outputs = [load(family, "sft")["output_dir"]]
+    players, outputs = [family.theta(method, 0)], []
     for t in range(family.iterations[method]):
         run = load(family, f"{method}_iter{t}")
         rounds = range(max(0, t + 1 - run["tpaw_team_size"]), t + 1)
         assert run["tpaw_iteration"] == t
-        assert run["model_name_or_path"] == outputs[-1]
-        assert run["tpaw_players"].split(",") == outputs
+        assert run["model_name_or_path"] == (players[0] if family.lora else players[-1])
+        assert run.get("adapter_name_or_path") == (outputs[-1] if family.lora and t else None)
+        assert run["tpaw_players"].split(",") == players
         assert run["dataset"].split(",") == [f"{family.name}_{method}_iter{r}" for r in rounds]
         assert run.get("tpaw_proto") == (f"{family.name}_tspin_iter0" if method == "tspin" and t > 0 else None)
         outputs.append(run["output_dir"])
-    assert len(set(outputs)) == len(outputs)
+        players.append(f"{players[0]}+{outputs[-1]}" if family.lora else outputs[-1])
+    assert len(set(players)) == len(players)
+
+
+def test_each_iteration_may_begin_an_adapter_upon_those_before() -> None:
+    family = dataclasses.replace(families.QWEN_LORA, new_adapters=True)
+    run = yaml.safe_load(iteration_text(family, "tpaw", 2))
+    first, second = (f"saves/Qwen2.5-1.5B/lora/tpaw_iter{index}" for index in range(2))
+    base = "saves/Qwen2.5-1.5B/full/sft"
+    assert (run["model_name_or_path"], run["adapter_name_or_path"]) == (base, f"{first},{second}")
+    assert run["tpaw_players"] == f"{base},{base}+{first},{base}+{first}+{second}"
+    assert run["create_new_adapter"] is True
 
 
 def test_no_two_runs_share_an_output_folder() -> None:
@@ -222,15 +238,16 @@ def test_precision_and_device(path: Path) -> None:
 def test_sampling_is_spelled_out(path: Path) -> None:
     keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert (keys["temperature"], keys["top_p"], keys["top_k"]) == (1.0, 1.0, 0)
-    assert keys["tpaw_prompts"] == yaml.safe_load(_sibling(path, "sft"))["dataset"]
+    theta_0 = keys["tpaw_players"].split(",")[0]
+    (sft,) = (run for run in map(_read, PATHS) if run["output_dir"] == theta_0)
+    assert keys["tpaw_prompts"] == sft["dataset"]
     assert "spin" not in path.stem or keys["tpaw_team_size"] == 1
     if "_spin_" in path.stem:
         assert (keys["tpaw_objective"], keys["tpaw_eta"], keys["tpaw_gamma"]) == ("tpaw", 1.0, 0.0)
 
 
-def _sibling(path: Path, run: str) -> str:
-    family = path.stem.rpartition("_iter")[0].rpartition("_")[0]
-    return path.with_name(f"{family}_{run}.yaml").read_text(encoding="utf-8")
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def test_sections_stand_in_llamafactorys_order() -> None:

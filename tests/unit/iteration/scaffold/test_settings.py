@@ -98,7 +98,7 @@ PROBLEMS: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
     (("output_dir=x",), {}, "`output_dir=x` is not to be set: `init` writes it. Give the folder of the runs"),
     (("hf_hub_token=hf_secret",), {}, "`hf_hub_token` is not written to a file."),
     (("tpaw_players=x",), {}, "They follow from `--model` and `--iterations`."),
-    (("finetuning_type=lora",), {}, "This version of stage `tpaw` trains all weights."),
+    (("adapter_name_or_path=saves/a",), {}, "`--model` is theta_0, a whole model."),
 ]
 
 
