@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..arguments.start import ADAPTER_CONFIG, same_place
+from ..arguments.start import ADAPTER_CONFIG
 from ..data.files import digest_json, read_json
 from ..errors import DataError
 from .weight_files import Tensor, is_safetensors, main_file, read_header, weight_paths
@@ -116,23 +116,10 @@ def fit_problems(name: str, model: Path, adapter: Path) -> list[str]:
     return []
 
 
-def base_problems(name: str, model: str, adapter: Path) -> list[str]:
-    r"""Compare the model that an adapter's config names with the one it is put on.
-
-    Where both are folders here their weights are compared elsewhere; this looks at folders that are not the same.
-
-    Args:
-        name: Of the player, for messages.
-        model: The model, as the user names it.
-        adapter: The adapter's folder.
-    """
+def recorded_base(adapter: Path) -> Path | None:
+    """The model that an adapter's config names, where that is a folder here."""
     recorded = str(read_adapter(adapter).get("base_model_name_or_path") or "")
-    if not recorded or not Path(recorded).is_dir() or same_place(recorded, model):
-        return []
-    return [
-        f"{name}: {adapter} was trained on {recorded} (its {ADAPTER_CONFIG} says so), but is put on {model}. Correct "
-        f"`model_name_or_path`, or write the player out: `{recorded}+{adapter}`."
-    ]
+    return Path(recorded) if recorded and Path(recorded).is_dir() else None
 
 
 def _shapes(model: Path) -> dict[str, list[int]]:

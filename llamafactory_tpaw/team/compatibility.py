@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments.start import ADAPTER_CONFIG, same_place
 from ..data.files import read_json
-from .adapters import base_problems, fit_problems
+from .adapters import fit_problems, recorded_base
+from .fingerprint import check_checkpoint_complete, fingerprint_checkpoint
 from .manifest import MANIFEST, read_manifest
 
 
@@ -18,15 +20,34 @@ if TYPE_CHECKING:
     from .members import Member
 
 
-def adapter_fit_problems(members: Sequence[Member]) -> list[str]:
-    """Refuse adapters of another model, or of other shapes, than the one they are put on."""
+def adapter_fit_problems(members: Sequence[Member], store: Path) -> list[str]:
+    r"""Refuse adapters of another model, or of other shapes, than the one they are put on.
+
+    Args:
+        members: The players.
+        store: Where fingerprints are kept.
+    """
     problems = []
     for member in members:
         for adapter in member.adapters:
-            problems += base_problems(member.player.name, member.player.base, adapter) or fit_problems(
-                member.player.name, member.folder, adapter
-            )
+            other = _other_base(member, adapter, store)
+            problems += other or fit_problems(member.player.name, member.folder, adapter)
     return list(dict.fromkeys(problems))
+
+
+def _other_base(member: Member, adapter: Path, store: Path) -> list[str]:
+    """Compare the model that an adapter names, where that is here, with the one it is put on."""
+    recorded = recorded_base(adapter)
+    if recorded is None or same_place(str(recorded), str(member.folder)) or check_checkpoint_complete(recorded):
+        return []
+    then = fingerprint_checkpoint(recorded, store)
+    if then == member.below[0]:
+        return []
+    return [
+        f"{member.player.name}: {adapter} was trained on {recorded} with fingerprint {then[:12]} (its "
+        f"{ADAPTER_CONFIG} says so), but is put on {member.player.base} with {member.below[0][:12]}. Correct "
+        f"`model_name_or_path`, or write the player out: `{recorded}+{adapter}`."
+    ]
 
 
 def stacking_problems(members: Sequence[Member]) -> list[str]:

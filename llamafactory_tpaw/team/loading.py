@@ -84,7 +84,7 @@ class PlayerLoader:
         yield model
         # After a failure nothing of this is done: the memory goes with the model.
         if following is not None and self._can_become(stack, self.stack_of(following)):
-            self._held = _Held(model.unload() if stack.apart else model, stack)
+            self._held = _Held(take_off(model) if stack.apart else model, stack)
         del model
         release_memory()
 
@@ -106,7 +106,7 @@ class PlayerLoader:
         else:
             model = held.model
             for adapter in stack.merged[len(held.stack.merged) :]:
-                model = put_on(model, adapter).merge_and_unload()
+                model = _forget(put_on(model, adapter).merge_and_unload())
             if stack.apart is not None:
                 model = put_on(model, stack.apart, trained=True)
                 self._upcast(model)
@@ -127,7 +127,7 @@ class PlayerLoader:
         if not self.start.is_lora:
             return facade.load_model(self.tokenizer, model_args, self.run.finetuning, True)
         model = facade.load_model(self.tokenizer, model_args, finetuning_args, True)
-        return model if stack.apart else model.unload()
+        return model if stack.apart else take_off(model)
 
     def _upcast(self, model: PreTrainedModel) -> None:
         """Do as LlamaFactory does with an adapter that it trains."""
@@ -180,6 +180,18 @@ def put_on(model: PreTrainedModel, adapter: Path, *, trained: bool = False) -> A
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, str(adapter), is_trainable=trained)
+
+
+def take_off(model: Any) -> PreTrainedModel:
+    """Take an adapter off the model that it was put on."""
+    return _forget(model.unload())
+
+
+def _forget(model: PreTrainedModel) -> PreTrainedModel:
+    """Remove what peft leaves behind, at which it would warn when the next adapter is put on."""
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model
 
 
 def method_numerics(run: RunArguments, adapters: int) -> dict[str, str]:

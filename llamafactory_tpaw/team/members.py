@@ -139,7 +139,7 @@ def load_members(run: RunArguments) -> tuple[list[Member], Member]:
         raise DataError(problems)
     store = Path(run.finetuning.tpaw_cache_dir)
     members = [member_of(player, run.model, store) for player in needed]
-    problems = adapter_fit_problems(members)
+    problems = adapter_fit_problems(members, store)
     if problems:
         raise DataError(problems)
     return (members if team else []), members[-1]

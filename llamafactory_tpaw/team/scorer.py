@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log-probs of the players: loaded one at a time, scoring only what the cache lacks; or all in memory, every step."""
+"""Log-probs of the players: loaded one at a time, scoring only what the cache lacks."""
 
 from __future__ import annotations
 
@@ -250,24 +250,6 @@ class TeamScorer:
     def autocast(self) -> contextlib.AbstractContextManager:
         """What is entered around a player's forward pass."""
         return autocast(self.device, self.precision.autocast)
-
-
-class OnlineTeam:
-    """All players in memory, scoring each training batch as it comes: the plain way, kept for comparison."""
-
-    def __init__(self, scorer: TeamScorer, team: Sequence[Member]) -> None:
-        self.scorer = scorer
-        loaded = [scorer.players.load(member) for member in team]
-        self.models = [shard(model, scorer.run.training, scorer.precision) for model in loaded]
-        self.heads = [scorer.shortcuts_of(model).head for model in self.models]
-
-    @torch.no_grad()
-    def score(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Score a batch of S sequences: (S, J) in nats, players oldest first."""
-        scores = []
-        for model, head in zip(self.models, self.heads, strict=True):
-            scores.append(response_logps(model, batch, self.scorer.autocast(), head=head).sums)
-        return torch.stack(scores, dim=1)
 
 
 def plan_score_batches(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers.trainer_utils import EvalLoopOutput
 
     from ..data.collator import TripletDataset
-    from ..team.scorer import OnlineTeam
+    from ..team.online import OnlineTeam
     from ..team.shortcuts import Shortcuts
 
 

@@ -12,13 +12,14 @@ from ..arguments.parsed import RunArguments
 from ..data.collator import TripletCollator, TripletDataset
 from ..plugin import facade
 from ..team.engine import sharding_of
-from ..team.loading import load_policy
+from ..team.loading import load_policy, to_device
 from ..team.members import load_members
+from ..team.online import OnlineTeam
 from ..team.processes import Processes
-from ..team.scorer import Block, OnlineTeam, ScoreReport, TeamScorer
+from ..team.scorer import Block, ScoreReport, TeamScorer
 from ..team.shortcuts import find_shortcuts
 from .lineage import CheckpointManifests, check_earlier_work, finish_manifest, start_manifest
-from .saving import undone_on_failure
+from .saving import let_torch_load_to_cpu, undone_on_failure
 from .setup import IterationSetup, load_setup
 from .stopping import end_if_stopped, stop_between_steps
 
@@ -79,7 +80,7 @@ def run_tpaw(
     manifest = start_manifest(run, setup, report)
     trainer.add_callback(CheckpointManifests(manifest))
     started = time.monotonic()
-    with stop_between_steps(trainer):
+    with stop_between_steps(trainer), processes.alive():
         if training_args.do_train:
             _train(trainer, run)
         if training_args.do_eval:
@@ -93,6 +94,7 @@ def run_tpaw(
         facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
         if finished and not training_args.push_to_hub:
             finish_manifest(run, manifest, seconds=time.monotonic() - started)
+        processes.meet("result")  # where a process ends the result is there, also on another machine
 
 
 def score_tpaw(run: RunArguments) -> ScoreReport:
@@ -115,12 +117,12 @@ def _make_trainer(
     run.training.remove_unused_columns = False
     # A NaN must stop the run, not be replaced by the running average.
     run.training.logging_nan_inf_filter = False
-    online = run.finetuning.tpaw_reference == "online" and bool(setup.team)
-    online_team = OnlineTeam(scorer, setup.team) if online else None
     train, held_out = datasets
     policy = load_policy(run, setup.tokenizer)
     if not sharding_of(run.training):
-        policy = policy.to(run.training.device)  # where LlamaFactory leaves it elsewhere, the Trainer would move it
+        policy = to_device(policy, run.training.device)  # where it is left elsewhere, the Trainer would move it
+    online = run.finetuning.tpaw_reference == "online" and bool(setup.team)
+    online_team = OnlineTeam(scorer, setup.team, policy, setup.policy) if online else None
     shortcuts = find_shortcuts(policy, run.training, run.finetuning)
     grouped = run.finetuning.tpaw_grouping == "prompt"
     return TpawTrainer(
@@ -140,6 +142,7 @@ def _make_trainer(
 
 
 def _train(trainer: TpawTrainer, run: RunArguments) -> None:
+    let_torch_load_to_cpu()
     result = trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint)
     end_if_stopped(trainer)
     with undone_on_failure(run.training.output_dir):
