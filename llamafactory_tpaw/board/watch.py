@@ -21,6 +21,11 @@ BACKTICKS = re.compile(r"`+")
 # LlamaBoard's Markdown takes what stands between two of them for a formula, in code, too, and before it escapes it.
 FORMULA = re.compile(r"\$(?=\$)|%(?=%)")
 ZERO_WIDTH = "\u200b"
+# What stands below the log in the page should not be a long way off; after a failure the reason counts.
+LINES, LINES_AFTER_FAILURE = 30, 150
+# A value of a JSON object a line, or the end of one, six and more of them.
+DUMPED = re.compile(r"(?:^[ \t]+(?:\"[^\n]*|[^\n]*,|[\]}])\n){6,}", re.MULTILINE)
+BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 UNITS = {"step": "unit_steps", "sequence": "unit_sequences", "token": "unit_tokens"}
 GIB = 1024**3
 
@@ -72,8 +77,8 @@ class Snapshot:
 
     @property
     def markdown(self) -> str:
-        """The log as a Markdown block, which nothing in it ends or runs; empty without a log."""
-        return code_block(self.log)
+        """The end of the log as a Markdown block, which nothing in it ends or runs; empty without a log."""
+        return code_block(condensed(self.log, LINES_AFTER_FAILURE if self.state == "failed" else LINES))
 
     def label(self, lang: str | None) -> str:
         """What happens now, in a language of the page: `Iteration 1 (0–2): Generation · 12 of 50 rows · …`."""
@@ -189,6 +194,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def condensed(log: str, lines: int) -> str:
+    """The last lines of a log, with `…` for what libraries print of their configurations."""
+    short = BLANK_LINES.sub("\n", DUMPED.sub("  …\n", log))
+    return "\n".join(short.rstrip().split("\n")[-lines:])
 
 
 def code_block(text: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from llamafactory_tpaw.board.locales import LANGUAGES
 from llamafactory_tpaw.board.training_log import TRAINER_LOG
-from llamafactory_tpaw.board.watch import Snapshot, code_block, duration, snapshot
+from llamafactory_tpaw.board.watch import Snapshot, code_block, condensed, duration, snapshot
 
 
 @dataclass
@@ -173,6 +173,20 @@ def test_nothing_ends_the_block(text: str) -> None:
     assert not any(line.strip().startswith(opening) for line in inside)
     assert "$$" not in block
     assert "\n".join(inside).replace("\u200b", "") == text
+
+
+def test_the_block_is_short_and_has_the_reason_of_a_failure() -> None:
+    log = "".join(f"line {number}\n" for number in range(1000))
+    running, failed = (Snapshot(state, log=log).markdown.split("\n")[1:-2] for state in ("running", "failed"))
+    assert running == [f"line {number}" for number in range(970, 1000)]
+    assert failed == [f"line {number}" for number in range(850, 1000)]
+
+
+def test_printed_configurations_are_cut_out() -> None:
+    values = {f"key_{number}": [number, "text"] for number in range(8)}
+    log = f"before\n\n\nModel config {json.dumps(values, indent=2)}\n\nafter: {json.dumps({'a': 1}, indent=2)}\n"
+    assert condensed(log, 50) == 'before\nModel config {\n  …\n}\nafter: {\n  "a": 1\n}'
+    assert condensed("  File x, line 1\n    raise\n", 50) == "  File x, line 1\n    raise"
 
 
 def test_an_empty_log_is_no_block() -> None:
