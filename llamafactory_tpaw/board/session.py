@@ -30,6 +30,7 @@ from . import watch
 from .arguments import STAGE, elements_from, settings_from
 from .charts import Charts
 from .locales import say
+from .path_check import check_paths
 from .places import Places
 from .play import Play
 from .runs import following, write_run_files
@@ -257,12 +258,12 @@ def check(runs: Sequence[dict[str, Any]], places: Places) -> None:
         TpawError: With every problem of every iteration.
     """
     items = [Item(f"Iteration {settings.get('tpaw_iteration', 0)}", (), settings) for settings in runs]
-    with Findings() as findings:
-        for item in items:
-            with findings.note():
-                places.output_dir(item.given.get("output_dir"))
-    with planned_entries(_planned(runs)):
-        check_runs(items)
+    with Findings() as findings, planned_entries(_planned(runs)):
+        with findings.note():
+            check_paths(places, runs)
+        with findings.note():
+            check_runs(items)
+        findings.raise_noted()
         _check_engine(items)
 
 

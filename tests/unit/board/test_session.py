@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from llamafactory_tpaw.board import play as play_module
+from llamafactory_tpaw.board import results as results_module
 from llamafactory_tpaw.board import session as session_module
 from llamafactory_tpaw.board.session import as_markdown, command
 from tests.unit.board.page import DrivenPage
@@ -207,3 +208,38 @@ def test_command_is_one_that_a_shell_reads() -> None:
 
 def test_messages_are_shown_as_they_are() -> None:
     assert as_markdown(["`a` is <b>\n$$x$$", "two"]) == "- `a` is &lt;b&gt; $\u200b$x$\u200b$\n- two"
+
+
+def test_new_run_gets_its_entries(fresh: DrivenPage, program: Callable[[str], None]) -> None:
+    program("true")
+    fresh.show(tpaw_run="mine", tpaw_iterations=2, tpaw_prompts="tiny_train")
+    fresh.values[fresh.element("top.model_path")] = "saves/Tiny/full/sft"
+    fresh.fire("tpaw_run", "input")
+    info = Path("data/dataset_info.json")
+    fresh.show(learning_rate="fast")
+    list(fresh.steps("start_btn"))
+    assert "Custom_mine_iter0" not in info.read_text()
+    fresh.show(learning_rate="1e-3")
+    *_, last = fresh.steps("start_btn")
+    assert last["train.output_box"].startswith("Finished.")
+    assert "Custom_mine_iter0" in info.read_text()
+    assert "Custom_mine_iter1" in info.read_text()
+    written = yaml.safe_load(Path("saves/Custom/full/mine_iter1/training_args.yaml").read_text())
+    assert written["dataset"] == "Custom_mine_iter0,Custom_mine_iter1"
+    assert written["model_name_or_path"] == "saves/Custom/full/mine_iter0"
+
+
+def test_report_is_linked_and_nothing_beside_it_can_be_read(
+    fresh: DrivenPage, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("true")
+    report = Path("saves/a b.html")
+    report.write_text("report")
+    monkeypatch.setattr(session_module, "write_run_report", lambda folders: report)
+    opened: list[Any] = []
+    monkeypatch.setattr(results_module.gr, "set_static_paths", opened.extend)
+    list(fresh.steps("start_btn"))
+    fresh.fire("output_box", "change")
+    assert opened == [report]
+    assert f'href="gradio_api/file={str(report.resolve()).replace(" ", "%20")}"' in fresh["tpaw_report"]
+    assert fresh.properties["train.tpaw_report", "visible"] is True
