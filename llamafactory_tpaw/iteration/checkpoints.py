@@ -38,11 +38,11 @@ def find_resume_point(folder: Path) -> ResumePoint:
 
 def _is_whole(checkpoint: Path) -> bool:
     """Weights, and the Trainer's state, which is written last."""
-    if check_checkpoint_complete(checkpoint):
-        return False
     try:
+        if check_checkpoint_complete(checkpoint):
+            return False
         read_json(checkpoint / "trainer_state.json")
-    except DataError:
+    except (DataError, OSError):  # another process of this run may be removing it, because it is not
         return False
     return True
 

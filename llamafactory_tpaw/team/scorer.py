@@ -226,8 +226,10 @@ class TeamScorer:
     def _own_batches(self, todo: Todo, costs: LayoutCosts) -> list[tuple[Batch, bool]]:
         """The batches of this process, and whether each counts: some are only done along with the others'."""
         count, rank = self.processes.count, self.processes.rank
-        total = sum(len(prompt) + len(response) for prompt, response in todo.values())
-        batches = plan_score_batches(todo, min(self.batch_tokens, -(-total // count)), costs)
+        batches = plan_score_batches(todo, self.batch_tokens, costs)
+        if len(batches) < count:  # smaller ones, so that every process has one
+            tokens = sum(row.length for batch in batches for row, _ in batch)
+            batches = plan_score_batches(todo, -(-tokens // count), costs)
         own = [(batch, True) for batch in batches[rank::count]]
         if self.sharding:
             own += [(batches[-1], False)] * (-(-len(batches) // count) - len(own))

@@ -105,11 +105,14 @@ ROWS = [
     }),
     Row("neither training nor evaluation", given={"do_train": False}),
     Row("a `val_size` that holds out all prompts", given={"val_size": 16}),
-    Row("`deepspeed` without torchrun", given={"deepspeed": {"zero_optimization": {"stage": 2}}}),
+    Row("`deepspeed` without torchrun", given={"deepspeed": {"zero_optimization": {"stage": 2}}, "use_cpu": None}),
     Row("ZeRO-3 whose weights nobody gathers", environment={"FORCE_TORCHRUN": "1"}, given={
-        "deepspeed": {"zero_optimization": {"stage": 3}},
+        "deepspeed": {"zero_optimization": {"stage": 3}}, "use_cpu": None,
     }),
     Row("a DeepSpeed config that is not there", given={"deepspeed": "ds.json"}, environment={"FORCE_TORCHRUN": "1"}),
+    Row("`deepspeed` with `use_cpu`", environment={"FORCE_TORCHRUN": "1"}, given={
+        "deepspeed": {"zero_optimization": {"stage": 2}},
+    }),
     Row("FSDP on the CPU", given={"fsdp": "full_shard"}, environment={"FORCE_TORCHRUN": "1"}),
     Row("another backend", environment={"USE_MCA": "1"}),
     *(Row(f"`{key}: {value}` of LlamaFactory", given={key: value}) for key, value in INCOMPATIBLE.items()),
