@@ -59,5 +59,5 @@ $(VENV)/.tpaw-installed: $(PACKAGING)
 	@touch $@
 
 $(VENV)/.tpaw-installed-dev: $(VENV)/.tpaw-installed
-	$(RUN) -m pip install --editable '.[dev]'
+	DS_BUILD_OPS=0 $(RUN) -m pip install --editable '.[dev]'
 	@touch $@

@@ -13,6 +13,8 @@ from setuptools.command.build import build
 ROOT = Path(__file__).resolve().parent
 # The client of engines `vllm` and `openai`.
 OPENAI = "openai>=1.60"
+# 0.18.4 was seen to load corrupted weights under ZeRO-3 over gloo.
+DEEPSPEED = "deepspeed>=0.19.8"
 STARTUP_FILES = ("llamafactory_tpaw.pth", "llamafactory_tpaw.start")
 
 
@@ -89,11 +91,11 @@ setup(
         # would be given 5.6, which it does not know. Newer ones run in an environment of their own.
         "vllm": ["vllm>=0.11.2,<0.29", OPENAI],
         "openai": [OPENAI],
-        "deepspeed": ["deepspeed>=0.19.8"],
+        "deepspeed": [DEEPSPEED],
         "flash-attn": ["flash-attn>=2.6"],
         "eval": ["lm-eval>=0.4.5"],
         "ray": ["ray[default]>=2.40"],
-        "dev": ["build>=1.0", "playwright>=1.49", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", OPENAI],
+        "dev": ["build>=1.0", "playwright>=1.49", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", OPENAI, DEEPSPEED],
     },
     entry_points={"console_scripts": ["llamafactory-tpaw = llamafactory_tpaw.cli:main"]},
     cmdclass={"build_startup": build_startup},
