@@ -162,7 +162,7 @@ def read_progress(path: Path) -> dict[str, Any]:
 def _with_training(record: dict[str, Any], folder: Path, progress_file: Path) -> dict[str, Any]:
     """Take the steps from the log of training where that is newer: only stage `tpaw` reports them itself."""
     log = folder / TRAINER_LOG
-    if record.get("phase", "preparing") not in ("preparing", "training") or _changed(log) < _changed(progress_file):
+    if record.get("phase") not in ("preparing", "training") or _changed(log) < _changed(progress_file):
         return record
     last = next(iter(reversed(last_entries(log))), None)
     if last is None:

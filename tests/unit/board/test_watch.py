@@ -112,6 +112,11 @@ def test_training_of_another_stage_is_read_from_its_log(run: Run) -> None:
     assert snapshot(run).label("en") == "Training · 30 of 100 steps · 26:03:04 left"
 
 
+def test_training_of_before_is_not_shown_while_nothing_is_said_yet(run: Run) -> None:
+    run.trains(0, {"current_steps": 90, "total_steps": 100})
+    assert snapshot(run).phase == "preparing"
+
+
 def test_generation_is_not_mistaken_for_training(run: Run) -> None:
     run.says(**GENERATION)
     run.trains(1, {"current_steps": 90, "total_steps": 100}, at=3000)
