@@ -21,10 +21,17 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def copy_project() -> None:
-    """Copy run files and `dataset_info.json` into the working folder."""
-    shutil.copytree(ROOT / "yaml", "yaml")
+    """Copy the demo's run files and `dataset_info.json` into the working folder."""
+    Path("yaml").mkdir()
     Path("data").mkdir()
     shutil.copy(ROOT / "data" / "dataset_info.json", "data")
+    copy_run_files("tiny")
+
+
+def copy_run_files(family: str) -> None:
+    """Copy the run files of a family."""
+    for path in (ROOT / "yaml").glob(f"{family}_*.yaml"):
+        shutil.copy(path, "yaml")
 
 
 def committed(name: str) -> dict[str, Any]:

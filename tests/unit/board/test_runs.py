@@ -15,7 +15,7 @@ from llamafactory_tpaw.board.places import Places
 from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.iteration import families
 from llamafactory_tpaw.iteration.yaml_text import settings_text
-from tests.unit.board.projects import committed, copy_project, play, save_model
+from tests.unit.board.projects import committed, copy_project, copy_run_files, play, save_model
 
 
 SELF_PLAY = [(family, method) for family in families.FAMILIES for method in family.self_play]
@@ -52,6 +52,7 @@ def change(name: str, **changes: Any) -> None:
 
 @pytest.mark.parametrize(("family", "method"), SELF_PLAY, ids=lambda value: getattr(value, "name", value))
 def test_the_committed_iterations_follow(places: Places, family: families.Family, method: Any) -> None:
+    copy_run_files(family.name)
     model_name, finetuning_type = family.saves.split("/")[1:]
     found = runs.find_run(places, model_name, finetuning_type, f"{family.run_prefix}{method}")
     first = runs.settings_of(places, found, 0)
@@ -61,6 +62,7 @@ def test_the_committed_iterations_follow(places: Places, family: families.Family
 
 
 def test_runs_are_named_by_their_folders(places: Places) -> None:
+    copy_run_files("qwen")
     assert runs.run_names(places, "Tiny", "full") == ["spin", "tpaw"]
     assert runs.run_names(places, "Qwen2.5-1.5B", "full") == [
         "gsm8k_spin", "gsm8k_tpaw", "gsm8k_tspin", "spin", "tpaw", "tspin",
