@@ -113,7 +113,7 @@ class _Chat:
             preprocess=False,
         ).then(self.show, [lang, history], [left, right])
         run.change(self.fill_in, [lang, run, *where], fields, preprocess=False)
-        lang.change(self.show, [lang, history], [left, right])
+        lang.change(self.translate, [lang, history], [status, left, right])
         load.click(self.load, [lang, run, first, second, template, trust, *where], shown, preprocess=False)
         unload.click(self.unload, [lang], shown)
         asking = {"fn": self.ask, "inputs": [lang, query, history, system, *sampling], "outputs": [query, *shown]}
@@ -236,6 +236,10 @@ class _Chat:
             for side, name in enumerate(names, start=1)
         )
         return left, right
+
+    def translate(self, lang: str | None, history: list[Turn]) -> tuple[str, str, str]:
+        """Say in another language what is loaded and who said what."""
+        return self._status(lang), *self.show(lang, history)
 
     def _status(self, lang: str | None) -> str:
         return self._say_names("chat_loaded", lang) if self.pair.loaded else say("chat_unloaded", lang)

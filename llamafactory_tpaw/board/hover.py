@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hover help: `title` attributes on the elements, in the language that the page shows."""
+"""Hover help: `title` attributes on the elements, in the language that the page shows; and grey for unused fields."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from .locales import FALLBACK, HELP
 if TYPE_CHECKING:
     from gradio.components import Component
 
+# Gradio draws a field that cannot be changed as one that can.
+GREY = "#tpaw_tab .block:has(:is(input, textarea):disabled) { opacity: 0.45; }"
 # Elements that are drawn later, such as those of a tab that was not opened yet, get theirs when they are pointed at.
 SCRIPT = """
 (lang) => {
@@ -32,6 +34,7 @@ SCRIPT = """
   if (window.tpawLanguage === undefined) {
     document.addEventListener("mouseover", find);
     document.addEventListener("focusin", find);
+    document.head.append(Object.assign(document.createElement("style"), { textContent: %s }));
   }
   window.tpawLanguage = lang ?? %s;
   for (const id of Object.keys(help)) {
@@ -52,4 +55,4 @@ def add_hover_help(lang: Component) -> None:
         lang: The element that holds the language.
     """
     fallback = json.dumps(FALLBACK)
-    gr.on(None, fn=None, inputs=[lang], js=SCRIPT % (json.dumps(HELP), fallback, fallback))
+    gr.on(None, fn=None, inputs=[lang], js=SCRIPT % (json.dumps(HELP), fallback, json.dumps(GREY), fallback))

@@ -26,7 +26,7 @@ REQUIRED = "TPAW_BROWSER_TESTS"
 # No sandbox, which root cannot have; and no /dev/shm, which is small in containers.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 ACTION_TIMEOUT_MS = 30_000
-RUN_TIMEOUT_MS = 180_000
+RUN_TIMEOUT_MS = 600_000
 INFO = "span[data-testid='block-info']"
 
 
@@ -167,6 +167,15 @@ class Board:
         """Wait until a field can be changed, or no longer."""
         state = "enabled" if usable else "disabled"
         self.page.locator(f"#{name} :is(input, textarea):{state}").first.wait_for()
+
+    def until_value(self, name: str, value: str | re.Pattern[str]) -> None:
+        """Wait until a field of this package shows a text."""
+        from playwright.sync_api import expect
+
+        expect(self.field(name).locator("textarea, input").first).to_have_value(value, timeout=ACTION_TIMEOUT_MS)
+
+    def opacity(self, name: str) -> float:
+        return float(self.field(name).evaluate("element => getComputedStyle(element).opacity"))
 
     def choose_language(self, lang: str) -> None:
         """Choose in LlamaBoard's first field, whose label differs from language to language."""

@@ -38,7 +38,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Proje
     ]
     columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
     project.add_dataset("pairs", pairs, ranking=True, columns=columns)
-    for run in ("play", "halted", "refused"):
+    for run in ("play", "halted", "refused", "killed"):
         write_run_file(project, run, 0, source=Project(tmp_path_factory.mktemp("elsewhere"), tiny_model))
     return project
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from llamafactory_tpaw.board.locales import HELP, LANGUAGES, LOCALES
+from llamafactory_tpaw.board.locales import HELP, LANGUAGES, LOCALES, MESSAGES
 from llamafactory_tpaw.board.locales.tabs import TABS
 from tests.board.browsing import Board
 
@@ -44,3 +46,5 @@ def test_new_tabs_change_their_language(board: Board) -> None:
                 texts = LOCALES[field][lang]
                 board.page.locator(f"#{field}").filter(has_text=texts.get("label") or texts["value"]).wait_for()
             board.picture(f"{name}-{lang}")
+        either = (re.escape(MESSAGES[name][lang]) for name in ("chat_unloaded", "chat_choose"))
+        board.until_value("tpaw_chat_status", re.compile("|".join(either)))
