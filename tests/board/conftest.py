@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,9 @@ from tests.runs import ADDITIONS, Project
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 # Not of the session: Playwright's event loop would be in the way of the tests that start one.
@@ -40,6 +45,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Proje
     project.add_dataset("pairs", pairs, ranking=True, columns=columns)
     for run in ("play", "halted", "refused", "killed"):
         write_run_file(project, run, 0, source=Project(tmp_path_factory.mktemp("elsewhere"), tiny_model))
+    for path in (ROOT / "yaml").glob("tiny_tpaw_iter*.yaml"):
+        shutil.copy(path, project.root / "yaml")
+    entries = json.loads((ROOT / "data" / "dataset_info.json").read_text())
+    for name in filter(re.compile("tiny_").match, entries):
+        project.add_entry(name, entries[name])
     return project
 
 

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.board.browsing import Board
 from tests.board.playing import choose_run
@@ -90,6 +93,43 @@ def test_saved_configuration_comes_back(board: Board, project: Project) -> None:
     assert back == shown
     board.field("tpaw_players").get_by_text(str(project.model)).wait_for()
     assert board.value("Stage") == "TPAW"
+
+
+def test_demo_is_filled_in_and_previewed(board: Board, project: Project) -> None:
+    files = [
+        yaml.safe_load((project.root / f"yaml/tiny_tpaw_iter{iteration}.yaml").read_text()) for iteration in range(3)
+    ]
+    choose_run(board, project, "Tiny/tpaw")
+    for iteration in (2, 1, 0):
+        board.fill("tpaw_iteration", iteration)
+        board.wait_for(f"Iteration {iteration} of tpaw filled in")
+        given = files[iteration]
+        assert board.value("Model path") == given["model_name_or_path"]
+        assert board.value("Dataset") == given["dataset"].split(",")
+        assert board.value("Output dir") == given["output_dir"]
+        names = [Path(player).name for player in given["tpaw_players"].split(",")]
+        assert [player.split(" · ")[0] for player in board.value("tpaw_players")] == [
+            f"θ_{k}" for k in range(len(names))
+        ]
+    board.picture("demo-filled-in")
+
+    board.fill("tpaw_iterations", 3)
+    board.press("Preview command")
+    board.wait_for("--output_dir saves/Tiny/full/tpaw_iter2")
+    board.picture("demo-preview")
+    text = board.page.locator("code:visible").inner_text().replace("\\\n", " ")
+    commands = [shlex.split(line)[2:] for line in text.splitlines() if line.strip()]
+    said = [dict(zip(words[::2], words[1::2], strict=True)) for words in commands]
+    # What is a default of LlamaFactory may be said or not.
+    for words, given in zip(said, files, strict=True):
+        keys = {f"--{key}": value for key, value in given.items()}
+        differing = {key: (words[key], keys[key]) for key in keys.keys() & words if not same(words[key], keys[key])}
+        assert differing == {}
+        assert keys.keys() - words.keys() <= {"--default_system", "--weight_decay", "--tpaw_turn"}
+
+
+def same(word: str, value: Any) -> bool:
+    return word == str(value) or yaml.safe_load(word) == value
 
 
 def test_fields_that_do_nothing_are_greyed_out(board: Board, project: Project) -> None:
