@@ -246,6 +246,15 @@ class TpawArguments:
         default="saves/.tpaw_cache",
         metadata={"help": "Folder of the players' log-probs and of the checkpoints' fingerprints."},
     )
+    tpaw_keep_checkpoints: Literal["all", "needed"] = field(
+        default="all",
+        metadata={
+            "help": (
+                "`needed` removes, when an iteration has finished, weights of earlier ones that neither theta_0, its "
+                "team, the best by an accuracy file nor another run needs, and the checkpoints of their trainings."
+            )
+        },
+    )
     tpaw_score_batch_tokens: int = field(
         default=8192,
         metadata={"help": "Most tokens, padding included, in one batch when players are scored."},

@@ -33,7 +33,14 @@ GROUPS = (
     Group(
         "Iteration and team",
         "both",
-        ("tpaw_iteration", "tpaw_players", "tpaw_team_size", "tpaw_objective", "tpaw_cache_dir"),
+        (
+            "tpaw_iteration",
+            "tpaw_players",
+            "tpaw_team_size",
+            "tpaw_objective",
+            "tpaw_cache_dir",
+            "tpaw_keep_checkpoints",
+        ),
     ),
     Group("Objective `tpaw`", "`tpaw`", ("tpaw_reward_scale", "tpaw_eta", "tpaw_gamma")),
     Group("Objective `tspin`", "`tspin`", ("tpaw_scale", "tpaw_history_weight", "tpaw_proto")),

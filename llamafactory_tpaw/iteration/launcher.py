@@ -21,11 +21,13 @@ from ..plugin.interruption import end_like_child, end_with_parent, run_child
 from ..plugin.logs import get_logger
 from ..plugin.ranks import decided_once
 from ..team.manifest import Manifest
+from ..team.pruned import read_pruned
 from .check import check_start
 from .checkpoints import find_resume_point
 from .distributed import refuse_engine
 from .nodes import node_rank, others_told, wait_for_triplets
 from .preflight import Plan, finished_manifest, key_problems, make_plan, refuse_other_stage
+from .pruning import prune
 
 
 # Set while this process holds the lock of that output folder, for the training processes that it starts.
@@ -48,12 +50,17 @@ def prepare(argv: list[str]) -> Iterator[None]:
         SystemExit: With 0 if it is finished; with the code of the generating process if that failed.
     """
     given = read_given(argv)
-    _stop_if_finished(given)
+    run_file = Path(argv[0])
+    try:
+        _stop_if_finished(given)
+    except SystemExit:
+        prune(given, run_file)  # which an interruption may have kept from being done
+        raise
     plan = make_plan(given)
     refuse_start(given)
     if is_true(given, "do_train"):
         check_start(plan)
-    with contextlib.ExitStack() as stack:
+    with _pruned_after(given, run_file), contextlib.ExitStack() as stack:
         stack.enter_context(hold_output(given))
         if plan.to_generate and is_true(given, "do_train"):
             _have_generated(plan, argv)
@@ -62,6 +69,18 @@ def prepare(argv: list[str]) -> Iterator[None]:
             os.environ[STARTED_IN] = os.getcwd()
             stack.callback(os.environ.pop, STARTED_IN, None)
         yield
+
+
+@contextlib.contextmanager
+def _pruned_after(given: dict[str, Any], run_file: Path) -> Iterator[None]:
+    """Prune when training has ended well; LlamaFactory's launcher ends by an exit where it started torchrun."""
+    try:
+        yield
+    except SystemExit as stop:
+        if not stop.code:
+            prune(given, run_file)
+        raise
+    prune(given, run_file)
 
 
 def refuse_start(given: dict[str, Any]) -> None:
@@ -187,8 +206,10 @@ def _stop_if_finished(given: dict[str, Any]) -> Manifest | None:
         return None  # `make_plan` says what is wrong with the keys, together with everything else.
     manifest = finished_manifest(given)
     if manifest is not None and manifest.status == "finished":
+        pruned = ", its weights pruned since" if read_pruned(Path(given["output_dir"])) else ""
         logger.info_rank0(
-            f"{given['output_dir']} holds theta_{manifest.produces}, finished with these settings: nothing to do."
+            f"{given['output_dir']} holds theta_{manifest.produces}, finished with these settings{pruned}: nothing to "
+            "do."
         )
         raise SystemExit(0)
     return manifest

@@ -27,6 +27,7 @@ from ..team.manifest import MANIFEST, Manifest, read_manifest
 from ..team.opponent import OpponentPlayer, opponent_fingerprint
 from ..team.opponent import local_problems as opponent_folder_problems
 from ..team.players import Player, list_players, player_problems, team_of
+from ..team.pruned import read_pruned
 from .folders import folder_problems
 
 
@@ -137,7 +138,7 @@ def finished_manifest(given: dict[str, Any]) -> Manifest | None:
             f"`output_dir: {folder}` holds a run that was {state} with other settings: {'; '.join(differing)}. "
             "Restore them, choose another `output_dir`, or set `overwrite_output_dir: true` to repeat the iteration."
         )
-    if manifest.status == "finished":
+    if manifest.status == "finished" and read_pruned(Path(folder)) is None:
         _check_result(Path(folder), manifest, given)
     return manifest
 

@@ -19,6 +19,7 @@ from ..team.manifest import Manifest
 FINISHED, TRAINING, ON_THE_WAY, START = "finished", "training", "checkpoint", "start"
 HERE, FOREIGN = "here", "foreign"
 MISSING, REPLACED, HUB, DAMAGED, SERVED = "missing", "replaced", "hub", "damaged", "served"
+PRUNED = "pruned"
 ABSENT = frozenset({MISSING, REPLACED, HUB, SERVED})
 # The name of a model that generated triplets in place of θ and is no θ of the graph.
 OPPONENT = "opponent"
@@ -38,7 +39,8 @@ class Checkpoint:
         path: Where it is or was, as seen from the working folder.
         folder: Its folder, None where it is not here.
         state: `finished`, `training`, `checkpoint` (saved on the way), `start` (no `tpaw.json`), `missing`,
-            `replaced` (other weights are in its place), `hub`, `served`, or `damaged` (its `tpaw.json` is).
+            `replaced` (other weights are in its place), `pruned` (its weights were removed on purpose), `hub`,
+            `served`, or `damaged` (its `tpaw.json` is).
         manifest: Its `tpaw.json`.
         parent: Key of the checkpoint it was trained from.
         players: Keys of its team, oldest first.

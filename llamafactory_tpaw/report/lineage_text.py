@@ -38,6 +38,7 @@ STATES = {
     "replaced": "missing: another one is in its place now",
     "hub": "on a hub",
     "served": "on a server",
+    "pruned": "weights pruned",
     "opponent": "generated in place of a theta",
     "damaged": "its description cannot be read",
     "foreign": "other preference data",

@@ -16,15 +16,18 @@ from ..data.triplets import meta_path, read_meta
 from ..errors import DataError, TpawError
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from ..team.places import HUB_NAME
+from ..team.pruned import read_pruned
 from .lineage import (
     ABSENT,
     DAMAGED,
+    FINISHED,
     FOREIGN,
     HERE,
     HUB,
     MISSING,
     ON_THE_WAY,
     OPPONENT,
+    PRUNED,
     REPLACED,
     SERVED,
     START,
@@ -97,7 +100,8 @@ class _Walk:
         present = self.graph.checkpoints.get(key)
         if present is not None and present.manifest is not None:
             return key
-        node = Checkpoint(key, f"theta_{manifest.produces}", shown(folder), folder, manifest.status, manifest)
+        state = PRUNED if manifest.status == FINISHED and read_pruned(folder) else manifest.status
+        node = Checkpoint(key, f"theta_{manifest.produces}", shown(folder), folder, state, manifest)
         node.recorded = (present.recorded if present is not None else {}) | _below(manifest.result, folder)
         self._add(node)
         node.parent = self._refer(manifest.policy, folder)

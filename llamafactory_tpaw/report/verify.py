@@ -14,7 +14,7 @@ from ..data.triplets import meta_path
 from ..errors import DataError
 from ..team.fingerprint import digest_other_files, hash_weights, identity
 from ..team.manifest import MANIFEST
-from .lineage import DAMAGED, FOREIGN, HUB, MISSING, REPLACED, SERVED, Checkpoint, Graph, Triplets, shown
+from .lineage import DAMAGED, FOREIGN, HUB, MISSING, PRUNED, REPLACED, SERVED, Checkpoint, Graph, Triplets, shown
 
 
 OK, CHANGED = "ok", "changed"
@@ -25,6 +25,7 @@ NOT_LOOKED_AT = {
     MISSING: "are not here",
     HUB: "are on a hub and not looked at",
     SERVED: "were on a server and cannot be looked at",
+    PRUNED: "were pruned and are not here",
 }
 # How far up from an output folder a cache is looked for where `tpaw.json` does not name it.
 LEVELS_UP = 4

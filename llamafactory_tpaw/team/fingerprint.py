@@ -18,6 +18,7 @@ from ..data.progress import BYTES, Progress
 from ..errors import DataError
 from .adapters import adapter_digest, adapter_problems
 from .hashing import Described, combine, hash_bin, hash_safetensors
+from .pruned import pruned_problem
 from .weight_files import INDEX_SUFFIX, header_digest, is_safetensors, main_file, read_header, weight_paths
 
 
@@ -195,7 +196,8 @@ def config_digest(folder: Path) -> str:
 
 def _folder_problems(folder: Path) -> list[str]:
     if folder.is_dir():
-        return _prepared_problems(folder)
+        pruned = pruned_problem(folder)
+        return [pruned] if pruned else _prepared_problems(folder)
     kind = "is not a folder" if folder.exists() else "does not exist"
     return [f"{folder} {kind}. Give the folder of a saved checkpoint."]
 

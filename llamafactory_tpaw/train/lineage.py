@@ -23,6 +23,7 @@ from ..plugin.logs import get_logger
 from ..team.fingerprint import digest_other_files, fingerprint_checkpoint, hash_weights, identity, weight_dtype
 from ..team.machine import hardware, now, versions
 from ..team.manifest import MANIFEST, Manifest, moved_manifest, read_manifest, relative_path, write_manifest
+from ..team.pruned import PRUNED
 from .setup import describe_template
 
 
@@ -99,6 +100,7 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
             _add_earlier_work(manifest, read_manifest(folder), Path(run.training.resume_from_checkpoint))
         else:
             _remove_older_checkpoints(folder)
+        (folder / PRUNED).unlink(missing_ok=True)
         write_manifest(folder, manifest)
     return manifest
 
