@@ -78,10 +78,11 @@ def batch_sizes(
         sequences: How many a row has: 2 in a triplet, 1 in SFT.
 
     Returns:
-        `per_device_train_batch_size` and `gradient_accumulation_steps`, powers of two.
+        `per_device_train_batch_size` and `gradient_accumulation_steps`, powers of two, for a process on each device.
     """
     step = STEP_TRIPLETS if sequences == 2 else STEP_ROWS
     step = _power_of_two(min(step, max(rows // MIN_STEPS, 8)))
+    step = max(step // _power_of_two(machine.devices), 1)  # each device has its share of a step
     tokens = CPU_BATCH_TOKENS
     if machine.memory:
         layers, hidden = (getattr(text_config, name, 1) for name in ("num_hidden_layers", "hidden_size"))

@@ -229,7 +229,7 @@ def _family(found: _Found) -> Family:
         engine_keys=engine_keys,
         model_keys={} if "flash_attn" in settings.keys else machine.attention(),
         output_keys=GPU_OUTPUT,
-        launcher=_launcher(settings, machine),
+        launcher=_launcher(settings),
         changes=changes,
         sft_changes=_sft_changes(changes, settings.sft_keys),
         comments=_comments(found, precision, prompts),
@@ -251,11 +251,9 @@ def _with_given_batch(sizes: tuple[int, int], keys: Mapping[str, Any]) -> tuple[
     return given, max(batch * accumulation // max(given, 1), 1)
 
 
-def _launcher(settings: Settings, machine: Machine) -> str:
-    if settings.keys.get("deepspeed"):
-        return "FORCE_TORCHRUN=1"
-    # LlamaFactory would start a process a device, and this version of the stage trains in one.
-    return "CUDA_VISIBLE_DEVICES=0" if machine.devices > 1 else ""
+def _launcher(settings: Settings) -> str:
+    """What stands before the commands: LlamaFactory starts a process for each device in sight by itself."""
+    return "FORCE_TORCHRUN=1" if settings.keys.get("deepspeed") else ""
 
 
 def _sft_changes(changes: Mapping[str, Change], sft_keys: Mapping[str, Any]) -> dict[str, Change]:
