@@ -19,14 +19,16 @@ from tests.runs import TIMEOUT_S, Project
 class Started:
     """A command in a session of its own, with its output in a file so that a full pipe never holds it up."""
 
-    def __init__(self, project: Project, *command: str) -> None:
+    def __init__(self, project: Project, *command: str, **environment: str) -> None:
         self.log = project.root / f"log{len(list(project.root.glob('log*')))}.txt"
         binaries = Path(sys.executable).parent
         with self.log.open("wb") as stream:
             self.process = subprocess.Popen(
                 command,
                 cwd=project.root,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"},
+                env=os.environ
+                | {"OMP_NUM_THREADS": "1", "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+                | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

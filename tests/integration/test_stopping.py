@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from llamafactory_tpaw.plugin.interruption import Terminated
 from llamafactory_tpaw.train import stopping
 from llamafactory_tpaw.train.trainer import TpawTrainer
-from tests.runs import Project
+from tests.runs import Project, Result
 
 
 pytestmark = pytest.mark.integration
@@ -25,7 +26,6 @@ Train = Callable[..., list[dict[str, Any]]]
 
 # Sixteen prompts, two of them held out: seven micro-batches and four steps an epoch, twelve in all.
 SETTINGS: dict[str, Any] = {
-    "max_new_tokens": 4,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "num_train_epochs": 3.0,
@@ -41,12 +41,13 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
+def project(
+    tmp_path_factory: pytest.TempPathFactory, played: tuple[Project, list[Result]], tiny_model: Path
+) -> Project:
     """A project with the triplets of iteration 0."""
-    project = Project(tmp_path_factory.mktemp("stopping"), tiny_model)
-    project.write("run.yaml", project.settings(0, **SETTINGS))
-    assert project.command("llamafactory-tpaw", "generate", "run.yaml").code == 0
-    return project
+    root = tmp_path_factory.mktemp("stopping")
+    shutil.copytree(played[0].root / "data", root / "data")
+    return Project(root, tiny_model)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, micro_batch: int, seen: Callable[[TpawTrainer], None] = id) -> None:
@@ -63,9 +64,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, micro_batch: int, seen: Callable[[T
     monkeypatch.setattr(TpawTrainer, "training_step", training_step)
 
 
-def evaluations(project: Project, run: str) -> list[tuple[int, float]]:
+def evaluations(project: Project, run: str) -> dict[int, float]:
     state = json.loads((project.root / "saves" / run / "trainer_state.json").read_text())
-    return [(entry["step"], entry["eval_loss"]) for entry in state["log_history"] if "eval_loss" in entry]
+    return {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
 
 
 # Amid an epoch, also in the first of two micro-batches; in the last step of an epoch; in the last of all.

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two training processes over gloo, started by LlamaFactory's own launcher: killed, stopped, on two nodes.
+
+With LLAMAFACTORY_TPAW_ALL_LAUNCHES=1 also what takes more launches: a rank killed while it scores, a restart by
+torchrun itself, and two runs after each other on two nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.processes import Started
+from tests.runs import Project, Result
+
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ranks end with torchrun by a call of Linux"),
+]
+every_launch = pytest.mark.skipif(
+    not os.environ.get("LLAMAFACTORY_TPAW_ALL_LAUNCHES"), reason="set LLAMAFACTORY_TPAW_ALL_LAUNCHES=1"
+)
+SETTINGS: dict[str, Any] = {
+    "per_device_train_batch_size": 1,
+    "num_train_epochs": 40.0,
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "save_total_limit": 2,
+}
+OUTPUT = Path("saves/play_iter0")
+TWO = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+
+
+class Launch(Started):
+    """A command whose ranks have sessions of their own, as torchrun starts them."""
+
+    def __init__(self, project: Project, *command: str, **environment: str) -> None:
+        super().__init__(project, *command, **environment)
+        self.known: dict[int, psutil.Process] = {}
+
+    def look(self) -> list[psutil.Process]:
+        """All its processes that were ever seen."""
+        try:
+            outermost = psutil.Process(self.process.pid)
+            self.known |= {each.pid: each for each in [outermost, *outermost.children(recursive=True)]}
+        except psutil.NoSuchProcess:
+            pass
+        return list(self.known.values())
+
+    def ranks(self) -> list[psutil.Process]:
+        """Those that train, by rank."""
+        found = []
+        for each in self.look():
+            try:
+                found += [(int(each.environ()["RANK"]), each)] if "RANK" in each.environ() else []
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return [each for _, each in sorted(found, key=lambda pair: pair[0])]
+
+    def trains(self, steps: int) -> bool:
+        """Whether it has logged so many steps itself, and both ranks are at work."""
+        return self.output.count("'rewards/margin/theta_0'") >= steps and len(self.ranks()) == 2
+
+    def end(self) -> int:
+        """Wait for its end, and for that of its ranks."""
+        code = self.wait()
+        _, alive = psutil.wait_procs(self.known.values(), timeout=20)
+        assert alive == []
+        return code
+
+    def stop(self) -> None:
+        for each in self.look():
+            try:
+                each.kill()
+            except psutil.NoSuchProcess:
+                continue
+        super().stop()
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., Launch]]:
+    """Return a function that starts a command, which ends with the test."""
+    started: list[Launch] = []
+
+    def start(project: Project, *command: str, **environment: str) -> Launch:
+        started.append(Launch(project, *command, **environment))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()
+
+
+@pytest.fixture
+def project(tmp_path: Path, played: tuple[Project, list[Result]], tiny_model: Path) -> Project:
+    """A project with the triplets of iteration 0, so that all that is left is to train."""
+    project = Project(tmp_path, tiny_model)
+    for path in (played[0].root / "data" / "tpaw").glob("play_iter0*"):
+        target = tmp_path / "data" / "tpaw" / path.name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    project.write("iter0.yaml", project.settings(0, **SETTINGS))
+    return project
+
+
+def newest_checkpoint(project: Project) -> int:
+    whole = (project.root / OUTPUT).glob("checkpoint-*/tpaw.json")
+    return max((int(path.parent.name.partition("-")[2]) for path in whole), default=0)
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
+
+
+def test_a_killed_rank_is_named_and_sigterm_saves(project: Project, launch: Callable[..., Launch]) -> None:
+    """The first command loses rank 1 while it trains; the second goes on from its checkpoint and is asked to stop."""
+    first = launch(project, "llamafactory-cli", "train", "iter0.yaml", **TWO)
+    first.wait_until(lambda: first.trains(6) and newest_checkpoint(project) >= 4)
+    rank = first.ranks()[1]
+    rank.kill()
+    assert first.end() == 137, first.output
+    named = f"llamafactory-tpaw: error: Rank 1 (process {rank.pid} on {socket.gethostname()}) was ended by signal 9."
+    assert first.output.count(named) == 1, first.output
+
+    kept = newest_checkpoint(project)
+    second = launch(project, "llamafactory-tpaw", "run", "iter0.yaml", **TWO)
+    second.wait_until(lambda: second.trains(2))
+    second.process.terminate()
+    assert second.end() == 143, second.output
+    assert f"Resuming training from checkpoint with epoch {kept // 8} and global step {kept}\n" in second.output
+    assert second.output.count("llamafactory-tpaw: terminated (SIGTERM).") == 1
+    assert "Traceback" not in second.output
+    state = json.loads(
+        (project.root / OUTPUT / f"checkpoint-{newest_checkpoint(project)}/trainer_state.json").read_text()
+    )
+    steps = [entry["step"] for entry in state["log_history"] if "loss" in entry]
+    assert steps == [*range(1, state["global_step"] + 1)]
+    assert state["global_step"] >= kept + 2
+
+
+def test_nodes_wait_for_the_triplets_and_stay_in_step(
+    tmp_path: Path, tiny_model: Path, launch: Callable[..., Launch]
+) -> None:
+    """Two nodes of one process each, the second one first."""
+    project = Project(tmp_path, tiny_model)
+    count = 2 if os.environ.get("LLAMAFACTORY_TPAW_ALL_LAUNCHES") else 1
+    files = [project.write(f"iter{each}.yaml", project.settings(each)) for each in range(count)]
+    nodes = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "1", "NNODES": "2", "MASTER_PORT": free_port()}
+    other = launch(project, "llamafactory-tpaw", "run", *files, **nodes, NODE_RANK="1")
+    other.wait_until(lambda: "node 0 (NODE_RANK=0) generates it; this node (NODE_RANK=1) waits" in other.output)
+    first = launch(project, "llamafactory-tpaw", "run", *files, **nodes, NODE_RANK="0")
+    assert (first.end(), other.end()) == (0, 0), first.output + other.output
+    for each in range(count):
+        manifest = json.loads((project.root / f"saves/play_iter{each}/tpaw.json").read_text())
+        assert (manifest["status"], manifest["hardware"]["processes"]) == ("finished", 2)
+        assert f"[{each + 1}/{count}] iter{each}.yaml: finished" in other.output
+
+
+def test_missing_triplets_end_all_ranks_alike(project: Project, launch: Callable[..., Launch]) -> None:
+    """torchrun started by hand, with nothing generated."""
+    for path in (project.root / "data" / "tpaw").glob("play_iter0*"):
+        path.unlink()
+    import llamafactory.launcher
+
+    words = ["--nproc_per_node", "2", "--master_port", free_port(), llamafactory.launcher.__file__, "iter0.yaml"]
+    alone = launch(project, "torchrun", *words)
+    assert alone.end() == 1
+    for rank in (0, 1):
+        assert f"llamafactory-tpaw: rank {rank}: data/tpaw/play_iter0.jsonl is not there yet." in alone.output
+    assert "DataError" not in alone.output
+
+
+@every_launch
+def test_a_rank_killed_while_it_scores(project: Project, launch: Callable[..., Launch]) -> None:
+    slow = project.settings(0, **SETTINGS, tpaw_score_batch_tokens=1)
+    project.write("iter0.yaml", slow)
+    first = launch(project, "llamafactory-cli", "train", "iter0.yaml", **TWO)
+    first.wait_until(lambda: "theta_0 scores" in first.output and len(first.ranks()) == 2)
+    first.ranks()[1].kill()
+    assert first.end() == 137, first.output
+    assert "Rank 1 (process" in first.output
+    again = launch(project, "llamafactory-cli", "train", "iter0.yaml", "num_train_epochs=1", **TWO)
+    assert again.end() == 0, again.output
+
+
+@every_launch
+def test_torchrun_restarts_from_the_newest_checkpoint(project: Project, launch: Callable[..., Launch]) -> None:
+    project.write("iter0.yaml", project.settings(0, **SETTINGS | {"num_train_epochs": 8.0}))
+    elastic = TWO | {"RDZV_ID": "job", "MAX_RESTARTS": "1", "MASTER_PORT": free_port()}
+    command = launch(project, "llamafactory-cli", "train", "iter0.yaml", **elastic)
+    command.wait_until(lambda: command.trains(6) and newest_checkpoint(project) >= 4)
+    command.ranks()[1].kill()
+    assert command.end() == 0, command.output
+    assert "Resuming training from checkpoint" in command.output
+    history = project.history("play_iter0")
+    assert [entry["step"] for entry in history] == [*range(1, 65)]
+
+
+@every_launch
+@pytest.mark.parametrize("killed", ["llamafactory-cli", "llamafactory_tpaw.plugin.torchrun"])
+def test_ranks_end_with_a_killed_launcher(project: Project, launch: Callable[..., Launch], killed: str) -> None:
+    command = launch(project, "llamafactory-cli", "train", "iter0.yaml", **TWO)
+    command.wait_until(lambda: command.trains(2))
+    next(each for each in command.look() if any(killed in word for word in each.cmdline())).send_signal(signal.SIGKILL)
+    assert command.end() != 0
