@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 import yaml
 
+from llamafactory_tpaw.board import results, tab
 from llamafactory_tpaw.board.browser import _Browser, create_browser_tab
 from llamafactory_tpaw.board.chat import _Chat, create_chat_tab
 from llamafactory_tpaw.board.compare import Checkpoint, Sampling
@@ -90,8 +91,8 @@ def line(number: int, iteration: int) -> str:
 def page() -> Iterator[Page]:
     with gr.Blocks():
         elements = [gr.Textbox() for _ in range(4)]
-        with gr.Tab("any") as tab:
-            yield Page(*elements, tab, lambda folder: Places(dataset_dir=Path(folder)))
+        with gr.Tab("any") as block:
+            yield Page(*elements, block, lambda folder: Places(dataset_dir=Path(folder)))
 
 
 @pytest.fixture
@@ -145,6 +146,16 @@ def test_elements_and_texts_agree(page: Page) -> None:
     for name, element in elements.items():
         assert element.elem_id == name
         for lang in LANGUAGES if name in LOCALES else ():
+            assert element.__class__(**LOCALES[name][lang])
+
+
+def test_the_train_tabs_elements_have_texts(page: Page) -> None:
+    elements = tab._build() | results.build_results()
+    assert set(elements) <= set(LOCALES)
+    assert {"tpaw_eta", "tpaw_players", "tpaw_engine"} <= set(elements)
+    for name, element in elements.items():
+        assert element.elem_id == name
+        for lang in LANGUAGES:
             assert element.__class__(**LOCALES[name][lang])
 
 
