@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments.start import Start, adapter_names
-from ..data.rounds import split_names
 from ..errors import Findings
+from ..iteration.succession import names_in
 from ..team.manifest import path_from
 from ..team.players import HUB_NAME
 from .places import Places
@@ -57,7 +57,7 @@ def _check_path(places: Places, key: str, path: str, allowed: set[str]) -> None:
 def _paths(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     folders = [(key, str(settings[key])) for key in FOLDERS if settings.get(key)]
     adapters = [("adapter_name_or_path", name) for name in adapter_names(settings)]
-    return [*folders, *adapters, *(("tpaw_players", name) for name in split_names(settings.get("tpaw_players")))]
+    return [*folders, *adapters, *(("tpaw_players", name) for name in names_in(settings.get("tpaw_players")))]
 
 
 def _named_on_disk(places: Places, run: Run | None) -> set[str]:

@@ -16,7 +16,7 @@ from ..iteration.run_files import numbered
 from ..iteration.succession import split_numbered
 from ..plugin.given import mentions_stage, read_given
 from ..team.fingerprint import BOARD_FILE
-from ..team.manifest import Manifest, read_manifest
+from ..team.manifest import MANIFEST, Manifest, read_manifest
 from .places import Places
 
 
@@ -45,6 +45,10 @@ class RunFile:
     iteration: int
     changed: int
 
+    def belongs_to(self, folder: Path) -> bool:
+        """Whether it names this output folder; a copy elsewhere does not."""
+        return Path(str(self.settings.get("output_dir"))).resolve() == folder.resolve()
+
 
 def run_of(places: Places, settings: Mapping[str, Any]) -> Run | None:
     """Return the run whose output folder the settings name; None where the folder's name has no `_iter<t>`."""
@@ -61,9 +65,22 @@ def iteration_in(settings: Mapping[str, Any]) -> int:
 def manifest_of(folder: Path) -> tuple[Manifest | None, str]:
     """Return the `tpaw.json` of an output folder, None where it has none or a damaged one, and what is damaged."""
     try:
-        return read_manifest(folder), ""
+        manifest = read_manifest(folder)
     except DataError as error:
         return None, str(error)
+    if manifest is not None and not _is_well_formed(manifest):
+        return None, f"{folder / MANIFEST} is damaged: a value is of another kind than it should be. Restore the file."
+    return manifest, ""
+
+
+def _is_well_formed(manifest: Manifest) -> bool:
+    lists = (manifest.players, manifest.triplets)
+    if not isinstance(manifest.settings, dict) or not all(isinstance(each, list) for each in lists):
+        return False
+    thetas = [manifest.policy, *manifest.players]
+    return all(isinstance(theta, dict) and isinstance(theta.get("path"), str) for theta in thetas) and all(
+        isinstance(source, dict) for source in manifest.triplets
+    )
 
 
 def numbered_folders(folder: Path) -> Iterator[tuple[Path, tuple[str, int]]]:

@@ -17,12 +17,11 @@ from typing import Any, Literal
 from ..arguments.fields import FIELDS
 from ..arguments.recorded import different_settings, same_value
 from ..arguments.start import Start
-from ..data.rounds import split_names
 from ..errors import ConfigError, DataError, TpawError
 from ..iteration.run_files import numbered
 from ..iteration.scaffold.model import UNKNOWN_MODEL
 from ..iteration.scaffold.settings import slug
-from ..iteration.succession import next_settings, own_round
+from ..iteration.succession import names_in, next_settings, own_round
 from ..plugin import facade
 from ..team.fingerprint import check_checkpoint_complete
 from ..team.manifest import MANIFEST, Manifest, path_from
@@ -232,7 +231,7 @@ def checkpoints_of(places: Places, run: Run) -> list[Checkpoint]:
             settings = settings_of(places, run, each.number)
         except TpawError:
             continue  # what is wrong with it is said where it is chosen
-        players = split_names(settings.get("tpaw_players")) or [str(settings.get("model_name_or_path") or "")]
+        players = names_in(settings.get("tpaw_players")) or [str(settings.get("model_name_or_path") or "")]
         first = each.number + 1 - len(players)
         named = {first + place: path for place, path in enumerate(players) if path and first + place >= 0}
         paths = named | paths
@@ -287,7 +286,7 @@ def _own_settings(places: Places, run: Run, number: int) -> dict[str, Any] | Non
     folder = Path(run.output_dir(number))
     files = [file for each, file in run_files(places) if each == run and file.iteration == number]
     own = board_file(folder)
-    files += [own] if own is not None and own.iteration == number else []
+    files += [own] if own is not None and own.iteration == number and own.belongs_to(folder) else []
     files.sort(key=lambda file: file.changed, reverse=True)
     manifest, _ = manifest_of(folder)
     if manifest is not None and manifest.iteration == number:
@@ -311,7 +310,9 @@ def _recorded(manifest: Manifest, folder: Path) -> dict[str, Any]:
         settings["adapter_name_or_path"] = ",".join(adapters)
     if manifest.players:
         settings["tpaw_players"] = ",".join("+".join(_parts(player, folder)) for player in manifest.players)
-    opponents = [source.get("opponent") for source in manifest.triplets if source["iteration"] == manifest.iteration]
+    opponents = [
+        source.get("opponent") for source in manifest.triplets if source.get("iteration") == manifest.iteration
+    ]
     if any(opponents):
         settings["tpaw_opponent_model"] = path_from(opponents[-1], folder)
     return settings

@@ -9,11 +9,10 @@ from typing import Any
 
 from ..arguments.recorded import SECRET
 from ..data.locks import locked
-from ..data.rounds import split_names
 from ..data.source import DATASET_INFO, triplet_entry
 from ..errors import ConfigError, Findings
 from ..iteration.scaffold.writing import write_project
-from ..iteration.succession import own_round
+from ..iteration.succession import names_in, own_round
 from ..iteration.yaml_text import settings_text
 from ..team.fingerprint import BOARD_FILE
 from .datasets import dataset_info
@@ -70,7 +69,7 @@ def _check(places: Places, settings: Mapping[str, Any]) -> None:
     folder = settings.get("dataset_dir", "data")
     if Path(str(folder)).resolve() != places.dataset_dir.resolve():
         problems.append(f"`dataset_dir` is {folder!r}, but the page was opened for {places.dataset_dir}. Reload it.")
-    if not split_names(settings.get("dataset")):
+    if not names_in(settings.get("dataset")):
         problems.append("`dataset` is empty. Name the triplets of the iteration, oldest round first.")
     problems += [
         f"`{key}` is not written to a file. Set it in the environment in which LlamaBoard is started, or log in "

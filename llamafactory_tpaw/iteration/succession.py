@@ -27,6 +27,13 @@ def split_numbered(name: str) -> tuple[str, int] | None:
     return (match["stem"], int(match["number"])) if match else None
 
 
+def names_in(value: Any) -> list[str]:
+    """Return the names of a key's value, whatever a run file gives there."""
+    if isinstance(value, list | tuple):
+        return split_names([str(part) for part in value])
+    return [] if value is None else split_names(str(value))
+
+
 def next_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     r"""Return the settings of the iteration after this one; nothing but what the iteration changes differs.
 
@@ -52,7 +59,7 @@ def next_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     if problems:
         raise ConfigError(problems)
-    datasets = split_names(settings["dataset"])
+    datasets = names_in(settings["dataset"])
     following = {key: copy.deepcopy(value) for key, value in settings.items() if key not in OF_ONE_FOLDER}
     following |= {"tpaw_iteration": t + 1, "output_dir": str(Path(folder).with_name(numbered(run[0], t + 1)))}
     following |= _next_models(settings, folder)
@@ -64,7 +71,7 @@ def next_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def own_round(settings: Mapping[str, Any]) -> str | None:
     """Name the entry of `dataset` that is D_t: the one that ends with `_iter<t>`, else the last."""
-    names = split_names(settings.get("dataset"))
+    names = names_in(settings.get("dataset"))
     t = read_tpaw_args(settings)[0].tpaw_iteration
     return next((name for name in reversed(names) if _number(name) == t), names[-1] if names else None)
 
@@ -73,7 +80,7 @@ def _next_models(settings: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """θ_{t+1} is the folder of this iteration; where adapters are trained, upon the model of before."""
     start = Start.of(settings)
     after = start.after(folder)
-    players = [*(split_names(settings.get("tpaw_players")) or [start.spelled]), after.spelled]
+    players = [*(names_in(settings.get("tpaw_players")) or [start.spelled]), after.spelled]
     adapters = {"adapter_name_or_path": ",".join(after.adapters)} if after.adapters else {}
     return {"model_name_or_path": after.model, "tpaw_players": ",".join(players), **adapters}
 

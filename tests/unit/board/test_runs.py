@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,30 @@ def test_damaged_files_hide_no_other(places: Places, run: runs.Run) -> None:
     assert problems[1].startswith(f"{TINY}/tpaw_iter1/tpaw.json is damaged")
     assert problems[2].startswith("data/dataset_info.json must hold one JSON object")
     assert runs.prompt_sets(places) == runs.opponent_sets(places) == []
+
+
+@pytest.mark.parametrize("changes", [{"policy": {}}, {"players": None}, {"triplets": [1]}, {"settings": []}])
+def test_values_of_another_kind_are_damage(places: Places, run: runs.Run, changes: dict[str, Any]) -> None:
+    play(committed("tiny_tpaw_iter0"))
+    path = Path(f"{TINY}/tpaw_iter0/tpaw.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    Path("yaml/tiny_tpaw_iter0.yaml").unlink()
+    assert runs.iterations_of(places, run)[0].state == "damaged"
+    assert "tpaw_iter0/tpaw.json is damaged" in runs.unreadable(places, "Tiny", "full")[0]
+    assert [each.theta for each in runs.checkpoints_of(places, run)] == [0, 1, 2]
+
+
+def test_odd_names_in_a_run_file_hide_no_other(places: Places, run: runs.Run) -> None:
+    change("tiny_tpaw_iter1", dataset=2024, tpaw_players=[1, 2])
+    assert runs.rounds_of(places, run) == {0: "tiny_tpaw_iter0", 1: "2024", 2: "tiny_tpaw_iter2"}
+    assert len(runs.checkpoints_of(places, run)) == 3
+
+
+def test_a_copied_folder_is_not_the_one_it_was_copied_from(places: Places) -> None:
+    runs.write_run_files(places, [committed("tiny_tpaw_iter0")])
+    shutil.copytree(f"{TINY}/tpaw_iter0", f"{TINY}/copy_iter0")
+    with pytest.raises(ConfigError, match="Nothing in"):
+        runs.settings_of(places, runs.find_run(places, "Tiny", "full", "copy"), 0)
 
 
 def test_without_any_folder_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
