@@ -33,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(workers.Distribution(), "tpaw-distribution")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options for what takes long."""
+    parser.addoption("--repeat", type=int, default=1, help="launches of each kind in tests/distributed")
+    parser.addoption("--every-parallelism", action="store_true", help="in tests/distributed also ZeRO-1 and offload")
+
+
 @pytest.fixture(autouse=True)
 def _no_command_leaves_its_pythonpath(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that runs in the test's process names the hook's folder there, for processes that it starts."""
