@@ -125,6 +125,7 @@ def test_an_empty_file_has_one_page(tmp_path: Path) -> None:
 def test_a_file_stays_open_until_it_changes(places: Places) -> None:
     first = open_triplets(places, "play_iter1")
     assert open_triplets(places, "play_iter1") is first
+    assert first.page().matching == 12
     path = Path("data/tpaw/play_iter1.jsonl")
     path.write_text(path.read_text() + line(13) + "\n")
     assert open_triplets(places, "play_iter1").page().matching == 13
