@@ -10,9 +10,10 @@ from typing import Any
 from ..errors import ConfigError, TpawError
 from . import runs
 from .arguments import elements_from
-from .datasets import opponent_sets, prompt_sets
+from .datasets import prompt_sets
 from .fields import COMPOSED, TABLE
 from .locales import say
+from .places import Places
 from .session import places_of
 
 
@@ -37,11 +38,6 @@ def only_rounds(dataset_dir: str, names: list[str]) -> list[str]:
     """Leave out the sets that are known to hold no pairs of responses."""
     unfit = set(prompt_sets(places_of({"train.dataset_dir": dataset_dir})))
     return [name for name in names if name not in unfit]
-
-
-def rounds_offered(dataset_dir: str) -> list[str]:
-    """Return the names of the ranking sets."""
-    return [each.name for each in opponent_sets(places_of({"train.dataset_dir": dataset_dir}))]
 
 
 def of_run(values: Mapping[str, Any]) -> tuple[Choices, Choices]:
@@ -87,9 +83,7 @@ def filled_in(
     except ValueError:
         raise ConfigError(f"`tpaw_iteration` is {iteration!r}, but must be a whole number >= 0.") from None
     places, run = places_of(values), run_of_page(values)
-    if number == 0 and not any(
-        each.state != "new" or _is_known(places, run) for each in runs.iterations_of(places, run)
-    ):
+    if number == 0 and not _is_known(places, run):
         settings = runs.first_settings(places, run, str(values.get("top.model_path") or ""))
         shown = elements_from(settings, values, fits, partly=True)
     else:
@@ -107,7 +101,8 @@ def run_of_page(values: Mapping[str, Any]) -> runs.Run:
     return runs.find_run(places_of(values), *(values.get(name) for name in names))
 
 
-def _is_known(places: Any, run: runs.Run) -> bool:
+def _is_known(places: Places, run: runs.Run) -> bool:
+    """Whether anything on disk says what iteration 0 is played with."""
     try:
         runs.settings_of(places, run, 0)
     except TpawError:
