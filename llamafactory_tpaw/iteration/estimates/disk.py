@@ -16,6 +16,7 @@ from ...team.cache import KEY_BYTES
 from ...team.weight_files import is_safetensors, main_file, read_header, weight_paths
 from .figures import Figure, readable_bytes
 from .optimizers import optimizer_bytes
+from .spread import count_processes
 from .workload import steps_of
 
 
@@ -177,7 +178,7 @@ def _steps(keys: dict[str, Any], workload: Workload | None) -> int | None:
         triplets -= int(held_out) * workload.responses if held_out >= 1 else math.ceil(held_out * triplets)
     return steps_of(
         triplets or 1,
-        int(keys["per_device_train_batch_size"]),
+        int(keys["per_device_train_batch_size"]) * count_processes(keys.get("ray_num_workers")),
         int(keys["gradient_accumulation_steps"]),
         float(keys["num_train_epochs"]),
         most,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from .figures import Figure, readable_seconds
+from .spread import spread_of
 from .workload import batches_of, steps_of
 
 
@@ -135,7 +136,7 @@ def time_figures(run: RunArguments, workload: Workload, basis: Basis, saved: Sav
     if workload.generates:
         figures.append(Figure("generation", _generation(workload, basis), "seconds", how))
     if workload.players and run.finetuning.tpaw_reference == "cached":
-        figures.append(Figure("scoring", _scoring(workload, basis), "seconds", how))
+        figures.append(Figure("scoring", _scoring(workload, basis, spread_of(run).processes), "seconds", how))
     if run.training.do_train:
         figures.append(Figure("training", _training(run, workload, basis), "seconds", how))
         figures.append(_saving(basis, saved))
@@ -202,14 +203,14 @@ def _generation(workload: Workload, basis: Basis) -> float | None:
     return first + sampled / rows * step
 
 
-def _scoring(workload: Workload, basis: Basis) -> float | None:
+def _scoring(workload: Workload, basis: Basis, processes: int) -> float | None:
     count, traced = workload.scored_sequences, basis.traced
     if count is None or traced.scoring is None:
         return None
     lengths = [
         len(triplet.prompt_ids) + len(response) for triplet in workload.triplets for response in triplet.responses[:2]
     ]
-    tokens = count * sum(lengths) / len(lengths)
+    tokens = count * sum(lengths) / len(lengths) / processes
     if basis.measured is not None:
         loads = workload.scoring_players * basis.measured.reload
         return loads + tokens * basis.measured.token_scored
@@ -223,7 +224,8 @@ def _training(run: RunArguments, workload: Workload, basis: Basis) -> float | No
         return None
     size = run.training.per_device_train_batch_size
     accumulation = run.training.gradient_accumulation_steps
-    steps = steps_of(triplets or 1, size, accumulation, run.training.num_train_epochs, run.training.max_steps)
+    whole = size * spread_of(run).processes
+    steps = steps_of(triplets or 1, whole, accumulation, run.training.num_train_epochs, run.training.max_steps)
     tokens = steps * accumulation * mean_tokens(run, workload, traced)
     online = workload.players if run.finetuning.tpaw_reference == "online" else 0
     if basis.measured is not None:
