@@ -232,7 +232,11 @@ def _read_data(run: RunArguments, plan: Plan, report: Report, rows: int) -> _Fou
 def _local_members(plan: Plan) -> list[Member]:
     """The team's checkpoints that are folders here, without their fingerprints; a hub's are not fetched."""
     team = team_of(plan.players, plan.tpaw_args.rounds_played)
-    return [Member(player, Path(player.path), "") for player in team if player.is_local]
+    return [
+        Member(player, Path(player.base), "", tuple(Path(part) for part in player.parts[1:]))
+        for player in team
+        if player.is_local
+    ]
 
 
 def _check_rounds(plan: Plan, encoder: TurnEncoder, run: RunArguments, report: Report) -> None:

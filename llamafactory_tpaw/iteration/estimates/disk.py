@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ...arguments.start import Start
+from ...data.rounds import split_names
 from ...errors import EnvironmentProblem
 from ...team.cache import KEY_BYTES
 from ...team.weight_files import is_safetensors, main_file, read_header, weight_paths
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 TIGHT = 1.1
 CACHE_ENTRY = KEY_BYTES + 8  # key, log-prob, count
 ID_BYTES, PROMPT_RECORD = 4, 44  # a token id; what is kept of a prompt beside them, and to count it
+UNADAPTED = ("embed_tokens", "wte", "lm_head", "embed_out")  # LlamaFactory's `lora_target: all` leaves them out
 CACHE_FILES = 1200  # numerics.json, a fingerprint, headers of parts
 TENSOR_NAME = 110  # an entry of a safetensors header
 OPTIMIZER_ENTRY = 870  # names and headers that torch.save writes for the states of one tensor
@@ -64,8 +67,7 @@ def saved_bytes(plan: Plan, keys: dict[str, Any], workload: Workload) -> SavedBy
         keys: The run's keys with LlamaFactory's defaults.
         workload: What there is to do.
     """
-    policy = Path(plan.players[-1].path)
-    counts = _weight_counts(policy) if policy.is_dir() else {}
+    counts = _saved_counts(plan, keys)
     steps = _steps(keys, workload)
     if not counts:
         return None
@@ -83,9 +85,8 @@ def disk_spaces(plan: Plan, keys: dict[str, Any], workload: Workload | None) -> 
         workload: What there is to do, or None where the data was not looked at.
     """
     spaces = []
-    policy = Path(plan.players[-1].path)
-    if policy.is_dir() and _is_true(keys.get("do_train")):
-        spaces += _output_spaces(keys, policy, workload)
+    if _is_true(keys.get("do_train")):
+        spaces += _output_spaces(plan, keys, workload)
     if workload is not None:
         spaces += _data_spaces(plan, keys, workload)
     return spaces
@@ -123,9 +124,9 @@ def _token_ids(workload: Workload) -> Figure:
     return Figure("token ids", amount, "bytes", how)
 
 
-def _output_spaces(keys: dict[str, Any], policy: Path, workload: Workload | None) -> list[Space]:
-    folder = Path(keys["output_dir"])
-    counts = _weight_counts(policy)
+def _output_spaces(plan: Plan, keys: dict[str, Any], workload: Workload | None) -> list[Space]:
+    folder, policy = Path(keys["output_dir"]), Path(plan.players[-1].base)
+    counts = _saved_counts(plan, keys)
     if not counts:
         return []
     numbers, weights, state = _weights_and_state(keys, counts)
@@ -148,12 +149,39 @@ def _output_spaces(keys: dict[str, Any], policy: Path, workload: Workload | None
     return spaces
 
 
-def _weight_counts(folder: Path) -> dict[str, int]:
-    """Number of weights of each tensor, from the headers of safetensors files; nothing for other formats."""
+def _saved_counts(plan: Plan, keys: dict[str, Any]) -> dict[str, int]:
+    """Number of weights of each tensor that is saved: all of θ_t's, or those of its last or of a new adapter."""
+    policy, start = plan.players[-1], Start.of(keys)
+    going_on = start.is_lora and start.adapters and not start.new_adapter
+    folder = Path(policy.path if going_on or not start.is_lora else policy.base)
+    if not folder.is_dir():
+        return {}
+    shapes = _weight_shapes(folder)
+    if start.is_lora and not going_on:
+        shapes = _adapter_shapes(shapes, keys)
+    return {name: math.prod(shape) for name, shape in shapes.items()}
+
+
+def _weight_shapes(folder: Path) -> dict[str, list[int]]:
+    """Shape of each tensor, from the headers of safetensors files; nothing for other formats."""
     main = main_file(folder)
     if not is_safetensors(main):
         return {}
-    return {tensor.name: math.prod(tensor.shape) for path in weight_paths(main) for tensor in read_header(path)}
+    return {tensor.name: tensor.shape for path in weight_paths(main) for tensor in read_header(path)}
+
+
+def _adapter_shapes(shapes: dict[str, list[int]], keys: dict[str, Any]) -> dict[str, list[int]]:
+    """Shapes of a new adapter's matrices, and of the modules that are trained beside them, upon a model's weights."""
+    rank, targets = int(keys["lora_rank"]), split_names(keys["lora_target"])
+    whole = split_names(keys.get("additional_target"))
+    found = {}
+    for name, shape in shapes.items():
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        if module in whole:
+            found[name] = shape
+        elif len(shape) == 2 and (module in targets or (targets == ["all"] and module not in UNADAPTED)):
+            found |= {f"{name}.lora_A": [rank, shape[1]], f"{name}.lora_B": [shape[0], rank]}
+    return found
 
 
 def _weights_and_state(keys: dict[str, Any], counts: dict[str, int]) -> tuple[int, float, float]:

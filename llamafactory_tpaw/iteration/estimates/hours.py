@@ -236,7 +236,7 @@ def _training(run: RunArguments, workload: Workload, basis: Basis) -> float | No
         each = sample.token + online * basis.measured.token_scored
         loads = load + online * basis.measured.reload
         return loads + sample.begin + tokens * each + steps * (sample.update + sample.log)
-    updated = 8 * traced.trained_bytes  # weights, gradients and states are read, three of them written
+    updated = 8 * traced.moved_bytes  # weights, gradients and states are read, three of them written
     share = tokens / traced.training.tokens
     step = steps * updated / basis.speed.bandwidth
     scored = online * traced.scoring.flops / traced.scoring.tokens * tokens if online else 0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,7 @@ from ...data.opponents import Limits, load_triplets
 from ...data.triplets import read_meta
 from ...errors import DataError
 from ...team.cache import sequence_key
-from ...team.fingerprint import kept_fingerprint
+from ...team.fingerprint import kept_fingerprint, with_adapter
 from ...team.manifest import read_manifest
 from ...team.members import Member
 from ...team.players import team_of
@@ -64,12 +65,14 @@ def count_lacking(run: RunArguments, plan: Plan, encoder: TurnEncoder, sample: S
     scorer = TeamScorer(run, encoder.tokenizer)
     per_prompt, players, unread = 0.0, 0, 0
     for player in team:
-        kept = kept_fingerprint(Path(player.path), store) if player.is_local else None
-        unread += 0 if kept or not player.is_local else _weight_bytes(Path(player.path))
-        fingerprint = kept or known.get(player.name)
+        parts = [Path(part) for part in player.parts] if player.is_local else []
+        kept = [kept_fingerprint(part, store) for part in parts]
+        unread += sum(_weight_bytes(part) for part, found in zip(parts, kept, strict=True) if not found)
+        whole = list(itertools.accumulate(kept, with_adapter))[-1] if parts and all(kept) else None
+        fingerprint = whole or known.get(player.name)
         shares = [1.0] * len(blocks)
         if fingerprint and player.is_local:
-            cache = scorer.cache_of(Member(player, Path(player.path), fingerprint))
+            cache = scorer.cache_of(Member(player, parts[0], fingerprint, tuple(parts[1:])))
             shares = [len(cache.missing(keys)) / len(keys) for keys in blocks]
         lacks = sum(share * count for share, count in zip(shares, samples, strict=True)) + unknown
         per_prompt += lacks

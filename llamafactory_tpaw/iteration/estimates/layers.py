@@ -33,15 +33,24 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 class Size(NamedTuple):
-    """A model's weights: how many, and their bytes in training."""
+    """A model's weights in training: how many and their bytes, and of those that an update moves."""
 
     parameters: int
-    trained_bytes: int
+    weight_bytes: int
+    moved: int
+    moved_bytes: int
 
 
 def size_in_training(model: torch.nn.Module) -> Size:
     """Count a model's weights, those that are shared once."""
-    return Size(sum({id(weight): weight.numel() for weight in model.parameters()}.values()), size_of(model))
+    weights = {id(weight): weight for weight in model.parameters()}.values()
+    moved = [weight for weight in weights if weight.requires_grad]
+    return Size(
+        sum(weight.numel() for weight in weights),
+        size_of(model),
+        sum(weight.numel() for weight in moved),
+        sum(weight.numel() * weight.element_size() for weight in moved),
+    )
 
 
 def trace_deep_training(

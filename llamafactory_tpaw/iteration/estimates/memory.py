@@ -25,6 +25,7 @@ from .passes import (
     trace_training,
     whole_pass,
 )
+from .spread import spread_of
 from .tracing import ByteTracer
 from .workload import worst_batch
 
@@ -46,7 +47,9 @@ class Traced:
 
     Attributes:
         parameters: Number of weights.
-        trained_bytes: Bytes of the weights in training.
+        weight_bytes: Bytes of the weights in training.
+        moved: Number of the weights that an update moves: all of them, or an adapter's.
+        moved_bytes: Their bytes.
         sampling_bytes: Bytes of the weights in generation; 0 where nothing is generated.
         training: A training step over the largest batch.
         scoring: A batch to score, or None where no player scores.
@@ -58,7 +61,9 @@ class Traced:
     """
 
     parameters: int
-    trained_bytes: int
+    weight_bytes: int
+    moved: int
+    moved_bytes: int
     sampling_bytes: int
     training: Pass
     scoring: Pass | None
@@ -123,7 +128,11 @@ def memory_figures(run: RunArguments, traced: Traced, vocabulary: int) -> dict[s
         shape = f"traced on a batch of {traced.scoring.tokens} tokens without data"
         parts["scoring"] = _with_sum(
             [
-                _bytes("weights of one player", traced.trained_bytes, "from the config, in the dtypes of training"),
+                _bytes(
+                    "weights of one player",
+                    spread_of(run).share(traced.weight_bytes, 3),
+                    "from the config, in the dtypes of training" + spread_of(run).describe(3),
+                ),
                 _bytes("activations", traced.scoring.step.peak, shape),
             ]
         )
@@ -147,14 +156,18 @@ def _generation(traced: Traced, vocabulary: int) -> list[Figure]:
 def _training(run: RunArguments, traced: Traced) -> list[Figure]:
     step = traced.training.step
     optim = str(getattr(run.training.optim, "value", run.training.optim))
-    state, state_how = optimizer_bytes(optim, traced.parameters, traced.trained_bytes)
-    temporary = step_bytes(optim, traced.trained_bytes, run.training.device.type)
+    state, state_how = optimizer_bytes(optim, traced.moved, traced.moved_bytes)
+    spread = spread_of(run)
+    weights, gradients = spread.share(traced.weight_bytes, 3), spread.share(step.gradients, 2)
+    state, state_how = spread.share(state, 1), state_how + spread.describe(1)
+    temporary = spread.share(step_bytes(optim, traced.moved_bytes, run.training.device.type), 1)
     accumulates = run.training.gradient_accumulation_steps > 1
     # Without accumulation the gradients come while the activations go.
     together = step.gradients + step.activations if accumulates else step.peak
+    together -= step.gradients - gradients
     figures = [
-        _bytes("weights", traced.trained_bytes, "from the config; LlamaFactory trains float32 unless `pure_bf16`"),
-        _bytes("gradients", step.gradients, "one for each trained weight, in its dtype"),
+        _bytes("weights", weights, _weights_how(run) + spread.describe(3)),
+        _bytes("gradients", gradients, f"one for each trained weight, in its dtype{spread.describe(2)}"),
         _bytes("optimizer", state, state_how),
         _bytes(
             "activations",
@@ -164,9 +177,18 @@ def _training(run: RunArguments, traced: Traced) -> list[Figure]:
             + (", autocast's copies of the weights included" if autocast_dtype(run.training) else ""),
         ),
     ]
-    total = traced.trained_bytes + state + max(together, step.gradients + temporary)
+    total = weights + state + max(together, gradients + temporary)
     how = "weights and optimizer, and the most of gradients and activations at a time"
     return [*figures, _bytes("peak", total, how)]
+
+
+def _weights_how(run: RunArguments) -> str:
+    kind = run.finetuning.finetuning_type
+    if kind == "full":
+        return "from the config; LlamaFactory trains float32 unless `pure_bf16`"
+    counted = ", counted as if they were not quantized" if run.model.quantization_bit else ""
+    what = "the model's in its dtype, the adapter's in float32" if kind == "lora" else "those trained in float32"
+    return f"from the config: {what}{counted}"
 
 
 def device_of(run: RunArguments) -> Device:

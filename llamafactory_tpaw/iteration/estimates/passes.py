@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ...arguments.start import is_adapter
 from ...data.collator import TripletCollator, TripletDataset
 from ...data.layout import Row
 from ...plugin import facade
+from ...team.adapters import read_adapter
 from ...team.forward import autocast, autocast_dtype, disable_dropout, freeze, response_logps
 from ...team.scorer import TeamScorer
 from ...team.shortcuts import Shortcuts, find_shortcuts
@@ -21,7 +24,7 @@ from .tracing import ByteTracer, Step, most_of, trace_peak, trace_phases
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ...arguments.parsed import RunArguments
     from ...data.opponents import Triplet
@@ -60,8 +63,28 @@ def model_without_data(run: RunArguments, tokenizer: Any, tracer: ByteTracer, *,
     model_args.enable_liger_kernel = model_args.use_v1_kernels = False
     if str(getattr(model_args.flash_attn, "value", model_args.flash_attn)).startswith("fa"):
         model_args.flash_attn = type(run.model.flash_attn)("sdpa")
-    with tracer:
-        return facade.load_model(tokenizer, model_args, run.finetuning, trainable)
+    model_args.quantization_bit = None  # weights are quantized while they are read
+    finetuning_args = copy.copy(run.finetuning)
+    if model_args.adapter_name_or_path:
+        # A new adapter takes as much as one that is read; those that are merged leave nothing behind.
+        last = Path(model_args.adapter_name_or_path[-1])
+        if not finetuning_args.create_new_adapter and is_adapter(last):
+            finetuning_args.lora_rank = int(read_adapter(last).get("r") or finetuning_args.lora_rank)
+        model_args.adapter_name_or_path = None
+    stay = _modules_stay() if finetuning_args.finetuning_type == "lora" else contextlib.nullcontext()
+    with tracer, stay:
+        return facade.load_model(tokenizer, model_args, finetuning_args, trainable)
+
+
+@contextlib.contextmanager
+def _modules_stay() -> Iterator[None]:
+    """Keep peft from moving a new adapter to where the model is: it is there, and without data it cannot be moved."""
+    move = torch.nn.Module.to
+    torch.nn.Module.to = lambda module, *_, **__: module
+    try:
+        yield
+    finally:
+        torch.nn.Module.to = move
 
 
 def size_of(model: torch.nn.Module) -> int:
