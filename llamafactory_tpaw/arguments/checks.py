@@ -93,9 +93,10 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
         value = given.get(key)
         if value is not None and value not in harmless:
             problems.append(f"`{key}: {value}` does not go with stage `tpaw`: {reason}. Remove it.")
+    problems += _method_problems(given)
     if given.get("tpaw_prompts"):
         problems += _sampling_problems(given)
-    return problems + _method_problems(given) + engine_problems(given)
+    return problems + engine_problems(given)
 
 
 def _method_problems(given: Mapping[str, Any]) -> list[str]:

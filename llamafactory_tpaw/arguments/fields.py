@@ -42,8 +42,8 @@ class TpawArguments:
         metadata={
             "help": (
                 "Checkpoints theta_0 to theta_t, oldest first, separated by commas or as a YAML list; the last is "
-                "`model_name_or_path`. The newest `tpaw_team_size` form the team. Default: the model itself, at "
-                "iteration 0."
+                "`model_name_or_path` with `adapter_name_or_path`; adapters are written `model+adapter`. The newest "
+                "`tpaw_team_size` form the team. Default: the model itself, at iteration 0."
             )
         },
     )

@@ -16,7 +16,7 @@ from ..errors import DataError, EnvironmentProblem, Findings
 from ..generation.base import Request, SamplingSettings
 from ..generation.hf import HfEngine
 from ..team.fingerprint import chain_fingerprints
-from ..team.forward import ROUNDING, autocast, autocast_dtype, disable_dropout, response_logps
+from ..team.forward import autocast, autocast_dtype, disable_dropout, response_logps, rounding
 from ..team.loading import load_generator, load_policy, release_memory, to_device
 from ..team.members import load_team
 from ..team.players import team_of
@@ -121,7 +121,9 @@ def examine(
     measured = Measured(scored.training, scored.load, load, token_scored, token_sampled)
     apart = (scored.sums - sums).abs()
     tokens = torch.tensor([len(response) for _, response in scored.pairs])
-    allowed = ROUNDING[autocast_dtype(run.training)] * torch.maximum(scored.sums.abs(), tokens)
+    allowed = rounding(autocast_dtype(run.training), run.model.quantization_bit) * torch.maximum(
+        scored.sums.abs(), tokens
+    )
     worst = int((apart / allowed).argmax())
     if apart[worst] > allowed[worst]:
         raise DataError(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # How far two scores of one sequence may be apart in batches of different shapes, by autocast dtype: a share of the
 # larger of their size in nats and their number of tokens. Far above what was seen, far below what other weights give.
 ROUNDING = {None: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+# The same where weights are quantized: the 8-bit kernels round activations by what is in a batch together.
+QUANTIZED_ROUNDING = 2e-2
 # Noise that mixtures of experts add while they train, where modules keep how much.
 ROUTING_NOISE = ("jitter_noise", "input_jitter_noise")
 MODEL_INPUTS = ("input_ids", "position_ids")
@@ -101,6 +103,16 @@ def disable_dropout(model: torch.nn.Module) -> None:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
     """The autocast that accelerate wraps around the policy, for a player."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def rounding(dtype: torch.dtype | None, quantized: object) -> float:
+    r"""How far two scores of one sequence may be apart, see `ROUNDING`.
+
+    Args:
+        dtype: Of autocast.
+        quantized: Whether the model's weights are: its `quantization_method`, or `quantization_bit`.
+    """
+    return max(ROUNDING[dtype], QUANTIZED_ROUNDING) if quantized else ROUNDING[dtype]
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

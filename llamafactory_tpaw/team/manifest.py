@@ -140,11 +140,15 @@ def moved_manifest(manifest: Manifest, old: Path, new: Path, **changes: Any) -> 
     def moved(described: dict[str, Any]) -> dict[str, Any]:
         paths = {key: described[key] for key in ("path", "opponent") if described.get(key)}
         below = {"below": [moved(part) for part in described["below"]]} if "below" in described else {}
-        return described | below | {
-            key: os.path.relpath(old / path, new)
-            for key, path in paths.items()
-            if not os.path.isabs(path) and (old / path).exists()
-        }
+        return (
+            described
+            | below
+            | {
+                key: os.path.relpath(old / path, new)
+                for key, path in paths.items()
+                if not os.path.isabs(path) and (old / path).exists()
+            }
+        )
 
     return replace(
         manifest,

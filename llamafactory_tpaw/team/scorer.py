@@ -20,7 +20,7 @@ from ..plugin.logs import get_logger
 from .cache import LogpCache, sequence_key
 from .engine import precision_of, release, shard, sharding_of
 from .fingerprint import config_digest
-from .forward import ROUNDING, autocast, autocast_dtype, numerics, response_logps
+from .forward import autocast, autocast_dtype, numerics, response_logps, rounding
 from .loading import PlayerLoader
 from .processes import Processes
 from .shortcuts import Shortcuts, find_shortcuts
@@ -105,7 +105,7 @@ class TeamScorer:
             **self.numerics,
             **self.players.numerics_of(member),
         }
-        tolerance = ROUNDING[autocast_dtype(self.run.training)]
+        tolerance = rounding(autocast_dtype(self.run.training), self.run.model.quantization_bit)
         cache = LogpCache(self.run.finetuning.tpaw_cache_dir, key, tolerance=tolerance)
         self._caches[member.fingerprint] = cache.load()
         return cache

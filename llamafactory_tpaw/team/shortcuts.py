@@ -14,7 +14,7 @@ from ..data.layout import LayoutCosts, Row, lay_out, pack, separate
 from ..errors import ConfigError
 from ..plugin.logs import get_logger
 from .engine import sharding_of, unsharded
-from .forward import ROUNDING, attention_of, autocast, autocast_dtype, response_logps
+from .forward import attention_of, autocast, autocast_dtype, response_logps, rounding
 from .head import text_config, unwrap
 from .shared_attention import attends_by_parts, use_parts
 
@@ -55,7 +55,7 @@ class _Trial:
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-        self.model = model
+        self.model, self.quantized = model, getattr(unwrap(model), "quantization_method", None)
         exact = unwrap(model).dtype == torch.float32 and attention_of(model) not in PACKED_ATTENTION
         tokens = np.arange(TRIED_PROMPT + sum(TRIED_RESPONSES), dtype=np.int32) % text_config(model).vocab_size
         prompt, *responses = np.split(tokens, TRIED_PROMPT + np.cumsum([0, *TRIED_RESPONSES[:-1]]))
@@ -88,7 +88,11 @@ class _Trial:
         for dtype, expected in self.expected.items():
             first = self.score(self.apart[:1], dtype, multiple=1)
             # A yes means that all is well: where a model is traced without data, every question is answered with yes.
-            if not bool(((first - expected[:1]).abs() <= ROUNDING[dtype] * expected[:1].abs().clamp(min=1.0)).all()):
+            if not bool(
+                (
+                    (first - expected[:1]).abs() <= rounding(dtype, self.quantized) * expected[:1].abs().clamp(min=1.0)
+                ).all()
+            ):
                 raise ConfigError(
                     f"{type(unwrap(self.model)).__name__} gives a response {float(first):.4g} nats by itself and "
                     f"{float(expected[0]):.4g} with padding behind it, so players would judge by the length of other "
@@ -115,7 +119,7 @@ class _Trial:
         expected = self.expected[dtype]
         apart = (self.score(rows, dtype, **ways) - expected).abs()
         size = torch.maximum(expected.abs(), expected.new_tensor(TRIED_RESPONSES))
-        return 0.0 if bool((apart <= ROUNDING[dtype] * size).all()) else float(apart.max())
+        return 0.0 if bool((apart <= rounding(dtype, self.quantized) * size).all()) else float(apart.max())
 
 
 def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: Any) -> Shortcuts:

@@ -16,7 +16,7 @@ from ..data.sharding import ShardedSampler
 from ..errors import TpawError
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
 from ..plugin import facade
-from ..team.forward import ROUNDING, autocast_dtype, disable_dropout, response_logps
+from ..team.forward import autocast_dtype, disable_dropout, response_logps, rounding
 from ..team.processes import Processes
 from .metrics import FLIPPED, MetricBuffer, sequence_metrics, tpaw_metrics, tspin_metrics
 from .saving import undone_on_failure
@@ -287,7 +287,8 @@ class TpawTrainer(Trainer):
             TpawError: If they differ by more than rounding: the scores are not this policy's.
         """
         policy, newest = target.sums.detach(), player_target[:, -1]
-        allowed = ROUNDING[autocast_dtype(self.args)] * torch.maximum(policy.abs(), target.token_counts)
+        quantized = getattr(self.model, "quantization_method", None)
+        allowed = rounding(autocast_dtype(self.args), quantized) * torch.maximum(policy.abs(), target.token_counts)
         apart = (policy - newest).abs()
         worst = float(self.processes.largest((apart * (apart > allowed)).max()))
         if worst > 0:
