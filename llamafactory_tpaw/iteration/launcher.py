@@ -50,7 +50,7 @@ def prepare(argv: list[str]) -> Iterator[None]:
         SystemExit: With 0 if it is finished; with the code of the generating process if that failed.
     """
     given = read_given(argv)
-    run_file = Path(argv[0])
+    run_file = Path(next(iter(argv), ""))
     try:
         _stop_if_finished(given)
     except SystemExit:
@@ -220,7 +220,7 @@ def _refuse_idle(given: dict[str, Any]) -> None:
         raise ConfigError("Neither `do_train` nor `do_eval` is true, so there is nothing to do. Set `do_train: true`.")
 
 
-def _refuse_ray(given: dict[str, Any]) -> None:
+def _refuse_ray(_: dict[str, Any]) -> None:
     """LlamaFactory starts Ray only when the triplets are there; what cannot work then is told before."""
     if not is_on("USE_RAY"):
         return
@@ -228,11 +228,6 @@ def _refuse_ray(given: dict[str, Any]) -> None:
         raise EnvironmentProblem(
             "USE_RAY is set, but Ray is not installed in this environment. Install it "
             "(`pip install 'ray[default]'`), or unset USE_RAY."
-        )
-    workers = str(given.get("ray_num_workers") or 1)
-    if workers != "1":
-        raise ConfigError(
-            f"`ray_num_workers` is {workers}, but this version of stage `tpaw` trains in one process. Set it to 1."
         )
 
 

@@ -167,23 +167,15 @@ class TestProcesses:
         for name in ("FORCE_TORCHRUN", "NNODES", "NPROC_PER_NODE", "USE_RAY", "USE_KT"):
             monkeypatch.delenv(name, raising=False)
 
-    @pytest.mark.parametrize(
-        ("there", "workers", "refused"),
-        [
-            (True, None, None),
-            (True, "1", None),
-            (True, 2, "`ray_num_workers` is 2.* trains in one process"),
-            (False, None, "Ray is not installed"),
-        ],
-    )
+    @pytest.mark.parametrize("there", [True, False])
     def test_ray_is_refused_before_generation_where_it_cannot_work(
-        self, monkeypatch: pytest.MonkeyPatch, there: bool, workers: Any, refused: str | None
+        self, monkeypatch: pytest.MonkeyPatch, there: bool
     ) -> None:
         monkeypatch.setattr(launcher, "find_spec", lambda name: object() if there else None)
-        launcher._refuse_ray({"ray_num_workers": 2})  # without USE_RAY nobody reads it
+        launcher._refuse_ray({})  # without USE_RAY nobody reads it
         monkeypatch.setenv("USE_RAY", "1")
-        with pytest.raises(TpawError, match=refused) if refused else contextlib.nullcontext():
-            launcher._refuse_ray({"ray_num_workers": workers})
+        with contextlib.nullcontext() if there else pytest.raises(TpawError, match="Ray is not installed"):
+            launcher._refuse_ray({"ray_num_workers": 2})
 
     def test_a_run_that_does_nothing_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"Neither `do_train` nor `do_eval` is true"):
