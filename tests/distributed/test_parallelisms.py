@@ -65,7 +65,7 @@ def test_weights_in_shards_of_fsdp_train_as_one_process(project: Project, found:
     result = project.command(
         "torchrun",
         f"--nproc-per-node={PROCESSES}",
-        "--master-port=0",
+        "--standalone",
         str(Path(__file__).with_name("fully_sharded.py")),
         project.write(f"{name}.yaml", settings),
         PYTHONPATH=str(Path(__file__).parents[2]),
