@@ -25,7 +25,8 @@ WIDTHS = (1280, 1920)
 REQUIRED = "TPAW_BROWSER_TESTS"
 # No sandbox, which root cannot have; and no /dev/shm, which is small in containers.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-ACTION_TIMEOUT_MS = 30_000
+# For a machine that does much else meanwhile.
+ACTION_TIMEOUT_MS = 120_000
 RUN_TIMEOUT_MS = 600_000
 INFO = "span[data-testid='block-info']"
 

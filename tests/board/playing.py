@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.board.browsing import Board
+from tests.board.browsing import RUN_TIMEOUT_MS, Board
 from tests.board.server import Server
-from tests.runs import TIMEOUT_S, Project
+from tests.runs import Project
 
 
 SAVES = Path("saves/Custom/full")
@@ -65,7 +65,7 @@ def choose_run(board: Board, project: Project, run: str) -> None:
         "tpaw_run": run,
     }.items():
         board.fill(name, value)
-    board.wait_for(f"of {run} filled in from what is on disk.")
+    board.wait_for(f"of {run.rpartition('/')[2]} filled in from what is on disk.")
 
 
 class Play:
@@ -84,7 +84,7 @@ class Play:
     @contextmanager
     def held(self, phase: str, least: int = 0, playing: int | None = None) -> Iterator[dict[str, Any]]:
         """Let nothing of it run on in this phase while the block runs."""
-        end = time.monotonic() + TIMEOUT_S
+        end = time.monotonic() + RUN_TIMEOUT_MS / 1000
         while not self._is_in(phase, least, playing):
             if time.monotonic() > end:
                 pytest.fail(f"it never came to {phase}: {self.progress()}\n{self.server.output[-4000:]}")

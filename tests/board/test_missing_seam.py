@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 # The interpreter runs it at its start: a method of LlamaBoard's runner takes one more argument than it does now.
 SITECUSTOMIZE = """
-import importlib.abc, importlib.util, sys
+import importlib.abc, importlib.machinery, sys
 
 class Loader(importlib.abc.Loader):
     def __init__(self, loader):
@@ -38,13 +38,12 @@ class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name != "llamafactory.webui.runner":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        sys.meta_path.insert(0, self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
         spec.loader = Loader(spec.loader)
         return spec
 
-sys.meta_path.insert(0, Finder())
+# Behind the import hook of this package, which then finds what this one loads.
+sys.meta_path.insert(1, Finder())
 """
 
 
