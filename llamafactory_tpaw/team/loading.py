@@ -183,7 +183,13 @@ def put_on(model: PreTrainedModel, adapter: Path, *, trained: bool = False) -> A
 
 
 def take_off(model: Any) -> PreTrainedModel:
-    """Take an adapter off the model that it was put on."""
+    """Take an adapter off the model that it was put on, and the whole modules that came with it."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # peft itself would leave the adapter's copy in the model
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, module.original_module)
     return _forget(model.unload())
 
 

@@ -164,14 +164,64 @@ def test_players_on_the_policys_model(played_lora: Played, rows: Any, tmp_path: 
     scores = online.score(batch)
     expected = Scores(run, tokenizer, rows).of(team)
     assert torch.allclose(scores, expected, rtol=1e-5, atol=1e-4)
-    with policy.disable_adapter():
-        assert torch.allclose(policy(batch["input_ids"]).logits, policy.get_base_model()(batch["input_ids"]).logits)
     assert policy.training
     assert _trained(policy).keys() == trained.keys(), "only the policy's own adapter is trained"
     assert policy.active_adapter == "default"
     policy.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [], "players are not saved with it"
     assert isinstance(policy, PeftModel)
+
+
+KINDS = {
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
+    "whole modules": {"modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_adapters(played_lora: Played, rows: Any, tmp_path: Path, kind: str) -> None:
+    """Opened one after the other, on the policy's model, or merged: each adapter makes one player."""
+    from llamafactory_tpaw.data.layout import lay_out
+    from llamafactory_tpaw.team.loading import load_policy
+    from llamafactory_tpaw.team.members import load_encoder
+    from llamafactory_tpaw.team.online import OnlineTeam
+    from llamafactory_tpaw.team.scorer import TeamScorer
+
+    project, _ = played_lora
+    model, first = str(project.model), "saves/play_iter0"
+    adapter = save_random_adapter(project.model, tmp_path / "adapter", **KINDS[kind])
+    run = run_of(project, settings_of(project, 1, first, players=[model]))
+    tokenizer, _, _ = load_encoder(run)
+    names = [model, f"{model}+{adapter}", f"{model}+{first}"]
+    whole = [
+        merge(project.model, [adapter], tmp_path / "merged"),
+        merge(project.model, [project.root / first], tmp_path / "0"),
+    ]
+    team = members_of(run, names)
+    expected = Scores(run, tokenizer, rows).of(members_of(run, [model, *map(str, whole)]))
+    assert torch.allclose(Scores(run, tokenizer, rows).of(team), expected, rtol=1e-5, atol=1e-4)
+    assert (expected[:, 1] - expected[:, 0]).abs().min() > 1e-2
+    policy = load_policy(run, tokenizer)
+    online = OnlineTeam(TeamScorer(run, tokenizer), team, policy, team[-1])
+    for _ in range(2):
+        assert torch.allclose(online.score(lay_out(rows, pad_token_id=0)), expected, rtol=1e-5, atol=1e-4)
+
+
+def save_random_adapter(model: Path, folder: Path, **config: Any) -> Path:
+    """Save an adapter that changes the model, and whole modules that differ from the model's."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    settings = {"r": 2, "target_modules": ["q_proj", "up_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    torch.manual_seed(0)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(**settings | config))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "modules_to_save" in name:
+                weight.mul_(1.5)
+    adapted.save_pretrained(folder)
+    return folder
 
 
 def _bytes(model: torch.nn.Module) -> int:
