@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -92,7 +93,11 @@ class Project:
     def command(self, program: str, *arguments: str, **env: str) -> Result:
         """Run a command of this environment and wait for it."""
         process = self.start(program, *arguments, **env)
-        output, _ = process.communicate(timeout=TIMEOUT_S)
+        try:
+            output, _ = process.communicate(timeout=TIMEOUT_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         return Result(process.returncode, output)
 
     def start(self, program: str, *arguments: str, **env: str) -> subprocess.Popen[str]:

@@ -59,8 +59,8 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         Gemma2Config(**SIZES, head_dim=16, final_logit_softcapping=5.0, attn_implementation="eager")
     ),
 }
-RUN = SimpleNamespace(bf16=False, fp16=False)
-BF16 = SimpleNamespace(bf16=True, fp16=False)
+RUN = SimpleNamespace(bf16=False, fp16=False, world_size=1)
+BF16 = SimpleNamespace(bf16=True, fp16=False, world_size=1)
 
 
 def build(name: str) -> PreTrainedModel:
