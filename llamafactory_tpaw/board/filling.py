@@ -25,18 +25,24 @@ Choices = list[tuple[str, Any]]
 
 
 def offered(model_name: str | None, finetuning_type: str, dataset_dir: str) -> tuple[list[str], list[str]]:
-    """Return the names of a model's runs, and those of the sets of prompts."""
-    places = places_of({"train.dataset_dir": dataset_dir})
+    """Return the names of a model's runs, and those of the sets of prompts; Start says what is wrong with a name."""
+    try:
+        places = places_of({"train.dataset_dir": dataset_dir})
+    except ConfigError:
+        return [], []
     try:
         names = runs.run_names(places, model_name, finetuning_type) if model_name else []
     except ConfigError:
-        names = []  # Start says what is wrong with the name
+        names = []
     return names, prompt_sets(places)
 
 
 def only_rounds(dataset_dir: str, names: list[str]) -> list[str]:
     """Leave out the sets that are known to hold no pairs of responses."""
-    unfit = set(prompt_sets(places_of({"train.dataset_dir": dataset_dir})))
+    try:
+        unfit = set(prompt_sets(places_of({"train.dataset_dir": dataset_dir})))
+    except ConfigError:
+        return names
     return [name for name in names if name not in unfit]
 
 

@@ -15,6 +15,8 @@ from ..errors import ConfigError
 
 # What separates players in `tpaw_players`, and entries in `dataset`.
 SEPARATORS = ",+"
+# LlamaFactory's default of `dataset_dir`.
+DATA = Path("data")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -29,7 +31,7 @@ class Places:
     """
 
     saves: Path = Path("saves")
-    dataset_dir: Path = Path("data")
+    dataset_dir: Path = DATA
     yaml: Path = Path("yaml")
 
     def inside(self, given: Any, key: str = "path") -> str:
@@ -111,6 +113,7 @@ class Places:
         text = self._text(given, key)
         try:
             place = Path(text).resolve()
+            place.exists()  # raises where the name is too long
             lies_in = any(place.is_relative_to(folder.resolve()) and place != folder.resolve() for folder in folders)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"`{key}` is {text!r}, which is no path: {error}. Choose another.") from error
@@ -121,6 +124,35 @@ class Places:
                 "writes only there: choose another, or use the command line."
             )
         return text
+
+
+def dataset_folder(given: Any) -> Path:
+    r"""Return the dataset folder that the page names, when it lies in the folder that LlamaBoard was started in.
+
+    `data` may be a link that leads elsewhere: whoever made it need not ask the page.
+
+    Args:
+        given: What came from the browser; empty for `data`.
+
+    Raises:
+        ConfigError: If it lies elsewhere, or is no path.
+    """
+    text = given or str(DATA)
+    if not isinstance(text, str) or UNPRINTABLE.search(text):
+        raise ConfigError(f"`dataset_dir` is {given!r}, but must be a folder. Choose one.")
+    try:
+        place, root = Path(text).resolve(), Path.cwd().resolve()
+        place.exists()  # raises where the name is too long
+        lies_in = place.is_relative_to(root) or Path(text) == DATA
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"`dataset_dir` is {text!r}, which is no path: {error}. Choose another.") from error
+    if not lies_in:
+        raise ConfigError(
+            f"`dataset_dir` is {text!r}, which is not below {root}{_followed(text, place)}, where LlamaBoard was "
+            "started. Self-play in the page reads and writes only there: choose another, start LlamaBoard in a "
+            "folder above it, or use the command line."
+        )
+    return Path(text)
 
 
 def _followed(text: str, place: Path) -> str:

@@ -31,7 +31,7 @@ from .arguments import STAGE, elements_from, settings_from
 from .charts import Charts
 from .locales import say
 from .path_check import check_paths
-from .places import Places
+from .places import Places, dataset_folder
 from .play import Play
 from .runs import following, write_run_files
 from .summary import write_run_report
@@ -106,6 +106,8 @@ class Session:
                 iterations_of(values)
             with findings.note():
                 settings_from(values)
+            with findings.note():
+                places_of(values)
             problems = [problem for error in findings.errors for problem in error.problems]
             findings.errors.clear()
         return as_markdown(problems)
@@ -231,8 +233,12 @@ class Session:
 
 
 def places_of(values: Mapping[str, Any]) -> Places:
-    """Where the page's runs are; LlamaBoard's folders are relative to where it was started."""
-    return Places(Path(facade.BOARD_SAVES), Path(str(values.get("train.dataset_dir") or "data")))
+    r"""Return where the page's runs are; LlamaBoard's folders are relative to where it was started.
+
+    Raises:
+        ConfigError: If the dataset folder lies elsewhere.
+    """
+    return Places(Path(facade.BOARD_SAVES), dataset_folder(values.get("train.dataset_dir")))
 
 
 def iterations_of(values: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.board.places import Places
+from llamafactory_tpaw.board.places import Places, dataset_folder
 from llamafactory_tpaw.errors import ConfigError
 
 
@@ -37,6 +37,7 @@ def test_what_lies_inside_is_returned_as_given(places: Places, given: str) -> No
         "saves-of-others/x",
         "saves/out/file",
         "saves/loop/x",
+        "saves/" + 300 * "x",
         "saves",
         "~/saves",
         "saves/a\0b",
@@ -102,3 +103,29 @@ def test_the_folder_of_a_model_is_the_boards(places: Places) -> None:
             places.run_folder(*names)
     with pytest.raises(ConfigError, match="`output_dir`"):
         places.run_folder("out", "full")
+
+
+@pytest.mark.parametrize("given", ["data", "", None, "sets", "./sets/../data", "."])
+def test_dataset_folder_lies_below_the_boards_own(places: Places, given: Any) -> None:
+    assert dataset_folder(given) == Path(given or "data")
+
+
+def test_data_may_be_a_link_and_no_other_folder(places: Places, tmp_path: Path) -> None:
+    below = tmp_path / "board"
+    below.mkdir()
+    for name in ("data", "linked"):
+        (below / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(below)
+        assert dataset_folder("data") == Path("data")
+        assert dataset_folder(str(below)) == below
+        with pytest.raises(ConfigError, match=r"`dataset_dir` is 'linked'.*it leads to .*elsewhere.*start LlamaBoard"):
+            dataset_folder("linked")
+
+
+@pytest.mark.parametrize("given", ["/etc", "../elsewhere", "saves/out", "~\x00", 7, ["data"], {"a": 1}, "x" * 5000])
+def test_dataset_folder_elsewhere_is_refused(places: Places, given: Any) -> None:
+    Path("saves/out").unlink()
+    Path("saves/out").symlink_to("/etc")
+    with pytest.raises(ConfigError, match="`dataset_dir` is"):
+        dataset_folder(given)

@@ -95,6 +95,7 @@ def test_output_folder_brings_the_fields_back(fresh: DrivenPage, program: Callab
         ("top.model_path", "saves/none", "saves/none"),
         ("dataset", ["<script>", "tiny_tpaw_iter0"], "`dataset: <script>` is not an entry"),
         ("output_dir", "../outside", "outside"),
+        ("dataset_dir", "../outside", "`dataset_dir` is '../outside'"),
         ("extra_args", '{"tpaw_etta": 1}', "`tpaw_etta` is not a key of `train`. Did you mean `tpaw_eta`?"),
         ("extra_args", '{"mask_history": true}', "`mask_history: True` does not go with stage `tpaw`"),
         ("top.template", "nothing", "`template: nothing` is not a template"),
