@@ -6,41 +6,63 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import re
 import shlex
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import gradio as gr
 
-from ..data.rounds import split_names
-from ..data.source import planned_entries, triplet_entry
 from ..errors import ConfigError, Findings, TpawError
-from ..iteration.engine_check import check_engine
-from ..iteration.findings import Report
-from ..iteration.playlist import Item, check_runs, find_progress
-from ..iteration.preflight import make_plan
-from ..iteration.succession import own_round
 from ..plugin import facade
 from ..plugin.logs import get_logger
 from . import watch
 from .arguments import STAGE, elements_from, settings_from
 from .charts import Charts
+from .checks import check
 from .locales import say
-from .path_check import check_paths
 from .places import Places, dataset_folder
 from .play import Play
-from .runs import following, write_run_files
+from .runs import following
 from .summary import write_run_report
+from .writing import write_run_files
 
 
 REFRESH_S = 0.7
+# After its first sign a formula, a link and a picture are none when something stands between.
+MARKUP = re.compile(rf"{watch.FORMULA.pattern}|\](?=[(\[])")
 # So long after a configuration was loaded, what it says of a model goes before what LlamaBoard knows of it.
 RECALL_S = 30.0
+# LlamaFactory starts one process a device then.
+FORCED = {"FORCE_TORCHRUN": "1"}
 OUTPUT, PROGRESS = "train.output_box", "train.progress_bar"
+
+
+@dataclass
+class Attempt:
+    r"""One press of Start.
+
+    Attributes:
+        data: What the page showed.
+        problems: Why nothing was started.
+        told_to_end: Whether Abort was pressed.
+        play: Its run, from the end of the checks on.
+        ready: Set when the checks have ended, one way or another.
+        ended: Set when all has ended, and the report is written.
+    """
+
+    data: dict[Any, Any]
+    problems: Sequence[str] = ()
+    told_to_end: bool = False
+    play: Play | None = None
+    ready: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Session:
@@ -51,26 +73,23 @@ class Session:
 
     Attributes:
         play: The run that plays or played last; None before the first one.
-        settings: Its iterations.
         charts: Of it.
         report: Its report, when it has ended and an iteration is finished.
+        attempt: The last press of Start; None before the first one.
     """
 
     def __init__(self, runner: Any) -> None:
         self.runner, self.manager = runner, runner.manager
         self.play: Play | None = None
-        self.settings: list[dict[str, Any]] = []
         self.charts: Charts | None = None
         self.report: Path | None = None
-        # Cleared while a start is being checked, and while a run plays and its report is written.
-        self._ready, self._ended = threading.Event(), threading.Event()
-        self._ready.set()
-        self._ended.set()
+        self.attempt: Attempt | None = None
+        self._lock = threading.Lock()
 
     @property
     def active(self) -> bool:
         """Whether a run is being started, plays, or still ends."""
-        return not (self._ready.is_set() and self._ended.is_set())
+        return self.attempt is not None and not self.attempt.ended.is_set()
 
     def values(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         """What the page shows, by the elements' full ids."""
@@ -128,100 +147,128 @@ class Session:
         try:
             runs = following(places_of(values), settings_from(values), iterations_of(values))
         except TpawError as error:
-            yield self._refuse(error.problems, values)
+            yield self._refuse(error.problems, values.get("top.lang"))
             return
         commands = "\n\n".join(command(run) for run in runs)
-        yield {self._output: f"```bash\n{commands}\n```"}
+        yield {self._output: watch.code_block(commands, "bash")}
 
     def launch(self, data: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
-        """Check, write the run files, start the process and show it; start and write nothing where a check fails."""
-        values = self.values(data)
-        self._ready.clear()
-        self.runner.running, self.runner.running_data, self.runner.do_train = True, dict(data), True
-        problems: Sequence[str] = ()
-        try:
-            yield {self._output: say("phase_check", values.get("top.lang"))}
-            self._start(data, values)
-        except TpawError as error:
-            problems = error.problems
-        finally:
-            self._ready.set()
-            if not self.active:
-                self._become_idle()
-        if problems:
-            yield self._refuse(problems, values)
-        else:
-            yield from self.follow(values.get("top.lang"))
+        """Check, write the run files, start the process and show it; start and write nothing where a check fails.
 
-    def follow(self, lang: str | None = None) -> Iterator[dict[Any, Any]]:
+        All this goes on when the page is closed or loaded anew.
+        """
+        with self._lock:
+            claimed = not self.active and not self.runner.running
+            if claimed:
+                self.attempt = attempt = Attempt(dict(data))
+                self.runner.running, self.runner.running_data, self.runner.do_train = True, attempt.data, True
+        if not claimed:
+            # Another page was faster.
+            yield self.tell(self.runner._initialize(data, True, from_preview=False))
+            return
+        threading.Thread(target=self._keep, args=(attempt,), name="tpaw-session", daemon=True).start()
+        yield {self._output: say("phase_check", data.get(self.manager.get_elem_by_id("top.lang")))}
+        yield from self.follow()
+
+    def follow(self) -> Iterator[dict[Any, Any]]:
         """Show the run until it has ended."""
-        lang = lang or self._language()
-        while not self._ready.wait(REFRESH_S):
-            yield {self._output: say("phase_check", lang)}
-        play = self.play
+        attempt = self.attempt
+        if attempt is None:
+            return
+        lang = attempt.data.get(self.manager.get_elem_by_id("top.lang")) or "en"
+        while not attempt.ready.wait(REFRESH_S):
+            yield {self._output: say("aborting" if attempt.told_to_end else "phase_check", lang)}
+        play = attempt.play
         if play is None:
+            yield self._nothing_started(attempt, lang)
             return
         while play.running:
             yield self._show(watch.snapshot(play), lang)
             play.wait(REFRESH_S)
-        while not self._ended.wait(REFRESH_S):
+        while not attempt.ended.wait(REFRESH_S):
             yield {self._output: say("phase_report", lang)}
         last = watch.snapshot(play)
-        text = last.label(lang)
+        text = html.escape(last.label(lang))
         (gr.Warning if last.state == "failed" else gr.Info)(text)
         yield {self._output: f"{text}\n\n{last.markdown}", self._progress: gr.Slider(visible=False)}
 
     def abort(self) -> None:
-        """Ask the run to end."""
-        self._ready.wait()
-        if self.play is not None:
-            self.runner.aborted = True
-            self.play.abort()
+        """Ask the run to end; one that is being checked is not started."""
+        with self._lock:
+            if self.active:
+                self.runner.aborted = self.attempt.told_to_end = True
+                if self.attempt.play is not None:
+                    self.attempt.play.abort()
 
-    def _start(self, data: Mapping[Any, Any], values: dict[str, Any]) -> None:
+    def _keep(self, attempt: Attempt) -> None:
+        """See a start through to its end, in a thread of its own."""
+        try:
+            self._begin(attempt)
+        except TpawError as error:
+            attempt.problems = error.problems
+        except (Exception, SystemExit) as error:
+            get_logger(__name__).warning_rank0(f"A start was not checked to its end:\n{traceback.format_exc()}")
+            attempt.problems = [
+                f"The checks failed with {type(error).__name__}: {error}. LlamaBoard's terminal says where. Check "
+                "what was entered last."
+            ]
+        if attempt.play is None:
+            self._become_idle(attempt)
+        attempt.ready.set()
+        if attempt.play is not None:
+            self._see_out(attempt)
+
+    def _begin(self, attempt: Attempt) -> None:
+        """Check, write and start, as far as nobody says Abort."""
+        values = self.values(attempt.data)
         places = places_of(values)
-        self.settings = runs = following(places, settings_from(values), iterations_of(values))
+        runs = following(places, settings_from(values), iterations_of(values))
         check(runs, places)
+        if attempt.told_to_end:
+            return
         files = write_run_files(places, runs)
-        shown = self.runner._build_config_dict(dict(data))
+        shown = self.runner._build_config_dict(attempt.data)
         for settings in runs:
             changed = elements_from(settings, values)
             config = {name: changed.get(name, value) for name, value in shown.items()}
             config["train.tpaw_iterations"] = 1
             facade.save_board_config(str(Path(settings["output_dir"], facade.BOARD_CONFIG)), config)
         distributed = any(settings.get("deepspeed") for settings in runs)
-        folders = [settings["output_dir"] for settings in runs]
-        play = Play(files, folders, {"FORCE_TORCHRUN": "1"} if distributed else None).start()
-        self._ended.clear()
-        self.play, self.charts, self.report = play, Charts.of(play), None
-        threading.Thread(target=self._wait, args=(self.play,), name="tpaw-session", daemon=True).start()
+        play = Play(files, [settings["output_dir"] for settings in runs], FORCED if distributed else None)
+        with self._lock:
+            if not attempt.told_to_end:
+                attempt.play = self.play = play.start()
+                self.charts, self.report = Charts.of(play), None
 
-    def _wait(self, play: Play) -> None:
+    def _see_out(self, attempt: Attempt) -> None:
         """LlamaBoard's other stages can start when the run has ended, whether a page is open or not."""
-        play.wait()
+        attempt.play.wait()
         try:
-            self.report = write_run_report(play.folders)
+            self.report = write_run_report(attempt.play.folders)
         except TpawError as error:
             get_logger(__name__).warning_rank0(f"There is no report of the run: {error}")
         finally:
-            self._become_idle()
-            self._ended.set()
+            self._become_idle(attempt)
 
-    def _become_idle(self) -> None:
+    def _become_idle(self, attempt: Attempt) -> None:
         self.runner.running, self.runner.aborted, self.runner.running_data = False, False, None
+        attempt.ended.set()
 
     def _show(self, snapshot: watch.Snapshot, lang: str) -> dict[Any, Any]:
         label = snapshot.label(lang)
         bar = gr.Slider(label=label, value=snapshot.fraction, minimum=0, maximum=100, visible=True)
         return {self._output: f"{html.escape(label)}\n\n{snapshot.markdown}", self._progress: bar}
 
-    def _refuse(self, problems: Sequence[str], values: Mapping[str, Any]) -> dict[Any, Any]:
-        text = self.complaint(problems, say("refused", values.get("top.lang")))
+    def _nothing_started(self, attempt: Attempt, lang: str) -> dict[Any, Any]:
+        if attempt.problems:
+            return self._refuse(attempt.problems, lang)
+        text = say("aborted", lang)
+        gr.Info(text)
         return {self._output: text, self._progress: gr.Slider(visible=False)}
 
-    def _language(self) -> str:
-        data = self.runner.running_data or {}
-        return data.get(self.manager.get_elem_by_id("top.lang")) or "en"
+    def _refuse(self, problems: Sequence[str], lang: str | None) -> dict[Any, Any]:
+        text = self.complaint(problems, say("refused", lang))
+        return {self._output: text, self._progress: gr.Slider(visible=False)}
 
     @property
     def _output(self) -> Any:
@@ -257,42 +304,6 @@ def iterations_of(values: Mapping[str, Any]) -> int:
     return count
 
 
-def check(runs: Sequence[dict[str, Any]], places: Places) -> None:
-    r"""Check iterations that are to be played, without writing anything.
-
-    Raises:
-        TpawError: With every problem of every iteration.
-    """
-    items = [Item(f"Iteration {settings.get('tpaw_iteration', 0)}", (), settings) for settings in runs]
-    with Findings() as findings, planned_entries(_planned(runs)):
-        with findings.note():
-            check_paths(places, runs)
-        with findings.note():
-            check_runs(items)
-        findings.raise_noted()
-        _check_engine(items)
-
-
-def _planned(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Entries of the triplets that these runs generate."""
-    names = [
-        own_round(settings) for settings in runs if settings.get("tpaw_prompts") and split_names(settings["dataset"])
-    ]
-    return {name: triplet_entry(name) for name in names if name}
-
-
-def _check_engine(items: Sequence[Item]) -> None:
-    """Ask the engine of the iteration that is played first; later ones start from a model that is not there yet."""
-    first = next((item for item in items if find_progress(item).state != "finished"), None)
-    if first is None:
-        return
-    report = Report()
-    check_engine(make_plan(first.given), report)
-    problems = [finding.message for finding in report.errors]
-    if problems:
-        raise ConfigError(problems)
-
-
 def command(settings: Mapping[str, Any]) -> str:
     """Return the command that trains with these settings, as a shell takes it."""
     lines = ["llamafactory-cli train"]
@@ -303,14 +314,14 @@ def command(settings: Mapping[str, Any]) -> str:
             value = json.dumps(value, ensure_ascii=False)
         elif isinstance(value, list | tuple):
             value = ",".join(map(str, value))
-        lines.append(f"    --{key} {shlex.quote(str(value))}")
+        lines.append(f"    {shlex.quote(f'--{key}')} {shlex.quote(str(value))}")
     return " \\\n".join(lines)
 
 
 def as_markdown(problems: Sequence[str]) -> str:
     """List messages for LlamaBoard's Markdown; what a user typed does not become HTML or a formula."""
     lines = [" ".join(problem.split()) for problem in problems]
-    return "\n".join(f"- {watch.FORMULA.sub(_apart, html.escape(line, quote=False))}" for line in lines)
+    return "\n".join(f"- {MARKUP.sub(_apart, html.escape(line, quote=False))}" for line in lines)
 
 
 def _apart(sign: Any) -> str:

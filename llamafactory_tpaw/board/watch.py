@@ -202,10 +202,10 @@ def condensed(log: str, lines: int) -> str:
     return "\n".join(short.rstrip().split("\n")[-lines:])
 
 
-def code_block(text: str) -> str:
+def code_block(text: str, language: str = "") -> str:
     """Fence a text for LlamaBoard's Markdown, so that it is shown as it is: no fence, formula or tag in it counts."""
     if not text.strip():
         return ""
     longest = max((len(run) for run in BACKTICKS.findall(text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{FORMULA.sub(lambda sign: sign.group() + ZERO_WIDTH, text)}\n{fence}\n"
+    return f"{fence}{language}\n{FORMULA.sub(lambda sign: sign.group() + ZERO_WIDTH, text)}\n{fence}\n"

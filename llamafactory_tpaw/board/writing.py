@@ -35,10 +35,34 @@ def write_run_files(places: Places, settings_list: Sequence[Mapping[str, Any]]) 
         The run files, in the same order.
 
     Raises:
-        ConfigError: If a path leads elsewhere (see `check_paths`), an output folder is missing or given twice, a name
-            of triplets is none, or a key holds a secret.
+        ConfigError: If they cannot be written, see `check_writable`, or a name of triplets is none.
         DataError: If `dataset_info.json` is damaged, or another process is writing to it.
         EnvironmentProblem: If a folder cannot be written to.
+    """
+    check_writable(places, settings_list)
+    files = {}
+    for settings in settings_list:
+        name = str(Path(settings["output_dir"]) / BOARD_FILE)
+        files[name] = settings_text(settings, f"llamafactory-cli train {name}")
+    info = places.dataset_dir / DATASET_INFO
+    with locked(info, str(info)):
+        known = dataset_info(places)
+        names = filter(None, map(generated, settings_list))
+        entries = {name: triplet_entry(places.name(name, "dataset")) for name in names if name not in known}
+        write_project(Path(), str(places.dataset_dir), files, entries, force=True)
+    return [Path(name) for name in files]
+
+
+def check_writable(places: Places, settings_list: Sequence[Mapping[str, Any]]) -> None:
+    r"""Refuse settings that are not written to run files, or not as those of one run.
+
+    Args:
+        places: Where runs are.
+        settings_list: The keys of a run file, for each iteration.
+
+    Raises:
+        ConfigError: If a path leads elsewhere (see `check_paths`), an output folder is missing or given twice, there
+            are no triplets, or a key holds a secret.
     """
     with Findings() as findings:
         with findings.note():
@@ -51,17 +75,6 @@ def write_run_files(places: Places, settings_list: Sequence[Mapping[str, Any]]) 
             findings.refuse(
                 ConfigError, ["`output_dir` is the same for two iterations. Each has a folder of its own."]
             )
-    files = {}
-    for settings in settings_list:
-        name = str(Path(settings["output_dir"]) / BOARD_FILE)
-        files[name] = settings_text(settings, f"llamafactory-cli train {name}")
-    info = places.dataset_dir / DATASET_INFO
-    with locked(info, str(info)):
-        known = dataset_info(places)
-        names = filter(None, map(_generated, settings_list))
-        entries = {name: triplet_entry(places.name(name, "dataset")) for name in names if name not in known}
-        write_project(Path(), str(places.dataset_dir), files, entries, force=True)
-    return [Path(name) for name in files]
 
 
 def _check(places: Places, settings: Mapping[str, Any]) -> None:
@@ -81,6 +94,6 @@ def _check(places: Places, settings: Mapping[str, Any]) -> None:
         raise ConfigError(problems)
 
 
-def _generated(settings: Mapping[str, Any]) -> str | None:
-    """The entry of the triplets that an iteration generates."""
+def generated(settings: Mapping[str, Any]) -> str | None:
+    """Return the entry of the triplets that an iteration generates; None where it generates none."""
     return own_round(settings) if settings.get("tpaw_prompts") else None

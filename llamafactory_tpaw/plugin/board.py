@@ -255,7 +255,7 @@ def _monitor(original: Callable[..., Any]) -> Callable[..., Any]:
     def monitor(self: Any) -> Iterator[Any]:
         session = getattr(self, "tpaw_session", None)
         # A run that ends while the page loads leaves nothing that LlamaBoard could show.
-        if session is not None and (session.active or (self.running_data is None and session.play is not None)):
+        if session is not None and (session.active or (self.running_data is None and session.attempt is not None)):
             yield from session.follow()
         else:
             yield from original(self)

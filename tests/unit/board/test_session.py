@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import gradio as gr
 import pytest
 import yaml
 
@@ -35,7 +39,7 @@ def program(fresh: DrivenPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     session = getattr(fresh.engine.runner, "tpaw_session", None)
     if session is not None and session.play is not None:
         session.play._kill()
-        assert session._ended.wait(WAIT_S)
+        assert session.attempt.ended.wait(WAIT_S)
 
 
 @pytest.fixture
@@ -152,6 +156,90 @@ def test_page_that_is_loaded_meanwhile_shows_the_run(fresh: DrivenPage, held: Ca
     assert not runner.running
 
 
+@pytest.fixture
+def checking(fresh: DrivenPage, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Set when the checks have begun; the checks end when the other one is set."""
+    begun, end = threading.Event(), threading.Event()
+
+    def check(*given: Any) -> None:
+        begun.set()
+        assert end.wait(WAIT_S)
+
+    monkeypatch.setattr(session_module, "check", check)
+    return begun, end
+
+
+def test_start_outlives_the_page_that_pressed_it(
+    fresh: DrivenPage, program: Callable[[str], None], checking: tuple[threading.Event, threading.Event]
+) -> None:
+    program("echo plays on")
+    steps = fresh.steps("start_btn")
+    assert next(steps)["train.output_box"] == "Checks"
+    steps.close()
+    resumed = list(fresh.engine.resume())
+    assert [fresh.element("resume_btn")] == list(resumed[-1])
+    again = fresh.steps("resume_btn", "change")
+    assert next(again)["train.output_box"] == "Checks"
+    checking[1].set()
+    *_, last = again
+    assert last["train.output_box"].startswith("Finished.\n\n```\nplays on")
+    assert not fresh.engine.runner.running
+
+
+def test_abort_during_the_checks_starts_nothing(
+    fresh: DrivenPage, program: Callable[[str], None], checking: tuple[threading.Event, threading.Event]
+) -> None:
+    program("touch started")
+    steps = fresh.steps("start_btn")
+    next(steps)
+    assert checking[0].wait(WAIT_S)
+    fresh.fire("stop_btn", "click")
+    until(steps, "Aborting")
+    checking[1].set()
+    *_, last = steps
+    assert last["train.output_box"].startswith("Aborted.")
+    assert not Path("started").exists()
+    assert not list(Path("saves").rglob("training_args.yaml"))
+    runner = fresh.engine.runner
+    assert (runner.running, runner.aborted, runner.running_data) == (False, False, None)
+
+
+def test_refusal_is_shown_to_a_page_that_was_loaded_meanwhile(
+    fresh: DrivenPage, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("touch started")
+    fresh.show(tpaw_prompts="nothing")
+    steps = fresh.steps("start_btn")
+    next(steps)
+    steps.close()
+    assert session_of(fresh).attempt.ended.wait(WAIT_S)
+    *_, last = fresh.steps("resume_btn", "change")
+    assert "`tpaw_prompts: nothing` is not an entry" in last["train.output_box"]
+
+
+def test_two_pages_start_one_run(fresh: DrivenPage, held: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = fresh.steps("start_btn")
+    until(steps, "plays on")
+    session = session_of(fresh)
+    data = {element: fresh.values[element] for element in session.attempt.data}
+    with mock.patch.object(gr, "Warning"):
+        (refused,) = session.launch(data)
+    assert refused == {fresh.element("output_box"): "A process is in running, please abort it first."}
+    held()
+    list(steps)
+
+
+def test_checks_that_fail_unexpectedly_say_so(
+    fresh: DrivenPage, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("touch started")
+    monkeypatch.setattr(session_module, "check", lambda runs, places: int("<b>"))
+    *_, last = fresh.steps("start_btn")
+    assert "The checks failed with ValueError: invalid literal" in last["train.output_box"]
+    assert "<b>" not in last["train.output_box"]
+    assert not fresh.engine.runner.running
+
+
 def test_second_start_and_other_stages_wait(fresh: DrivenPage, held: Callable[[], None]) -> None:
     steps = fresh.steps("start_btn")
     until(steps, "plays on")
@@ -209,6 +297,15 @@ def test_command_is_one_that_a_shell_reads() -> None:
 
 def test_messages_are_shown_as_they_are() -> None:
     assert as_markdown(["`a` is <b>\n$$x$$", "two"]) == "- `a` is &lt;b&gt; $\u200b$x$\u200b$\n- two"
+    assert as_markdown(["![](http://a/b.png) [a][b]"]) == "- ![]\u200b(http://a/b.png) [a]\u200b[b]"
+
+
+def test_command_stays_one_text(fresh: DrivenPage) -> None:
+    fresh.show(extra_args=json.dumps({"default_system": "```\n<b>", "a; rm b": 1}))
+    *_, last = fresh.steps("cmd_preview_btn")
+    first, *lines = last["train.output_box"].rstrip().split("\n")
+    assert (first, lines[-1]) == ("````bash", "````")
+    assert "    '--a; rm b' 1" in last["train.output_box"]
 
 
 def test_new_run_gets_its_entries(fresh: DrivenPage, program: Callable[[str], None]) -> None:
