@@ -29,6 +29,8 @@ BOOSTERS: dict[str, tuple[str, Any]] = {
 }
 # Fields that are empty where the run file lacks the key.
 EMPTIED = ("tpaw_prompts", "tpaw_max_prompts", "tpaw_engine_url")
+# What decides what is run and where: further keys say nothing else than the page shows.
+FIELD_ONLY = ("dataset_dir", "output_dir", "trust_remote_code")
 # Switches that the keys of a group go with.
 SWITCHED = {"galore": "use_galore", "apollo": "use_apollo", "swanlab": "use_swanlab"}
 
@@ -55,8 +57,12 @@ def settings_from(values: Values) -> dict[str, Any]:
     unused = not_used({field.key: values.get(field.element) for field in OURS} | extra) - set(KEPT)
     settings = {"stage": STAGE, "do_train": True, **_model(values)}
     settings |= {key: value for key, value in given.items() if key not in unused}
-    settings |= {**_device(values), **_output(values), "plot_loss": True} | extra
-    return _with_evaluation(settings)
+    settings |= {**_device(values), **_output(values), "plot_loss": True}
+    extra = {key: value for key, value in extra.items() if not (key in settings and _is_spelled_default(key, value))}
+    conflicts = _conflicts(settings, extra)
+    if conflicts:
+        raise ConfigError(conflicts)
+    return _with_evaluation(settings | extra)
 
 
 def elements_from(
@@ -100,13 +106,29 @@ def read_extra(text: str | None) -> tuple[dict[str, Any], list[str]]:
     """Read LlamaBoard's field for further keys: the keys and no message, or none and what is wrong."""
     try:
         extra = json.loads(text or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, [f'`extra_args` is not JSON: {error}. Write an object such as {{"warmup_ratio": 0.1}}.']
     if not isinstance(extra, dict):
         return {}, [f'`extra_args` is {text}, but must be a JSON object such as {{"warmup_ratio": 0.1}}.']
     if extra.get("stage", STAGE) != STAGE:
         return {}, [f"`extra_args` asks for stage {extra['stage']!r}, but stage TPAW is chosen. Remove the key."]
     return extra, []
+
+
+def _is_spelled_default(key: str, value: Any) -> bool:
+    """Whether a run file said a default that its field shows, too: what the field shows now goes before it."""
+    return key in BY_KEY and not BY_KEY[key].always and _same(value, BY_KEY[key].default)
+
+
+def _conflicts(settings: Mapping[str, Any], extra: Mapping[str, Any]) -> list[str]:
+    """Say which further keys contradict the page where its field alone counts."""
+    defaults = {key: BY_KEY[key].default for key in FIELD_ONLY if key in BY_KEY}
+    return [
+        f"`extra_args` says `{key}: {extra[key]}`, but its field says {settings.get(key, defaults.get(key))}. Remove "
+        "the key there, and use the field."
+        for key in FIELD_ONLY
+        if key in extra and not _same(extra[key], settings.get(key, defaults.get(key)))
+    ]
 
 
 def _read_table(values: Values) -> tuple[dict[str, Any], list[str]]:

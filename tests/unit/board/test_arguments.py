@@ -98,6 +98,17 @@ def test_what_a_slider_cannot_show_travels_in_extra_args() -> None:
     assert settings_from({**SHOWN, **shown})["per_device_train_batch_size"] == 32
 
 
+def test_default_that_a_run_file_says_gives_way_to_its_field() -> None:
+    given = committed("tiny_tpaw_iter1") | {"val_size": 0.0, "trust_remote_code": False, "dataset_dir": "data"}
+    shown = {**SHOWN, **elements_from(given, SHOWN)}
+    assert settings_from(shown)["val_size"] == 0.0
+    changed = {"train.val_size": 0.5, "train.tpaw_trust_remote_code": True, "train.dataset_dir": "sets"}
+    back = settings_from(shown | changed)
+    assert (back["val_size"], back["trust_remote_code"], back["dataset_dir"]) == (0.5, True, "sets")
+    typed = json.dumps({"learning_rate": 5e-5})
+    assert settings_from(SHOWN | {"train.learning_rate": "1e-3", "train.extra_args": typed})["learning_rate"] == 5e-5
+
+
 def test_page_as_it_opens() -> None:
     settings = settings_from(SHOWN)
     assert settings["model_name_or_path"] == "org/base"
@@ -132,6 +143,13 @@ def test_remote_code_is_trusted_only_where_the_box_is_ticked() -> None:
         ("train.extra_args", "{", "`extra_args` is not JSON"),
         ("train.extra_args", "[1]", "`extra_args` is [1], but must be a JSON object"),
         ("train.extra_args", '{"stage": "sft"}', "`extra_args` asks for stage 'sft'"),
+        ("train.extra_args", '{"stage": ["tpaw"]}', "`extra_args` asks for stage ['tpaw']"),
+        ("train.extra_args", "[" * 100_000, "`extra_args` is not JSON"),
+        ("train.extra_args", '{"trust_remote_code": true}', "`trust_remote_code: True`, but its field says False."),
+        ("train.extra_args", '{"trust_remote_code": "yes"}', "`trust_remote_code: yes`, but its field says False."),
+        ("train.extra_args", '{"output_dir": "saves/a"}', "its field says saves/Custom/full/one_iter0. Remove"),
+        ("train.extra_args", '{"output_dir": null}', "`output_dir: None`, but its field"),
+        ("train.extra_args", '{"dataset_dir": "elsewhere"}', "`dataset_dir: elsewhere`, but its field says data."),
     ],
 )
 def test_wrong_input_of_a_field(element: str, typed: Any, message: str) -> None:
