@@ -159,11 +159,12 @@ class _Browser:
 
 
 def _is_readable(each: OpponentSet) -> bool:
-    return each.state in READABLE and each.path is not None and each.path.is_file()
+    return each.state in READABLE and each.rows_file is not None
 
 
 def _name(each: OpponentSet) -> str:
-    return each.name if each.iteration is None else f"D_{each.iteration} · {each.name}"
+    name = f"{each.name} (.partial)" if each.state == "partial" else each.name
+    return name if each.iteration is None else f"D_{each.iteration} · {name}"
 
 
 def _turn(step: int) -> Any:

@@ -20,6 +20,7 @@ from ..data.files import cannot_read, parse_json
 from ..data.source import is_triplet_file
 from ..data.triplets import TripletRow
 from ..errors import ConfigError, DataError
+from ..generation.partial import COMMIT
 from .datasets import opponent_sets
 from .places import Places
 
@@ -118,10 +119,10 @@ def open_triplets(places: Places, name: Any) -> TripletFile:
     found = next((each for each in opponent_sets(places) if each.name == name), None)
     if found is None or found.path is None:
         raise ConfigError(f"{name!r} is no entry of dataset_info.json whose triplets are in a file. Choose another.")
-    path = Path(places.inside(str(found.path), "file_name"))
-    if not path.is_file():
+    path = Path(places.inside(str(found.rows_file or found.path), "file_name"))
+    if found.rows_file is None:
         raise DataError(f"{path} is not there yet: its iteration generates it. Play that first.")
-    if not is_triplet_file(path):
+    if path == found.path and not _holds_triplets(path):
         raise DataError(
             f"{path} holds no triplets that were generated here: its rows lack `id`, `iteration` and "
             "`finish_reason`. Choose another set."
@@ -129,15 +130,24 @@ def open_triplets(places: Places, name: Any) -> TripletFile:
     return _OPEN.get(path)
 
 
+def _holds_triplets(path: Path) -> bool:
+    try:
+        return is_triplet_file(path)
+    except OSError as error:
+        raise DataError(cannot_read(path, error)) from error
+
+
 class TripletFile:
     """A triplet file of any size. Several threads may ask it at once.
 
     Args:
-        path: JSON lines, as they are generated.
+        path: JSON lines, as they are generated. Of a half-done file (`.partial`) the rows count that are kept when the
+            run is ended now, in the order in which they came.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._half_done = path.name.endswith(".partial")
         # Pages without a filter are shown while another thread still scans.
         self._indexing, self._scanning = threading.Lock(), threading.RLock()
         self._offsets: array[int] | None = None
@@ -199,7 +209,8 @@ class TripletFile:
         with self._indexing:
             if self._offsets is None:
                 with self._opened() as stream:
-                    self._offsets = _line_starts(stream)
+                    starts = (start for start, _ in _committed(stream))
+                    self._offsets = array("Q", starts) if self._half_done else _line_starts(stream)
             return self._offsets
 
     def _scan(self) -> bytearray:
@@ -208,10 +219,9 @@ class TripletFile:
             if self._flags is None:
                 offsets, flags = array("Q"), bytearray()
                 with self._opened() as stream:
-                    place = 0
-                    for number, line in enumerate(stream):
-                        offsets.append(place)
-                        place += len(line)
+                    rows = _committed(stream) if self._half_done else _every(stream)
+                    for number, (start, line) in enumerate(rows):
+                        offsets.append(start)
                         flags.append(_flag(self._view(number, line)))
                 self._offsets, self._flags = offsets, flags
             return self._flags
@@ -269,6 +279,25 @@ class _OpenFiles:
 
 
 _OPEN = _OpenFiles()
+
+
+def _every(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file, each with where it begins."""
+    place = 0
+    for line in stream:
+        yield place, line
+        place += len(line)
+
+
+def _committed(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the rows of a half-done file: what stands between its first line and its last commit."""
+    rows: list[tuple[int, bytes]] = []
+    for start, line in _every(stream):
+        if line.startswith(COMMIT) and line.endswith(b"\n"):
+            yield from rows
+            rows.clear()
+        elif start:
+            rows.append((start, line))
 
 
 def _line_starts(stream: BinaryIO) -> array[int]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,14 @@ class OpponentSet:
     rows: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
     problem: str = ""
+
+    @property
+    def rows_file(self) -> Path | None:
+        """The file that holds its triplets, or those that are generated so far; None where there is none."""
+        if self.path is None:
+            return None
+        files = (self.path, self.path.with_name(f"{self.path.name}.partial"))
+        return next((file for file in files if os.path.isfile(file)), None)
 
 
 def dataset_info(places: Places) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from llamafactory_tpaw.board.places import Places
 from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.data.triplets import TripletRow
 from llamafactory_tpaw.errors import ConfigError, DataError
+from llamafactory_tpaw.generation.partial import NewRow, PartialFile
 
 
 # Number 3 equals its target, 4 has its text but ran into the limit, 5 ran into the limit.
@@ -129,6 +130,50 @@ def test_a_file_stays_open_until_it_changes(places: Places) -> None:
     path = Path("data/tpaw/play_iter1.jsonl")
     path.write_text(path.read_text() + line(13) + "\n")
     assert open_triplets(places, "play_iter1").page().matching == 13
+
+
+def commit(path: Path, file: PartialFile | None = None, *numbers: int) -> PartialFile:
+    """A half-done file with these rows more."""
+    file = file or PartialFile(path, {"round": 1}, 12).__enter__()
+    file.append([NewRow(number, line(number), {}) for number in numbers], 1.0)
+    return file
+
+
+def test_rows_are_shown_while_they_are_generated(places: Places) -> None:
+    path = Path("data/tpaw/play_iter1.jsonl")
+    path.unlink()
+    half = path.with_name("play_iter1.jsonl.partial")
+    writer = commit(half, None, 7, 3)
+    assert [row.generated for row in open_triplets(places, "play_iter1").page().rows] == [
+        "reply 7\r\nin lines",
+        "answer 3",
+    ]
+    commit(half, writer, 5)
+    with half.open("ab") as stream:
+        stream.write(line(8).encode() + b"\n" + line(9).encode()[:40])
+    file = open_triplets(places, "play_iter1")
+    assert file.counts() == Counts(3, 1, 1, 0)
+    assert [row.problem for row in file.page().rows] == ["", "", ""]
+    assert rows_of(file, True) == [2]
+    writer.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"identity": 1}\n', b'{"commit": [0]', b"\xff\n\n\n"])
+def test_half_done_file_without_a_commit_has_no_rows(places: Places, content: bytes) -> None:
+    path = Path("data/tpaw/play_iter1.jsonl")
+    path.unlink()
+    path.with_name("play_iter1.jsonl.partial").write_bytes(content)
+    file = open_triplets(places, "play_iter1")
+    assert (file.page().rows, file.counts().rows) == ([], 0)
+
+
+def test_half_done_file_is_followed_no_more_than_a_whole_one(places: Places, tmp_path: Path) -> None:
+    path = Path("data/tpaw/play_iter1.jsonl")
+    path.unlink()
+    Path("secret").write_text("{}\n" + line(1) + '\n{"commit": [0]}\n')
+    path.with_name("play_iter1.jsonl.partial").symlink_to(tmp_path / "secret")
+    with pytest.raises(ConfigError, match="not below saves or data or yaml"):
+        open_triplets(places, "play_iter1")
 
 
 def test_what_is_no_triplet_file_is_refused(places: Places) -> None:
