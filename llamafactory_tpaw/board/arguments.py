@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..arguments.fields import FIELDS, Range, parse_number, parse_value
+from ..arguments.start import Start
 from ..errors import ConfigError
 from ..plugin import facade
 from .fields import BY_KEY, KEPT, OURS, TABLE, Field, not_used
@@ -29,6 +31,15 @@ BOOSTERS: dict[str, tuple[str, Any]] = {
 }
 # Fields that are empty where the run file lacks the key.
 EMPTIED = ("tpaw_prompts", "tpaw_max_prompts", "tpaw_engine_url")
+# Keys that are texts, or several of them.
+TEXTS = {field.key for field in TABLE if field.kind in ("text", "names")} | {
+    "model_name_or_path",
+    "adapter_name_or_path",
+}
+# Zero and halves of characters.
+UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
+LARGEST = 1e300
+SHOWN_CHARACTERS = 80
 # What decides what is run and where: further keys say nothing else than the page shows.
 FIELD_ONLY = ("dataset_dir", "output_dir", "trust_remote_code")
 # Switches that the keys of a group go with.
@@ -78,16 +89,14 @@ def elements_from(
         settings: What stands in the run file.
         values: What the page shows now, for the elements that the settings say nothing of.
         fits: Whether the element of that id can show a value.
-        partly: Leave the elements alone whose keys the settings lack.
+        partly: Leave the elements alone whose keys the settings lack, and those that say what θ_t is.
 
     Returns:
         Values of elements by full id. `settings_from` makes the same settings of them, with LlamaFactory's defaults
         for the keys that they lack.
     """
     if partly:
-        known = ("model_name_or_path", "top.model_path"), ("finetuning_type", "top.finetuning_type")
-        shown = {element: settings[key] for key, element in known if key in settings}
-        shown |= {"train.output_dir": _show_composed(settings, values)["train.output_dir"]}
+        shown = {"train.output_dir": _show_composed(settings, values)["train.output_dir"]}
         return shown | {field.element: _show(field, settings[field.key]) for field in TABLE if field.key in settings}
     shown = _show_composed(settings, values)
     for field in TABLE:
@@ -102,6 +111,11 @@ def elements_from(
     return shown
 
 
+def start_of(values: Values) -> Start:
+    """Return θ_t as LlamaBoard's fields say it: its model path, or the checkpoints that were chosen."""
+    return Start.of({**_model(values), "model_name_or_path": _model(values)["model_name_or_path"] or ""})
+
+
 def read_extra(text: str | None) -> tuple[dict[str, Any], list[str]]:
     """Read LlamaBoard's field for further keys: the keys and no message, or none and what is wrong."""
     try:
@@ -112,7 +126,34 @@ def read_extra(text: str | None) -> tuple[dict[str, Any], list[str]]:
         return {}, [f'`extra_args` is {text}, but must be a JSON object such as {{"warmup_ratio": 0.1}}.']
     if extra.get("stage", STAGE) != STAGE:
         return {}, [f"`extra_args` asks for stage {extra['stage']!r}, but stage TPAW is chosen. Remove the key."]
-    return extra, []
+    problems = [problem for key, value in extra.items() for problem in _extra_problems(key, value)]
+    return ({}, problems) if problems else (extra, [])
+
+
+def _extra_problems(key: str, value: Any) -> list[str]:
+    """Say what of a further key no run file can say."""
+    shown = f"`extra_args` says `{key}: {str(value)[:SHOWN_CHARACTERS]}`, but"
+    parts = list(_leaves(value))
+    if key in TEXTS and not (
+        value is None or (isinstance(value, str | list) and all(isinstance(p, str) for p in parts))
+    ):
+        return [f"{shown} it must be a text or a list of texts. Correct it."]
+    if any(isinstance(part, int | float) and not -LARGEST <= part <= LARGEST for part in parts):
+        return [f"{shown} a number in it is not finite or too large. Correct it."]
+    if any(isinstance(part, str) and UNWRITABLE.search(part) for part in [key, *parts]):
+        return [f"{shown} there is a character in it that no file has. Remove it."]
+    return []
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what stands in nested lists and objects, their keys, too."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 def _is_spelled_default(key: str, value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, TpawError
 from . import runs
-from .arguments import elements_from
+from .arguments import elements_from, start_of
 from .datasets import prompt_sets
 from .fields import COMPOSED, TABLE
 from .locales import say
@@ -90,7 +90,7 @@ def filled_in(
         raise ConfigError(f"`tpaw_iteration` is {iteration!r}, but must be a whole number >= 0.") from None
     places, run = places_of(values), run_of_page(values)
     if number == 0 and not _is_known(places, run):
-        settings = runs.first_settings(places, run, str(values.get("top.model_path") or ""))
+        settings = runs.first_settings(places, run, start_of(values))
         shown = elements_from(settings, values, fits, partly=True)
     else:
         shown = elements_from(runs.settings_of(places, run, number), values, fits)

@@ -167,22 +167,23 @@ def settings_of(places: Places, run: Run, iteration: int) -> dict[str, Any]:
     )
 
 
-def first_settings(places: Places, run: Run, model: str) -> dict[str, Any]:
+def first_settings(places: Places, run: Run, start: Start) -> dict[str, Any]:
     r"""Return what iteration 0 of a new run has of its own: model, player, D_0 and folder.
 
     Args:
         places: Where runs are.
         run: The run.
-        model: θ_0: a folder or a hub name.
+        start: θ_0.
     """
     name = f"{slug(run.folder.parent.name)}_{slug(run.name)}"
     return {
-        "model_name_or_path": model,
+        "model_name_or_path": start.model,
+        **({"adapter_name_or_path": ",".join(start.adapters)} if start.adapters else {}),
         "stage": "tpaw",
         "do_train": True,
         "finetuning_type": run.folder.name,
         "tpaw_iteration": 0,
-        "tpaw_players": model,
+        "tpaw_players": start.spelled,
         "dataset": numbered(name, 0),
         "output_dir": places.output_dir(run.output_dir(0)),
     }

@@ -31,6 +31,7 @@ from .places import Places, dataset_folder
 from .play import Play
 from .runs import following
 from .summary import write_run_report
+from .text import escaped, plain
 from .writing import write_run_files
 
 
@@ -138,7 +139,7 @@ class Session:
 
     def complaint(self, problems: Sequence[str], heading: str = "") -> str:
         """Show messages as a warning, and return them for the output box."""
-        gr.Warning("<br>".join(html.escape(line) for line in (heading, *problems) if line))
+        gr.Warning("<br>".join(escaped(line) for line in (heading, *problems) if line))
         return f"{heading}\n\n{as_markdown(problems)}".strip()
 
     def preview(self, data: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
@@ -320,7 +321,7 @@ def command(settings: Mapping[str, Any]) -> str:
 
 def as_markdown(problems: Sequence[str]) -> str:
     """List messages for LlamaBoard's Markdown; what a user typed does not become HTML or a formula."""
-    lines = [" ".join(problem.split()) for problem in problems]
+    lines = [" ".join(plain(problem).split()) for problem in problems]
     return "\n".join(f"- {MARKUP.sub(_apart, html.escape(line, quote=False))}" for line in lines)
 
 

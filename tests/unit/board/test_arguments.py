@@ -149,6 +149,13 @@ def test_remote_code_is_trusted_only_where_the_box_is_ticked() -> None:
         ("train.extra_args", '{"trust_remote_code": "yes"}', "`trust_remote_code: yes`, but its field says False."),
         ("train.extra_args", '{"output_dir": "saves/a"}', "its field says saves/Custom/full/one_iter0. Remove"),
         ("train.extra_args", '{"output_dir": null}', "`output_dir: None`, but its field"),
+        ("train.extra_args", '{"dataset": true}', "`dataset: True`, but it must be a text or a list of texts."),
+        ("train.extra_args", '{"dataset": [["a", 1]]}', "must be a text or a list of texts."),
+        ("train.extra_args", '{"template": {"a": 1}}', "must be a text or a list of texts."),
+        ("train.extra_args", '{"cutoff_len": 1e400}', "`cutoff_len: inf`, but a number in it is not finite"),
+        ("train.extra_args", f'{{"seed": [{{"a": 1{"0" * 400}}}]}}', "a number in it is not finite or too large."),
+        ("train.extra_args", '{"tpaw_proto": "a\\u0000"}', "a character in it that no file has."),
+        ("train.extra_args", '{"tpaw_proto": [{"\\ud800": 1}]}', "a character in it that no file has."),
         ("train.extra_args", '{"dataset_dir": "elsewhere"}', "`dataset_dir: elsewhere`, but its field says data."),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llamafactory_tpaw.arguments.start import Start
 from llamafactory_tpaw.board import runs
 from llamafactory_tpaw.board.places import Places
 from llamafactory_tpaw.errors import ConfigError
@@ -163,7 +164,8 @@ def test_without_any_folder_there_is_nothing(tmp_path: Path, monkeypatch: pytest
     assert runs.checkpoints_of(places, run) == []
     with pytest.raises(ConfigError, match="Nothing in saves/Tiny/full or yaml says the settings of iteration 2"):
         runs.settings_of(places, run, 2)
-    first = runs.first_settings(places, run, "org/model")
+    first = runs.first_settings(places, run, Start("org/model", ("saves/a",)))
+    assert (first["adapter_name_or_path"], first["tpaw_players"]) == ("saves/a", "org/model+saves/a")
     assert (first["dataset"], first["output_dir"]) == ("Tiny_tpaw_iter0", f"{TINY}/tpaw_iter0")
     assert runs.following(places, first, 2)[1]["dataset"] == "Tiny_tpaw_iter0,Tiny_tpaw_iter1"
 

@@ -298,6 +298,7 @@ def test_command_is_one_that_a_shell_reads() -> None:
 def test_messages_are_shown_as_they_are() -> None:
     assert as_markdown(["`a` is <b>\n$$x$$", "two"]) == "- `a` is &lt;b&gt; $\u200b$x$\u200b$\n- two"
     assert as_markdown(["![](http://a/b.png) [a][b]"]) == "- ![]\u200b(http://a/b.png) [a]\u200b[b]"
+    assert as_markdown(["a\x00\ud800"]) == "- a\u2400\ufffd"
 
 
 def test_command_stays_one_text(fresh: DrivenPage) -> None:
