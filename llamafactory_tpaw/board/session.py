@@ -330,28 +330,40 @@ def _apart(sign: Any) -> str:
 
 
 class Recall:
-    r"""Model path and template of a model whose configuration was just loaded, or that plays.
+    r"""Model path, template and checkpoints of a model whose configuration was just loaded, or that plays.
 
-    LlamaBoard fills both in itself whenever the model's name changes, also when a configuration has just set them.
+    LlamaBoard fills them in itself whenever the model's name changes, also when a configuration has just set them.
     """
 
     def __init__(self) -> None:
         self.sessions: WeakSet[Session] = WeakSet()
         self._known: dict[str, tuple[float, tuple[str, str]]] = {}
+        self._checkpoints: dict[tuple[str, Any], tuple[float, Any]] = {}
 
     def note(self, config: Mapping[str, Any]) -> None:
         """Keep what a configuration of this stage says."""
         name, path = config.get("top.model_name"), config.get("top.model_path")
         if name and path and is_our_stage(config.get("train.training_stage")):
-            self._known[name] = time.monotonic() + RECALL_S, (path, config.get("top.template") or "default")
+            until = time.monotonic() + RECALL_S
+            self._known[name] = until, (path, config.get("top.template") or "default")
+            self._checkpoints[name, config.get("top.finetuning_type")] = until, config.get("top.checkpoint_path")
 
     def take(self, model_name: str | None) -> tuple[str, str] | None:
-        """Return what was noted of a model, once and not for long, or what plays; None where nothing was."""
+        """Return path and template of a model, once and not for long, or what plays; None where nothing was noted."""
+        self._note_what_plays()
+        until, found = self._known.pop(model_name or "", (0.0, None))
+        return found if time.monotonic() < until else None
+
+    def checkpoints(self, model_name: str | None, finetuning_type: str | None) -> Any:
+        """Return what was noted of a model's checkpoints, not for long; LlamaBoard asks once for each field."""
+        self._note_what_plays()
+        until, found = self._checkpoints.get((model_name or "", finetuning_type), (0.0, None))
+        return found if time.monotonic() < until else None
+
+    def _note_what_plays(self) -> None:
         for session in self.sessions:
             if session.active and (shown := session.values(session.runner.running_data or {})):
                 self.note(shown)
-        until, found = self._known.pop(model_name or "", (0.0, None))
-        return found if time.monotonic() < until else None
 
 
 RECALL = Recall()

@@ -93,6 +93,11 @@ def keep_datasets(result: Any) -> Any:
     return (gr.skip(), *tuple(result)[1:])
 
 
+def choose(offered: gr.Dropdown, value: Any) -> gr.Dropdown:
+    """Let a list that LlamaBoard offers show a choice."""
+    return gr.Dropdown(choices=offered.choices, multiselect=offered.multiselect, value=value, allow_custom_value=True)
+
+
 def _build() -> dict[str, Any]:
     """Make the accordion and its fields, where the page is being built."""
     made: dict[str, Any] = {}

@@ -114,19 +114,30 @@ def extend_tabs(module: ModuleType) -> None:
 
 
 def extend_top(module: ModuleType) -> None:
-    """Let a loaded configuration of this stage keep its model path and template when the model's name changes by it.
+    """Let a loaded configuration of this stage keep its model and checkpoints when the model's name changes by it.
 
     Raises:
-        SeamMissing: If the function is not built as expected.
+        SeamMissing: If a function is not built as expected.
     """
     original = check_function(module, "get_model_info", parameters=("model_name",))
+    list_all = check_function(module, "list_checkpoints", parameters=("model_name", "finetuning_type"))
 
     @functools.wraps(original)
     def get_model_info(model_name: Any) -> Any:
         found = None if missing_board() else importlib.import_module(SESSION).RECALL.take(model_name)
         return found or original(model_name)
 
-    module.get_model_info = get_model_info
+    @functools.wraps(list_all)
+    def list_checkpoints(model_name: Any, finetuning_type: Any) -> Any:
+        offered = list_all(model_name, finetuning_type)
+        chosen = (
+            None
+            if missing_board()
+            else importlib.import_module(SESSION).RECALL.checkpoints(model_name, finetuning_type)
+        )
+        return importlib.import_module(TAB).choose(offered, chosen) if chosen else offered
+
+    module.get_model_info, module.list_checkpoints = get_model_info, list_checkpoints
 
 
 def extend_data(module: ModuleType) -> None:

@@ -45,8 +45,14 @@ class DrivenPage:
         """Let everything happen that is connected to an element's event; what is shown after it, by full id."""
         changed: dict[str, Any] = {}
         for function in self._connected(self.element(name), event):
-            for update in self._call(function):
-                changed |= self._take(update)
+            changed |= self.apply(function)
+        return changed
+
+    def apply(self, function: Any) -> dict[str, Any]:
+        """Let one function of the page run; what is shown after it, by full id."""
+        changed: dict[str, Any] = {}
+        for update in self._call(function):
+            changed |= self._take(update)
         return changed
 
     def steps(self, name: str, event: str = "click") -> Iterator[dict[str, Any]]:

@@ -64,3 +64,23 @@ def test_whole_model_as_checkpoint(lora: DrivenPage) -> None:
     lora.fire("tpaw_run", "input")
     assert lora["tpaw_players"] == [BASE]
     assert lora["top.model_path"] == "org/base"
+
+
+def test_loaded_configuration_keeps_its_checkpoints(lora: DrivenPage) -> None:
+    lora.fire("tpaw_run", "input")
+    lora.show(config_path="mine.yaml")
+    lora.fire("arg_save_btn", "click")
+    lora.values = dict(lora.initial)
+    lora.show(top__lang="en", config_path="mine.yaml")
+    lora.fire("arg_load_btn", "click")
+    # As the browser does behind a change of the model's name or the finetuning method.
+    listing = [each for each in lora.blocks.fns.values() if getattr(each.fn, "__name__", "") == "list_checkpoints"]
+    assert len(listing) > 1
+    for function in listing:
+        lora.apply(function)
+        assert lora["top.checkpoint_path"] == ["sft"]
+        assert lora.properties["top.checkpoint_path", "choices"] == [("sft", "sft")]
+        assert lora.properties["top.checkpoint_path", "multiselect"] is True
+    lora.show(top__finetuning_type="full")
+    lora.apply(listing[0])
+    assert lora["top.checkpoint_path"] is None

@@ -57,6 +57,9 @@ def create_footer() -> dict[str, Any]:
 def get_model_info(model_name: str) -> Any: ...
 
 
+def list_checkpoints(model_name: str, finetuning_type: str) -> Any: ...
+
+
 def can_preview(dataset_dir: str, dataset: list[str]) -> Any: ...
 
 
@@ -65,7 +68,7 @@ TARGETS: dict[str, tuple[Callable[[ModuleType], None], dict[str, Any]]] = {
     "runner": (board.extend_runner, {"Runner": Runner}),
     "train": (board.extend_train_tab, {"create_train_tab": create_train_tab, "change_stage": change_stage}),
     "tabs": (board.extend_tabs, {"create_footer": create_footer}),
-    "top": (board.extend_top, {"get_model_info": get_model_info}),
+    "top": (board.extend_top, {"get_model_info": get_model_info, "list_checkpoints": list_checkpoints}),
     "data": (board.extend_data, {"can_preview": can_preview}),
 }
 
@@ -100,6 +103,7 @@ def test_nothing_there(name: str) -> None:
         ("train", {"change_stage": lambda stage: stage}, "`change_stage` takes \\(stage\\)"),
         ("tabs", {"create_footer": lambda engine: engine}, "`create_footer` takes arguments"),
         ("top", {"get_model_info": lambda name: name}, "`get_model_info` takes \\(name\\)"),
+        ("top", {"list_checkpoints": lambda name: name}, "`list_checkpoints` takes \\(name\\)"),
         ("data", {"can_preview": lambda dataset: dataset}, "`can_preview` takes \\(dataset\\)"),
     ],
 )
