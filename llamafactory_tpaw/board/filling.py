@@ -97,6 +97,14 @@ def filled_in(
     return _changes(shown, values), say("filled_in", lang, run=run.name, iteration=number)
 
 
+def unreadable(values: Mapping[str, Any]) -> list[str]:
+    """Say which files of the page's model cannot be read, so that nothing is filled in from them."""
+    try:
+        return runs.unreadable(places_of(values), values.get("top.model_name"), values.get("top.finetuning_type"))
+    except ConfigError:
+        return []  # what is wrong with the names is said where they are used
+
+
 def run_of_page(values: Mapping[str, Any]) -> runs.Run:
     r"""Return the run that the page names.
 

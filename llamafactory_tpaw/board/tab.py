@@ -222,14 +222,17 @@ class TrainTab:
     def _fill(self, data: dict[Any, Any], iteration: Callable[[dict[str, Any]], Any]) -> dict[Any, Any]:
         values = {element_id: data[element] for element_id, element in self.inputs.items()}
         values["train.tpaw_run"] = data[self.train["tpaw_run"]]
-        output, lang = self.train["output_box"], values["top.lang"]
+        output, lang, session = self.train["output_box"], values["top.lang"], session_of(self.engine.runner)
         if not is_our_stage(data[self.train["training_stage"]]) or not values["train.tpaw_run"]:
             return {output: gr.skip()}
         try:
             shown, message = filling.filled_in(values, iteration(values), self._fits, lang)
             iterations, players = filling.of_run(values)
         except TpawError as error:
-            return {output: session_of(self.engine.runner).complaint(error.problems)}
+            return {output: session.complaint(list(dict.fromkeys([*error.problems, *filling.unreadable(values)])))}
+        unreadable = filling.unreadable(values)
+        if unreadable:
+            message = f"{message}\n\n{session.complaint(unreadable)}"
         shown["train.tpaw_iteration"] = gr.update(**_set(shown, "train.tpaw_iteration"), choices=iterations)
         shown["train.tpaw_players"] = gr.update(**_set(shown, "train.tpaw_players"), choices=players)
         return {**{self.inputs[name]: value for name, value in shown.items()}, output: message}

@@ -64,18 +64,10 @@ PROGRESS: dict[str, Translations] = {
         ko="실패했습니다. 종료 코드 {code}.",
         ja="失敗しました。終了コード {code}。",
     ),
-    "nothing_to_do": said(
-        en="Nothing to do: these iterations are finished with these settings.",
-        ru="Делать нечего: эти итерации уже завершены с этими настройками.",
-        zh="无需执行：这些迭代已按当前设置完成。",
-        ko="할 일이 없습니다. 이 설정의 이터레이션은 이미 완료되었습니다.",
-        ja="実行するものはありません：この設定のイテレーションは完了しています。",
-    ),
 }
 
 RESULTS: dict[str, Translations] = {
     "column_theta": said(en="Checkpoint", ru="Контрольная точка", zh="检查点", ko="체크포인트", ja="チェックポイント"),
-    "column_iteration": said(en="Iteration", ru="Итерация", zh="迭代轮次", ko="이터레이션", ja="イテレーション"),
     "column_reward_accuracy": said(
         en="Reward accuracy", ru="Точность вознаграждений", zh="奖励准确率", ko="보상 정확도", ja="報酬精度"
     ),
@@ -144,20 +136,6 @@ SETTINGS: dict[str, Translations] = {
         ko="아무것도 시작하지 않았습니다:",
         ja="何も開始していません：",
     ),
-    "already_running": said(
-        en="A run is in progress, please abort it first.",
-        ru="Запуск уже выполняется, пожалуйста, сначала прервите его.",
-        zh="已有任务在运行，请先中断。",
-        ko="실행 중인 작업이 있습니다. 먼저 중단하십시오.",
-        ja="実行中のランがあります。先に中断してください。",
-    ),
-    "no_run": said(
-        en="Please choose a run or give a new name.",
-        ru="Пожалуйста, выберите запуск или укажите новое имя.",
-        zh="请选择运行或填写新的名称。",
-        ko="실행을 선택하거나 새 이름을 입력하십시오.",
-        ja="ランを選択するか、新しい名前を入力してください。",
-    ),
     "filled_in": said(
         en="Iteration {iteration} of {run} filled in from what is on disk.",
         ru="Итерация {iteration} запуска {run} заполнена по данным на диске.",
@@ -165,26 +143,12 @@ SETTINGS: dict[str, Translations] = {
         ko="디스크의 내용으로 {run}의 이터레이션 {iteration}을 채웠습니다.",
         ja="ディスクの内容から {run} のイテレーション {iteration} を入力しました。",
     ),
-    "not_used": said(
-        en="Not used with these settings.",
-        ru="Не используется с этими настройками.",
-        zh="当前设置下不使用。",
-        ko="이 설정에서는 사용되지 않습니다.",
-        ja="この設定では使用されません。",
-    ),
     "seam_missing": said(
         en="This LlamaBoard ({version}) does not offer what the TPAW tab needs: {missing}.",
         ru="В этой версии LlamaBoard ({version}) нет того, что нужно вкладке TPAW: {missing}.",
         zh="当前 LlamaBoard（{version}）缺少 TPAW 页面所需的接口：{missing}。",
         ko="이 LlamaBoard({version})에는 TPAW 탭에 필요한 것이 없습니다: {missing}.",
         ja="この LlamaBoard（{version}）には TPAW タブに必要なものがありません：{missing}。",
-    ),
-    "remote_code": said(
-        en="Code from the model's repository will run on this machine.",
-        ru="На этой машине будет выполнен код из репозитория модели.",
-        zh="模型仓库中的代码将在本机执行。",
-        ko="모델 저장소의 코드가 이 컴퓨터에서 실행됩니다.",
-        ja="モデルのリポジトリのコードがこのマシンで実行されます。",
     ),
 }
 
@@ -268,13 +232,6 @@ CHAT: dict[str, Translations] = {
         zh="{first} 与 {second} 已加载，请先卸载。",
         ko="{first}와(과) {second}이(가) 로드되어 있습니다. 먼저 언로드하십시오.",
         ja="{first} と {second} がロードされています。先にアンロードしてください。",
-    ),
-    "chat_busy": said(
-        en="The models are busy, please wait.",
-        ru="Модели заняты, пожалуйста, подождите.",
-        zh="模型正忙，请稍候。",
-        ko="모델이 사용 중입니다. 잠시 기다리십시오.",
-        ja="モデルは使用中です。お待ちください。",
     ),
     "chat_unloaded": said(
         en="Nothing is loaded.",

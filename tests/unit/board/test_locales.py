@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import re
 import string
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -36,6 +37,12 @@ def test_a_translation_sets_what_the_english_text_sets(name: str) -> None:
     assert {lang for lang in keys if keys[lang] != keys["en"]} == set()
     assert keys["en"] <= PROPERTIES
     assert all(value.strip() for properties in LOCALES[name].values() for value in properties.values())
+
+
+def test_every_message_is_said_somewhere() -> None:
+    package = Path(locales.__file__).parents[2]
+    code = "\n".join(path.read_text() for path in package.rglob("*.py") if path.parent.name != "locales")
+    assert {name for name in MESSAGES if f'"{name}"' not in code} == set()
 
 
 @pytest.mark.parametrize("name", MESSAGES)

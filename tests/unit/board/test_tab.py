@@ -121,6 +121,16 @@ def test_new_run_takes_what_the_page_shows(demo: DrivenPage) -> None:
     assert (demo["tpaw_eta"], demo["tpaw_prompts"], demo["tpaw_iteration"]) == ("4", "gsm8k", 0)
 
 
+def test_files_that_cannot_be_read_are_named(demo: DrivenPage) -> None:
+    Path("yaml/tiny_tpaw_iter2.yaml").write_text("stage: tpaw\ntpaw_iteration: [<b>\n")
+    demo.show(tpaw_run="Tiny/tpaw")
+    demo.fire("tpaw_run", "input")
+    filled_in, named = demo["output_box"].split("\n\n")
+    assert filled_in == "Iteration 1 of tpaw filled in from what is on disk."
+    assert named.startswith("- The run file yaml/tiny_tpaw_iter2.yaml cannot be read")
+    assert "<b>" not in named + demo.warnings[0]
+
+
 def test_name_that_leads_elsewhere_is_refused(demo: DrivenPage) -> None:
     demo.show(tpaw_run="../../outside")
     before = dict(demo.values)
