@@ -33,6 +33,8 @@ PLAYER_COLORS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4fa3", "#8a6d00", "#0f7c85
 INK, QUIET, PAPER = "#1f2933", "#52606d", "#ffffff"
 MOST_POINTS = 400
 PANEL_INCHES = (4.5, 2.9)
+# Gradio lays the label of a plot over its upper left corner.
+LABEL_INCHES = 0.3
 DPI = 140
 # Fonts with the signs of languages that matplotlib's own font lacks, as systems name them.
 FONTS = {
@@ -160,13 +162,13 @@ def _figure(panels: int, columns: int) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     rows = -(-panels // columns)
-    size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows)
+    size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + LABEL_INCHES)
     figure = Figure(figsize=size, dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
     axes: list[Any] = list(figure.subplots(rows, columns, squeeze=False).flat)
     # Fixed margins: fitting them to the text takes longer than all the rest.
     (width, height), inner = size, {"wspace": 0.19, "hspace": 0.48}
-    figure.subplots_adjust(0.7 / width, 0.55 / height, 1 - 0.12 / width, 1 - 0.35 / height, **inner)
+    figure.subplots_adjust(0.7 / width, 0.55 / height, 1 - 0.12 / width, 1 - (0.35 + LABEL_INCHES) / height, **inner)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color(QUIET)

@@ -14,8 +14,11 @@ from .locales import FALLBACK, HELP
 if TYPE_CHECKING:
     from gradio.components import Component
 
-# Gradio draws a field that cannot be changed as one that can.
-GREY = "#tpaw_tab .block:has(:is(input, textarea):disabled) { opacity: 0.45; }"
+# Gradio draws a field that cannot be changed as one that can, and breaks the words of a table.
+STYLE = """
+#tpaw_tab .block:has(:is(input, textarea):disabled) { opacity: 0.45; }
+#tpaw_summary :is(th, td) { word-break: normal; overflow-wrap: normal; }
+"""
 # Elements that are drawn later, such as those of a tab that was not opened yet, get theirs when they are pointed at.
 SCRIPT = """
 (lang) => {
@@ -55,4 +58,4 @@ def add_hover_help(lang: Component) -> None:
         lang: The element that holds the language.
     """
     fallback = json.dumps(FALLBACK)
-    gr.on(None, fn=None, inputs=[lang], js=SCRIPT % (json.dumps(HELP), fallback, json.dumps(GREY), fallback))
+    gr.on(None, fn=None, inputs=[lang], js=SCRIPT % (json.dumps(HELP), fallback, json.dumps(STYLE), fallback))

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 
 import pytest
 
@@ -98,7 +99,12 @@ def played_in_page(browser: Browser, server: Server, project: Project, commanded
         board.picture("play-2-reloaded")
     assert board.wait_for_end().startswith("Finished.")
     assert server.leaves_nothing()
+    link = board.page.locator("#tpaw_report a")
+    link.wait_for()
     board.picture("play-3-finished")
+    report = board.context.request.get(urljoin(server.url, link.get_attribute("href")))
+    assert report.ok
+    assert "play_iter2" in report.text()
     assert board.errors == []
     board.close()
     return project

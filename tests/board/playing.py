@@ -44,7 +44,9 @@ def settings_of(project: Project, run: str, iteration: int) -> dict[str, Any]:
 def write_run_file(project: Project, run: str, iteration: int, source: Project | None = None) -> str:
     """Write the run file of an iteration; with the entries of its triplets into the folder of `source` only."""
     (project.root / "yaml").mkdir(exist_ok=True)
-    return project.write(f"yaml/{run}_iter{iteration}.yaml", settings_of(source or project, run, iteration))
+    settings = settings_of(source or project, run, iteration)
+    # The cache knows triplets by what they say, and those of all these runs say the same.
+    return project.write(f"yaml/{run}_iter{iteration}.yaml", settings | {"tpaw_cache_dir": f"saves/.cache_{run}"})
 
 
 def rows(project: Project, run: str, iteration: int) -> list[dict[str, Any]]:
