@@ -71,7 +71,7 @@ Hook
   ~/x.pth
 
 Seams in LlamaFactory 0.9.5
-  launch      missing  a.launch: starts
+  launch        missing  a.launch: starts
 
 Devices
   NVIDIA driver 570.1: 1 x H200

@@ -68,7 +68,7 @@ def test_the_hook_is_seen_as_the_interpreter_started(
     assert found == {"active": active, "switched_off": not active, "by_pythonpath": False}
 
 
-LAUNCHER = "import sys\ndef run_exp(): pass\ndef launch(): return sys.argv, run_exp\n"
+LAUNCHER = "import subprocess, sys\ndef run_exp(): pass\ndef launch(): return sys.argv, run_exp, subprocess\n"
 
 
 def test_seams_of_a_llamafactory_that_is_half_broken(fake: Callable[..., Path]) -> None:
@@ -97,6 +97,16 @@ def test_seams_of_a_llamafactory_that_is_half_broken(fake: Callable[..., Path]) 
         "launch": ("applied", None),
         "launch_v1": ("missing", "there is no module `llamafactory.v1.launcher`"),
         "stages": ("applied", None),
+    } | {
+        name: ("missing", f"there is no module `llamafactory.webui.{module}`")
+        for name, module in {
+            "board_words": "locales",
+            "board_runner": "runner",
+            "board_train": "components.train",
+            "board_tabs": "components.footer",
+            "board_top": "components.top",
+            "board_data": "components.data",
+        }.items()
     }
 
 

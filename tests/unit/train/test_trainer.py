@@ -19,7 +19,11 @@ def trainer() -> SimpleNamespace:
 
 def step(trainer: SimpleNamespace, rate: float) -> bool:
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": rate}])
-    _PolicyMoves(trainer).on_optimizer_step(None, TrainerState(), TrainerControl(), optimizer=optimizer)
+    moves = _PolicyMoves(trainer)
+    moves.on_step_begin(None, TrainerState(), TrainerControl(), optimizer=optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0 - rate  # of the next step, which some engines set together with the update
+    moves.on_optimizer_step(None, TrainerState(), TrainerControl(), optimizer=optimizer)
     return trainer.policy_moved
 
 
