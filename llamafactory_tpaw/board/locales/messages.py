@@ -68,6 +68,7 @@ PROGRESS: dict[str, Translations] = {
 
 RESULTS: dict[str, Translations] = {
     "column_theta": said(en="Checkpoint", ru="Контрольная точка", zh="检查点", ko="체크포인트", ja="チェックポイント"),
+    "column_iteration": said(en="Iteration", ru="Итерация", zh="迭代轮次", ko="이터레이션", ja="イテレーション"),
     "column_reward_accuracy": said(
         en="Reward accuracy", ru="Точность вознаграждений", zh="奖励准确率", ko="보상 정확도", ja="報酬精度"
     ),
