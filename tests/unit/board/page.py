@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Iterator
@@ -69,10 +70,20 @@ class DrivenPage:
             arguments = [{element: self._value(element) for element in function.inputs}]
         else:
             arguments = [self._value(element) for element in function.inputs]
-        with mock.patch.object(gr, "Warning", self.warnings.append), mock.patch.object(gr, "Info"):
+        with self._hear():
             result = function.fn(*arguments)
-            for each in result if inspect.isgenerator(result) else [result]:
-                yield each if isinstance(each, dict) and not _is_update(each) else self._by_element(function, each)
+        answers, end = result if inspect.isgenerator(result) else iter([result]), object()
+        while True:
+            with self._hear():  # not between the answers, where others may listen
+                each = next(answers, end)
+            if each is end:
+                return
+            yield each if isinstance(each, dict) and not _is_update(each) else self._by_element(function, each)
+
+    @contextlib.contextmanager
+    def _hear(self) -> Iterator[None]:
+        with mock.patch.object(gr, "Warning", self.warnings.append), mock.patch.object(gr, "Info"):
+            yield
 
     def _value(self, element: Any) -> Any:
         """What an element shows; one that LlamaBoard does not know of, such as a `gr.State`, what it showed first."""
