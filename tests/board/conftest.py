@@ -106,17 +106,19 @@ def played_in_page(browser: Browser, server: Server, project: Project, commanded
     assert report.ok
     assert "play_iter2" in report.text()
     assert board.errors == []
+    assert "Traceback" not in server.output
     board.close()
     return project
 
 
 @pytest.fixture
 def board(browser: Browser, server: Server) -> Iterator[Board]:
-    """The page, freshly opened. No test may leave a script's error behind."""
+    """The page, freshly opened. No test may leave an error behind, of the page's script or of the server."""
     server.revive()
-    opened = Board(browser, server.url)
+    opened, said_before = Board(browser, server.url), len(server.output)
     try:
         yield opened.open()
         assert opened.errors == []
+        assert "Traceback" not in server.output[said_before:]
     finally:
         opened.close()

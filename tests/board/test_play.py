@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -37,10 +37,13 @@ def test_abort_in_each_phase_and_start_continues(
     board: Board, server: Server, project: Project, commanded: tuple[Project, Started]
 ) -> None:
     choose_run(board, project, "halted")
-    play = Play(server, project, "halted")
-    kept: dict[str, bytes] = {}
+    play, sampled = Play(server, project, "halted"), 0
     for phase, label in (("generation", "Generation"), ("scoring", "Scoring θ_0"), ("training", "Training")):
+        play.file.unlink(missing_ok=True)
         board.press("Start")
+        if phase == "scoring":
+            with play.held("generation") as progress:
+                assert progress["done"] == sampled, "rows were sampled twice"
         with play.held(phase, least=0 if phase == "scoring" else 2):
             board.wait_for(re.compile(f"Iteration 0.*{label}"))
             board.press("Abort")
@@ -49,28 +52,30 @@ def test_abort_in_each_phase_and_start_continues(
         board.wait_for("Aborted. Start continues where it stopped.")
         assert server.leaves_nothing()
         board.picture(f"aborted-{phase}")
-        now = done_so_far(project)
-        assert {name: now.get(name, b"")[: len(content)] for name, content in kept.items()} == kept, phase
-        kept = now
-    assert "data/tpaw/halted_iter0.jsonl" in kept
-    checkpoint = int(max(path for path in kept if "checkpoint-" in path).split("checkpoint-")[1].split("/")[0])
+        if phase == "generation":
+            partial = (project.root / "data/tpaw/halted_iter0.jsonl.partial").read_text()
+            sampled = partial.count('"conversations"')
+            assert 2 <= sampled < 16
+    scores, checkpoint = cached(project), newest_checkpoint(project)
+    assert 0 < checkpoint < 32
     board.press("Start")
     assert board.wait_for_end().startswith("Finished.")
     assert server.leaves_nothing()
+    assert cached(project) == scores, "players were scored twice"
 
     reference, command = commanded
     assert command.wait() == 0, command.output
     assert rows(project, "halted", 0) == rows(reference, "play", 0)
     assert weights(project, "halted", 0) == weights(reference, "play", 0)
-    log = (project.root / SAVES / "halted_iter0" / "trainer_log.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["current_steps"] for line in log if "loss" in line]
-    assert 0 < checkpoint < 32
-    assert sorted(set(steps)) == sorted(steps), "steps were done twice"
+    assert [entry["step"] for entry in project.history("Custom/full/halted_iter0")] == list(range(1, 33))
 
 
-def done_so_far(project: Project) -> dict[str, bytes]:
-    """What an aborted iteration leaves for the next start: rows, cached log-probabilities, checkpoints."""
-    folders = [project.root / "data" / "tpaw", project.root / SAVES / "halted_iter0"]
-    paths = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
-    kept = [path for path in paths if "halted_iter0.jsonl" in path.name or "checkpoint-" in str(path)]
-    return {str(path.relative_to(project.root)): path.read_bytes() for path in kept}
+def cached(project: Project) -> dict[Path, int]:
+    """The cached log-probabilities, and when each file was written."""
+    paths = (project.root / "saves" / ".cache_halted").rglob("*.safetensors")
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def newest_checkpoint(project: Project) -> int:
+    folders = (project.root / SAVES / "halted_iter0").glob("checkpoint-*")
+    return max(int(folder.name.partition("-")[2]) for folder in folders)

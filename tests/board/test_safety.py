@@ -66,7 +66,7 @@ def test_generated_text_is_shown_as_it_is(board: Board, project: Project) -> Non
     board.fill("tpaw_browser_file", "hostile_iter0")
     for kind in ("prompt", "target", "generated"):
         cells = board.page.locator(f".tpaw-{kind} .tpaw-text")
-        cells.nth(len(TEXTS) - 1).wait_for()
+        cells.filter(has_text=f"{kind} {TEXTS['style']}").wait_for()
         assert cells.all_text_contents() == [f"{kind} {text}" for text in TEXTS.values()]
     board.picture("triplets-hostile")
     assert_unharmed(board)
