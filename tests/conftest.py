@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,16 +28,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
 
 
-def pytest_configure(config: pytest.Config) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Let a worker of pytest-xdist take whole files, and the files that share a run together."""
-    if config.pluginmanager.hasplugin("dsession"):
-        config.pluginmanager.register(workers.Distribution(), "tpaw-distribution")
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options for what takes long."""
-    parser.addoption("--repeat", type=int, default=1, help="launches of each kind in tests/distributed")
-    parser.addoption("--every-parallelism", action="store_true", help="in tests/distributed also ZeRO-1 and offload")
+    return workers.scheduler(config, log)
 
 
 @pytest.fixture(autouse=True)

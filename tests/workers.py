@@ -14,28 +14,29 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 # Session fixtures that run several commands: made once, where all that use one of them are on one worker.
 SHARED_RUNS = ("played",)
+# Folders whose files share a server, or launches of several processes.
+SHARED_FOLDERS = ("board", "distributed")
 
 
-class Distribution:
-    """Plugin of the process that hands the tests out."""
+def scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return what hands the groups out in the order of collection: runs of commands first, then many short tests."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        from xdist.scheduler import LoadScopeScheduling
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
 
-        class ByFile(LoadScopeScheduling):
-            def _split_scope(self, nodeid: str) -> str:
-                return group_of(nodeid.partition("::")[0])
-
-        # In the order of collection: what runs commands comes first, many short tests fill the end.
-        config.option.loadscopereorder = False
-        return ByFile(config, log)
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @functools.cache
 def group_of(path: str) -> str:
     """Name the group of a test file, from what it and the conftest.py beside it mention."""
     file = TESTS.parent / path
+    folder = file.relative_to(TESTS).parts[0]
+    if folder in SHARED_FOLDERS:
+        return folder
     beside = file.with_name("conftest.py")
     texts = [file, *([beside] if beside.is_file() and beside.parent != TESTS else [])]
     words = {word for text in texts for word in re.findall(r"\w+", text.read_text(encoding="utf-8"))}
