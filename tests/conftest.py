@@ -35,9 +35,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _no_command_leaves_its_pythonpath(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that runs in the test's process names the hook's folder there, for processes that it starts."""
+def _no_command_leaves_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that runs in the test's process puts the hook's folder into PYTHONPATH, and may change its folder."""
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    monkeypatch.chdir(Path.cwd())
 
 
 @pytest.fixture(scope="session")

@@ -226,7 +226,7 @@ class TestSteps:
             monkeypatch.chdir("elsewhere")
             assert launcher.before_parse(GIVEN) == GIVEN
             assert Path.cwd() == tmp_path
-            monkeypatch.setenv(launcher.STARTED_IN, str(tmp_path / "on another node"))
+            os.environ[launcher.STARTED_IN] = str(tmp_path / "on another node")
             launcher.before_parse(GIVEN)
             assert Path.cwd() == tmp_path
         assert launcher.STARTED_IN not in os.environ
