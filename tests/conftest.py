@@ -28,6 +28,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options for what takes long."""
+    parser.addoption("--repeat", type=int, default=1, help="launches of each kind in tests/distributed")
+    parser.addoption("--every-parallelism", action="store_true", help="in tests/distributed also ZeRO-1 and offload")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Let a worker of pytest-xdist take whole files, and the files that share a run together."""

@@ -14,8 +14,8 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 # Session fixtures that run several commands: made once, where all that use one of them are on one worker.
 SHARED_RUNS = ("played",)
-# Folders whose files share a server, or launches of several processes.
-SHARED_FOLDERS = ("board", "distributed")
+# The folder whose files share a server.
+SHARED_FOLDER = "board"
 
 
 def scheduler(config: pytest.Config, log: Any) -> Any:
@@ -34,9 +34,8 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
 def group_of(path: str) -> str:
     """Name the group of a test file, from what it and the conftest.py beside it mention."""
     file = TESTS.parent / path
-    folder = file.relative_to(TESTS).parts[0]
-    if folder in SHARED_FOLDERS:
-        return folder
+    if file.is_relative_to(TESTS / SHARED_FOLDER):
+        return SHARED_FOLDER
     beside = file.with_name("conftest.py")
     texts = [file, *([beside] if beside.is_file() and beside.parent != TESTS else [])]
     words = {word for text in texts for word in re.findall(r"\w+", text.read_text(encoding="utf-8"))}
