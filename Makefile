@@ -27,7 +27,7 @@ demo: $(VENV)/.tpaw-installed
 	@$(RUN) -m demo.run
 
 test: $(VENV)/.tpaw-installed-dev
-	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadscope
+	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadscope --durations 40
 
 # The tests find it on PATH, or by the variable CHROMIUM; they are skipped without it.
 chromium:
