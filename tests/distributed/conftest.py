@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from tests.distributed.launches import settings_of
@@ -13,9 +15,11 @@ FOUND = pytest.StashKey[dict[str, list[str]]]()
 
 
 @pytest.fixture(scope="session")
-def project(played: tuple[Project, list[Result]]) -> Project:
-    """A run of three iterations; iteration 2 is trained again in it, with reference `alone`."""
-    project, _ = played
+def project(tmp_path_factory: pytest.TempPathFactory, played: tuple[Project, list[Result]]) -> Project:
+    """A copy of a run of three iterations; iteration 2 is trained again in it, with reference `alone`."""
+    root = tmp_path_factory.mktemp("distributed")
+    shutil.copytree(played[0].root, root, dirs_exist_ok=True)
+    project = Project(root, played[0].model)
     result = project.train(settings_of(project, "alone"), name="alone.yaml")
     assert result.code == 0, result.output
     return project

@@ -21,7 +21,11 @@ def test_doctor_finds_all_that_is_needed(tmp_path: Path) -> None:
     assert [finding for finding in report["findings"] if finding["level"] == "problem"] == []
     assert (report["ok"], process.returncode) == (True, 0)
     assert {seam["name"]: seam["state"] for seam in report["llamafactory"]["seams"]} == dict.fromkeys(
-        ["arguments", "dispatch", "launch", "launch_v1", "stages"], "applied"
+        [
+            *("arguments", "dispatch", "launch", "launch_v1", "stages"),
+            *("board_words", "board_runner", "board_train", "board_tabs", "board_top", "board_data"),
+        ],
+        "applied",
     )
     assert report["hook"]["active"]
     assert report["torch"] is not None
