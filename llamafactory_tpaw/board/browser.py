@@ -9,9 +9,9 @@ import gradio as gr
 
 from ..errors import TpawError
 from .browser_data import Filter, open_triplets
-from .locales import LOCALES, say
+from .locales import say
 from .markup import triplets_html
-from .page import Page
+from .page import Elements, Page
 from .runs import OpponentSet, find_run, opponent_sets, rounds_of, run_names
 from .text import escaped
 
@@ -45,11 +45,8 @@ def create_browser_tab(page: Page) -> dict[str, Component]:
 
 
 def _build() -> dict[str, Component]:
-    made: dict[str, Any] = {}
-
-    def add(kind: Any, name: str, **options: Any) -> None:
-        made[name] = kind(elem_id=name, **LOCALES.get(name, {"en": {}})["en"], **options)
-
+    made = Elements()
+    add = made.add
     with gr.Row():
         add(gr.Dropdown, "tpaw_browser_run", choices=[], value=None)
         add(gr.Dropdown, "tpaw_browser_file", choices=[], value=None, scale=2)

@@ -11,9 +11,9 @@ import gradio as gr
 from ..errors import TpawError
 from ..plugin import facade
 from .compare import Checkpoint, Pair, Sampling, chat_arguments
-from .locales import LOCALES, say
+from .locales import say
 from .markup import Line, conversation_html
-from .page import Page
+from .page import Elements, Page
 from .runs import checkpoints_of, find_run, iterations_of, run_names, settings_of
 from .text import escaped, plain
 
@@ -44,11 +44,8 @@ def create_chat_tab(page: Page) -> dict[str, Component]:
 
 
 def _build() -> dict[str, Component]:
-    made: dict[str, Any] = {}
-
-    def add(kind: Any, name: str, **options: Any) -> None:
-        made[name] = kind(elem_id=name, **LOCALES.get(name, {"en": {}})["en"], **options)
-
+    made = Elements()
+    add = made.add
     with gr.Row():
         add(gr.Dropdown, "tpaw_chat_run", choices=[], value=None)
         add(gr.Dropdown, "tpaw_chat_first", choices=[], value=None, scale=2)

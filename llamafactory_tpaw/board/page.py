@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .locales import FALLBACK, LOCALES
 from .places import Places
 
 
@@ -34,3 +35,11 @@ class Page(NamedTuple):
     tab: gr.Tab
     places: Callable[[str], Places]
     playing: Callable[[], bool] = lambda: False
+
+
+class Elements(dict[str, Any]):
+    """The elements of a tab that is being built, by name; each has its name as its `elem_id`."""
+
+    def add(self, kind: Any, name: str, **options: Any) -> None:
+        """Make an element; what it says is LlamaBoard's to change with the language."""
+        self[name] = kind(elem_id=name, **LOCALES.get(name, {FALLBACK: {}})[FALLBACK], **options)

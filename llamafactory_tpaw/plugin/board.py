@@ -19,16 +19,6 @@ NEEDED = ("stages", "board_words", "board_runner", "board_train", "board_tabs")
 # What the page shows; imported when the page is built, because it needs gradio.
 TAB, SESSION = "llamafactory_tpaw.board.tab", "llamafactory_tpaw.board.session"
 LOCALES = "llamafactory_tpaw.board.locales"
-RUNNER_METHODS: dict[str, tuple[str, ...]] = {
-    "_initialize": ("self", "data", "do_train", "from_preview"),
-    "_parse_train_args": ("self", "data"),
-    "_preview": ("self", "data", "do_train"),
-    "_launch": ("self", "data", "do_train"),
-    "_build_config_dict": ("self", "data"),
-    "load_args": ("self", "lang", "config_path"),
-    "monitor": ("self",),
-    "set_abort": ("self",),
-}
 
 
 def extend_words(module: ModuleType) -> None:
@@ -54,7 +44,7 @@ def extend_runner(module: ModuleType) -> None:
     """
     kind = getattr(module, "Runner", None)
     check(inspect.isclass(kind), "there is no class `Runner`")
-    for name, parameters in RUNNER_METHODS.items():
+    for name, (parameters, _) in RUNNER_METHODS.items():
         found = getattr(kind, name, None)
         check(inspect.isfunction(found), f"`Runner` has no method `{name}`")
         taken = tuple(inspect.signature(found).parameters)
@@ -62,8 +52,9 @@ def extend_runner(module: ModuleType) -> None:
     uses = kind.__init__.__code__.co_names
     lacking = [name for name in ("manager", "running", "running_data", "aborted", "do_train") if name not in uses]
     check(not lacking, f"`Runner` has no {' and '.join(f'`{name}`' for name in lacking)}")
-    for name in RUNNER_METHODS:
-        setattr(kind, name, functools.wraps(getattr(kind, name))(_runner_method(name)(getattr(kind, name))))
+    for name, (_, wrap) in RUNNER_METHODS.items():
+        original = getattr(kind, name)
+        setattr(kind, name, functools.wraps(original)(wrap(original)))
 
 
 def extend_train_tab(module: ModuleType) -> None:
@@ -181,19 +172,6 @@ def _without_tab(build: Callable[[], Any]) -> Any:
     return build()
 
 
-def _runner_method(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return {
-        "_initialize": _initialize,
-        "_parse_train_args": _parse_train_args,
-        "_preview": _preview,
-        "_launch": _launch,
-        "_build_config_dict": _build_config_dict,
-        "load_args": _load_args,
-        "monitor": _monitor,
-        "set_abort": _set_abort,
-    }[name]
-
-
 def _ours(runner: Any, data: Mapping[Any, Any], do_train: bool = True) -> Any:
     """The session that plays this stage, where the page shows it and there is a tab for it; else None."""
     if not do_train or missing_board():
@@ -283,3 +261,16 @@ def _set_abort(original: Callable[..., None]) -> Callable[..., None]:
             original(self)
 
     return set_abort
+
+
+# The methods of LlamaBoard's `Runner` that are wrapped: their parameters, and by what.
+RUNNER_METHODS: dict[str, tuple[tuple[str, ...], Callable[[Callable[..., Any]], Callable[..., Any]]]] = {
+    "_initialize": (("self", "data", "do_train", "from_preview"), _initialize),
+    "_parse_train_args": (("self", "data"), _parse_train_args),
+    "_preview": (("self", "data", "do_train"), _preview),
+    "_launch": (("self", "data", "do_train"), _launch),
+    "_build_config_dict": (("self", "data"), _build_config_dict),
+    "load_args": (("self", "lang", "config_path"), _load_args),
+    "monitor": (("self",), _monitor),
+    "set_abort": (("self",), _set_abort),
+}
