@@ -15,9 +15,10 @@ from ..data.layout import Row
 from ..errors import DataError, EnvironmentProblem, Findings
 from ..generation.base import Request, SamplingSettings
 from ..generation.hf import HfEngine
+from ..plugin import facade
 from ..team.fingerprint import chain_fingerprints
 from ..team.forward import autocast, autocast_dtype, disable_dropout, response_logps, rounding
-from ..team.loading import load_generator, load_policy, release_memory, to_device
+from ..team.loading import load_generator, load_policy, to_device
 from ..team.members import load_team
 from ..team.players import team_of
 from ..team.scorer import TeamScorer
@@ -194,7 +195,7 @@ def _as_policy(run: RunArguments, tokenizer: Any, triplets: Sequence[Triplet], n
     columns = [both[kind].numpy()[:, None].repeat(max(len(names), 1), axis=1) for kind in ("target", "generated")]
     training = measure_training(run, tokenizer, model, shortcuts, triplets, (columns[0], columns[1]), names)
     del model
-    release_memory()
+    facade.torch_gc()
     return _Policy(pairs, torch.cat(list(both.values())), load, training)
 
 
@@ -213,7 +214,7 @@ def _as_player(
     sums = torch.cat([scorer.score_rows(model, rows[at : at + 4], shortcuts)[0] for at in range(0, len(rows), 4)])
     seconds = _now(run) - begun
     del model
-    release_memory()
+    facade.torch_gc()
     return sums.cpu(), seconds / sum(row.length for row in rows), load
 
 
@@ -237,7 +238,7 @@ def _sample_speed(
     responses = engine.generate(requests)
     seconds = _now(run) - begun
     del model, engine
-    release_memory()
+    facade.torch_gc()
     return seconds / sum(len(response.ids) for response in responses)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -86,7 +85,7 @@ class PlayerLoader:
         if following is not None and self._can_become(stack, self.stack_of(following)):
             self._held = _Held(take_off(model) if stack.apart else model, stack)
         del model
-        release_memory()
+        facade.torch_gc()
 
     def load(self, member: Member) -> PreTrainedModel:
         """Load a player by itself; it stays with the caller.
@@ -101,7 +100,7 @@ class PlayerLoader:
         held, self._held = self._held, None
         if held is None or not self._can_become(held.stack, stack):
             del held
-            release_memory()
+            facade.torch_gc()
             model = self._load(stack)
         else:
             model = held.model
@@ -225,10 +224,3 @@ def method_numerics(run: RunArguments, adapters: int) -> dict[str, str]:
             f"{model_args.double_quantization}, computed in {model_args.compute_dtype}"
         )
     return found
-
-
-def release_memory() -> None:
-    """Give a player's memory back before the next one is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
