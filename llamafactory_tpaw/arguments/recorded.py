@@ -69,6 +69,6 @@ def _plain(value: Any) -> Any:
             return float(value)
         except ValueError:
             return ",".join(part.strip() for part in value.split(","))
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    return value
+    if isinstance(value, bool):
+        return str(value).lower()  # a number that is equal to it means something else
+    return float(value) if isinstance(value, (int, float)) else value

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments.fields import FIELDS, Range, parse_number, parse_value
+from ..arguments.recorded import same_value
 from ..arguments.start import Start
 from ..errors import ConfigError
 from ..plugin import facade
@@ -106,7 +107,7 @@ def elements_from(
             shown[field.element] = _show(field, field.default)
     shown = {element: value for element, value in shown.items() if fits(element, value)}
     back = settings_from({**values, **shown, "train.extra_args": "{}"})
-    extra = {key: value for key, value in settings.items() if key not in back or not _same(back[key], value)}
+    extra = {key: value for key, value in settings.items() if key not in back or not same_value(back[key], value)}
     shown["train.extra_args"] = json.dumps(extra, ensure_ascii=False)
     return shown
 
@@ -158,7 +159,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def _is_spelled_default(key: str, value: Any) -> bool:
     """Whether a run file said a default that its field shows, too: what the field shows now goes before it."""
-    return key in BY_KEY and not BY_KEY[key].always and _same(value, BY_KEY[key].default)
+    return key in BY_KEY and not BY_KEY[key].always and same_value(value, BY_KEY[key].default)
 
 
 def _conflicts(settings: Mapping[str, Any], extra: Mapping[str, Any]) -> list[str]:
@@ -168,7 +169,7 @@ def _conflicts(settings: Mapping[str, Any], extra: Mapping[str, Any]) -> list[st
         f"`extra_args` says `{key}: {extra[key]}`, but its field says {settings.get(key, defaults.get(key))}. Remove "
         "the key there, and use the field."
         for key in FIELD_ONLY
-        if key in extra and not _same(extra[key], settings.get(key, defaults.get(key)))
+        if key in extra and not same_value(extra[key], settings.get(key, defaults.get(key)))
     ]
 
 
@@ -182,7 +183,7 @@ def _read_table(values: Values) -> tuple[dict[str, Any], list[str]]:
         value, problem = _read(field, values.get(field.element))
         if problem and field.key not in unused:
             problems.append(problem)
-        elif not problem and value is not None and (field.always or not _same(value, field.default)):
+        elif not problem and value is not None and (field.always or not same_value(value, field.default)):
             given[field.key] = value
     return given, problems
 
@@ -326,14 +327,3 @@ def _short(model_name: str | None, method: str | None, folder: str) -> str:
     """A folder's name where LlamaBoard finds it by that, else its path."""
     last = Path(folder).name
     return last if folder and Path(output_dir(model_name, method, last)) == Path(folder) else folder
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values of a key mean the same: lists and texts with commas, numbers and their text."""
-    if isinstance(one, bool) or isinstance(other, bool) or one is None or other is None:
-        return one is other
-    one, other = (",".join(map(str, value)) if isinstance(value, list | tuple) else value for value in (one, other))
-    try:
-        return float(one) == float(other)
-    except (TypeError, ValueError):
-        return [part.strip() for part in str(one).split(",")] == [part.strip() for part in str(other).split(",")]

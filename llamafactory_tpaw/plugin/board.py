@@ -8,6 +8,7 @@ import functools
 import importlib
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -149,6 +150,27 @@ def extend_data(module: ModuleType) -> None:
             return gradio.Button(interactive=False)
 
     module.can_preview = can_preview
+
+
+def extend_settings(module: ModuleType) -> None:
+    """Let no event of the page read LlamaBoard's own settings while another one writes them: the file is empty then.
+
+    Raises:
+        SeamMissing: If a function is not built as expected.
+    """
+    check_function(module, "load_config")
+    check_function(module, "save_config", parameters=("lang",), uses=("load_config",))
+    lock = threading.RLock()
+
+    def one_at_a_time(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def locked(*args: Any, **kwargs: Any) -> Any:
+            with lock:
+                return original(*args, **kwargs)
+
+        return locked
+
+    module.load_config, module.save_config = one_at_a_time(module.load_config), one_at_a_time(module.save_config)
 
 
 def missing_board() -> str | None:

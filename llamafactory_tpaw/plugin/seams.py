@@ -120,6 +120,14 @@ SEAMS = (
         board.extend_data,
         board=True,
     ),
+    Seam(
+        "board_settings",
+        "llamafactory.webui.common.save_config",
+        "keeps LlamaBoard's own settings whole while they are read",
+        False,
+        board.extend_settings,
+        board=True,
+    ),
 )
 
 

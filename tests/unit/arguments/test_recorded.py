@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from llamafactory_tpaw.arguments.recorded import different_settings, recorded_settings
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.arguments.recorded import different_settings, recorded_settings, same_value
 
 
 DEFAULTS = {"tpaw_eta": 6.0, "learning_rate": 5e-5, "bf16": False, "seed": 42}
@@ -49,3 +53,20 @@ def test_differences_name_key_and_both_values() -> None:
         "`learning_rate` was 2e-07 and is 2e-06 now",
         "`tpaw_eta` was 4 and is 6.0 now",
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("2.0e-7", 2e-7, True),
+        (["a", "b"], "a, b", True),
+        (True, True, True),
+        (True, "true", True),
+        (True, 1, False),
+        (False, 0, False),
+        (None, False, False),
+        (1, 2, False),
+    ],
+)
+def test_values_that_mean_the_same(first: Any, second: Any, same: bool) -> None:
+    assert same_value(first, second) is same

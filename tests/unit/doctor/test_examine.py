@@ -106,6 +106,7 @@ def test_seams_of_a_llamafactory_that_is_half_broken(fake: Callable[..., Path]) 
             "board_tabs": "components.footer",
             "board_top": "components.top",
             "board_data": "components.data",
+            "board_settings": "common",
         }.items()
     }
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,6 +65,14 @@ def list_checkpoints(model_name: str, finetuning_type: str) -> Any: ...
 def can_preview(dataset_dir: str, dataset: list[str]) -> Any: ...
 
 
+def load_config() -> dict[str, Any]:
+    return {"lang": None}
+
+
+def save_config(lang: str, hub_name: str | None = None) -> dict[str, Any]:
+    return load_config() | {"lang": lang}
+
+
 TARGETS: dict[str, tuple[Callable[[ModuleType], None], dict[str, Any]]] = {
     "words": (board.extend_words, {"LOCALES": {"learning_rate": {"en": {"label": "Learning rate"}}}}),
     "runner": (board.extend_runner, {"Runner": Runner}),
@@ -70,6 +80,7 @@ TARGETS: dict[str, tuple[Callable[[ModuleType], None], dict[str, Any]]] = {
     "tabs": (board.extend_tabs, {"create_footer": create_footer}),
     "top": (board.extend_top, {"get_model_info": get_model_info, "list_checkpoints": list_checkpoints}),
     "data": (board.extend_data, {"can_preview": can_preview}),
+    "settings": (board.extend_settings, {"load_config": load_config, "save_config": save_config}),
 }
 
 
@@ -105,6 +116,7 @@ def test_nothing_there(name: str) -> None:
         ("top", {"get_model_info": lambda name: name}, "`get_model_info` takes \\(name\\)"),
         ("top", {"list_checkpoints": lambda name: name}, "`list_checkpoints` takes \\(name\\)"),
         ("data", {"can_preview": lambda dataset: dataset}, "`can_preview` takes \\(dataset\\)"),
+        ("settings", {"save_config": lambda name: name}, "`save_config` takes \\(name\\)"),
     ],
 )
 def test_what_differs_is_named_and_left_alone(name: str, changed: dict[str, Any], message: str) -> None:
@@ -114,6 +126,35 @@ def test_what_differs_is_named_and_left_alone(name: str, changed: dict[str, Any]
     with pytest.raises(SeamMissing, match=message):
         extend(module)
     assert vars(module) == before
+
+
+# As LlamaBoard writes its settings: the file is empty for a while.
+SETTINGS = """
+def load_config():
+    return content[0]
+
+def save_config(lang):
+    content[0] = load_config() and ""
+    half_written.set()
+    wait()
+    content[0] = lang
+"""
+
+
+def test_settings_are_not_read_while_they_are_written() -> None:
+    half_written, asked = threading.Event(), threading.Event()
+    module = fake(content=["en"], half_written=half_written, wait=lambda: asked.wait(60))
+    exec(SETTINGS, vars(module))
+    board.extend_settings(module)
+    with ThreadPoolExecutor() as pool:
+        saved = pool.submit(module.save_config, "zh")
+        assert half_written.wait(60)
+        read = pool.submit(module.load_config)
+        with pytest.raises(TimeoutError):
+            read.result(timeout=0.2)
+        asked.set()
+        saved.result()
+        assert read.result() == "zh"
 
 
 @pytest.mark.parametrize("method", board.RUNNER_METHODS)
