@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options for what takes long."""
     parser.addoption("--repeat", type=int, default=1, help="launches of each kind in tests/distributed")
     parser.addoption("--every-parallelism", action="store_true", help="in tests/distributed also ZeRO-1 and offload")
+    parser.addoption("--whole-demo", action="store_true", help="in tests/board the demo with all of its problems")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -147,7 +147,7 @@ class Charts:
             if index:
                 axis.axvline(start, color=QUIET, linewidth=1, linestyle=":")
             place = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points", "va": "top"}
-            axis.annotate(str(number), (start, 1), (4, -1), fontsize=10, color=QUIET, fontweight="bold", **place)
+            axis.annotate(str(number), (start, 1), (8, -1), fontsize=10, color=QUIET, fontweight="bold", **place)
 
 
 def _line(axis: Axes, log: TrainingLog, key: str, start: int, **look: Any) -> None:

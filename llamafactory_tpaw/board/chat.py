@@ -127,17 +127,13 @@ class _Chat:
         at = Where(*where)
         try:
             names = run_names(self.page.places(at.dataset_dir), *where[:2]) if at.model_name else []
-            checkpoints = self._checkpoints(picked, at)[1] if picked in names else {}
+            checkpoints = self._checkpoints(picked, at)[1] if picked in names else None
         except TpawError as error:
             gr.Warning(escaped(error))
-            names, checkpoints = [], {}
-        offered = _choices(checkpoints)
+            names, checkpoints = [], None
         return [
             gr.Dropdown(choices=names, value=picked if picked in names else next(iter(names), None)),
-            *(
-                gr.Dropdown(choices=offered, value=theta if theta in checkpoints else None)
-                for theta in (first, second)
-            ),
+            *(_kept(theta, checkpoints) for theta in (first, second)),
         ]
 
     def fill_in(self, lang: str | None, name: str | None, *where: Any) -> list[Any]:
@@ -248,6 +244,14 @@ class _Chat:
 
 def _choices(checkpoints: dict[str, Checkpoint]) -> list[tuple[str, str]]:
     return [(f"{theta} · {path}", theta) for theta, path in checkpoints.values()]
+
+
+def _kept(theta: str | None, checkpoints: dict[str, Checkpoint] | None) -> Any:
+    """Offer the checkpoints of a run that stays; `fill_in` chooses of another, and may do so at the same time."""
+    if checkpoints is None:
+        return gr.skip()
+    emptied = {"value": None} if theta and theta not in checkpoints else {}
+    return gr.update(choices=_choices(checkpoints), **emptied)
 
 
 def _sampling(settings: dict[str, Any]) -> Sampling:

@@ -133,8 +133,8 @@ class Session:
         return as_markdown(problems)
 
     def tell(self, text: str) -> dict[Any, Any]:
-        """Show in the page why nothing is started."""
-        gr.Warning(text)
+        """Show in the page why nothing is started: a list of messages as Markdown, or a sentence."""
+        gr.Warning("<br>".join(line.removeprefix("- ") for line in text.splitlines()))
         return {self._output: text}
 
     def complaint(self, problems: Sequence[str], heading: str = "") -> str:

@@ -93,6 +93,15 @@ def keep_datasets(result: Any) -> Any:
     return (gr.skip(), *tuple(result)[1:])
 
 
+def name_players(session: Any, shown: dict[Any, Any]) -> dict[Any, Any]:
+    """Show the players of a configuration that is being loaded by their names."""
+    players = session.manager.get_elem_by_id("train.tpaw_players")
+    if not shown.get(players):
+        return shown
+    _, names = filling.of_run(session.values(shown))
+    return shown | {players: gr.update(choices=names, value=shown[players])}
+
+
 def choose(offered: gr.Dropdown, value: Any) -> gr.Dropdown:
     """Let a list that LlamaBoard offers show a choice."""
     return gr.Dropdown(choices=offered.choices, multiselect=offered.multiselect, value=value, allow_custom_value=True)
@@ -179,6 +188,9 @@ class TrainTab:
         train["training_stage"].change(self.change_stage, stage, [train["dataset"], train[ACCORDION]], **kept)
         of_run = [train["tpaw_iteration"], train["tpaw_players"]]
         train["tpaw_run"].change(self.offer_iterations, [*where, train["tpaw_run"]], of_run, **kept)
+        # LlamaBoard changes it where a page is loaded while something plays, and has filled in all but the names then.
+        named = [*where, train["tpaw_run"], train["tpaw_players"]]
+        train["resume_btn"].change(self.name_players, named, train["tpaw_players"], **kept)
         everything = set(self.inputs.values()) | {train["tpaw_run"], train["training_stage"]}
         outputs = [*self.shown.values(), train["output_box"]]
         train["tpaw_run"].input(self.choose_run, everything, outputs, **kept)
@@ -210,6 +222,12 @@ class TrainTab:
         named = {"top.model_name": model_name, "top.finetuning_type": method}
         iterations, players = filling.of_run(named | {"train.dataset_dir": dataset_dir, "train.tpaw_run": run})
         return gr.Dropdown(choices=iterations), gr.Dropdown(choices=players)
+
+    def name_players(self, *shown: Any) -> Any:
+        """Show the players by their names in the list: a list takes them from its choices only when it is set."""
+        *where, players = shown
+        _, named = self.offer_iterations(*where)
+        return gr.Dropdown(choices=named.choices, value=players) if isinstance(named, gr.Dropdown) else named
 
     def choose_run(self, data: dict[Any, Any]) -> dict[Any, Any]:
         """Fill in the iteration of a run that comes next."""

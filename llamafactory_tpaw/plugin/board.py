@@ -255,9 +255,11 @@ def _build_config_dict(original: Callable[..., dict[str, Any]]) -> Callable[...,
 def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_args(self: Any, lang: str, config_path: str) -> Any:
         shown = original(self, lang, config_path)
-        if not missing_board():
-            importlib.import_module(SESSION).session_of(self).note_loaded(shown)
-        return shown
+        if missing_board():
+            return shown
+        session = importlib.import_module(SESSION).session_of(self)
+        session.note_loaded(shown)
+        return importlib.import_module(TAB).name_players(session, shown)
 
     return load_args
 

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,18 +11,17 @@ from urllib.parse import urljoin
 
 import pytest
 
+from tests import demo
+from tests.board import hostile
 from tests.board.browsing import Board, open_chromium
-from tests.board.playing import Play, choose_run, write_run_file
+from tests.board.playing import Play, choose_run, train_own_stage, write_run_file
 from tests.board.server import Server
 from tests.processes import Started
-from tests.runs import ADDITIONS, Project
+from tests.runs import Project
 
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 # Not of the session: Playwright's event loop would be in the way of the tests that start one.
@@ -35,22 +32,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="package")
-def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
-    """The folder in which the board works."""
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, request: pytest.FixtureRequest) -> Project:
+    """The folder in which the board works: small runs of its own, and the demo before its first training."""
     project = Project(tmp_path_factory.mktemp("board"), tiny_model)
-    pairs = [
-        {"instruction": row["question"], "input": "", "chosen": row["answer"], "rejected": "I do not know."}
-        for row in ADDITIONS
-    ]
-    columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
-    project.add_dataset("pairs", pairs, ranking=True, columns=columns)
-    for run in ("play", "halted", "refused", "killed"):
-        write_run_file(project, run, 0, source=Project(tmp_path_factory.mktemp("elsewhere"), tiny_model))
-    for path in (ROOT / "yaml").glob("tiny_tpaw_iter*.yaml"):
-        shutil.copy(path, project.root / "yaml")
-    entries = json.loads((ROOT / "data" / "dataset_info.json").read_text())
-    for name in filter(re.compile("tiny_").match, entries):
-        project.add_entry(name, entries[name])
+    hostile_model = project.root / hostile.FOLDER
+    hostile_model.symlink_to(tiny_model)
+    for run, model in (dict.fromkeys(("play", "refused", "killed"), tiny_model) | {"halted": hostile_model}).items():
+        write_run_file(project, run, 0, source=Project(tmp_path_factory.mktemp("elsewhere"), model))
+    demo.prepare(project.root, request.config.getoption("--whole-demo"))
     return project
 
 
@@ -58,10 +47,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Proje
 def commanded(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, browser: Browser
 ) -> Iterator[tuple[Project, Started]]:
-    """The run `play` by the command line, in a folder of its own; it runs beside the board."""
+    """Iteration 0 of the run `play` by the command line, in a folder of its own; it runs beside the board."""
     project = Project(tmp_path_factory.mktemp("commanded"), tiny_model)
-    names = [write_run_file(project, "play", iteration) for iteration in range(3)]
-    command = Started(project, "llamafactory-tpaw", "run", *names)
+    command = Started(project, "llamafactory-cli", "train", write_run_file(project, "play", 0))
     yield project, command
     command.stop()
 
@@ -78,16 +66,39 @@ def server(project: Project, browser: Browser) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="package")
-def played_in_page(browser: Browser, server: Server, project: Project, commanded: tuple[Project, Started]) -> Project:
-    """The run `play`, started in the page; each phase is held until the page shows it, and once it is reloaded."""
+def theta_0(browser: Browser, server: Server, project: Project) -> Path:
+    """The demo's theta_0, trained by LlamaFactory's stage sft from the page."""
     board = Board(browser, server.url).open()
-    choose_run(board, project, "play")
-    assert [board.value(name) for name in ("tpaw_iteration", "Output dir")] == ["0", "play_iter0"]
-    assert board.value("tpaw_players") == [f"θ_0 · {project.model}"]
+    train_own_stage(board, "sft", demo.SFT)
+    board.close()
+    return project.root / demo.SAVES / "sft"
+
+
+@pytest.fixture(scope="package")
+def demo_commanded(
+    tmp_path_factory: pytest.TempPathFactory, project: Project, theta_0: Path
+) -> Iterator[tuple[Project, Started]]:
+    """The demo's iterations 0 to 2 by the command line, in a folder of their own; it runs beside the board."""
+    elsewhere = Project(tmp_path_factory.mktemp("demo"), project.model)
+    demo.copy(project.root, elsewhere.root)
+    command = Started(elsewhere, "llamafactory-tpaw", "run", *demo.RUN_FILES)
+    yield elsewhere, command
+    command.stop()
+
+
+@pytest.fixture(scope="package")
+def played_in_page(
+    browser: Browser, server: Server, project: Project, demo_commanded: tuple[Project, Started]
+) -> Project:
+    """The demo's iterations 0 to 2, started in the page; each phase is held until the page shows it."""
+    board = Board(browser, server.url).open()
+    choose_run(board, project, "Tiny/tpaw")
+    assert [board.value(name) for name in ("tpaw_iteration", "Output dir")] == ["0", str(demo.SAVES / "tpaw_iter0")]
+    assert board.value("tpaw_players") == ["θ_0 · sft"]
     board.picture("play-0-filled-in")
     board.fill("tpaw_iterations", 3)
     board.press("Start")
-    play = Play(server, project, "play")
+    play = Play(server, project, "tpaw", folder=demo.SAVES)
     for phase, label in {"generation": "Generation", "scoring": "Scoring θ_0", "training": "Training"}.items():
         with play.held(phase):
             board.wait_for(re.compile(f"Iteration 0 .*{label}"))
@@ -96,6 +107,7 @@ def played_in_page(browser: Browser, server: Server, project: Project, commanded
         board.wait_for(re.compile("Iteration 1 .*Training"))
         board.open()
         board.wait_for(re.compile("Iteration 1 .*Training"))
+        board.field("tpaw_players").get_by_text("θ_0 · sft").wait_for()
         board.picture("play-2-reloaded")
     assert board.wait_for_end().startswith("Finished.")
     assert server.leaves_nothing()
@@ -104,7 +116,7 @@ def played_in_page(browser: Browser, server: Server, project: Project, commanded
     board.picture("play-3-finished")
     report = board.context.request.get(urljoin(server.url, link.get_attribute("href")))
     assert report.ok
-    assert "play_iter2" in report.text()
+    assert "tpaw_iter2" in report.text()
     assert board.errors == []
     assert "Traceback" not in server.output
     board.close()

@@ -20,9 +20,10 @@ from tests.runs import Project
 
 
 SAVES = Path("saves/Custom/full")
-# Sixteen batches of one prompt each and as many steps an epoch: a phase lasts longer than looking where it is.
+# Sixteen batches of one prompt each and as many steps an epoch: a phase lasts longer than looking where it is and
+# than the way of a signal to the process that works.
 SETTINGS: dict[str, Any] = {
-    "max_new_tokens": 24,
+    "max_new_tokens": 96,
     "tpaw_generate_batch_tokens": 1,
     "per_device_train_batch_size": 1,
     "num_train_epochs": 2.0,
@@ -53,8 +54,8 @@ def rows(project: Project, run: str, iteration: int) -> list[dict[str, Any]]:
     return project.triplets(f"{run}_iter{iteration}")
 
 
-def weights(project: Project, run: str, iteration: int) -> bytes:
-    return (project.root / SAVES / f"{run}_iter{iteration}" / "model.safetensors").read_bytes()
+def weights(project: Project, run: str, iteration: int, folder: Path = SAVES) -> bytes:
+    return (project.root / folder / f"{run}_iter{iteration}" / "model.safetensors").read_bytes()
 
 
 def choose_run(board: Board, project: Project, run: str) -> None:
@@ -70,12 +71,30 @@ def choose_run(board: Board, project: Project, run: str) -> None:
     board.wait_for(f"of {run.rpartition('/')[2]} filled in from what is on disk.")
 
 
+def train_own_stage(board: Board, stage: str, fields: dict[str, Any]) -> None:
+    """Train by a stage of LlamaFactory: fill in what is given, look at the command, start, wait for the end."""
+    for name, value in {
+        "Model name": "Custom",
+        "Model path": fields["Model path"],
+        "Finetuning method": "full",
+        "Stage": {"sft": "Supervised Fine-Tuning", "dpo": "DPO"}[stage],
+        "Compute type": "fp32",
+        **fields,
+    }.items():
+        board.fill(name, value)
+    board.press("Preview command")
+    board.wait_for(f"--stage {stage}")
+    assert "tpaw_" not in board.page.locator("code:visible").inner_text().replace(" ".join(fields["Dataset"]), "")
+    board.press("Start")
+    assert board.wait_for_end().startswith("Finished.")
+
+
 class Play:
     """What the board plays, as its progress file says."""
 
-    def __init__(self, server: Server, project: Project, run: str, first: int = 0) -> None:
+    def __init__(self, server: Server, project: Project, run: str, first: int = 0, folder: Path = SAVES) -> None:
         self.server = server
-        self.file = project.root / SAVES / ".tpaw_play" / f"{run}_iter{first}.progress.json"
+        self.file = project.root / folder / ".tpaw_play" / f"{run}_iter{first}.progress.json"
 
     def progress(self) -> dict[str, Any]:
         try:

@@ -91,7 +91,7 @@ def test_saved_configuration_comes_back(board: Board, project: Project) -> None:
     board.wait_for("Arguments have been restored.")
     back = {name: board.value(name) for name in shown}
     assert back == shown
-    board.field("tpaw_players").get_by_text(str(project.model)).wait_for()
+    board.field("tpaw_players").get_by_text(f"θ_0 · {project.model}").wait_for()
     assert board.value("Stage") == "TPAW"
 
 

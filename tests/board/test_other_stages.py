@@ -3,43 +3,46 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
+from tests import demo
 from tests.board.browsing import Board
+from tests.board.playing import train_own_stage
 from tests.board.server import Server
 from tests.runs import Project
 
 
 pytestmark = pytest.mark.integration
-STAGES = {"sft": ("Supervised Fine-Tuning", "additions"), "dpo": ("DPO", "pairs")}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_own_stage_trains(board: Board, server: Server, project: Project, stage: str) -> None:
-    label, dataset = STAGES[stage]
-    for name, value in {
-        "Model name": "Custom",
-        "Model path": str(project.model),
-        "Finetuning method": "full",
-        "Chat template": "qwen",
-        "Stage": label,
-        "Epochs": "1.0",
-        "Compute type": "fp32",
-        "Dataset": [dataset],
-        "Output dir": f"from_page_{stage}",
-    }.items():
-        board.fill(name, value)
-    board.press("Preview command")
-    board.wait_for(f"--stage {stage}")
-    assert "tpaw" not in board.page.locator("code:visible").inner_text()
+def test_sft_of_the_demo(theta_0: Path) -> None:
+    assert_trained(theta_0, "sft")
 
-    board.press("Start")
-    assert board.wait_for_end().startswith("Finished.")
-    folder = project.root / "saves" / "Custom" / "full" / f"from_page_{stage}"
+
+def test_dpo_of_the_demo(board: Board, server: Server, played_in_page: Project) -> None:
+    """On the triplets of iteration 0, which are an ordinary set of pairs."""
+    folder = demo.SAVES / "dpo"
+    train_own_stage(
+        board,
+        "dpo",
+        {
+            **demo.SFT,
+            "Model path": str(demo.SAVES / "sft"),
+            "Epochs": 1.0,
+            "Dataset": ["tiny_tpaw_iter0"],
+            "Output dir": str(folder),
+        },
+    )
+    assert_trained(played_in_page.root / folder, "dpo")
+    assert server.leaves_nothing()
+
+
+def assert_trained(folder: Path, stage: str) -> None:
     assert (folder / "model.safetensors").is_file()
     settings = yaml.safe_load((folder / "training_args.yaml").read_text())
     assert settings["stage"] == stage
     assert settings["trust_remote_code"] is True, "what LlamaBoard writes for its own stages was changed"
     assert [key for key in settings if key.startswith("tpaw")] == []
-    assert server.leaves_nothing()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import demo
+from tests.board import hostile
 from tests.board.browsing import Board
 from tests.board.playing import SAVES, Play, choose_run, rows, weights
 from tests.board.server import Server
@@ -19,17 +21,20 @@ from tests.runs import Project
 pytestmark = pytest.mark.integration
 
 
-def test_iterations_are_those_of_the_command_line(played_in_page: Project, commanded: tuple[Project, Started]) -> None:
-    reference, command = commanded
+def test_iterations_are_those_of_the_command_line(
+    played_in_page: Project, demo_commanded: tuple[Project, Started]
+) -> None:
+    reference, command = demo_commanded
     assert command.wait() == 0, command.output
     for iteration in range(3):
-        assert rows(played_in_page, "play", iteration) == rows(reference, "play", iteration)
-        assert weights(played_in_page, "play", iteration) == weights(reference, "play", iteration)
+        assert rows(played_in_page, "tiny_tpaw", iteration) == rows(reference, "tiny_tpaw", iteration)
+        page, line = (weights(project, "tpaw", iteration, demo.SAVES) for project in (played_in_page, reference))
+        assert page == line
 
 
 def test_written_run_files_trust_no_remote_code(played_in_page: Project) -> None:
     for iteration in range(3):
-        path = played_in_page.root / SAVES / f"play_iter{iteration}" / "training_args.yaml"
+        path = played_in_page.root / demo.SAVES / f"tpaw_iter{iteration}" / "training_args.yaml"
         assert not yaml.safe_load(path.read_text()).get("trust_remote_code")
 
 
@@ -46,6 +51,9 @@ def test_abort_in_each_phase_and_start_continues(
                 assert progress["done"] == sampled, "rows were sampled twice"
         with play.held(phase, least=0 if phase == "scoring" else 2):
             board.wait_for(re.compile(f"Iteration 0.*{label}"))
+            if phase != "training":  # which prints what is shown of the log by then
+                board.page.locator("code:visible").filter(has_text=f"{hostile.FOLDER}/").first.wait_for()
+            hostile.assert_unharmed(board)
             board.press("Abort")
             board.wait_for("Aborting")
             board.picture(f"abort-{phase}")

@@ -14,6 +14,7 @@ import pytest
 from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.data.triplets import TripletRow
 from tests.board.browsing import Board
+from tests.board.hostile import TEXTS, assert_unharmed
 from tests.board.playing import choose_run
 from tests.board.server import Server
 from tests.runs import Project
@@ -22,17 +23,6 @@ from tests.runs import Project
 pytestmark = pytest.mark.integration
 LOOPBACK = "0100007F"
 SECRET = "4f1c-not-for-the-browser"
-HACK = "window.hacked = (window.hacked || 0) + 1"
-# What a browser, Markdown, KaTeX or a terminal would make something of.
-TEXTS = {
-    "script": f"<script>{HACK}</script>",
-    "image": f'<img src="x" onerror="{HACK}">',
-    "frame": f'</div></div></section><iframe srcdoc="<script>parent.{HACK}</script>"></iframe>',
-    "link": f"[click](javascript:{HACK.replace(' ', '')}) ![](http://203.0.113.1/seen.png)",
-    "markdown": "# heading\n- *item*\n\n| a | b |\n|---|---|\n| 1 | 2 |\n```\nopen",
-    "formula": f"$$\\href{{javascript:{HACK}}}{{x}}$$ \\(\\frac{{1}}{{0}}\\) {{{{7*7}}}}",
-    "style": "<style>body { display: none }</style><h1>big</h1>",
-}
 
 
 def triplet(number: int, text: str) -> str:
@@ -79,13 +69,6 @@ def test_text_in_messages_is_shown_as_it_is(board: Board, project: Project) -> N
     board.message("tpaw_prompts")
     board.wait_for(TEXTS["image"])
     assert_unharmed(board)
-
-
-def assert_unharmed(board: Board) -> None:
-    assert board.page.evaluate("window.hacked") is None
-    assert board.page.locator("h1:text-is('big'), iframe[srcdoc], img[src='x']").count() == 0
-    assert board.page.locator("body").is_visible()
-    assert not [url for url in board.asked_outside if "203.0.113.1" in url]
 
 
 @pytest.fixture(scope="module")

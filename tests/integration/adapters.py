@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
 from tests.runs import Project
 
@@ -49,4 +51,20 @@ def merge(model: Path, adapters: list[Path], folder: Path) -> Path:
         merged = PeftModel.from_pretrained(merged, adapter).merge_and_unload()
     merged.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+def save_random_adapter(model: Path, folder: Path, seed: int = 0, **config: Any) -> Path:
+    """Save an adapter that changes the model, and whole modules that differ from the model's."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    settings = {"r": 2, "target_modules": ["q_proj", "up_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    torch.manual_seed(seed)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(**settings | config))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "modules_to_save" in name:
+                weight.mul_(1.5)
+    adapted.save_pretrained(folder)
     return folder

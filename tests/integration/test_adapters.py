@@ -16,7 +16,7 @@ import torch
 from llamafactory_tpaw.errors import DataError
 from llamafactory_tpaw.objectives import tpaw_loss
 from llamafactory_tpaw.team.manifest import read_manifest
-from tests.integration.adapters import RANK, merge, run_of, settings_of
+from tests.integration.adapters import RANK, merge, run_of, save_random_adapter, settings_of
 from tests.runs import Project, Result
 
 
@@ -206,22 +206,6 @@ def test_kinds_of_adapters(played_lora: Played, rows: Any, tmp_path: Path, kind:
     online = OnlineTeam(TeamScorer(run, tokenizer), team, policy, team[-1])
     for _ in range(2):
         assert torch.allclose(online.score(lay_out(rows, pad_token_id=0)), expected, rtol=1e-5, atol=1e-4)
-
-
-def save_random_adapter(model: Path, folder: Path, **config: Any) -> Path:
-    """Save an adapter that changes the model, and whole modules that differ from the model's."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    settings = {"r": 2, "target_modules": ["q_proj", "up_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
-    torch.manual_seed(0)
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(**settings | config))
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "modules_to_save" in name:
-                weight.mul_(1.5)
-    adapted.save_pretrained(folder)
-    return folder
 
 
 def _bytes(model: torch.nn.Module) -> int:

@@ -108,7 +108,7 @@ RESULTS: dict[str, Translations] = {
     ),
     "status_finished": said(en="finished", ru="завершена", zh="已完成", ko="완료", ja="完了"),
     "status_training": said(en="not finished", ru="не завершена", zh="未完成", ko="미완료", ja="未完了"),
-    "status_waiting": said(en="not begun", ru="не начата", zh="未开始", ko="시작 전", ja="未開始"),
+    "status_waiting": said(en="not trained yet", ru="ещё не обучена", zh="尚未训练", ko="학습 전", ja="未学習"),
     "chart_step": said(en="Step", ru="Шаг", zh="步数", ko="스텝", ja="ステップ"),
     "chart_empty": said(
         en="No steps logged yet.",

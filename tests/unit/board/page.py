@@ -62,6 +62,10 @@ class DrivenPage:
             for update in self._call(function):
                 yield self._take(update)
 
+    def monitored(self) -> Iterator[dict[str, Any]]:
+        """What the page shows of a run that plays when it is loaded."""
+        return (shown for shown in self.steps("resume_btn", "change") if "train.output_box" in shown)
+
     def _connected(self, element: Any, event: str) -> list[Any]:
         return [each for each in self.blocks.fns.values() if (element._id, event) in each.targets and each.fn]
 

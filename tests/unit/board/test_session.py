@@ -147,7 +147,7 @@ def test_page_that_is_loaded_meanwhile_shows_the_run(fresh: DrivenPage, held: Ca
     resumed = list(fresh.engine.resume())
     assert [fresh.element("resume_btn")] == list(resumed[-1])
 
-    again = fresh.steps("resume_btn", "change")
+    again = fresh.monitored()
     assert "plays on" in next(again)["train.output_box"]
     steps.close()  # the page that started it is gone
     held()
@@ -178,7 +178,7 @@ def test_start_outlives_the_page_that_pressed_it(
     steps.close()
     resumed = list(fresh.engine.resume())
     assert [fresh.element("resume_btn")] == list(resumed[-1])
-    again = fresh.steps("resume_btn", "change")
+    again = fresh.monitored()
     assert next(again)["train.output_box"] == "Checks"
     checking[1].set()
     *_, last = again
@@ -213,7 +213,7 @@ def test_refusal_is_shown_to_a_page_that_was_loaded_meanwhile(
     next(steps)
     steps.close()
     assert session_of(fresh).attempt.ended.wait(WAIT_S)
-    *_, last = fresh.steps("resume_btn", "change")
+    *_, last = fresh.monitored()
     assert "`tpaw_prompts: nothing` is not an entry" in last["train.output_box"]
 
 

@@ -42,7 +42,7 @@ def test_every_theta_has_its_row() -> None:
         ["θ_0", "–", "40.0 %", *["–"] * 7],
         ["θ_1", "finished", "70.0 %", *numbers, "1.0000", "−2.5000", "3 / 1 / 8", "1,000", "26,399"],
         ["θ_2", "not finished", "–", *numbers, "2.0000", "−2.5000", "3 / 1 / 8", "2,000", "26,399"],
-        ["θ_3", "not begun", *["–"] * 8],
+        ["θ_3", "not trained yet", *["–"] * 8],
     ]
 
 
@@ -118,12 +118,12 @@ def test_the_name_of_the_task_is_text() -> None:
 
 
 def test_nothing_on_disk_is_no_error() -> None:
-    assert rows_of(summarize([folder_of(0)])) == [["Checkpoint", "Status"], ["θ_1", "not begun"]]
+    assert rows_of(summarize([folder_of(0)])) == [["Checkpoint", "Status"], ["θ_1", "not trained yet"]]
     assert write_run_report([folder_of(0)]) is None
     write_run(0, status="training")
     assert write_run_report([folder_of(0)]) is None
     (folder_of(0) / "tpaw.json").write_text("{")
-    assert rows_of(summarize([folder_of(0)]))[1][1] == "not begun"
+    assert rows_of(summarize([folder_of(0)]))[1][1] == "not trained yet"
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

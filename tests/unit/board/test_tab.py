@@ -183,6 +183,8 @@ def test_saved_configuration_comes_back(demo: DrivenPage) -> None:
     demo.show(top__lang="en", config_path="mine.yaml")
     demo.fire("arg_load_btn", "click")
     assert {name: demo[name] for name in shown} == shown
+    named = demo.properties["train.tpaw_players", "choices"]
+    assert [label.split(" · ")[0] for label, path in named if path in demo["tpaw_players"]] == ["θ_0", "θ_1"]
     assert demo["training_stage"] == "TPAW"
     demo.fire("training_stage", "change")
     assert demo["dataset"] == shown["train.dataset"]

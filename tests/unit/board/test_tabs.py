@@ -225,7 +225,12 @@ def test_a_run_fills_in_its_settings(run: Path, talk: _Chat, tiny_model: Path) -
     assert sampling == [0.5, 0.9, 64]
     assert status == "Nothing is loaded."
     runs, kept, gone = talk.offer("en", "play", "θ_1", "θ_9", *WHERE)
-    assert (runs.value, kept.value, gone.value) == ("play", "θ_1", None)
+    assert (runs.value, gone["value"]) == ("play", None)
+    assert kept["choices"] == gone["choices"] == offered(first)
+    assert "value" not in kept
+    runs, *untouched = talk.offer("en", None, "θ_1", None, *WHERE)
+    assert runs.value == "play"
+    assert all("choices" not in each for each in untouched), "whoever fills in the run chooses"
 
 
 def load(talk: _Chat, first: str | None = "θ_0", second: str | None = "θ_1", template: str = "qwen") -> list[str]:

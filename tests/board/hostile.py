@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts that a page could mistake for its own, and whether it did."""
+
+from __future__ import annotations
+
+from tests.board.browsing import Board
+
+
+HACK = "window.hacked = (window.hacked || 0) + 1"
+# What a browser, Markdown, KaTeX or a terminal would make something of.
+TEXTS = {
+    "script": f"<script>{HACK}</script>",
+    "image": f'<img src="x" onerror="{HACK}">',
+    "frame": f'</div></div></section><iframe srcdoc="<script>parent.{HACK}</script>"></iframe>',
+    "link": f"[click](javascript:{HACK.replace(' ', '')}) ![](http://203.0.113.1/seen.png)",
+    "markdown": "# heading\n- *item*\n\n| a | b |\n|---|---|\n| 1 | 2 |\n```\nopen",
+    "formula": f"$$\\href{{javascript:{HACK}}}{{x}}$$ \\(\\frac{{1}}{{0}}\\) {{{{7*7}}}}",
+    "style": "<style>body { display: none }</style><h1>big</h1>",
+}
+# The same as the name of a model's folder, which is in every log.
+FOLDER = "<img src=x onerror=window.hacked=1>"
+
+
+def assert_unharmed(board: Board) -> None:
+    assert board.page.evaluate("window.hacked") is None
+    assert board.page.locator("h1:text-is('big'), iframe[srcdoc], img[src='x']").count() == 0
+    assert board.page.locator("body").is_visible()
+    assert not [url for url in board.asked_outside if "203.0.113.1" in url]
