@@ -20,13 +20,14 @@ from tests.runs import Project
 
 
 SAVES = Path("saves/Custom/full")
-# Sixteen batches of one prompt each and as many steps an epoch: a phase lasts longer than looking where it is and
-# than the way of a signal to the process that works.
+# Sixteen batches of one prompt each and as many steps an epoch: a phase lasts longer than the half second between two
+# reports, and than the way of a signal to the process that works.
+STEPS = 160
 SETTINGS: dict[str, Any] = {
     "max_new_tokens": 96,
     "tpaw_generate_batch_tokens": 1,
     "per_device_train_batch_size": 1,
-    "num_train_epochs": 2.0,
+    "num_train_epochs": STEPS / 16,
     "plot_loss": True,
 }
 

@@ -12,7 +12,7 @@ import yaml
 from tests import demo
 from tests.board import hostile
 from tests.board.browsing import Board
-from tests.board.playing import SAVES, Play, choose_run, rows, weights
+from tests.board.playing import SAVES, STEPS, Play, choose_run, rows, weights
 from tests.board.server import Server
 from tests.processes import Started
 from tests.runs import Project
@@ -65,7 +65,7 @@ def test_abort_in_each_phase_and_start_continues(
             sampled = partial.count('"conversations"')
             assert 2 <= sampled < 16
     scores, checkpoint = cached(project), newest_checkpoint(project)
-    assert 0 < checkpoint < 32
+    assert 0 < checkpoint < STEPS
     board.press("Start")
     assert board.wait_for_end().startswith("Finished.")
     assert server.leaves_nothing()
@@ -75,7 +75,7 @@ def test_abort_in_each_phase_and_start_continues(
     assert command.wait() == 0, command.output
     assert rows(project, "halted", 0) == rows(reference, "play", 0)
     assert weights(project, "halted", 0) == weights(reference, "play", 0)
-    assert [entry["step"] for entry in project.history("Custom/full/halted_iter0")] == list(range(1, 33))
+    assert [entry["step"] for entry in project.history("Custom/full/halted_iter0")] == list(range(1, STEPS + 1))
 
 
 def cached(project: Project) -> dict[Path, int]:

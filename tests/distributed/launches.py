@@ -48,6 +48,7 @@ KINDS: dict[str, dict[str, Any] | None] = {
 # Steps of 8 triplets: 11 prompts with 3 each are trained on, so that the last step of an epoch has one triplet, and a
 # process none. The checkpoint is in the second epoch.
 WHOLE_BATCH, PROCESSES, CHECKPOINT = 8, 2, 7
+TOLERANCE, CACHED_TOLERANCE = 1e-4, 1e-5
 # Where `fully_sharded.py` counts the forward passes of scoring.
 PASSES = "passes"
 # Of a run that is resumed, `train_loss` is the mean over the steps since.
@@ -115,6 +116,15 @@ def compare(project: Project, name: str, reference: str) -> Apart:
     assert one.keys() == other.keys()
     apart.cached = max(abs(one[key] - value) / max(abs(value), 1.0) for key, value in other.items())
     return apart
+
+
+def hold_to_reference(project: Project, name: str, kind: str, found: dict[str, list[str]]) -> None:
+    """Assert that a run is the single process's within rounding, and note how far it is."""
+    apart = compare(project, name, "alone")
+    found.setdefault(kind, []).append(str(apart))
+    assert max(apart.logged.values()) < TOLERANCE, apart
+    assert apart.weights < TOLERANCE
+    assert apart.cached < CACHED_TOLERANCE
 
 
 def cached(project: Project, name: str) -> dict[tuple[str, bytes], float]:
