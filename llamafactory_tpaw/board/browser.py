@@ -26,6 +26,7 @@ WANTED: dict[str, tuple[str, bool | None]] = {
     "only": ("choice_only", True),
     "without": ("choice_without", False),
 }
+NO_RUN = ("—", "")
 # Sets whose rows can be shown.
 READABLE = ("whole", "partial", "damaged")
 
@@ -48,7 +49,7 @@ def _build() -> dict[str, Component]:
     made = Elements()
     add = made.add
     with gr.Row():
-        add(gr.Dropdown, "tpaw_browser_run", choices=[], value=None)
+        add(gr.Dropdown, "tpaw_browser_run", choices=[NO_RUN], value="")
         add(gr.Dropdown, "tpaw_browser_file", choices=[], value=None, scale=2)
         add(gr.Dropdown, "tpaw_browser_equal", choices=_filters("en"), value="all")
         add(gr.Dropdown, "tpaw_browser_truncated", choices=_filters("en"), value="all")
@@ -116,7 +117,7 @@ class _Browser:
         except TpawError as error:
             gr.Warning(escaped(error))
             names = []
-        return gr.Dropdown(choices=[("—", ""), *names], value=picked if picked in names else "")
+        return gr.Dropdown(choices=[NO_RUN, *names], value=picked if picked in names else "")
 
     def offer_files(
         self, run: str | None, picked: str | None, model_name: Any, finetuning_type: Any, dataset_dir: Any

@@ -53,6 +53,7 @@ def test_generated_text_is_shown_as_it_is(board: Board, project: Project) -> Non
     path.write_text("".join(triplet(number, text) for number, text in enumerate(TEXTS.values())))
     project.add_entry("hostile_iter0", triplet_entry("hostile_iter0"))
     board.tab("Triplets").click()
+    board.page.wait_for_function("document.querySelector('#tpaw_browser_file input').value")
     board.fill("tpaw_browser_file", "hostile_iter0")
     for kind in ("prompt", "target", "generated"):
         cells = board.page.locator(f".tpaw-{kind} .tpaw-text")
