@@ -58,6 +58,9 @@ def main(arguments: list[str]) -> int:
 
     if hasattr(api, "_terminate_process_handler"):
         api._terminate_process_handler = SignalHandler(api._terminate_process_handler)
+    if run.parse_args(arguments).max_restarts > 0:
+        # Ranks that are started again would meet in the store of the first ones, and read where those were.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         run.main(arguments)
     except ChildFailedError as error:

@@ -184,15 +184,30 @@ def test_missing_triplets_end_all_ranks_alike(project: Project, launch: Callable
 
 @every_launch
 def test_a_rank_killed_while_it_scores(project: Project, launch: Callable[..., Launch]) -> None:
-    slow = project.settings(0, **SETTINGS, tpaw_score_batch_tokens=1)
-    project.write("iter0.yaml", slow)
-    first = launch(project, "llamafactory-cli", "train", "iter0.yaml", **TWO)
-    first.wait_until(lambda: "theta_0 scores" in first.output and len(first.ranks()) == 2)
-    first.ranks()[1].kill()
+    project.write("iter0.yaml", project.settings(0, **SETTINGS, tpaw_score_batch_tokens=1))
+    said = project.root / "progress.json"
+    first = launch(project, "llamafactory-cli", "train", "iter0.yaml", **TWO, LLAMAFACTORY_TPAW_PROGRESS=str(said))
+    first.wait_until(lambda: len(first.ranks()) == 2)
+    ranks = first.ranks()
+    first.wait_until(lambda: is_scoring(said))
+    for rank in ranks:
+        rank.suspend()
+    assert is_scoring(said), "it went on to something else"
+    ranks[1].kill()
+    ranks[0].resume()
     assert first.end() == 137, first.output
-    assert "Rank 1 (process" in first.output
+    assert f"Rank 1 (process {ranks[1].pid} on {socket.gethostname()}) was ended by signal 9." in first.output
+    assert "'loss'" not in first.output
     again = launch(project, "llamafactory-cli", "train", "iter0.yaml", "num_train_epochs=1", **TWO)
     assert again.end() == 0, again.output
+
+
+def is_scoring(progress: Path) -> bool:
+    try:
+        now = json.loads(progress.read_text())
+    except FileNotFoundError:
+        return False
+    return now["phase"] == "scoring" and not now["ended"]
 
 
 @every_launch

@@ -122,3 +122,21 @@ def test_leaves_the_failure_where_the_command_looks(tmp_path: Path, monkeypatch:
     error = ranks._collected(tmp_path / "error.json")
     assert str(error).startswith("Rank 1 (process 42 on node7) was ended by signal 9.")
     assert error.exit_code == 137
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_ranks_that_are_started_again_meet_in_a_store_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, restarts: int
+) -> None:
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import api
+
+    name, seen = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", []
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    monkeypatch.setenv(interruption.PARENT, "0")
+    monkeypatch.setattr(interruption, "end_with_parent", lambda: None)
+    monkeypatch.setattr(api, "_terminate_process_handler", api._terminate_process_handler)
+    monkeypatch.setattr(run, "main", lambda arguments: seen.append(os.environ.get(name)))
+    assert torchrun.main([f"--max-restarts={restarts}", "script.py"]) == 0
+    assert seen == ["1" if restarts else None]
