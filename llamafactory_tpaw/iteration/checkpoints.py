@@ -49,5 +49,8 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _has_optimizer(checkpoint: Path) -> bool:
     """Whether training can continue exactly; with `save_only_model` it cannot."""
-    deepspeed = any(checkpoint.glob("global_step*"))
-    return deepspeed or all((checkpoint / name).is_file() for name in ("optimizer.pt", "scheduler.pt"))
+    if any(checkpoint.glob("global_step*")):  # DeepSpeed keeps the scheduler's state there, too
+        return True
+    # FSDP leaves optimizer.bin, or the shards of each process in a folder.
+    kinds = ("optimizer.pt", "optimizer.bin", "optimizer_*/.metadata")
+    return any(any(checkpoint.glob(kind)) for kind in kinds) and (checkpoint / "scheduler.pt").is_file()
