@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SAVES = Path("saves/Tiny/full")
 RUN_FILES = [f"yaml/tiny_tpaw_iter{iteration}.yaml" for iteration in range(3)]
 # As many of the demo's problems do for a test; `--whole-demo` takes them all.
-PROBLEMS = 192
+PROBLEMS = 96
 SFT_FILE = yaml.safe_load((ROOT / "yaml" / "tiny_sft.yaml").read_text())
 # What a user gives in the page to train theta_0 as yaml/tiny_sft.yaml does.
 SFT: dict[str, Any] = {

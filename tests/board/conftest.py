@@ -109,9 +109,6 @@ def played_in_page(
         board.wait_for(re.compile("Iteration 1 .*Training"))
         board.field("tpaw_players").get_by_text("θ_0 · sft").wait_for()
         board.picture("play-2-reloaded")
-    with play.held("training", playing=2, least=1):
-        board.wait_for(re.compile(r"Iteration 2 .*Training · [1-9]\d* of "))
-        board.picture("play-2-further")
     assert board.wait_for_end().startswith("Finished.")
     assert server.leaves_nothing()
     link = board.page.locator("#tpaw_report a")
