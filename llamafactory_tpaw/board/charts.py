@@ -143,11 +143,13 @@ class Charts:
         several = len(begun) > 1
         legend = f"      ┊ {say('column_iteration', language)}" if several else ""
         axis.set_xlabel(say("chart_step", language) + legend, color=INK)
+        if several:
+            axis.set_xlim(left=begun[0][0])
         for index, (start, number) in enumerate(begun if several else []):
             if index:
                 axis.axvline(start, color=QUIET, linewidth=1, linestyle=":")
             place = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points", "va": "top"}
-            axis.annotate(str(number), (start, 1), (8, -1), fontsize=10, color=QUIET, fontweight="bold", **place)
+            axis.annotate(str(number), (start, 1), (4, -1), fontsize=10, color=QUIET, fontweight="bold", **place)
 
 
 def _line(axis: Axes, log: TrainingLog, key: str, start: int, **look: Any) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,22 @@ def only_rounds(dataset_dir: str, names: list[str]) -> list[str]:
     return [name for name in names if name not in unfit]
 
 
-def of_run(values: Mapping[str, Any]) -> tuple[Choices, Choices]:
-    """Return what the lists of iterations and of players offer for the run that the page shows."""
+def of_run(values: Mapping[str, Any], players: Sequence[str] | None = None) -> tuple[Choices, Choices]:
+    r"""Return what the lists of iterations and of players offer for the run that the page shows.
+
+    Args:
+        values: What the page shows.
+        players: Of a run that is not on disk yet, θ_0 first.
+    """
     try:
         run = run_of_page(values)
         places = places_of(values)
         iterations = [(str(each.number), each.number) for each in runs.iterations_of(places, run)]
-        checkpoints = runs.checkpoints_of(places, run)
+        checkpoints = [(each.theta, each.path) for each in runs.checkpoints_of(places, run)]
     except TpawError:
         return [("0", 0)], []
-    return iterations, [(f"θ_{each.theta} · {_brief(each.path, run)}", each.path) for each in checkpoints]
+    named = checkpoints or list(enumerate(players or ()))
+    return iterations, [(f"θ_{theta} · {_brief(path, run)}", path) for theta, path in named]
 
 
 def next_iteration(values: Mapping[str, Any]) -> int:

@@ -221,7 +221,8 @@ class TrainTab:
             return gr.skip(), gr.skip()
         named = {"top.model_name": model_name, "top.finetuning_type": method}
         iterations, players = filling.of_run(named | {"train.dataset_dir": dataset_dir, "train.tpaw_run": run})
-        return gr.Dropdown(choices=iterations), gr.Dropdown(choices=players)
+        # Those of a new run are what was filled in.
+        return gr.Dropdown(choices=iterations), gr.Dropdown(choices=players) if players else gr.skip()
 
     def name_players(self, *shown: Any) -> Any:
         """Show the players by their names in the list: a list takes them from its choices only when it is set."""
@@ -245,7 +246,7 @@ class TrainTab:
             return {output: gr.skip()}
         try:
             shown, message = filling.filled_in(values, iteration(values), self._fits, lang)
-            iterations, players = filling.of_run(values)
+            iterations, players = filling.of_run(values, shown.get("train.tpaw_players"))
         except TpawError as error:
             return {output: session.complaint(list(dict.fromkeys([*error.problems, *filling.unreadable(values)])))}
         unreadable = filling.unreadable(values)

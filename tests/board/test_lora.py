@@ -40,6 +40,7 @@ def test_new_run_with_adapters(board: Board, server: Server, project: Project) -
     }.items():
         board.fill(name, value)
     board.wait_for("Iteration 0 of adapters filled in")
+    assert board.value("tpaw_players") == [f"θ_0 · {project.model}"]
     board.fill("tpaw_iterations", 2)
     board.press("Start")
     assert board.wait_for_end().startswith("Finished.")

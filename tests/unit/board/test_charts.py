@@ -47,7 +47,10 @@ def test_each_panel_has_its_curve_over_all_iterations() -> None:
     assert [(steps[0], values[0]) for steps, values in weights] == [(1, 1.0), (11, 0.5), (11, 0.5)]
     names = [text.get_text() for text in figure.axes[3].get_legend().get_texts()]
     assert names == ["$\\theta_{0}$", "$\\theta_{1}$"]
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0", "1"], "iteration 2 has not begun"
+    for axis in figure.axes:
+        assert [text.get_text() for text in axis.texts] == ["0", "1"], "iteration 2 has not begun"
+        assert [text.xy[0] for text in axis.texts] == [0, 10]
+        assert axis.get_xlim()[0] == 0, "the number of the first iteration stands in its panel"
 
 
 def test_the_iterations_before_the_first_file_are_drawn_too() -> None:

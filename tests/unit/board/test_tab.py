@@ -118,6 +118,7 @@ def test_new_run_takes_what_the_page_shows(demo: DrivenPage) -> None:
     demo.fire("tpaw_run", "input")
     assert demo["dataset"] == ["Custom_mine_iter0"]
     assert (demo["output_dir"], demo["tpaw_players"]) == ("mine_iter0", ["org/base"])
+    assert demo.properties["train.tpaw_players", "choices"] == [("θ_0 · org/base", "org/base")]
     assert (demo["tpaw_eta"], demo["tpaw_prompts"], demo["tpaw_iteration"]) == ("4", "gsm8k", 0)
 
 
