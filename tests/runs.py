@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from llamafactory_tpaw.data.source import triplet_entry
 
 
 TIMEOUT_S = 300
+# For tests that take many launches.
+every_launch = pytest.mark.skipif(
+    not os.environ.get("LLAMAFACTORY_TPAW_ALL_LAUNCHES"), reason="set LLAMAFACTORY_TPAW_ALL_LAUNCHES=1"
+)
 ADDITIONS = [
     {
         "question": f"Tom has {first} apples and buys {second}. Total?",

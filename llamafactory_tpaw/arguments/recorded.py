@@ -63,7 +63,7 @@ def same_value(first: Any, second: Any) -> bool:
 def _plain(value: Any) -> Any:
     """One form for values that mean the same: `2.0e-7` as text or number, a list or names with commas."""
     if isinstance(value, (list, tuple)):
-        return ",".join(str(item) for item in value)
+        value = ",".join(str(item) for item in value)
     if isinstance(value, str):
         try:
             return float(value)

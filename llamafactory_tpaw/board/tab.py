@@ -213,22 +213,20 @@ class TrainTab:
             return gr.skip(), gr.skip()
         return filling.only_rounds(dataset_dir, datasets or []), gr.Accordion(open=True)
 
-    def offer_iterations(
-        self, stage: str, model_name: str | None, method: str, dataset_dir: str, run: str | None
-    ) -> tuple[Any, Any]:
+    def offer_iterations(self, stage: str, *where: str | None) -> tuple[Any, Any]:
         """Offer the iterations and the checkpoints of a run."""
         if not is_our_stage(stage):
             return gr.skip(), gr.skip()
-        named = {"top.model_name": model_name, "top.finetuning_type": method}
-        iterations, players = filling.of_run(named | {"train.dataset_dir": dataset_dir, "train.tpaw_run": run})
+        iterations, players = _of_run(*where)
         # Those of a new run are what was filled in.
         return gr.Dropdown(choices=iterations), gr.Dropdown(choices=players) if players else gr.skip()
 
-    def name_players(self, *shown: Any) -> Any:
+    def name_players(self, stage: str, *shown: Any) -> Any:
         """Show the players by their names in the list: a list takes them from its choices only when it is set."""
+        if not is_our_stage(stage):
+            return gr.skip()
         *where, players = shown
-        _, named = self.offer_iterations(*where)
-        return gr.Dropdown(choices=named.choices, value=players) if isinstance(named, gr.Dropdown) else named
+        return gr.Dropdown(choices=_of_run(*where)[1], value=players)
 
     def choose_run(self, data: dict[Any, Any]) -> dict[Any, Any]:
         """Fill in the iteration of a run that comes next."""
@@ -267,6 +265,11 @@ class TrainTab:
             self.train[field.element.partition(".")[2]].__class__(interactive=field.key not in unused)
             for field in OURS
         ]
+
+
+def _of_run(model_name: str | None, method: str, dataset_dir: str, run: str | None) -> tuple[Any, Any]:
+    named = {"top.model_name": model_name, "top.finetuning_type": method}
+    return filling.of_run(named | {"train.dataset_dir": dataset_dir, "train.tpaw_run": run})
 
 
 def _set(shown: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -3,22 +3,15 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from llamafactory_tpaw.team.manifest import read_manifest
 from tests.board.browsing import Board
 from tests.board.server import Server
-from tests.runs import Project
+from tests.runs import Project, every_launch
 
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(
-        not os.environ.get("LLAMAFACTORY_TPAW_ALL_LAUNCHES"), reason="set LLAMAFACTORY_TPAW_ALL_LAUNCHES=1"
-    ),
-]
+pytestmark = [pytest.mark.integration, every_launch]
 
 
 def test_new_run_with_adapters(board: Board, server: Server, project: Project) -> None:

@@ -54,13 +54,13 @@ def merge(model: Path, adapters: list[Path], folder: Path) -> Path:
     return folder
 
 
-def save_random_adapter(model: Path, folder: Path, seed: int = 0, **config: Any) -> Path:
+def save_random_adapter(model: Path, folder: Path, **config: Any) -> Path:
     """Save an adapter that changes the model, and whole modules that differ from the model's."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     settings = {"r": 2, "target_modules": ["q_proj", "up_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(**settings | config))
     with torch.no_grad():
         for name, weight in adapted.named_parameters():

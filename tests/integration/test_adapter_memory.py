@@ -15,15 +15,10 @@ import pytest
 from tests import tiny
 from tests.integration.adapters import save_random_adapter, settings_of
 from tests.integration.pairs import add_pairs, make_pairs
-from tests.runs import Project
+from tests.runs import Project, every_launch
 
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(
-        not os.environ.get("LLAMAFACTORY_TPAW_ALL_LAUNCHES"), reason="set LLAMAFACTORY_TPAW_ALL_LAUNCHES=1"
-    ),
-]
+pytestmark = [pytest.mark.integration, every_launch]
 # Weights of 90 MB and adapters of 10 MB: what an adapter costs stands out from what two processes differ by anyway.
 MODEL = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6}
 LORA = {"lora_rank": 64, "lora_alpha": 64, "lora_target": "all", "learning_rate": 1e-4}

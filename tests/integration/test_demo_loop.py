@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,15 +12,10 @@ from safetensors.torch import load_file
 from llamafactory_tpaw.team.manifest import read_manifest
 from tests import demo
 from tests.processes import Started
-from tests.runs import Project
+from tests.runs import Project, every_launch
 
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(
-        not os.environ.get("LLAMAFACTORY_TPAW_ALL_LAUNCHES"), reason="set LLAMAFACTORY_TPAW_ALL_LAUNCHES=1"
-    ),
-]
+pytestmark = [pytest.mark.integration, every_launch]
 LOOP = "for t in 0 1 2; do llamafactory-cli train {} || exit; done"
 
 

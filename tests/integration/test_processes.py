@@ -8,7 +8,6 @@ torchrun itself, killed launchers, and two iterations on two nodes.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import sys
@@ -20,16 +19,13 @@ import psutil
 import pytest
 
 from tests.processes import Started
-from tests.runs import Project, Result
+from tests.runs import Project, Result, every_launch
 
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ranks end with torchrun by a call of Linux"),
 ]
-every_launch = pytest.mark.skipif(
-    not os.environ.get("LLAMAFACTORY_TPAW_ALL_LAUNCHES"), reason="set LLAMAFACTORY_TPAW_ALL_LAUNCHES=1"
-)
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 1,
     "num_train_epochs": 40.0,

@@ -60,6 +60,8 @@ def test_differences_name_key_and_both_values() -> None:
     [
         ("2.0e-7", 2e-7, True),
         (["a", "b"], "a, b", True),
+        (["2024"], "2024", True),
+        (["a", "b"], "b, a", False),
         (True, True, True),
         (True, "true", True),
         (True, 1, False),
