@@ -19,7 +19,7 @@ help:
 	@echo "make bench      measure time and memory of training against other trainers"
 	@echo "make lint       check style and formatting"
 	@echo "make docs       write docs/configuration.md, docs/commands.md and the README's table from the help"
-	@echo "make run-files  write yaml/ and data/dataset_info.json from llamafactory_tpaw/iteration/families.py"
+	@echo "make run-files  write yaml/ and data/dataset_info.json from llamafactory_tpaw/runs/families.py"
 
 venv: $(VENV)/.tpaw-installed
 
@@ -49,7 +49,7 @@ docs: $(VENV)/.tpaw-installed
 	@$(RUN) -m llamafactory_tpaw.cli.reference --write
 
 run-files: $(VENV)/.tpaw-installed
-	@$(RUN) -m llamafactory_tpaw.iteration.families
+	@$(RUN) -m llamafactory_tpaw.runs.families
 
 # The environment is made here and not in a rule of its own: an interrupted `venv` leaves a python without pip behind.
 $(VENV)/.tpaw-installed: $(PACKAGING)

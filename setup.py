@@ -78,8 +78,8 @@ setup(
     packages=find_packages(include=["llamafactory_tpaw", "llamafactory_tpaw.*"]),
     package_data={"llamafactory_tpaw": ["py.typed"]},
     install_requires=[
-        "llamafactory" + read_constant("llamafactory_tpaw/plugin/status.py", "SUPPORTED"),
-        "torch" + read_constant("llamafactory_tpaw/plugin/status.py", "TORCH"),
+        "llamafactory" + read_constant("llamafactory_tpaw/lf/status.py", "SUPPORTED"),
+        "torch" + read_constant("llamafactory_tpaw/lf/status.py", "TORCH"),
         "packaging",
         "filelock>=3.12",
         "psutil>=5.9",

@@ -17,9 +17,10 @@ class Finder:
 
     llamafactory_tpaw = True  # known by this even after a reload of this module
 
-    def __init__(self):
+    def __init__(self, extend):
         # Module name -> called with the module after its body ran. The package's entry is filled on its import.
         self.watched = {PACKAGE: None}
+        self.extend = extend
         self.failure = None
 
     def find_spec(self, name, path=None, target=None):
@@ -36,13 +37,11 @@ class Finder:
         return None
 
     def before(self, module):
-        """Load the seams when the package itself is about to run; a failure must not harm LlamaFactory."""
+        """Ask what to extend when the package itself is about to run; a failure must not harm LlamaFactory."""
         if module.__name__ != PACKAGE:
             return
         try:
-            from .plugin import seams
-
-            self.watched.update(seams.callbacks(module))
+            self.watched.update(self.extend(module))
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
 
@@ -80,10 +79,14 @@ def active_finder():
     return next((finder for finder in sys.meta_path if getattr(finder, "llamafactory_tpaw", False)), None)
 
 
-def install():
-    """Register the hook, once. Does nothing where it is switched off or where LlamaFactory is imported already."""
+def install(extend):
+    """Register the hook, once. Does nothing where it is switched off or where LlamaFactory is imported already.
+
+    `extend` is called with the module `llamafactory` before its body runs, and returns the names of modules with what
+    is called with each of them after its body ran.
+    """
     if os.environ.get(SWITCH) != "0" and PACKAGE not in sys.modules and active_finder() is None:
-        sys.meta_path.insert(0, Finder())
+        sys.meta_path.insert(0, Finder(extend))
 
 
 def inactive_reason():
@@ -96,6 +99,6 @@ def inactive_reason():
     if PACKAGE in sys.modules:
         return (
             "`llamafactory` was imported before llamafactory-tpaw's hook was registered. "
-            "Call `llamafactory_tpaw._hook.install()` before the first import of llamafactory."
+            "Call `llamafactory_tpaw.hook.start.install()` before the first import of llamafactory."
         )
     return "llamafactory-tpaw's hook is not registered. Start with `llamafactory-tpaw train` instead."

@@ -9,7 +9,7 @@ from unittest import mock
 
 from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
 from llamafactory_tpaw.data.encoding import TurnEncoder
-from llamafactory_tpaw.plugin import facade
+from llamafactory_tpaw.lf import facade
 from tests import tiny
 
 

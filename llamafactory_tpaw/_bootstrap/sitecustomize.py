@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers the hook in child processes where no `.pth` file is processed; see `plugin/bootstrap.py`."""
+"""Registers the hook in child processes where no `.pth` file is processed; see `hook/bootstrap.py`."""
 
 import os
 import sys
@@ -7,13 +7,13 @@ import sys
 
 def _install_hook():
     try:
-        from llamafactory_tpaw import _hook
+        from llamafactory_tpaw.hook import start
     except ImportError:
         # Started from a checkout: the children do not have its folder on their path. Last, so that it shadows nothing.
         sys.path.append(os.path.dirname(os.path.dirname(_here)))
-        from llamafactory_tpaw import _hook
+        from llamafactory_tpaw.hook import start
 
-    _hook.install()
+    start.install()
 
 
 def _run_shadowed():

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
-from ..plugin import facade
+from ..lf import facade
 
 
 if TYPE_CHECKING:

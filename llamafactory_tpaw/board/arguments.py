@@ -17,7 +17,7 @@ from ..arguments.fields import FIELDS, Range, parse_number, parse_value
 from ..arguments.recorded import same_value
 from ..arguments.start import Start
 from ..errors import ConfigError
-from ..plugin import facade
+from ..lf import facade
 from .fields import BY_KEY, KEPT, OURS, TABLE, Field, not_used
 
 

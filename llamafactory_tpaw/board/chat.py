@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gradio as gr
 
 from ..errors import TpawError
-from ..plugin import facade
+from ..lf import facade
 from .compare import Checkpoint, Pair, Sampling, chat_arguments
 from .locales import say
 from .markup import Line, conversation_html

@@ -8,10 +8,10 @@ from typing import Any
 
 from ..data.source import planned_entries, triplet_entry
 from ..errors import ConfigError, Findings
-from ..iteration.engine_check import check_engine
-from ..iteration.findings import Report
-from ..iteration.playlist import Item, check_runs, find_progress
-from ..iteration.preflight import make_plan
+from ..runs.engine_check import check_engine
+from ..runs.findings import Report
+from ..runs.playlist import Item, check_runs, find_progress
+from ..runs.preflight import make_plan
 from .places import Places
 from .writing import check_writable, generated
 

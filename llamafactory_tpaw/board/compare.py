@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, EnvironmentProblem
-from ..plugin import facade
+from ..lf import facade
 
 
 Messages = list[dict[str, str]]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..arguments.start import Start, adapter_names
 from ..errors import Findings
-from ..iteration.succession import names_in
+from ..runs.succession import names_in
 from ..team.manifest import path_from
 from ..team.players import HUB_NAME
 from .places import Places

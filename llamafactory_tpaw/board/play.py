@@ -19,8 +19,8 @@ import psutil
 
 from ..data.progress import PROGRESS_FILE
 from ..errors import ConfigError, EnvironmentProblem
-from ..plugin.given import read_given
-from ..plugin.interruption import SAVING_S, exit_code, started_child
+from ..lf.given import read_given
+from ..lf.signals import SAVING_S, exit_code, started_child
 from .text import plain
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..arguments.checks import read_tpaw_args
 from ..errors import ConfigError, DataError, TpawError
-from ..iteration.run_files import numbered
-from ..iteration.succession import split_numbered
-from ..plugin.given import mentions_stage, read_given
+from ..lf.given import mentions_stage, read_given
+from ..runs.run_files import numbered
+from ..runs.succession import split_numbered
 from ..team.fingerprint import BOARD_FILE
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from .places import Places

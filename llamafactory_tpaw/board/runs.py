@@ -18,11 +18,11 @@ from ..arguments.fields import FIELDS
 from ..arguments.recorded import different_settings, same_value
 from ..arguments.start import Start
 from ..errors import ConfigError, DataError, TpawError
-from ..iteration.run_files import numbered
-from ..iteration.scaffold.model import UNKNOWN_MODEL
-from ..iteration.scaffold.settings import slug
-from ..iteration.succession import names_in, next_settings, own_round
-from ..plugin import facade
+from ..lf import facade
+from ..runs.run_files import numbered
+from ..runs.scaffold.model import UNKNOWN_MODEL
+from ..runs.scaffold.settings import slug
+from ..runs.succession import names_in, next_settings, own_round
 from ..team.fingerprint import check_checkpoint_complete
 from ..team.manifest import MANIFEST, Manifest, path_from
 from ..team.players import HUB_NAME

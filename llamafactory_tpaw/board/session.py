@@ -20,8 +20,8 @@ from weakref import WeakSet
 import gradio as gr
 
 from ..errors import ConfigError, Findings, TpawError
-from ..plugin import facade
-from ..plugin.logs import get_logger
+from ..lf import facade
+from ..lf.logs import get_logger
 from . import watch
 from .arguments import STAGE, elements_from, settings_from
 from .charts import Charts

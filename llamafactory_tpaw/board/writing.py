@@ -11,9 +11,9 @@ from ..arguments.recorded import SECRET
 from ..data.locks import locked
 from ..data.source import DATASET_INFO, triplet_entry
 from ..errors import ConfigError, Findings
-from ..iteration.scaffold.writing import write_project
-from ..iteration.succession import names_in, own_round
-from ..iteration.yaml_text import settings_text
+from ..runs.scaffold.writing import write_project
+from ..runs.succession import names_in, own_round
+from ..runs.yaml_text import settings_text
 from ..team.fingerprint import BOARD_FILE
 from .datasets import dataset_info
 from .path_check import check_paths

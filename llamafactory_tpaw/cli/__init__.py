@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import EXIT_CODES, TpawError
-from ..plugin import interruption
-from ..plugin.failures import explained, settings_in
-from ..plugin.reporting import report
+from ..lf import signals
+from ..lf.failures import explained, settings_in
+from ..lf.reporting import report
 from . import check, completion, doctor, init, lineage, run, stage
 from .command import Command, HelpFormatter
 
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command.raw and not rest:
         parsers[name].error("a run file is needed, and none was given")
     try:
-        with interruption.raise_on_signals(), explained(lambda: settings_in(rest)):
+        with signals.raise_on_signals(), explained(lambda: settings_in(rest)):
             code = command.run(rest if command.raw else parsers[name].parse_intermixed_args(rest)) or 0
         sys.stdout.flush()
         return code
     except TpawError as error:
         return report(error)
     except KeyboardInterrupt as stop:
-        return interruption.report(stop)
+        return signals.report(stop)
     except BrokenPipeError:
         # What reads the output, `head` say, has seen enough. Python would fail again when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

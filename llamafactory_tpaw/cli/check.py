@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from ..plugin import bootstrap
+from ..hook import bootstrap
 from .command import Command, add_run_file
 from .libraries import be_quiet
 
@@ -40,7 +40,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # What libraries print on the way is no part of the answer.
     with contextlib.redirect_stdout(sys.stderr), shows as status:
         be_quiet()
-        check = importlib.import_module("llamafactory_tpaw.iteration.check").check
+        check = importlib.import_module("llamafactory_tpaw.runs.check").check
         result = check(
             [arguments.run_file, *arguments.overrides],
             with_model=arguments.model,

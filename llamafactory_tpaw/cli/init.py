@@ -14,10 +14,10 @@ from .step_line import clear_step, show_step
 
 
 if TYPE_CHECKING:
-    from ..iteration.run_files import Family
-    from ..iteration.scaffold.project import Project
-    from ..iteration.scaffold.settings import Settings
-    from ..iteration.scaffold.writing import Written
+    from ..runs.run_files import Family
+    from ..runs.scaffold.project import Project
+    from ..runs.scaffold.settings import Settings
+    from ..runs.scaffold.writing import Written
 
 LABEL_WIDTH = 10
 NOT_SETTINGS = ("overrides", "like", "force")
@@ -67,9 +67,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     show_step("LlamaFactory")
-    from ..iteration.scaffold.project import plan_project
-    from ..iteration.scaffold.settings import read_settings
-    from ..iteration.scaffold.writing import write_project
+    from ..runs.scaffold.project import plan_project
+    from ..runs.scaffold.settings import read_settings
+    from ..runs.scaffold.writing import write_project
 
     flags = {name: value for name, value in vars(arguments).items() if name not in NOT_SETTINGS}
     try:

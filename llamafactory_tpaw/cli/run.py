@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from ..plugin import bootstrap
-from ..plugin.interruption import end_with_parent
+from ..hook import bootstrap
+from ..lf.signals import end_with_parent
 from .command import RUN_FILE, Command
 
 
@@ -48,8 +48,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     end_with_parent()
     bootstrap.activate()
-    playlist = importlib.import_module("llamafactory_tpaw.iteration.playlist")
-    loop = importlib.import_module("llamafactory_tpaw.iteration.player_loop")
+    playlist = importlib.import_module("llamafactory_tpaw.runs.playlist")
+    loop = importlib.import_module("llamafactory_tpaw.runs.player_loop")
     files, overrides = playlist.split_words(arguments.words)
     if not files:
         raise ConfigError(f"No run file is given, only {' '.join(overrides)}. Name the YAML files to play, in order.")

@@ -3,18 +3,18 @@
 
 import importlib
 
-from ..plugin import bootstrap
+from ..hook import bootstrap
 from .command import Command, add_run_file
 
 
 def _generate(arguments: list[str]) -> int | None:
     bootstrap.activate()
-    return importlib.import_module("llamafactory_tpaw.iteration.launcher").generate(arguments)
+    return importlib.import_module("llamafactory_tpaw.runs.launcher").generate(arguments)
 
 
 def _score(arguments: list[str]) -> int | None:
     bootstrap.activate()
-    return importlib.import_module("llamafactory_tpaw.iteration.launcher").score(arguments)
+    return importlib.import_module("llamafactory_tpaw.runs.launcher").score(arguments)
 
 
 TRAIN = Command(

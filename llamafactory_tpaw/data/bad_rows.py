@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
-from ..plugin.logs import get_logger
+from ..lf.logs import get_logger
 
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from ..plugin import facade
+from ..lf import facade
 from .files import parse_json, read_json
 from .json_array import ArrayReader
 from .progress import BYTES, Progress

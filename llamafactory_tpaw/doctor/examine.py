@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 # The package may lie in a folder that only the command itself has on its path. -P: nothing in the working folder is
 # imported by accident.
-PROBE = f"import sys; sys.path.append({str(ROOT)!r}); from llamafactory_tpaw.plugin.probe import main; main()"
+PROBE = f"import sys; sys.path.append({str(ROOT)!r}); from llamafactory_tpaw.doctor.probe import main; main()"
 STEP_LIMIT_S = 300.0
 
 
@@ -31,7 +31,7 @@ def examine(steps: list[str], show: Callable[[str], None], limit_s: float = STEP
     r"""Take the probe's steps in a process of its own.
 
     Args:
-        steps: Names of the steps, see `plugin.probe`.
+        steps: Names of the steps, see `doctor.probe`.
         show: Is called with the name of each step when it begins.
         limit_s: Seconds that one step may take.
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from ..plugin.status import PACKAGE as LLAMAFACTORY
-from ..plugin.status import SUPPORTED, TORCH
+from ..lf.status import PACKAGE as LLAMAFACTORY
+from ..lf.status import SUPPORTED, TORCH
 from .packages import Package, install_command, reinstall_command
 
 

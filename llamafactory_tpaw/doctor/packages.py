@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ..plugin.status import PACKAGE as LLAMAFACTORY
-from ..plugin.status import SUPPORTED, TORCH
+from ..lf.status import PACKAGE as LLAMAFACTORY
+from ..lf.status import SUPPORTED, TORCH
 
 
 try:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..plugin import probe
-from ..plugin.status import PACKAGE as LLAMAFACTORY
+from ..doctor import probe
+from ..lf.status import PACKAGE as LLAMAFACTORY
 from .engines import vllm_program
 from .examine import Answer, examine
 from .findings import find_all

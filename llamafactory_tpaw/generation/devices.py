@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.progress import SILENT
 from ..errors import GenerationError
-from ..plugin.interruption import end_like_child, exit_code, started_child
-from ..plugin.logs import get_logger
+from ..lf.logs import get_logger
+from ..lf.signals import end_like_child, exit_code, started_child
 from .base import Response, ignore, units_left
 from .share import SHARE, Share
 

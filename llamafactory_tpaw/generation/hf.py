@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ..plugin.logs import get_logger
+from ..lf.logs import get_logger
 from .base import Request, Response, SamplingSettings, answer_units, ignore, plan_batches
 from .decoding import RowDecoder, obstacle
 from .sampling import choose, refuse_unsound, uniforms_of

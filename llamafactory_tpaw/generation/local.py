@@ -14,7 +14,7 @@ from ..data.prompts import load_prompts, selection
 from ..data.rounds import list_opponents, origin_problems, prompts_problems, split_names
 from ..data.triplets import read_meta
 from ..errors import DataError, EnvironmentProblem, Findings
-from ..plugin.logs import get_logger
+from ..lf.logs import get_logger
 from ..team.forward import autocast_dtype
 from ..team.loading import load_generator
 from ..team.machine import hardware

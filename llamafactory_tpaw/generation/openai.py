@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments.engine import KEY_VARIABLES
 from ..arguments.start import Start
 from ..errors import ConfigError, GenerationError
-from ..plugin.logs import get_logger
+from ..lf.logs import get_logger
 from .answers import gives_ids, prompt_count, read_chat, read_completion
 from .base import Failure, ignore
 from .bodies import CHAT, COMPLETIONS, Bodies, PromptText, stop_texts

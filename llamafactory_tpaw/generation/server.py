@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GenerationError
-from ..plugin.status import PACKAGE
+from ..lf.status import PACKAGE
 from .endpoint import Cut, Endpoint, TooSlow, Trouble
 from .pressure import Pressure
 

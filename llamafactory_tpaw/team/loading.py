@@ -11,7 +11,7 @@ import torch
 from transformers import set_seed
 
 from ..arguments.start import Start
-from ..plugin import facade
+from ..lf import facade
 from .engine import place, precision_of, sharding_of
 from .forward import freeze
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..arguments.start import Start
 from ..data.encoding import TurnEncoder, tokenizer_digest
 from ..errors import ConfigError, DataError, Findings
-from ..plugin import facade
+from ..lf import facade
 from .compatibility import adapter_fit_problems, position_problems, stacking_problems, vocabulary_problems
 from .fingerprint import chain_fingerprints
 from .players import (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..plugin import facade
+from ..lf import facade
 
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

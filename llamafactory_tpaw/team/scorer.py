@@ -16,7 +16,7 @@ import torch
 from ..data.layout import LayoutCosts, Row, is_shared, lay_out, pack, padded
 from ..data.progress import Progress
 from ..errors import CacheError, EnvironmentProblem
-from ..plugin.logs import get_logger
+from ..lf.logs import get_logger
 from .cache import LogpCache, sequence_key
 from .engine import precision_of, release, shard, sharding_of
 from .fingerprint import config_digest

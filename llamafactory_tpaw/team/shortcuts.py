@@ -12,7 +12,7 @@ import torch
 
 from ..data.layout import LayoutCosts, Row, lay_out, pack, separate
 from ..errors import ConfigError
-from ..plugin.logs import get_logger
+from ..lf.logs import get_logger
 from .engine import sharding_of, unsharded
 from .forward import attention_of, autocast, autocast_dtype, response_logps, rounding
 from .head import text_config, unwrap

@@ -19,7 +19,7 @@ from ..data.rounds import split_names
 from ..data.source import find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, meta_path, read_meta
 from ..errors import DataError
-from ..plugin.logs import get_logger
+from ..lf.logs import get_logger
 from ..team.fingerprint import digest_other_files, fingerprint_checkpoint, hash_weights, identity, weight_dtype
 from ..team.machine import hardware, now, versions
 from ..team.manifest import MANIFEST, Manifest, moved_manifest, read_manifest, relative_path, write_manifest

@@ -34,7 +34,7 @@ from ..data.source import Entry, find_entry, is_triplet_file
 from ..data.token_store import TokenStore
 from ..data.triplets import TripletMeta, opponent_place, read_meta
 from ..errors import ConfigError, DataError, Findings
-from ..plugin.logs import get_logger
+from ..lf.logs import get_logger
 from ..team.manifest import MANIFEST, read_manifest
 from ..team.members import Member, Team, load_team
 from ..team.opponent import opponent_fingerprint

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from ..plugin.interruption import Terminated, Termination, termination_deferred
-from ..plugin.logs import get_logger
+from ..lf.logs import get_logger
+from ..lf.signals import Terminated, Termination, termination_deferred
 
 
 if TYPE_CHECKING:

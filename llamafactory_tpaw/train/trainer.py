@@ -14,8 +14,8 @@ from transformers import Trainer, TrainerCallback
 from ..data.collator import RESPONSE_INDICES, STAND_IN, GroupSampler, count_triplets
 from ..data.sharding import ShardedSampler
 from ..errors import TpawError
+from ..lf import facade
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
-from ..plugin import facade
 from ..team.forward import autocast_dtype, disable_dropout, response_logps, rounding
 from ..team.processes import Processes
 from .metrics import FLIPPED, MetricBuffer, sequence_metrics, tpaw_metrics, tspin_metrics

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arguments.parsed import RunArguments
 from ..data.collator import TripletCollator, TripletDataset
-from ..plugin import facade
+from ..lf import facade
 from ..team.engine import sharding_of
 from ..team.loading import load_policy, to_device
 from ..team.members import load_members
@@ -111,7 +111,7 @@ def _make_trainer(
     datasets: Sequence[TripletDataset],
     eval_sets: dict[str, TripletDataset],
 ) -> TpawTrainer:
-    from ..plugin.log_callback import with_tpaw_metrics
+    from ..train.log_callback import with_tpaw_metrics
     from .trainer import TpawTrainer
 
     run.training.remove_unused_columns = False

@@ -24,8 +24,8 @@ import os, socket, sys
 os.environ["USE_RAY"] = "1"
 import ray
 from llamafactory.train.tuner import Worker
-from llamafactory_tpaw.iteration.launcher import prepare
-from llamafactory_tpaw.plugin.given import read_given
+from llamafactory_tpaw.runs.launcher import prepare
+from llamafactory_tpaw.lf.given import read_given
 
 with prepare(sys.argv[1:2]):
     ray.init(num_cpus=2, include_dashboard=False, _temp_dir=sys.argv[2])

@@ -112,7 +112,7 @@ def rows() -> Any:
 def test_switched_players_say_what_whole_models_say(
     played_lora: Played, merged: list[Path], rows: Any, new_adapter: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llamafactory_tpaw.plugin import facade
+    from llamafactory_tpaw.lf import facade
     from llamafactory_tpaw.team.members import load_encoder
 
     project, _ = played_lora

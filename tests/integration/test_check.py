@@ -15,12 +15,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from llamafactory_tpaw.data.collator import TripletDataset
 from llamafactory_tpaw.errors import EnvironmentProblem
-from llamafactory_tpaw.iteration.check import check, check_start
-from llamafactory_tpaw.iteration.estimates.hours import measure_speed
-from llamafactory_tpaw.iteration.estimates.passes import collator_of
-from llamafactory_tpaw.iteration.estimates.workload import describe_workload, take_sample, worst_batch
-from llamafactory_tpaw.iteration.preflight import make_plan
-from llamafactory_tpaw.plugin import facade
+from llamafactory_tpaw.lf import facade
+from llamafactory_tpaw.runs.check import check, check_start
+from llamafactory_tpaw.runs.estimates.hours import measure_speed
+from llamafactory_tpaw.runs.estimates.passes import collator_of
+from llamafactory_tpaw.runs.estimates.workload import describe_workload, take_sample, worst_batch
+from llamafactory_tpaw.runs.preflight import make_plan
 from llamafactory_tpaw.team.forward import disable_dropout, response_logps
 from llamafactory_tpaw.team.members import load_encoder
 from llamafactory_tpaw.team.shortcuts import find_shortcuts
@@ -230,8 +230,8 @@ def test_what_does_not_fit(project: runs.Project, monkeypatch: pytest.MonkeyPatc
 
 
 def test_device_that_is_too_small(project: runs.Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llamafactory_tpaw.iteration import check as module
-    from llamafactory_tpaw.iteration.estimates.memory import Device
+    from llamafactory_tpaw.runs import check as module
+    from llamafactory_tpaw.runs.estimates.memory import Device
 
     monkeypatch.setattr(module, "device_of", lambda run: Device("a watch", 400_000))
     result = check(project.settings(2))

@@ -135,7 +135,7 @@ def test_switched_off_hook_adds_nothing(tmp_path: Path) -> None:
         "from llamafactory.extras.constants import TRAINING_STAGES\n"
         "import sys\n"
         "print('tpaw_eta' in FinetuningArguments.__dataclass_fields__, 'TPAW' in TRAINING_STAGES,\n"
-        "      'llamafactory_tpaw.plugin' in sys.modules)\n"
+        "      'llamafactory_tpaw.hook.seams' in sys.modules)\n"
     )
     out, _ = finish(start([sys.executable, "-c", code], tmp_path, **{SWITCH: "0"}))
     assert out.split()[-3:] == ["False", "False", "False"]

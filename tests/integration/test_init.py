@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from llamafactory_tpaw import cli
-from llamafactory_tpaw.iteration.preflight import make_plan
-from llamafactory_tpaw.iteration.scaffold import machine
-from llamafactory_tpaw.iteration.scaffold.machine import Machine
+from llamafactory_tpaw.runs.preflight import make_plan
+from llamafactory_tpaw.runs.scaffold import machine
+from llamafactory_tpaw.runs.scaffold.machine import Machine
 from tests.runs import ADDITIONS
 
 
@@ -117,7 +117,7 @@ def test_a_base_model_gets_its_sft_file(data: str, tiny_model: Path, capsys: pyt
 def test_on_a_machine_with_accelerators(
     data: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from llamafactory_tpaw.iteration.scaffold import project
+    from llamafactory_tpaw.runs.scaffold import project
 
     monkeypatch.setattr(project, "look_at_machine", lambda: GPU)
     assert init("--model", tiny_model, "--data", data, "--name", "mine", "--iterations", 2) == 0

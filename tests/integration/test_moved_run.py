@@ -14,7 +14,7 @@ import pytest
 
 from llamafactory_tpaw import cli
 from llamafactory_tpaw.errors import TpawError
-from llamafactory_tpaw.iteration import launcher
+from llamafactory_tpaw.runs import launcher
 from tests.runs import Project, Result
 
 

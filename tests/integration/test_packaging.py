@@ -23,6 +23,7 @@ PACKAGE = "llamafactory_tpaw"
 STARTUP_FILES = {"llamafactory_tpaw.pth", "llamafactory_tpaw.start"}
 SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "README.md", *sorted(STARTUP_FILES))
 EXTRAS = {"vllm", "openai", "deepspeed", "flash-attn", "eval", "ray", "dev"}
+LIGHT = ["llamafactory_tpaw", "llamafactory_tpaw._hook", "llamafactory_tpaw.hook", "llamafactory_tpaw.hook.start"]
 BUILD_TOOLS = ("setuptools", "_distutils_hack", "pkg_resources", "wheel")
 HOOK_IS_ACTIVE = (
     "import sys; print(any(getattr(finder, 'llamafactory_tpaw', False) for finder in sys.meta_path), "
@@ -118,7 +119,7 @@ def package_files(folder: Path) -> set[str]:
 def check_installed(environment: Environment) -> None:
     """The hook is active and light, its switch works, and pip knows of the files."""
     assert environment.run("-c", HOOK_IS_ACTIVE).split()[0] == "True"
-    assert environment.run("-c", HOOK_IS_ACTIVE).split()[1:] == ["llamafactory_tpaw", "llamafactory_tpaw._hook"]
+    assert environment.run("-c", HOOK_IS_ACTIVE).split()[1:] == LIGHT
     assert environment.run("-c", HOOK_IS_ACTIVE, LLAMAFACTORY_TPAW="0").split()[0] == "False"
     assert environment.record() >= STARTUP_FILES
     command = [str(environment.scripts / "llamafactory-tpaw"), "--version"]

@@ -220,7 +220,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint(project: Project, launch: 
 
 
 @every_launch
-@pytest.mark.parametrize("killed", ["llamafactory-cli", "llamafactory_tpaw.plugin.torchrun"])
+@pytest.mark.parametrize("killed", ["llamafactory-cli", "llamafactory_tpaw.hook.torchrun"])
 def test_ranks_end_with_a_killed_launcher(project: Project, launch: Callable[..., Launch], killed: str) -> None:
     command = launch(project, "llamafactory-cli", "train", "iter0.yaml", **TWO)
     command.wait_until(lambda: command.trains(2))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.iteration.launcher import prepare
+from llamafactory_tpaw.runs.launcher import prepare
 from tests.integration.pairs import add_pairs, make_pairs, pair_settings
 from tests.runs import Project
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llamafactory_tpaw.plugin.interruption import Terminated
+from llamafactory_tpaw.lf.signals import Terminated
 from llamafactory_tpaw.train import stopping
 from llamafactory_tpaw.train.trainer import TpawTrainer
 from tests.runs import Project, Result

@@ -37,8 +37,8 @@ def train_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Refusal]:
     """
     from llamafactory import launcher as command
 
-    from llamafactory_tpaw.iteration import launcher
-    from llamafactory_tpaw.plugin import dispatch
+    from llamafactory_tpaw.hook import dispatch
+    from llamafactory_tpaw.runs import launcher
 
     reported: list[str] = []
     report = dispatch.report
@@ -64,7 +64,7 @@ def train_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Refusal]:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test where a model is loaded."""
-    from llamafactory_tpaw.plugin import facade
+    from llamafactory_tpaw.lf import facade
 
     def load_model(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from llamafactory_tpaw import _hook
+from llamafactory_tpaw.hook import start
 from tests.unit.board import projects
 from tests.unit.board.page import DrivenPage, build_page
 
 
-_hook.install()
+start.install()
 
 
 @pytest.fixture(scope="session")

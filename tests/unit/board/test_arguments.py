@@ -13,8 +13,8 @@ from llamafactory_tpaw.arguments.fields import FIELDS
 from llamafactory_tpaw.board.arguments import elements_from, settings_from
 from llamafactory_tpaw.board.fields import BY_KEY, OURS, TABLE, not_used
 from llamafactory_tpaw.errors import ConfigError
-from llamafactory_tpaw.iteration.families import FAMILIES
-from llamafactory_tpaw.plugin import facade
+from llamafactory_tpaw.lf import facade
+from llamafactory_tpaw.runs.families import FAMILIES
 from tests.unit.board.projects import committed
 
 

@@ -103,7 +103,7 @@ def test_labels_fit_common_components() -> None:
 
 def test_every_message_that_is_said_is_there() -> None:
     folder = Path(locales.__file__).parents[1]
-    sources = [path.read_text() for path in (*folder.glob("*.py"), folder.parent / "plugin" / "board.py")]
+    sources = [path.read_text() for path in (*folder.glob("*.py"), folder.parent / "hook" / "board.py")]
     said_names = {name for text in sources for name in re.findall(r"\bsay\(\s*[\"'](\w+)[\"']", text)}
     assert len(said_names) > 20
     assert said_names - set(MESSAGES) == set()

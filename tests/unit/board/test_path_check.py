@@ -12,7 +12,7 @@ from llamafactory_tpaw.board.path_check import check_paths
 from llamafactory_tpaw.board.places import Places
 from llamafactory_tpaw.board.runs import following, write_run_files
 from llamafactory_tpaw.errors import ConfigError
-from llamafactory_tpaw.iteration.yaml_text import settings_text
+from llamafactory_tpaw.runs.yaml_text import settings_text
 from tests.unit.board.projects import committed, copy_project, play
 
 

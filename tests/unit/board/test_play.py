@@ -117,7 +117,7 @@ def test_it_lives_as_long_as_the_board_and_not_as_the_thread_that_asked(tmp_path
     """The board is a process of its own here, killed in the end; its child ends as `llamafactory-tpaw` does."""
     child = tmp_path / "child.py"
     child.write_text(
-        "import time\nfrom llamafactory_tpaw.plugin.interruption import end_with_parent\n"
+        "import time\nfrom llamafactory_tpaw.lf.signals import end_with_parent\n"
         "end_with_parent()\nprint('ready', flush=True)\ntime.sleep(600)\n"
     )
     program = tmp_path / "python"

@@ -15,8 +15,8 @@ from llamafactory_tpaw.arguments.start import Start
 from llamafactory_tpaw.board import runs
 from llamafactory_tpaw.board.places import Places
 from llamafactory_tpaw.errors import ConfigError
-from llamafactory_tpaw.iteration import families
-from llamafactory_tpaw.iteration.yaml_text import settings_text
+from llamafactory_tpaw.runs import families
+from llamafactory_tpaw.runs.yaml_text import settings_text
 from tests.unit.board.projects import committed, copy_project, copy_run_files, play, save_model
 
 

@@ -14,7 +14,7 @@ import pytest
 from llamafactory_tpaw.board.fields import OURS
 from llamafactory_tpaw.board.filling import ELEMENTS
 from llamafactory_tpaw.board.locales import LANGUAGES, LOCALES
-from llamafactory_tpaw.plugin import board, seams
+from llamafactory_tpaw.hook import board, seams
 from tests.unit.board.page import DrivenPage
 
 

@@ -14,7 +14,7 @@ from llamafactory_tpaw.board.runs import following, write_run_files
 from llamafactory_tpaw.data.locks import locked
 from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem, InUseError
-from llamafactory_tpaw.plugin.given import read_given
+from llamafactory_tpaw.lf.given import read_given
 from tests.unit.board.projects import committed, copy_project
 
 

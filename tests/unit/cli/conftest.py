@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stand-ins of the plugin's tests, for commands that start LlamaFactory."""
+"""The stand-ins of the hook's tests, for commands that start LlamaFactory."""
 
-from tests.unit.plugin.conftest import calls
+from tests.unit.hook.conftest import calls
 
 
 __all__ = ["calls"]

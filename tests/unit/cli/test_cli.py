@@ -12,7 +12,7 @@ import pytest
 
 from llamafactory_tpaw import __version__, _hook, cli
 from llamafactory_tpaw.errors import EXIT_CODES, GenerationError
-from llamafactory_tpaw.plugin import bootstrap
+from llamafactory_tpaw.hook import bootstrap
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_wrong_use_ends_with_2(argv: list[str], capsys: pytest.CaptureFixture[st
 
 def test_commands_hand_their_arguments_over(calls: object, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    launcher = sys.modules["llamafactory_tpaw.iteration.launcher"]
+    launcher = sys.modules["llamafactory_tpaw.runs.launcher"]
     monkeypatch.setattr(launcher, "generate", lambda argv: seen.append(argv))
     monkeypatch.setattr(launcher, "score", lambda argv: seen.append(argv) or 5)
     assert cli.main(["generate", "a.yaml", "b=c"]) == 0
@@ -121,7 +121,7 @@ def test_errors_are_messages(
     def generate(argv: list[str]) -> None:
         raise GenerationError("the engine is gone.")
 
-    monkeypatch.setattr(sys.modules["llamafactory_tpaw.iteration.launcher"], "generate", generate)
+    monkeypatch.setattr(sys.modules["llamafactory_tpaw.runs.launcher"], "generate", generate)
     monkeypatch.delenv("LLAMAFACTORY_VERBOSITY", raising=False)
     assert cli.main(["generate", "a.yaml"]) == GenerationError.exit_code
     assert capsys.readouterr().err == "llamafactory-tpaw: error: the engine is gone.\n"

@@ -16,9 +16,9 @@ import pytest
 from llamafactory_tpaw import cli
 from llamafactory_tpaw.cli.run import duration
 from llamafactory_tpaw.errors import ConfigError
-from llamafactory_tpaw.iteration import player_loop, playlist
-from llamafactory_tpaw.iteration.player_loop import Outcome
-from llamafactory_tpaw.iteration.playlist import Item
+from llamafactory_tpaw.runs import player_loop, playlist
+from llamafactory_tpaw.runs.player_loop import Outcome
+from llamafactory_tpaw.runs.playlist import Item
 
 
 SUMMARY = {
@@ -33,7 +33,7 @@ SUMMARY = {
 
 @pytest.fixture(autouse=True)
 def _light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamafactory_tpaw.plugin.bootstrap.activate", lambda: None)
+    monkeypatch.setattr("llamafactory_tpaw.hook.bootstrap.activate", lambda: None)
     monkeypatch.setattr(player_loop, "_result", lambda folder: SUMMARY)
 
 

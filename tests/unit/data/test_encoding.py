@@ -20,7 +20,7 @@ from llamafactory_tpaw.data.encoding import (
     template_digest,
     tokenizer_digest,
 )
-from llamafactory_tpaw.plugin import facade
+from llamafactory_tpaw.lf import facade
 from tests import encoders, tiny
 
 

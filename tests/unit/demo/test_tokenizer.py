@@ -13,7 +13,7 @@ from demo.evaluate import encode_prompt
 from demo.make_task import SIZES, write_base_model
 from demo.problems import make_splits
 from demo.tokenizer import SIGNS, build_tokenizer, vocabulary
-from llamafactory_tpaw.plugin import facade
+from llamafactory_tpaw.lf import facade
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from llamafactory_tpaw.doctor import probe
 from llamafactory_tpaw.doctor.examine import Answer, examine
-from llamafactory_tpaw.plugin import probe
 
 
 def test_every_step_has_an_answer(fake: Callable[..., Path]) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.doctor import report
+from llamafactory_tpaw.doctor import probe, report
 from llamafactory_tpaw.doctor.examine import Answer
 from llamafactory_tpaw.doctor.packages import Package
-from llamafactory_tpaw.plugin import probe
 
 
 PACKAGES = (

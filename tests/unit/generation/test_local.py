@@ -18,7 +18,7 @@ from llamafactory_tpaw.generation import devices, local
 from llamafactory_tpaw.generation.devices import DeviceEngine
 from llamafactory_tpaw.generation.hf import HfEngine
 from llamafactory_tpaw.generation.share import SHARE, Share
-from llamafactory_tpaw.plugin import facade
+from llamafactory_tpaw.lf import facade
 from tests import encoders
 from tests.runs import Project
 

@@ -222,7 +222,7 @@ def download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., H
     """Return a function that downloads `org/model` with these files."""
     import huggingface_hub
 
-    from llamafactory_tpaw.plugin import facade
+    from llamafactory_tpaw.lf import facade
 
     def start(*files: str, **changes: Any) -> Hub:
         hub = Hub(tmp_path / "hub", *files)

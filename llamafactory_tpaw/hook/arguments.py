@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seam `arguments`: LlamaFactory's `FinetuningArguments` with the `tpaw_*` keys and the stage."""
+
+# No `from __future__ import annotations`: the class below is filed under LlamaFactory's module, where the names of
+# string annotations would not resolve.
+
+import dataclasses
+from types import ModuleType
+from typing import Any, Literal, get_args, get_origin
+
+from ..arguments.fields import TpawArguments
+from ..errors import ConfigError
+from ..lf.status import check
+
+
+STAGE = "tpaw"
+BACKENDS = ("use_hyper_parallel", "use_mca", "use_megatron_bridge")
+BACKEND_PROBLEM = (
+    "`{key}` is true, but stage `tpaw` trains with transformers' Trainer only. "
+    "Remove the key, and use torchrun with `deepspeed` or FSDP for several devices."
+)
+
+
+def extend_arguments(module: ModuleType) -> None:
+    """Replace the module's `FinetuningArguments` by a subclass of it that knows stage `tpaw` and its keys.
+
+    Must run before anything copies the class out of the module.
+
+    Raises:
+        SeamMissing: If the class is not the dataclass that is expected, or has `tpaw_*` keys already.
+    """
+    base = getattr(module, "FinetuningArguments", None)
+    check(isinstance(base, type) and dataclasses.is_dataclass(base), "there is no dataclass `FinetuningArguments`")
+    known = {spec.name: spec for spec in dataclasses.fields(base)}
+    stage = known.get("stage")
+    check(stage is not None and get_origin(stage.type) is Literal, "its field `stage` is not a choice of names")
+    check(callable(getattr(base, "__post_init__", None)), "it has no `__post_init__`")
+    clashes = sorted(known.keys() & {spec.name for spec in dataclasses.fields(TpawArguments)})
+    check(not clashes and STAGE not in get_args(stage.type), f"it has {clashes or STAGE} already")
+    module.FinetuningArguments = _extended(base, stage)
+
+
+def _extended(base: type, old_stage: "dataclasses.Field[Any]") -> type:
+    stages = Literal[(*get_args(old_stage.type), STAGE)]
+
+    @dataclasses.dataclass
+    class FinetuningArguments(TpawArguments, base):
+        stage: stages = dataclasses.field(default=old_stage.default, metadata=old_stage.metadata)
+
+        def __post_init__(self) -> None:
+            problems = backend_problems(self)
+            try:
+                TpawArguments.__post_init__(self)
+            except ConfigError as error:
+                problems += error.problems
+            if problems:
+                raise ConfigError(problems)
+            base.__post_init__(self)
+
+    # pickle, inspect and typing look the class up where LlamaFactory has it.
+    for name in ("__module__", "__qualname__", "__doc__"):
+        setattr(FinetuningArguments, name, getattr(base, name))
+    return FinetuningArguments
+
+
+def backend_problems(finetuning_args: Any) -> list[str]:
+    """Return a message for each training backend that is switched on and that stage `tpaw` does not run on."""
+    if finetuning_args.stage != STAGE:
+        return []
+    return [BACKEND_PROBLEM.format(key=key) for key in BACKENDS if getattr(finetuning_args, key, False)]

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seams: which LlamaFactory modules are extended, by what, and what became of it."""
+
+import functools
+import sys
+from collections.abc import Callable
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import NamedTuple
+
+from ..errors import TpawError
+from ..lf.given import mentions_stage
+from ..lf.signals import exit_at_signals
+from ..lf.status import RECORD, SeamMissing, SeamStatus, missing_message, require_seams
+from . import board, dispatch, stages
+from .arguments import extend_arguments
+
+
+__all__ = ["callbacks", "require_seams", "seam_status"]
+
+# How LlamaFactory's command line is started: its two scripts, and `python -m llamafactory.cli`.
+PROGRAMS = ("llamafactory-cli", "lmf", "-m", "cli")
+
+
+class Seam(NamedTuple):
+    """What `callbacks` turns into a `SeamStatus` and a callback."""
+
+    name: str
+    target: str
+    purpose: str
+    required: bool
+    apply: Callable[[ModuleType], None]
+    fallback: Callable[[ModuleType], None] | None = None
+    board: bool = False
+
+
+SEAMS = (
+    Seam(
+        "arguments",
+        "llamafactory.hparams.finetuning_args.FinetuningArguments",
+        "the `tpaw_*` keys",
+        True,
+        extend_arguments,
+    ),
+    Seam(
+        "dispatch",
+        "llamafactory.train.tuner._training_function",
+        "starts the stage's training",
+        True,
+        dispatch.extend_tuner,
+        dispatch.guard_tuner,
+    ),
+    Seam(
+        "launch",
+        "llamafactory.launcher.launch",
+        "generates before the training processes start",
+        True,
+        dispatch.extend_launcher,
+    ),
+    Seam(
+        "launch_v1",
+        "llamafactory.v1.launcher.launch",
+        "says that stage `tpaw` does not run with USE_V1",
+        False,
+        dispatch.extend_v1_launcher,
+    ),
+    Seam(
+        "stages",
+        "llamafactory.extras.constants.TRAINING_STAGES",
+        "LlamaBoard's list of stages",
+        False,
+        stages.extend_stages,
+    ),
+    Seam(
+        "board_words",
+        "llamafactory.webui.locales.LOCALES",
+        "the texts of LlamaBoard's tab",
+        False,
+        board.extend_words,
+        board=True,
+    ),
+    Seam(
+        "board_runner",
+        "llamafactory.webui.runner.Runner",
+        "what LlamaBoard's Start, Abort and Preview do",
+        False,
+        board.extend_runner,
+        board=True,
+    ),
+    Seam(
+        "board_train",
+        "llamafactory.webui.components.train.create_train_tab",
+        "LlamaBoard's tab for the `tpaw_*` keys",
+        False,
+        board.extend_train_tab,
+        board=True,
+    ),
+    Seam(
+        "board_tabs",
+        "llamafactory.webui.components.footer.create_footer",
+        "LlamaBoard's triplet browser and chat",
+        False,
+        board.extend_tabs,
+        board=True,
+    ),
+    Seam(
+        "board_top",
+        "llamafactory.webui.components.top.get_model_info",
+        "what LlamaBoard knows of a model whose configuration is loaded",
+        False,
+        board.extend_top,
+        board=True,
+    ),
+    Seam(
+        "board_data",
+        "llamafactory.webui.components.data.can_preview",
+        "LlamaBoard's choice of triplets that are not there yet",
+        False,
+        board.extend_data,
+        board=True,
+    ),
+    Seam(
+        "board_settings",
+        "llamafactory.webui.common.save_config",
+        "keeps LlamaBoard's own settings whole while they are read",
+        False,
+        board.extend_settings,
+        board=True,
+    ),
+)
+
+
+def seam_status() -> list[SeamStatus]:
+    """Return what became of each seam; all are `waiting` while LlamaFactory is not imported."""
+    return list(RECORD.values()) or [_waiting(seam) for seam in SEAMS]
+
+
+def callbacks(package: ModuleType) -> dict[str, Callable[[ModuleType], None]]:
+    """Start the record anew and return what is to run after each module's body.
+
+    Args:
+        package: The module `llamafactory`, before its body runs.
+    """
+    if Path(sys.argv[0]).stem in PROGRAMS and sys.argv[1:2] == ["train"] and mentions_stage(sys.argv[2:]):
+        exit_at_signals()  # until the command takes over: importing LlamaFactory takes a while
+    RECORD.clear()
+    found = {}
+    for seam in SEAMS:
+        status = RECORD[seam.name] = _waiting(seam)
+        if _exists(status.module, package):
+            found[status.module] = functools.partial(_apply, seam, status)
+        else:
+            _miss(status, f"there is no module `{status.module}`")
+    return found
+
+
+def _waiting(seam: Seam) -> SeamStatus:
+    return SeamStatus(seam.name, seam.target, seam.purpose, seam.required, board=seam.board)
+
+
+def _apply(seam: Seam, status: SeamStatus, module: ModuleType) -> None:
+    """Extend one module. Whatever goes wrong, LlamaFactory's import of it must succeed."""
+    try:
+        seam.apply(module)
+    except SeamMissing as problem:
+        _miss(status, str(problem))
+    except Exception as error:
+        _miss(status, f"{type(error).__name__}: {error}")
+    else:
+        status.state, status.reason = "applied", None
+        if missing_message():
+            stages.withdraw_stage()
+        return
+    if seam.fallback is not None:
+        seam.fallback(module)
+
+
+def _miss(status: SeamStatus, reason: str) -> None:
+    status.miss(reason)
+    if status.required:
+        stages.withdraw_stage()
+        _explain_uncaught()
+
+
+def _exists(name: str, package: ModuleType) -> bool:
+    """Look a module's file up without importing anything."""
+    path = package.__path__
+    *parents, last = name.split(".")[1:]
+    for parent in parents:
+        spec = PathFinder.find_spec(f"{package.__name__}.{parent}", path)
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        path = spec.submodule_search_locations
+    return PathFinder.find_spec(f"{name.rpartition('.')[0]}.{last}", path) is not None
+
+
+def _explain_uncaught() -> None:
+    """Where no seam can stop stage `tpaw`, add the reason to the error that LlamaFactory itself dies of."""
+    if getattr(sys.excepthook, "llamafactory_tpaw", False):
+        return
+    previous = sys.excepthook
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        previous(kind, error, trace)
+        message = missing_message()
+        if message and "tpaw" in str(error) and not isinstance(error, TpawError):
+            sys.stderr.write(f"llamafactory-tpaw: error: {message}\n")
+
+    excepthook.llamafactory_tpaw = True
+    sys.excepthook = excepthook

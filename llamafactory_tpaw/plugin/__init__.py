@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""Everything that touches LlamaFactory: its seams, its functions, and how its arguments are read."""

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The finder: watches, restores the loader, stays single, and explains why it is not there."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from llamafactory_tpaw import _hook
+from llamafactory_tpaw.hook import start
+
+
+@pytest.fixture
+def without_llamafactory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of an interpreter that has not imported LlamaFactory and has no hook."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "llamafactory"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not getattr(f, "llamafactory_tpaw", False)])
+    monkeypatch.delenv(_hook.SWITCH, raising=False)
+
+
+@pytest.mark.usefixtures("without_llamafactory")
+def test_install_twice_registers_one_finder() -> None:
+    start.install()
+    start.install()
+    importlib.reload(_hook)
+    start.install()
+    assert sum(getattr(finder, "llamafactory_tpaw", False) for finder in sys.meta_path) == 1
+    assert _hook.inactive_reason() is None
+
+
+@pytest.mark.usefixtures("without_llamafactory")
+def test_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMAFACTORY_TPAW", "0")
+    start.install()
+    assert _hook.active_finder() is None
+    assert "LLAMAFACTORY_TPAW=0" in _hook.inactive_reason()
+
+
+@pytest.mark.usefixtures("without_llamafactory")
+def test_refuses_after_llamafactory_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llamafactory", sys)
+    start.install()
+    assert _hook.active_finder() is None
+    assert "imported before" in _hook.inactive_reason()
+
+
+@pytest.mark.usefixtures("without_llamafactory")
+def test_says_where_no_hook_was_registered() -> None:
+    assert "llamafactory-tpaw train" in _hook.inactive_reason()
+
+
+def test_callback_runs_after_the_body_and_the_loader_is_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "watched_module.py").write_text("value = 1\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    finder = _hook.Finder(lambda package: {})
+    seen = []
+    finder.watched = {"watched_module": lambda module: seen.append(module.value)}
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    module = importlib.import_module("watched_module")
+    monkeypatch.delitem(sys.modules, "watched_module")
+    assert seen == [1]
+    assert type(module.__loader__).__module__ == type(module.__spec__.loader).__module__
+    assert "importlib" in type(module.__loader__).__module__
+    assert finder.find_spec("json") is None
+
+
+def test_a_module_that_is_not_there_stays_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = _hook.Finder(lambda package: {})
+    finder.watched = {"no_such_module_anywhere": None}
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
+        importlib.import_module("no_such_module_anywhere")
+
+
+def test_a_broken_plugin_does_not_stop_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = _hook.Finder(start._extend)
+    monkeypatch.setitem(sys.modules, "llamafactory_tpaw.hook.seams", None)
+    monkeypatch.delattr("llamafactory_tpaw.hook.seams", raising=False)
+    package = type(sys)("llamafactory")
+    finder.before(package)
+    finder.after(package)
+    assert "seams" in finder.failure
+    monkeypatch.setattr(sys, "meta_path", [finder])
+    assert "Install it again" in _hook.inactive_reason()

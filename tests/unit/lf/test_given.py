@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading what the user gave: dict, run file with overrides, flags; and naming unknown keys."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llamafactory_tpaw.errors import ConfigError
+from llamafactory_tpaw.lf import given
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("stage: tpaw\nlearning_rate: 5.0e-7\ntpaw_players:\n- a\n- b\nlr: 1e-3\n", encoding="utf-8")
+    return path
+
+
+def test_dict_is_taken_as_it_is() -> None:
+    settings = {"stage": "sft", "tpaw_eta": "0.1"}
+    assert given.read_given(settings) == settings
+    assert given.read_given(settings) is not settings
+    assert given.read_given(None) == given.read_given([]) == {}
+
+
+def test_run_file_with_overrides(run_file: Path) -> None:
+    assert given.read_given([str(run_file), "learning_rate=2.0e-7", "tpaw_players=[c]", "do_train=true"]) == {
+        "stage": "tpaw",
+        "learning_rate": 2.0e-7,
+        "tpaw_players": ["c"],
+        "lr": 1e-3,
+        "do_train": True,
+    }
+
+
+def test_json_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"stage": "tpaw", "tpaw_eta": 2}', encoding="utf-8")
+    assert given.read_given([str(path), "tpaw_eta=3"]) == {"stage": "tpaw", "tpaw_eta": 3}
+
+
+def test_flags_hold_only_what_was_given() -> None:
+    args = ["--stage", "tpaw", "--tpaw_eta=3", "--bf16", "--tpaw_gama", "4", "--odd", "1", "2", "--last", "--x=y"]
+    assert given.read_given(args) == {
+        "stage": "tpaw",
+        "tpaw_eta": 3.0,
+        "bf16": True,
+        "tpaw_gama": "4",
+        "odd": "1 2",
+        "last": True,
+        "x": "y",
+    }
+    assert given.read_given(["stage=tpaw"]) == {"stage=tpaw": True}
+
+
+def test_flag_of_wrong_type_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"--tpaw_eta.*'much'"):
+        given.read_given(["--tpaw_eta", "much"])
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("stage: [tpaw\n", "cannot be read"),
+        ("stage: tpaw\nstage: sft\n", "duplicate key"),
+        ("- stage\n", "must hold `key: value`"),
+    ],
+)
+def test_bad_run_file_is_named(text: str, part: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=part) as caught:
+        given.read_given([str(path)])
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_run_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml does not exist"):
+        given.read_given([str(tmp_path / "absent.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("args", "stage"),
+    [
+        (None, None),
+        ([], None),
+        ({"stage": "tpaw"}, "tpaw"),
+        ({"model_name_or_path": "x"}, None),
+        (["--stage", "tpaw"], "tpaw"),
+        (["--stage=sft", "--stage=tpaw"], "tpaw"),
+        (["--tpaw_eta", "3", "--stage"], None),
+        (["absent.yaml"], None),
+        (["absent.yaml", "stage=tpaw"], "tpaw"),
+    ],
+)
+def test_stage_of(args: object, stage: str | None) -> None:
+    assert given.stage_of(args) == stage
+
+
+def test_stage_of_run_files(run_file: Path, tmp_path: Path) -> None:
+    assert given.stage_of([str(run_file)]) == "tpaw"
+    assert given.stage_of([str(run_file), "stage=dpo"]) == "dpo"
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("stage: tpaw\nlist: [\n", encoding="utf-8")
+    assert given.stage_of([str(broken)]) == "tpaw"
+    broken.write_text("stage: sft\nlist: [\n", encoding="utf-8")
+    assert given.stage_of([str(broken)]) is None
+
+
+def test_stage_of_a_run_file_imports_nothing_heavy(run_file: Path) -> None:
+    code = (
+        "import sys; from llamafactory_tpaw.lf.given import stage_of; "
+        f"assert stage_of([{str(run_file)!r}]) == 'tpaw'; "
+        "print([name for name in ('torch', 'transformers', 'llamafactory') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_second_run_file_is_no_override(run_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"b\.yaml: one run file is read here, and .* is given already."):
+        given.read_given([str(run_file), "b.yaml"])
+
+
+def test_unknown_keys_name_the_nearest() -> None:
+    problems = given.unknown_key_problems(
+        {"tpaw_gama": 1, "learning_rat": 2, "xqzw": 3, "stage": 4, "tpaw_kkkkkkkkkkkkkkkkkkkkkkkkk": 5}
+    )
+    assert len(problems) == 4
+    assert problems[0].startswith("`tpaw_gama` is not a key of `train`. Did you mean `tpaw_gamma`?")
+    assert "`learning_rate`" in problems[1]
+    assert "Did you mean" not in problems[2]
+    assert "Did you mean `tpaw_" in problems[3]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("learning_rate", "abc", "`learning_rate` is 'abc', but must be a number. Correct the value."),
+        ("learning_rate", "1e-6", "`learning_rate` is '1e-6', but must be a number. Write it without quotes."),
+        ("num_train_epochs", [1], "`num_train_epochs` is [1], but must be a number. Correct the value."),
+        ("max_steps", 1.5, "`max_steps` is 1.5, but must be a whole number. Correct the value."),
+        ("save_steps", True, "`save_steps` is True, but must be a number. Correct the value."),
+        ("bf16", "yse", "`bf16` is 'yse', but must be true or false. Correct the value."),
+        (
+            "hub_strategy",
+            "ends",
+            "`hub_strategy` is 'ends', but must be one of end, every_save, checkpoint, all_checkpoints. Did you mean "
+            "`end`?",
+        ),
+        ("cutoff_len", 0, "`cutoff_len` is 0, but must be at least 1. Correct the value."),
+    ],
+)
+def test_values_of_llamafactorys_keys_have_their_type(key: str, value: object, message: str) -> None:
+    assert given.value_problems({key: value}) == [message]
+
+
+def test_values_that_are_not_judged() -> None:
+    fine = {
+        "learning_rate": 1,
+        "max_steps": 100.0,
+        "bf16": True,
+        "use_cpu": 0,
+        "report_to": "none",
+        "save_steps": 0.1,
+        "optim": "sgd",
+    }
+    elsewhere = {"tpaw_eta": "x", "temperature": "x", "learning_rat": "x", "warmup_ratio": None, "stage": "x"}
+    assert given.value_problems(fine | elsewhere, ["temperature"]) == []
+
+
+def test_extra_keys_allowed_still_checks_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOW_EXTRA_ARGS", "1")
+    (problem,) = given.unknown_key_problems({"tpaw_gama": 1, "learning_rat": 2})
+    assert "tpaw_gamma" in problem
+
+
+def test_known_keys_are_llamafactorys_and_ours() -> None:
+    assert {"stage", "tpaw_eta", "per_device_train_batch_size", "ray_num_workers"} <= given.known_keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        ([], False),
+        (["--stage", "tpaw"], True),
+        (["--stage=sft"], False),
+        (["run.yaml"], True),
+        (["run.yaml", "stage=sft"], False),
+        (["sft.yaml"], False),
+        (["sft.yaml", "stage=tpaw"], True),
+        (["nope.yaml"], False),
+    ],
+)
+def test_stage_is_guessed_from_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], ours: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("### method\nstage: 'tpaw'  # ours\nbroken: [\n")
+    Path("sft.yaml").write_text("stage: sft\n# stage: tpaw\n")
+    assert given.mentions_stage(words) == ours

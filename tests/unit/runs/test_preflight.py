@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is found from settings, names and headers alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.data.prompts import selection
+from llamafactory_tpaw.data.source import triplet_entry
+from llamafactory_tpaw.data.triplets import TripletMeta, write_meta
+from llamafactory_tpaw.errors import ConfigError, DataError, TpawError
+from llamafactory_tpaw.generation.workflow import Job
+from llamafactory_tpaw.runs.preflight import finished_manifest, key_problems, make_plan
+from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint, hash_weights
+from llamafactory_tpaw.team.manifest import write_manifest
+from tests.runs import Project
+from tests.unit.team.test_manifest import make_manifest
+
+
+SAMPLING = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "repetition_penalty": 1.0,
+    "max_new_tokens": 16,
+    "seed": 0,
+}
+
+
+@pytest.fixture
+def project(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project before its first iteration, with θ_0 in `saves/sft`."""
+    shutil.copytree(tiny_model, tmp_path / "saves" / "sft")
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path, Path("saves/sft"))
+
+
+def write_triplets(iteration: int = 0, sampling: dict[str, Any] = SAMPLING, **chosen: Any) -> Path:
+    """Write the files of a round; nobody looks at the rows here."""
+    chosen = selection(chosen)
+    path = Path(f"data/tpaw/play_iter{iteration}.jsonl")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"id": "x", "iteration": 0, "finish_reason": "stop"}\n')
+    write_meta(path, TripletMeta(iteration, "g", "p", "t", "t", "additions", "d", chosen, sampling, 256, {}, 1, "r"))
+    return path
+
+
+def problems_of(given: dict[str, Any]) -> list[str]:
+    with pytest.raises(TpawError) as caught:
+        make_plan(given)
+    return caught.value.problems
+
+
+def finish(project: Project, **changes: Any) -> dict[str, Any]:
+    """Make `saves/play_iter0` a finished or begun iteration 0, and return its settings."""
+    given = project.settings(0)
+    fingerprint = fingerprint_checkpoint(Path("saves/sft"), Path("saves/.tpaw_cache"))
+    theta = {"name": "theta_0", "path": "../sft", "fingerprint": fingerprint}
+    shutil.copytree("saves/sft", "saves/play_iter0")
+    settings = {key: given[key] for key in given if key not in ("model_name_or_path", "tpaw_players", "output_dir")}
+    settings = {key: settings[key] for key in settings if key not in ("logging_steps", "save_strategy", "report_to")}
+    values = {"policy": theta, "players": [theta], "settings": settings, "result": theta | {"name": "theta_1"}}
+    write_manifest("saves/play_iter0", make_manifest(**values | changes))
+    return given
+
+
+class TestPlan:
+    def test_missing_round_of_this_iteration_is_to_be_generated(self, project: Project) -> None:
+        plan = make_plan(project.settings(0))
+        assert [round_.path for round_ in plan.to_generate] == [Path("data/tpaw/play_iter0.jsonl")]
+        assert [player.name for player in plan.players] == ["theta_0"]
+        write_triplets()
+        assert make_plan(project.settings(0)).to_generate == []
+
+    def test_half_done_round_is_to_be_continued(self, project: Project) -> None:
+        path = write_triplets()
+        path.with_suffix(".meta.json").unlink()
+        partial = Job.partial_path.fget(SimpleNamespace(round=SimpleNamespace(path=path)))
+        partial.touch()
+        assert len(make_plan(project.settings(0)).to_generate) == 1
+
+    def test_triplets_without_meta_are_not_written_over(self, project: Project) -> None:
+        path = write_triplets()
+        path.with_suffix(".meta.json").unlink()
+        (problem,) = problems_of(project.settings(0))
+        assert problem.startswith("data/tpaw/play_iter0.jsonl is a triplet file, but data/tpaw/play_iter0.meta.json")
+
+    def test_sampling_settings_are_those_of_the_file(self, project: Project) -> None:
+        write_triplets(sampling=SAMPLING | {"seed": 5, "top_p": 0.9})
+        (problem,) = problems_of(project.settings(0))
+        assert "`top_p` was 0.9 and is 1.0 now; `seed` was 5 and is 0 now" in problem
+
+    def test_what_an_earlier_run_will_make_need_not_be_there(self, project: Project) -> None:
+        given = project.settings(2)
+        assert len(problems_of(given)) == 4
+        made = [Path(f"saves/play_iter{t}").resolve() for t in (0, 1)]
+        (problem,) = [text for text in problems_of(given) if "play_iter1.jsonl" in text]
+        expected = {*made, Path("data/tpaw/play_iter0.jsonl").resolve()}
+        with pytest.raises(DataError) as caught:
+            make_plan(given, expected)
+        assert caught.value.problems == [problem]
+        plan = make_plan(given, expected | {Path("data/tpaw/play_iter1.jsonl").resolve()})
+        assert [round_.iteration for round_ in plan.to_generate] == [2]
+
+    def test_prompts_must_be_there_to_generate(self, project: Project) -> None:
+        (problem,) = problems_of(project.settings(0, tpaw_prompts="none"))
+        assert problem.startswith("`tpaw_prompts: none` is not an entry of data/dataset_info.json.")
+
+    @pytest.mark.parametrize(
+        ("key", "value", "before"),
+        [
+            ("tpaw_prompts", "others", "additions"),
+            ("tpaw_max_prompts", 12, None),
+            ("tpaw_prompts_seed", 3, 0),
+            ("tpaw_turn", "first", "last"),
+            ("tpaw_min_response", 4, 1),
+            ("max_samples", 2, None),
+            ("cutoff_len", 300, 256),
+        ],
+    )
+    def test_triplets_for_other_prompts_are_not_taken(
+        self, project: Project, key: str, value: Any, before: Any
+    ) -> None:
+        write_triplets()
+        assert make_plan(project.settings(0)).to_generate == []
+        (problem,) = problems_of(project.settings(0, **{key: value}))
+        assert f"play_iter0.jsonl was made with other settings: `{key}` was {before} and is {value} now." in problem
+
+    def test_unknown_template(self, project: Project) -> None:
+        (problem,) = problems_of(project.settings(0, template="lama3"))
+        assert problem == "`template: lama3` is not a template of LlamaFactory. Did you mean `llama3`?"
+        assert "README" in problems_of(project.settings(0, template="%%%"))[0]
+
+    def test_nothing_is_said_of_a_layout_that_is_unknown(self, project: Project) -> None:
+        (problem,) = problems_of(project.settings(0, tpaw_team_size=0, tpaw_players="a,b,c", dataset="x,y"))
+        assert problem.startswith("`tpaw_team_size` is 0")
+
+    def test_problems_of_keys_players_and_datasets_come_together(self, project: Project) -> None:
+        given = project.settings(1, tpaw_eta=0, eval_dataset="x", tpaw_gama=1)
+        Path("saves/sft/model.safetensors").unlink()
+        problems = problems_of(given)
+        assert [problem.split("`")[1] for problem in problems] == [
+            "tpaw_gama",
+            "tpaw_eta",
+            "tpaw_players",
+            "model_name_or_path",
+            "dataset: play_iter0",
+            "eval_dataset: x",
+        ]
+
+    def test_dataset_info_is_missing(self, project: Project) -> None:
+        given = project.settings(0)
+        Path("data/dataset_info.json").unlink()
+        (problem,) = problems_of(given)
+        assert "data/dataset_info.json does not exist" in problem
+
+    def test_key_problems_are_part_of_the_plans(self, project: Project) -> None:
+        given = project.settings(0, tpaw_eta=0, template="x", tpaw_x=1, top_k=None)
+        assert len(key_problems(given)) == 4
+        assert set(key_problems(given)) <= set(problems_of(given))
+
+
+class TestOutput:
+    def test_folder_of_a_player(self, project: Project) -> None:
+        given = project.settings(0, output_dir=str(Path("saves/sft").resolve()), overwrite_output_dir=True)
+        (problem,) = problems_of(given)
+        assert "is the folder of theta_0, which would be overwritten" in problem
+
+    @pytest.mark.parametrize("name", ["checkpoint-5", "model.safetensors", "pytorch_model.bin"])
+    def test_model_without_manifest(self, project: Project, name: str) -> None:
+        (project.root / "other" / name).mkdir(parents=True)
+        (problem,) = problems_of(project.settings(0, output_dir="other"))
+        assert problem.startswith("`output_dir: other` holds a model or checkpoints, but no tpaw.json")
+        for allowed in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "other/checkpoint-5"}):
+            make_plan(project.settings(0, output_dir="other", **allowed))
+
+    def test_other_files_do_not_matter(self, project: Project) -> None:
+        (project.root / "other").mkdir()
+        (project.root / "other" / "trainer_log.jsonl").touch()
+        make_plan(project.settings(0, output_dir="other"))
+
+
+class TestFinished:
+    def test_same_settings(self, project: Project) -> None:
+        given = finish(project)
+        assert finished_manifest(given).status == "finished"
+        same = given | {
+            "logging_steps": 7,
+            "learning_rate": "1e-3",
+            "tpaw_eta": 6,
+            "model_name_or_path": "./saves/sft",
+        }
+        assert finished_manifest(same).status == "finished"
+
+    def test_nothing_there_or_to_be_overwritten(self, project: Project) -> None:
+        assert finished_manifest(project.settings(0)) is None
+        given = finish(project)
+        assert finished_manifest(given | {"overwrite_output_dir": True, "tpaw_eta": 3.0}) is None
+
+    def test_other_settings(self, project: Project) -> None:
+        given = finish(project)
+        with pytest.raises(ConfigError, match=r"other settings: `tpaw_eta` was 6\.0 and is 3\.0 now"):
+            finished_manifest(given | {"tpaw_eta": 3.0})
+
+    def test_begun_ones_matter_once_there_is_a_checkpoint(self, project: Project) -> None:
+        given = finish(project, status="training") | {"tpaw_eta": 3.0}
+        assert finished_manifest(given).status == "training"
+        Path("saves/play_iter0/checkpoint-2").mkdir()
+        with pytest.raises(ConfigError, match="was begun with other settings"):
+            finished_manifest(given)
+
+    def test_policy_of_the_same_content_may_move(self, project: Project) -> None:
+        given = finish(project)
+        shutil.move("saves/sft", "elsewhere")
+        moved = given | {"model_name_or_path": "elsewhere", "tpaw_players": "elsewhere"}
+        assert finished_manifest(moved).status == "finished"
+
+    def test_policy_may_be_deleted_afterwards(self, project: Project) -> None:
+        given = finish(project)
+        shutil.rmtree("saves/sft")
+        assert finished_manifest(given).status == "finished"
+        other = given | {"model_name_or_path": "saves/none", "tpaw_players": "saves/none"}
+        with pytest.raises(ConfigError, match=r"theta_0 was saves/sft and is saves/none now"):
+            finished_manifest(other)
+
+    def test_policy_of_other_content(self, project: Project) -> None:
+        given = finish(project)
+        weights = Path("saves/sft/model.safetensors")
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        with pytest.raises(
+            ConfigError, match=r"the weights of theta_0 \(saves/sft\) had fingerprint \w+ and have \w+ now"
+        ):
+            finished_manifest(given)
+
+    def test_damaged_since(self, project: Project) -> None:
+        given = finish(project)
+        Path("saves/play_iter0/model.safetensors").unlink()
+        with pytest.raises(DataError, match=r"holds theta_1, finished, but damaged since: saves/play_iter0 holds no"):
+            finished_manifest(given)
+
+    def test_result_that_was_changed_since(self, project: Project) -> None:
+        files = hash_weights(Path("saves/sft"), None).files
+        fingerprint = fingerprint_checkpoint(Path("saves/sft"), Path("saves/.tpaw_cache"))
+        result = {"name": "theta_1", "fingerprint": fingerprint, "files": files}
+        given = finish(project, result=result)
+        assert finished_manifest(given).status == "finished"
+        weights = Path("saves/play_iter0/model.safetensors")
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        with pytest.raises(
+            DataError,
+            match=r"`output_dir: saves/play_iter0` holds theta_1, finished, but model\.safetensors changed since: the "
+            rf"fingerprint is \w{{12}} now, and tpaw\.json says {fingerprint[:12]}\. Restore the file",
+        ):
+            finished_manifest(given)
+
+    def test_entries_of_other_runs_do_not_matter(self, project: Project) -> None:
+        given = finish(project)
+        project.add_entry("other", triplet_entry("other"))
+        assert finished_manifest(given).produces == 1

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which weights are removed after an iteration, and which stay because somebody still needs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llamafactory_tpaw.arguments.recorded import recorded_settings
+from llamafactory_tpaw.data.locks import locked
+from llamafactory_tpaw.errors import DataError
+from llamafactory_tpaw.report.lineage_text import as_trees
+from llamafactory_tpaw.report.trace import trace
+from llamafactory_tpaw.report.verify import verify
+from llamafactory_tpaw.runs import pruning
+from llamafactory_tpaw.runs.launcher import _stop_if_finished
+from llamafactory_tpaw.team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint
+from llamafactory_tpaw.team.manifest import write_manifest
+from llamafactory_tpaw.team.pruned import PRUNED
+from tests.unit.team.checkpoints import make_tensors, save_single
+from tests.unit.team.test_manifest import make_manifest
+
+
+ITERATIONS = 5
+REQUIRED = {"template": "qwen", "dataset": "d0", "finetuning_type": "full"}
+
+
+class Run:
+    """θ_0 and five finished iterations with a team of two, in `saves/`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folders = [save_single(root / "saves" / "sft", make_tensors())]
+        for iteration in range(ITERATIONS):
+            folder = save_single(
+                root / "saves" / f"iter{iteration}", {"w": make_tensors()["model.embed.weight"] + iteration}
+            )
+            step = save_single(folder / "checkpoint-4", make_tensors())
+            (step / "optimizer.pt").write_bytes(b"state")
+            (folder / "trainer_state.json").write_text("{}")
+            self.folders.append(folder)
+            write_manifest(folder, self.manifest(iteration, folder))
+
+    def manifest(self, iteration: int, folder: Path, **changes: Any) -> Any:
+        team = [
+            {"name": f"theta_{theta}", "path": f"../{self.folders[theta].name}", "fingerprint": self.print_of(theta)}
+            for theta in range(max(iteration - 1, 0), iteration + 1)
+        ]
+        result = {"name": f"theta_{iteration + 1}", "fingerprint": fingerprint_checkpoint(folder, self.root / "cache")}
+        settings = recorded_settings(self.settings(iteration) | REQUIRED)
+        values = {"iteration": iteration, "policy": team[-1], "players": team, "result": result, "settings": settings}
+        return make_manifest(**values | changes)
+
+    def print_of(self, theta: int) -> str:
+        return fingerprint_checkpoint(self.folders[theta], self.root / "cache")
+
+    def settings(self, iteration: int, **changes: Any) -> dict[str, Any]:
+        places = [f"saves/{folder.name}" for folder in self.folders[: iteration + 1]]
+        return {
+            "stage": "tpaw",
+            "do_train": True,
+            "model_name_or_path": places[-1],
+            "tpaw_players": ",".join(places),
+            "tpaw_iteration": iteration,
+            "tpaw_team_size": 2,
+            "tpaw_keep_checkpoints": "needed",
+            "output_dir": f"saves/iter{iteration}",
+        } | changes
+
+    def prune(self, iteration: int = 4, run_file: Path | None = None, **changes: Any) -> int:
+        return pruning.prune(self.settings(iteration, **changes), run_file)
+
+    @property
+    def whole(self) -> list[int]:
+        return [theta for theta, folder in enumerate(self.folders) if (folder / "model.safetensors").is_file()]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    return Run(tmp_path)
+
+
+def test_all_is_kept_by_default(run: Run) -> None:
+    assert run.prune(tpaw_keep_checkpoints="all") == 0
+    assert run.whole == [0, 1, 2, 3, 4, 5]
+
+
+def test_theta_0_the_team_and_the_result_stay(run: Run) -> None:
+    freed = run.prune()
+    assert run.whole == [0, 3, 4, 5]
+    assert freed > 2 * len(list(run.folders[1].iterdir()))
+    for theta in (1, 2):
+        left = {path.name for path in run.folders[theta].iterdir()}
+        assert left == {"tpaw.json", "trainer_state.json", "config.json", PRUNED}
+    assert json.loads((run.folders[1] / PRUNED).read_text())["by"] == "../iter4"
+    assert [theta for theta in (3, 4, 5) if (run.folders[theta] / "checkpoint-4").exists()] == [5]
+    assert run.prune() == 0
+
+
+def test_of_tspin_theta_t_alone_is_needed(run: Run) -> None:
+    run.prune(tpaw_objective="tspin")
+    assert run.whole == [0, 4, 5]
+
+
+@pytest.mark.parametrize("status", ["training", "checkpoint"])
+def test_nothing_goes_before_the_iteration_has_finished(run: Run, status: str) -> None:
+    write_manifest(run.folders[5], run.manifest(4, run.folders[5], status=status))
+    assert run.prune() == 0
+
+
+def test_on_other_nodes_nothing_goes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNODES", "2")
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert run.prune() == 0
+
+
+def test_the_best_stays(run: Run) -> None:
+    rows = [
+        {"checkpoint": f"saves/{folder.name}", "n": 100, "correct": correct, "interval": [0.0, 1.0]}
+        for folder, correct in zip(run.folders, (1, 50, 60, 5, 5, 5), strict=True)
+    ]
+    (run.root / "saves" / "accuracy_test.json").write_text(json.dumps(rows))
+    run.prune()
+    assert run.whole == [0, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("status", ["training", "finished"])
+@pytest.mark.parametrize("how", ["policy", "players"])
+def test_what_another_run_names_stays(run: Run, status: str, how: str) -> None:
+    named = {"name": "theta_1", "path": "../iter0", "fingerprint": run.print_of(1)}
+    other = {"policy": named} if how == "policy" else {"players": [named]}
+    write_manifest(run.root / "saves" / "other", make_manifest(status=status, **other))
+    run.prune()
+    assert run.whole == [0, 1, 3, 4, 5]
+
+
+def test_an_opponent_and_a_checkpoint_on_the_way_stay_where_they_are_named(run: Run) -> None:
+    (run.folders[4] / "checkpoint-8").mkdir()
+    source = {"entry": "d", "iteration": 0, "digest": "x", "opponent": "../iter1"}
+    policy = {"name": "theta_0", "path": "../iter3/checkpoint-4", "fingerprint": "f"}
+    write_manifest(run.root / "saves" / "other", make_manifest(policy=policy, players=[], triplets=[source]))
+    run.prune()
+    assert run.whole == [0, 2, 3, 4, 5]
+    assert sorted(path.name for path in run.folders[4].glob("checkpoint-*")) == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": "dpo", "model_name_or_path": "saves/iter0", "output_dir": "saves/dpo"},
+        {"stage": "sft", "ref_model": "saves/iter0", "output_dir": "saves/sft2"},
+        {"model_name_or_path": "saves/iter0", "tpaw_players": "saves/sft,saves/iter0", "tpaw_iteration": 1,
+         "output_dir": "saves/branch"},
+    ],
+)  # fmt: skip
+def test_what_a_run_file_beside_this_one_needs_stays(run: Run, changes: dict[str, Any]) -> None:
+    own = run.root / "iter4.yaml"
+    own.write_text(yaml.safe_dump(run.settings(4)))
+    run.prune(run_file=own)
+    assert run.whole == [0, 3, 4, 5]
+    (run.root / "later.yaml").write_text(yaml.safe_dump(run.settings(4) | changes))
+    save_single(run.folders[1], make_tensors())
+    run.prune(run_file=own)
+    assert run.whole == [0, 1, 3, 4, 5]
+
+
+def test_what_is_in_use_stays(run: Run) -> None:
+    with locked(run.folders[1], "it"):
+        run.prune()
+    assert run.whole == [0, 1, 3, 4, 5]
+
+
+def test_a_crash_on_the_way_leaves_nothing_that_passes_for_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = Path.unlink
+
+    def die(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "model.safetensors":
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", die)
+        with pytest.raises(KeyboardInterrupt):
+            run.prune()
+    assert 1 in run.whole
+    assert "has no weights any more: they were pruned" in check_checkpoint_complete(run.folders[1])[0]
+    run.prune()
+    assert run.whole == [0, 3, 4, 5]
+
+
+def test_the_others_know_of_it(run: Run) -> None:
+    """Lineage prints and verifies, and a finished iteration is still finished."""
+    run.prune()
+    graph = trace([run.folders[5]])
+    assert [node.state for node in graph.checkpoints.values() if node.name in ("theta_1", "theta_2")] == ["pruned"] * 2
+    assert any("weights pruned" in str(line) for line in _lines(as_trees(graph)))
+    checks = {(check.name, check.what): check for check in verify(graph)}
+    assert (checks["theta_1", "weights"].state, checks["theta_1", "weights"].detail) == (
+        "missing",
+        "were pruned and are not here",
+    )
+    with pytest.raises(SystemExit) as stop:
+        _stop_if_finished(run.settings(0) | REQUIRED)
+    assert stop.value.code == 0
+
+
+def test_a_damaged_one_is_not_taken_for_pruned(run: Run) -> None:
+    (run.folders[1] / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="damaged since"):
+        _stop_if_finished(run.settings(0) | REQUIRED)
+
+
+def _lines(trees: list[Any]) -> list[str]:
+    from rich.console import Console
+
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))
+    for tree in trees:
+        console.print(tree)
+    return console.export_text().splitlines()
