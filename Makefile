@@ -18,7 +18,7 @@ help:
 	@echo "make chromium   install Debian's Chromium where it is missing, for the tests of LlamaBoard's page"
 	@echo "make bench      measure time and memory of training against other trainers"
 	@echo "make lint       check style and formatting"
-	@echo "make docs       write docs/configuration.md, docs/commands.md and the README's table from the help"
+	@echo "make docs       write docs/configuration.md, docs/commands.md and the README's table of commands from the help"
 	@echo "make run-files  write yaml/ and data/dataset_info.json from llamafactory_tpaw/runs/families.py"
 
 venv: $(VENV)/.tpaw-installed
@@ -45,7 +45,7 @@ lint: $(VENV)/.tpaw-installed-dev
 	@$(RUN) -m ruff format --check .
 
 docs: $(VENV)/.tpaw-installed
-	@$(RUN) -m llamafactory_tpaw.arguments.reference --write
+	@$(RUN) -m tools.configuration
 	@$(RUN) -m llamafactory_tpaw.cli.reference --write
 
 run-files: $(VENV)/.tpaw-installed

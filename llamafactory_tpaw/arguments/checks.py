@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
-from .engine import engine_problems
 from .fields import FIELDS, Range, TpawArguments, parse_number, parse_value
 from .start import Start
 
@@ -24,10 +26,7 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "pissa_init": ((False,), "it changes the model that policy and players share"),
     "use_kt": ((False,), "it replaces the forward pass that players and policy share"),
     "use_unsloth": ((False,), "it replaces the forward pass that players and policy share"),
-    "rope_scaling": (
-        ("linear", "yarn", "llama3"),
-        "`dynamic` makes a log-prob depend on the longest row of its batch",
-    ),
+    "rope_scaling": (("linear", "yarn", "llama3"), "`dynamic` makes log-probs depend on the longest row of a batch"),
     "fp8": ((False,), "players and policy are run in float32, bf16 or fp16"),
     "moe_aux_loss_coef": ((0, 0.0), "the loss has no term for routers"),
     "mixture_of_depths": ((), "it changes the model that players and policy share"),
@@ -43,8 +42,6 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "dpo_label_smoothing": ((0, 0.0), "the loss has no label smoothing"),
     "ref_model": ((), "the reference models are `tpaw_players` here"),
 }
-FINETUNING_TYPES = ("full", "freeze", "lora")
-SAMPLING_KEYS = ("temperature", "top_p", "top_k")
 SAMPLING_NUMBERS: dict[str, tuple[type[int] | type[float], Range]] = {
     "temperature": (float, Range(0)),
     "top_p": (float, Range(0, exclusive=True, maximum=1)),
@@ -53,12 +50,11 @@ SAMPLING_NUMBERS: dict[str, tuple[type[int] | type[float], Range]] = {
     "max_new_tokens": (int, Range(1)),
     "seed": (int, Range(0)),
 }
-REQUIRED_KEYS = {
-    "model_name_or_path": "the checkpoint theta_t to start from",
-    "template": "the template of the model, as in the `sft` stage",
-    "dataset": "the entries of the rounds of triplets, oldest first",
-    "output_dir": "the folder for theta_{t+1}",
-}
+ENGINE_KEYS = {"openai": ("tpaw_engine_url", "tpaw_engine_model"), "vllm": ("tpaw_vllm_command", "tpaw_vllm_args")}
+# Where a server's key is read from, the first one that is set; no key of a run file takes it.
+KEY_VARIABLES = ("TPAW_ENGINE_API_KEY", "OPENAI_API_KEY")
+SECRET_ADVICE = f"Put the key into the environment variable `{KEY_VARIABLES[0]}`, and nowhere else."
+REQUIRED_KEYS = ("model_name_or_path", "template", "dataset", "output_dir")
 
 
 def read_tpaw_args(given: Mapping[str, Any]) -> tuple[TpawArguments, list[str]]:
@@ -70,16 +66,9 @@ def read_tpaw_args(given: Mapping[str, Any]) -> tuple[TpawArguments, list[str]]:
     Returns:
         The arguments, with defaults in place of values that are wrong, and one message for each of these.
     """
-    values, problems = {}, []
-    for name in FIELDS:
-        if name not in given:
-            continue
-        value, problem = parse_value(name, given[name])
-        if problem:
-            problems.append(problem)
-        else:
-            values[name] = value
-    return TpawArguments(**values), problems
+    parsed = {name: parse_value(name, given[name]) for name in FIELDS if name in given}
+    values = {name: value for name, (value, problem) in parsed.items() if not problem}
+    return TpawArguments(**values), [problem for _, problem in parsed.values() if problem]
 
 
 def setting_problems(given: Mapping[str, Any]) -> list[str]:
@@ -88,7 +77,9 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
     Returns:
         One message a problem: what was given, what is allowed, what to do.
     """
-    problems = [f"`{key}` is missing. Give {what}." for key, what in REQUIRED_KEYS.items() if not given.get(key)]
+    problems = [
+        f"`{key}` is missing. Give it, as the files in yaml/ do." for key in REQUIRED_KEYS if not given.get(key)
+    ]
     for key, (harmless, reason) in INCOMPATIBLE.items():
         value = given.get(key)
         if value is not None and value not in harmless:
@@ -96,56 +87,96 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
     problems += _method_problems(given)
     if given.get("tpaw_prompts"):
         problems += _sampling_problems(given)
-    return problems + engine_problems(given)
+    return problems + _engine_problems(given)
 
 
 def _method_problems(given: Mapping[str, Any]) -> list[str]:
     """Check which weights are trained, and the adapters from which that starts."""
     start = Start.of(given)
-    if start.finetuning_type not in FINETUNING_TYPES:
+    if start.finetuning_type not in ("full", "freeze", "lora"):
         return [
-            f"`finetuning_type` is {start.finetuning_type}, but stage `tpaw` trains "
-            f"{', '.join(f'`{name}`' for name in FINETUNING_TYPES[:-1])} or `{FINETUNING_TYPES[-1]}`. Choose one."
+            f"`finetuning_type` is {start.finetuning_type}, but stage `tpaw` trains `full`, `freeze` or `lora`. "
+            "Choose one."
         ]
+    adapters, bits = ",".join(start.adapters), given.get("quantization_bit")
     problems = []
-    adapters = ",".join(start.adapters)
-    bits = given.get("quantization_bit")
-    if adapters and not start.is_lora:
+    for key, value in (("adapter_name_or_path", adapters), ("quantization_bit", bits)):
+        if value and not start.is_lora:
+            problems.append(
+                f"`{key}: {value}` does not go with `finetuning_type: {start.finetuning_type}`, which trains the "
+                "model's own weights. Set `finetuning_type: lora`, or name a model with its adapters merged into it "
+                "(`llamafactory-cli export`)."
+            )
+    if bits and adapters and start.is_lora and (start.new_adapter or len(start.adapters) > 1):
         problems.append(
-            f"`adapter_name_or_path: {adapters}` does not go with `finetuning_type: {start.finetuning_type}`, which "
-            "trains the model itself. Set `finetuning_type: lora`, or merge the adapters into the model "
-            "(`llamafactory-cli export`) and name the result by `model_name_or_path`."
-        )
-    if bits and not start.is_lora:
-        problems.append(
-            f"`quantization_bit: {bits}` does not go with `finetuning_type: {start.finetuning_type}`: quantized "
-            "weights cannot be trained. Set `finetuning_type: lora`, or leave the key out."
-        )
-    if bits and adapters and start.new_adapter:
-        problems.append(
-            f"`create_new_adapter: true` merges {adapters} into the model, which `quantization_bit: {bits}` does not "
-            "allow. Leave it out: the iteration continues the adapter."
-        )
-    elif bits and len(start.adapters) > 1:
-        problems.append(
-            f"`adapter_name_or_path` has {len(start.adapters)} adapters, but a model with `quantization_bit: {bits}` "
-            "takes one, because none can be merged into it. Merge all but the last into the model that is quantized "
-            "(`llamafactory-cli export`)."
+            f"`quantization_bit: {bits}` goes with one adapter that is trained on, because no adapter can be merged "
+            f"into a quantized model, but here {adapters} would be. Leave out `create_new_adapter`, or merge all but "
+            "the last adapter into the model before (`llamafactory-cli export`)."
         )
     return problems
 
 
 def _sampling_problems(given: Mapping[str, Any]) -> list[str]:
+    """Check the keys of sampling, which must be given, and that several samples of a prompt can differ."""
     problems = []
-    absent = [key for key in SAMPLING_KEYS if given.get(key) is None]
+    absent = [f"`{key}`" for key in ("temperature", "top_p", "top_k") if given.get(key) is None]
     if absent:
-        named = ", ".join(f"`{key}`" for key in absent)
         problems.append(
-            f"{named} must be given where `tpaw_prompts` is set: LlamaFactory's defaults (0.95, 0.7, 50) would apply "
-            "unseen. TPAW samples with `temperature: 1.0`, `top_p: 1.0`, `top_k: 0`."
+            f"{', '.join(absent)} must be given where `tpaw_prompts` is set: LlamaFactory's defaults (0.95, 0.7, 50) "
+            "would apply unseen. TPAW samples with `temperature: 1.0`, `top_p: 1.0`, `top_k: 0`."
         )
+    values = {}
     for key, (kind, allowed) in SAMPLING_NUMBERS.items():
         if given.get(key) is not None:
-            problem = parse_number(key, given[key], kind, allowed)[1]
+            values[key], problem = parse_number(key, given[key], kind, allowed)
             problems += [f"{problem} Correct the key."] if problem else []
+    samples, _ = parse_value("tpaw_samples_per_prompt", given.get("tpaw_samples_per_prompt", 1))
+    is_greedy = str(given.get("do_sample", True)).lower() == "false" or values.get("temperature") == 0
+    if is_greedy and isinstance(samples, int) and samples > 1:
+        problems.append(
+            f"`tpaw_samples_per_prompt` is {samples}, but without sampling (`do_sample: false` or `temperature: 0`) "
+            "all responses to a prompt are the same. Set it to 1, or sample with a temperature above 0."
+        )
     return problems
+
+
+def _engine_problems(given: Mapping[str, Any]) -> list[str]:
+    """Check the keys of engines against one another, without repeating a secret that is in one of them."""
+    engine = str(given.get("tpaw_engine") or "hf")
+    problems = [
+        f"`{key}` is for `tpaw_engine: {wanted}`, but the engine is `{engine}`. Remove it, or change the engine."
+        for wanted, keys in ENGINE_KEYS.items()
+        for key in keys
+        if given.get(key) and engine != wanted
+    ]
+    urls = parse_value("tpaw_engine_url", given.get("tpaw_engine_url"))[0] or []
+    if engine == "openai" and given.get("tpaw_prompts") and not urls:
+        problems.append(
+            "`tpaw_engine: openai` needs `tpaw_engine_url`, the address of a server that serves theta_t. Give one, "
+            "such as `http://localhost:8000/v1`."
+        )
+    problems += [
+        "`tpaw_engine_url` must list addresses such as `http://localhost:8000/v1`, with commas between them and "
+        f"without user, password, query or fragment, which logs would show; address {number} is none. {SECRET_ADVICE}"
+        for number, url in enumerate(urls, start=1)
+        if not _is_base_address(url)
+    ]
+    try:
+        words = shlex.split(str(given.get("tpaw_vllm_args") or ""))
+    except ValueError as error:
+        return [*problems, f"`tpaw_vllm_args` cannot be read as a shell would ({error}). Correct the quotes."]
+    if any(word == "--api-key" or word.startswith("--api-key=") for word in words):
+        # Every user of the machine sees the arguments of a process.
+        problems.append(f"`tpaw_vllm_args` has `--api-key`, which is no place for a server's key. {SECRET_ADVICE}")
+    return problems
+
+
+def _is_base_address(url: str) -> bool:
+    """Whether a text is http(s)://host:port/path and nothing else."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    more = parts.username is not None or parts.password is not None or parts.query or parts.fragment
+    return parts.scheme in ("http", "https") and bool(host) and not more and not re.search(r"[\s;,]|.://.*://", url)

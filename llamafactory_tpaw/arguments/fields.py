@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every `tpaw_*` key, with its default, help and range. The table in the docs is generated from here."""
+"""Every `tpaw_*` key, with its default, help and range; `docs/configuration.md` is written from here."""
 
 # No `from __future__ import annotations`: LlamaFactory's argument parser reads the types of this class from
 # another module, where the names of string annotations would not resolve.
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from ..errors import ConfigError
-from .engine import url_problem
 
 
 class Range(NamedTuple):
@@ -29,245 +28,118 @@ class Range(NamedTuple):
         return math.isfinite(value) and above and value <= self.maximum
 
 
+def _key(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class TpawArguments:
-    r"""The keys of stage `tpaw`; mixed into LlamaFactory's `FinetuningArguments`, so they keep its flat namespace."""
+    """The keys of stage `tpaw`; mixed into LlamaFactory's `FinetuningArguments`, so they keep its flat namespace."""
 
-    tpaw_iteration: int = field(
-        default=0,
-        metadata={"help": "Round of self-play, from 0. Iteration t starts from theta_t and produces theta_{t+1}."},
+    tpaw_iteration: int = _key(0, "Iteration t of self-play, from 0: it starts from theta_t and makes theta_{t+1}.")
+    tpaw_players: str | None = _key(
+        None,
+        "Checkpoints theta_0 to theta_t, oldest first, as names with commas or a YAML list; one with adapters is "
+        "written `model+adapter`. The newest `tpaw_team_size` form the team. Default: the model itself, at iteration "
+        "0.",
     )
-    tpaw_players: str | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "Checkpoints theta_0 to theta_t, oldest first, separated by commas or as a YAML list; the last is "
-                "`model_name_or_path` with `adapter_name_or_path`; adapters are written `model+adapter`. The newest "
-                "`tpaw_team_size` form the team. Default: the model itself, at iteration 0."
-            )
-        },
+    tpaw_team_size: int = _key(3, "How many checkpoints are players, and how many rounds of triplets are opponents.")
+    tpaw_objective: Literal["tpaw", "tspin"] = _key(
+        "tpaw", "`tpaw` plays against a team of players; `tspin` (T-SPIN) needs no reference model."
     )
-    tpaw_team_size: int = field(
-        default=3,
-        metadata={"help": "How many checkpoints are players, and how many rounds of triplets are opponents."},
+    tpaw_reward_scale: float = _key(0.1, "Lambda: factor from log-ratios in nats to rewards (objective `tpaw`).")
+    tpaw_eta: float = _key(6.0, "Target weight where a player's target reward is not positive (objective `tpaw`).")
+    tpaw_gamma: float = _key(
+        0.5, "Sharpness of the player weights (objective `tpaw`); 0 is the plain average over players."
     )
-    tpaw_objective: Literal["tpaw", "tspin"] = field(
-        default="tpaw",
-        metadata={"help": "The loss. `tpaw` judges by a team of players; `tspin` (T-SPIN) needs no reference model."},
+    tpaw_scale: float = _key(1.0, "Factor a on the log-prob differences (objective `tspin`).")
+    tpaw_history_weight: float = _key(0.1, "Weight b of the term against y_0, from iteration 1 (objective `tspin`).")
+    tpaw_proto: str | None = _key(
+        None, "Entry with the triplets of iteration 0, which hold y_0; required by `tspin` from iteration 1 on."
     )
-    tpaw_reward_scale: float = field(
-        default=0.1,
-        metadata={"help": "Lambda: factor from log-ratios in nats to rewards (objective `tpaw`)."},
+    tpaw_prompts: str | None = _key(
+        None, "The SFT set whose prompts are answered, an entry of dataset_info.json; without it nothing is generated."
     )
-    tpaw_eta: float = field(
-        default=6.0,
-        metadata={"help": "Target weight where a player's target reward is not positive (objective `tpaw`)."},
+    tpaw_max_prompts: int | None = _key(
+        None, "How many rows of `tpaw_prompts` are used, the same in all iterations. Default: all."
     )
-    tpaw_gamma: float = field(
-        default=0.5,
-        metadata={
-            "help": (
-                "Sharpness of the player weights, a softmax of -gamma times the margins (objective `tpaw`). "
-                "0 is the plain average over players."
-            )
-        },
+    tpaw_prompts_seed: int = _key(0, "Seed of the choice of `tpaw_max_prompts`; independent of `seed`.")
+    tpaw_turn: Literal["last", "first"] = _key(
+        "last", "Which response of a conversation is the target; what is before it is the prompt."
     )
-    tpaw_scale: float = field(
-        default=1.0,
-        metadata={"help": "Factor a on the log-prob differences (objective `tspin`)."},
+    tpaw_engine: Literal["hf", "vllm", "openai"] = _key(
+        "hf",
+        "What samples: transformers (`hf`), a vLLM server that is started and stopped, or the servers at "
+        "`tpaw_engine_url`.",
     )
-    tpaw_history_weight: float = field(
-        default=0.1,
-        metadata={"help": "Weight b of the term against y_0, from iteration 1 (objective `tspin`)."},
+    tpaw_engine_url: str | None = _key(
+        None,
+        "Base addresses of the servers of engine `openai`, such as `http://host:8000/v1`, with commas or as a YAML "
+        "list.",
     )
-    tpaw_proto: str | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "Entry of dataset_info.json with the triplets of iteration 0, which hold y_0. Required by objective "
-                "`tspin` from iteration 1."
-            )
-        },
+    tpaw_engine_model: str | None = _key(
+        None, "Name under which the servers list the generator. Default: its path or folder name, whichever they list."
     )
-    tpaw_prompts: str | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "The SFT set whose prompts are answered, an entry of dataset_info.json. Without it nothing is "
-                "generated and every entry of `dataset` must exist."
-            )
-        },
+    tpaw_engine_concurrency: int = _key(256, "Most requests in flight at one server (engines `vllm` and `openai`).")
+    tpaw_engine_timeout: float = _key(600.0, "Seconds after which a request to a server is given up and repeated.")
+    tpaw_engine_retries: int = _key(8, "How often a failed request is repeated before it counts as failed for good.")
+    tpaw_engine_startup: float = _key(
+        1800.0, "Seconds within which a server must be ready that is started (engine `vllm`) or was lost (`openai`)."
     )
-    tpaw_max_prompts: int | None = field(
-        default=None,
-        metadata={"help": "How many rows of `tpaw_prompts` are used, chosen once for all iterations. Default: all."},
+    tpaw_max_failed: int = _key(
+        0,
+        "How many responses may fail for good and be left out; beyond that the run stops, and continues when started "
+        "again.",
     )
-    tpaw_prompts_seed: int = field(
-        default=0,
-        metadata={"help": "Seed of the choice of `tpaw_max_prompts`; independent of `seed`."},
+    tpaw_vllm_command: str | None = _key(
+        None, "The program that engine `vllm` starts with `serve`, with its path if needed. Default: `vllm`."
     )
-    tpaw_turn: Literal["last", "first"] = field(
-        default="last",
-        metadata={
-            "help": (
-                "Which response of a conversation is the target: `last` (everything before it is the prompt) or "
-                "`first` (SPIN's choice)."
-            )
-        },
+    tpaw_vllm_args: str | None = _key(
+        None, "More arguments of `vllm serve`, as in a shell: `--gpu-memory-utilization 0.8`."
     )
-    tpaw_engine: Literal["hf", "vllm", "openai"] = field(
-        default="hf",
-        metadata={
-            "help": (
-                "What samples the responses: `hf` is transformers in processes of its own, `vllm` starts and stops "
-                "vLLM's server, `openai` asks the servers at `tpaw_engine_url`."
-            )
-        },
+    tpaw_samples_per_prompt: int = _key(1, "Responses sampled for each prompt; every one makes a triplet.")
+    tpaw_opponent_model: str | None = _key(
+        None,
+        "Checkpoint, or with engine `openai` any model that the servers list, that generates in place of theta_t; "
+        "recorded with the triplets, which do not count as theta_t's.",
     )
-    tpaw_engine_url: str | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "Base addresses of servers that speak `/completions`, such as `http://host:8000/v1`, separated by "
-                "commas or as a YAML list; requests are spread over them. Required by engine `openai`."
-            )
-        },
+    tpaw_generate_batch_tokens: int = _key(
+        32768, "Most tokens in one batch of generation: prompts, new ones and padding."
     )
-    tpaw_engine_model: str | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "Name under which the servers of engine `openai` serve the generator. Default: the checkpoint's path "
-                "or folder name, whichever they list."
-            )
-        },
+    tpaw_reference: Literal["cached", "online"] = _key(
+        "cached",
+        "`cached` scores each player once and keeps the log-probs on disk; `online` keeps all players in memory and "
+        "scores in every step, for comparison.",
     )
-    tpaw_engine_concurrency: int = field(
-        default=256,
-        metadata={"help": "Most requests in flight at one server (engines `vllm` and `openai`)."},
+    tpaw_grouping: Literal["prompt", "none"] = _key(
+        "prompt",
+        "`prompt` puts the triplets of a prompt into one batch, so that their target is forwarded once; `none` keeps "
+        "the plain order and forwards each pair by itself. Batch sizes count triplets in both.",
     )
-    tpaw_engine_timeout: float = field(
-        default=600.0,
-        metadata={"help": "Seconds after which a request to a server is given up and repeated."},
+    tpaw_layout: Literal["auto", "padded", "shared"] = _key(
+        "auto",
+        "How sequences lie in a batch: `padded` gives each a row; `shared` puts the responses to a prompt into its "
+        "row where attention allows; `auto` does so where it is cheaper, and packs rows under flash-attention.",
     )
-    tpaw_engine_retries: int = field(
-        default=8,
-        metadata={
-            "help": "How often a request that a server failed to answer is repeated before it counts as failed."
-        },
+    tpaw_logits: Literal["blocks", "full"] = _key(
+        "blocks",
+        "`blocks` computes log-probs by blocks of the vocabulary and keeps no tensor of tokens x vocabulary; `full` "
+        "keeps the logits, for comparison.",
     )
-    tpaw_engine_startup: float = field(
-        default=1800.0,
-        metadata={
-            "help": (
-                "Seconds within which a server that engine `vllm` starts must be ready, and for which a lost server "
-                "of engine `openai` is waited for."
-            )
-        },
+    tpaw_cache_dir: str = _key(
+        "saves/.tpaw_cache", "Folder of the players' log-probs and of the checkpoints' fingerprints."
     )
-    tpaw_max_failed: int = field(
-        default=0,
-        metadata={
-            "help": (
-                "How many responses may fail for good; their prompts then have that many triplets less. Beyond it the "
-                "run stops and goes on when it is started again."
-            )
-        },
+    tpaw_keep_checkpoints: Literal["all", "needed"] = _key(
+        "all",
+        "`needed` removes, when an iteration has finished, weights of earlier ones that neither theta_0, its team, "
+        "the best by an accuracy file nor another run needs, and the checkpoints of their trainings.",
     )
-    tpaw_vllm_command: str | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "The program that engine `vllm` starts with `serve`, with a path where it lies in an environment of "
-                "its own. Default: `vllm`."
-            )
-        },
+    tpaw_score_batch_tokens: int = _key(8192, "Most tokens, padding included, in one batch when players are scored.")
+    tpaw_min_response: int = _key(
+        1, "Fewest tokens that a prompt must leave for the response under `cutoff_len`, else it is a bad row."
     )
-    tpaw_vllm_args: str | None = field(
-        default=None,
-        metadata={"help": "Further arguments of `vllm serve`, as in a shell: `--gpu-memory-utilization 0.8`."},
-    )
-    tpaw_samples_per_prompt: int = field(
-        default=1,
-        metadata={"help": "Responses sampled for each prompt; every one makes a triplet."},
-    )
-    tpaw_opponent_model: str | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "Checkpoint that generates the triplets in place of theta_t; with engine `openai` any model's name "
-                "that the servers list. Recorded with the triplets, so that they do not count as theta_t's."
-            )
-        },
-    )
-    tpaw_generate_batch_tokens: int = field(
-        default=32768,
-        metadata={"help": "Most tokens (prompts and new ones, padding included) in one batch of generation."},
-    )
-    tpaw_reference: Literal["cached", "online"] = field(
-        default="cached",
-        metadata={
-            "help": (
-                "`cached` scores each player once, one in memory at a time, and keeps the log-probs on disk; `online` "
-                "keeps all players in memory and scores in every step, for comparison."
-            )
-        },
-    )
-    tpaw_grouping: Literal["prompt", "none"] = field(
-        default="prompt",
-        metadata={
-            "help": (
-                "`prompt` visits the triplets of a prompt one after another and forwards what they have in common, "
-                "the target, once a batch; `none` keeps the plain order and forwards each pair by itself. Batch sizes "
-                "count triplets in both."
-            )
-        },
-    )
-    tpaw_layout: Literal["auto", "padded", "shared"] = field(
-        default="auto",
-        metadata={
-            "help": (
-                "How sequences lie in a batch. `auto` shares a prompt's row between its responses where attention "
-                "allows it and that is cheaper, and packs rows without padding under flash-attention; `shared` always "
-                "shares where it can; `padded` gives each sequence a row."
-            )
-        },
-    )
-    tpaw_logits: Literal["blocks", "full"] = field(
-        default="blocks",
-        metadata={
-            "help": (
-                "`blocks` computes log-probs of response tokens from blocks of the vocabulary, so that no tensor of "
-                "tokens x vocabulary is kept; `full` keeps the model's logits, for comparison."
-            )
-        },
-    )
-    tpaw_cache_dir: str = field(
-        default="saves/.tpaw_cache",
-        metadata={"help": "Folder of the players' log-probs and of the checkpoints' fingerprints."},
-    )
-    tpaw_keep_checkpoints: Literal["all", "needed"] = field(
-        default="all",
-        metadata={
-            "help": (
-                "`needed` removes, when an iteration has finished, weights of earlier ones that neither theta_0, its "
-                "team, the best by an accuracy file nor another run needs, and the checkpoints of their trainings."
-            )
-        },
-    )
-    tpaw_score_batch_tokens: int = field(
-        default=8192,
-        metadata={"help": "Most tokens, padding included, in one batch when players are scored."},
-    )
-    tpaw_min_response: int = field(
-        default=1,
-        metadata={
-            "help": "A prompt that leaves fewer tokens than this for the response under `cutoff_len` is a bad row."
-        },
-    )
-    tpaw_max_bad_rows: int = field(
-        default=0,
-        metadata={"help": "How many bad rows of `tpaw_prompts` may be dropped; beyond that the run is refused."},
+    tpaw_max_bad_rows: int = _key(
+        0, "How many bad rows of `tpaw_prompts` may be dropped; with more the run is refused."
     )
 
     @property
@@ -280,40 +152,26 @@ class TpawArguments:
         if getattr(self, "stage", "tpaw") != "tpaw":
             return
         problems = []
-        for spec in fields(TpawArguments):
-            value, problem = parse_value(spec.name, getattr(self, spec.name))
-            if problem:
-                problems.append(problem)
-            else:
-                setattr(self, spec.name, value)
+        for name in FIELDS:
+            value, problem = parse_value(name, getattr(self, name))
+            setattr(self, name, value)
+            problems += [problem] if problem else []
         if problems:
             raise ConfigError(problems)
 
 
-RANGES: dict[str, Range] = {
-    "tpaw_iteration": Range(0),
-    "tpaw_team_size": Range(1),
-    "tpaw_reward_scale": Range(0, exclusive=True),
-    "tpaw_eta": Range(1),
-    "tpaw_gamma": Range(0),
-    "tpaw_scale": Range(0, exclusive=True),
-    "tpaw_history_weight": Range(0),
-    "tpaw_max_prompts": Range(1),
-    "tpaw_prompts_seed": Range(0),
-    "tpaw_engine_concurrency": Range(1),
-    "tpaw_engine_timeout": Range(0, exclusive=True),
-    "tpaw_engine_retries": Range(0),
-    "tpaw_engine_startup": Range(0, exclusive=True),
-    "tpaw_max_failed": Range(0),
-    "tpaw_samples_per_prompt": Range(1),
-    "tpaw_generate_batch_tokens": Range(1),
-    "tpaw_score_batch_tokens": Range(1),
-    "tpaw_min_response": Range(1),
-    "tpaw_max_bad_rows": Range(0),
-}
 FIELDS = {spec.name: spec for spec in fields(TpawArguments)}
 # Keys that hold several values: a YAML list, or text with commas.
 LISTS = ("tpaw_players", "tpaw_engine_url")
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("tpaw_iteration", "tpaw_gamma", "tpaw_history_weight", "tpaw_prompts_seed"), Range(0)),
+    **dict.fromkeys(("tpaw_engine_retries", "tpaw_max_failed", "tpaw_max_bad_rows"), Range(0)),
+    **dict.fromkeys(("tpaw_team_size", "tpaw_eta", "tpaw_max_prompts", "tpaw_samples_per_prompt"), Range(1)),
+    **dict.fromkeys(("tpaw_min_response", "tpaw_engine_concurrency"), Range(1)),
+    **dict.fromkeys(("tpaw_generate_batch_tokens", "tpaw_score_batch_tokens"), Range(1)),
+    **dict.fromkeys(("tpaw_reward_scale", "tpaw_scale"), Range(0, exclusive=True)),
+    **dict.fromkeys(("tpaw_engine_timeout", "tpaw_engine_startup"), Range(0, exclusive=True)),
+}
 
 
 def parse_value(name: str, value: Any) -> tuple[Any, str | None]:
@@ -326,31 +184,21 @@ def parse_value(name: str, value: Any) -> tuple[Any, str | None]:
     Returns:
         The value and None, or the value as given and a message that says what is allowed.
     """
-    spec = FIELDS[name]
+    kind, default = FIELDS[name].type, FIELDS[name].default
+    advice = f"Change the key or leave it out{'' if default is None else f' (default: {default})'}."
     if value is None:
-        return None, None if spec.default is None else f"`{name}` is empty. Give a value or leave the key out."
-    kind = spec.type
+        return None, None if default is None else f"`{name}` is empty. Give a value or leave the key out."
     if name in LISTS:
         items = value if isinstance(value, (list, tuple)) else str(value).split(",")
-        parts = [str(item).strip() for item in items if str(item).strip()]
-        problem = next(filter(None, map(url_problem, parts)), None) if name == "tpaw_engine_url" else None
-        return (value, problem) if problem else (parts, None)
+        return [str(item).strip() for item in items if str(item).strip()], None
     if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        return (
-            (value, None)
-            if value in choices
-            else (value, f"`{name}` is {value!r}, but must be {_either(choices)}. {_change(spec.default)}")
-        )
-    number = int if kind in (int, int | None) else float if kind is float else None
-    if number is None:
+        choices = " or ".join(f"`{choice}`" for choice in get_args(kind))
+        known = value in get_args(kind)
+        return value, None if known else f"`{name}` is {value!r}, but must be {choices}. {advice}"
+    if name not in RANGES:
         return str(value), None
-    parsed, problem = parse_number(name, value, number, RANGES[name])
-    return parsed, f"{problem} {_change(spec.default)}" if problem else None
-
-
-def _change(default: Any) -> str:
-    return f"Change the key or leave it out{'' if default is None else f' (default: {default})'}."
+    parsed, problem = parse_number(name, value, float if kind is float else int, RANGES[name])
+    return parsed, f"{problem} {advice}" if problem else None
 
 
 def parse_number(name: str, value: Any, kind: type[int] | type[float], allowed: Range) -> tuple[Any, str | None]:
@@ -360,7 +208,3 @@ def parse_number(name: str, value: Any, kind: type[int] | type[float], allowed: 
     except ValueError:
         return value, f"`{name}` is {value!r}, but must be {'a whole number' if kind is int else 'a number'}."
     return (parsed, None) if allowed.holds(parsed) else (value, f"`{name}` is {value}, but must be {allowed}.")
-
-
-def _either(choices: tuple[str, ...]) -> str:
-    return " or ".join(f"`{choice}`" for choice in choices)

@@ -14,7 +14,7 @@ from ..lf import facade
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Keys of distributed training: what runs in one process of its own (generation, scoring) does without them.
+# What runs in a single process (generation, scoring) does without the keys of distributed training.
 DISTRIBUTED_KEYS = ("deepspeed", "fsdp", "fsdp_config")
 
 
@@ -33,14 +33,7 @@ class RunArguments(NamedTuple):
 
 
 def parse_single_process(given: Mapping[str, Any]) -> RunArguments:
-    r"""Parse a run's keys for work in one process that does not train.
-
-    Args:
-        given: What the user gave.
-
-    Returns:
-        The arguments as training would see them, but for the keys of distributed training and of resuming.
-    """
+    """Parse a run's keys for one process that does not train: as training, but without distribution and resuming."""
     values = {key: value for key, value in given.items() if key not in DISTRIBUTED_KEYS}
     values["overwrite_output_dir"] = True  # nothing is written there, so what is in it does not matter
     engine = {key: given[key] for key in DISTRIBUTED_KEYS if given.get(key)}
@@ -48,13 +41,7 @@ def parse_single_process(given: Mapping[str, Any]) -> RunArguments:
 
 
 def parse_reading(given: Mapping[str, Any]) -> tuple[Any, Any]:
-    r"""Parse only what reading a tokenizer and a dataset takes, without touching a device.
-
-    Args:
-        given: What the user gave.
-
-    Returns:
-        LlamaFactory's model and data arguments. The other groups are not parsed, so their problems are not found.
+    r"""Parse LlamaFactory's model and data arguments alone, which takes no device and finds no other problem.
 
     Raises:
         ConfigError: If LlamaFactory refuses one of these keys.

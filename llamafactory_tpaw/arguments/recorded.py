@@ -36,16 +36,7 @@ def recorded_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 def different_settings(
     recorded: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> list[str]:
-    r"""Compare settings, a key that is left out counting as its default.
-
-    Args:
-        recorded: From `tpaw.json`.
-        given: What the user gives now.
-        defaults: Defaults of all known keys.
-
-    Returns:
-        One text a differing key: the key, what was recorded and what is given.
-    """
+    """Name each key of `tpaw.json` and of what is given now that differs; one that is left out has its default."""
     now = recorded_settings(given)
     differing = []
     for key in sorted({*recorded, *now}):

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an iteration starts from, θ_t: a model and the adapters upon it, by LlamaFactory's own keys."""
+"""What an iteration starts from, θ_t: a model and the adapters on it, by LlamaFactory's own keys."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-# LlamaFactory's default.
-FINETUNING_TYPE = "lora"
+FINETUNING_TYPE = "lora"  # LlamaFactory's default
 ADAPTER_CONFIG = "adapter_config.json"
 WHOLE_MODELS = ("model*.safetensors*", "pytorch_model*.bin*")
 
@@ -21,9 +18,9 @@ class Start(NamedTuple):
 
     Attributes:
         model: `model_name_or_path`.
-        adapters: `adapter_name_or_path`: each is merged into what is left of it, the last one at the latest then.
+        adapters: `adapter_name_or_path`, merged from left to right; the last one is trained on.
         finetuning_type: `full`, `freeze` or `lora`.
-        new_adapter: `create_new_adapter`: all adapters are merged and another one is trained upon them.
+        new_adapter: `create_new_adapter`: all adapters are merged, and another one is trained.
     """
 
     model: str
@@ -34,9 +31,11 @@ class Start(NamedTuple):
     @classmethod
     def of(cls, keys: Mapping[str, Any]) -> Start:
         """Read it from a run's keys, as a run file or LlamaFactory's arguments have them."""
+        given = keys.get("adapter_name_or_path") or ()
+        parts = given.split(",") if isinstance(given, str) else given
         return cls(
             str(keys.get("model_name_or_path")),
-            tuple(adapter_names(keys)),
+            tuple(str(part).strip() for part in parts if str(part).strip()),
             str(keys.get("finetuning_type") or FINETUNING_TYPE),
             str(keys.get("create_new_adapter", False)).lower() == "true",
         )
@@ -54,7 +53,7 @@ class Start(NamedTuple):
     @property
     def spelled(self) -> str:
         """θ_t as `tpaw_players` names it: `model+adapter+adapter`."""
-        return spell(self.model, self.adapters)
+        return "+".join([self.model, *self.adapters])
 
     def after(self, output_dir: str) -> Start:
         """What the next iteration starts from, once this one has saved its result."""
@@ -64,32 +63,17 @@ class Start(NamedTuple):
         return self._replace(adapters=(*kept, output_dir))
 
     def parse(self, name: str) -> tuple[str, tuple[str, ...]]:
-        r"""Read a player's name.
+        r"""Read a player's name into its model and the adapters on it.
 
         Args:
             name: `model`, `model+adapter`, `model+adapter+adapter`, or an adapter's folder alone, which takes
                 `model_name_or_path` as its base. A folder whose name holds a `+` is what it is called.
-
-        Returns:
-            The model and the adapters upon it.
         """
         if "+" in name and self.is_lora and not Path(name).exists():
             model, *adapters = (part.strip() for part in name.split("+"))
             return model, tuple(adapters)
         alone = is_adapter(name) or (self.is_lora and any(same_place(name, adapter) for adapter in self.adapters))
         return (self.model, (name,)) if alone else (name, ())
-
-
-def adapter_names(keys: Mapping[str, Any]) -> list[str]:
-    """Return the adapters of `adapter_name_or_path`, a list or names with commas, in order."""
-    given = keys.get("adapter_name_or_path") or ()
-    parts = given.split(",") if isinstance(given, str) else list(given)
-    return [str(part).strip() for part in parts if str(part).strip()]
-
-
-def spell(model: str, adapters: tuple[str, ...]) -> str:
-    """Join a model and its adapters into the name of a player."""
-    return "+".join([model, *adapters])
 
 
 def is_adapter(name: str | Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..arguments.start import Start, adapter_names
+from ..arguments.start import Start
 from ..errors import Findings
 from ..runs.succession import names_in
 from ..team.manifest import path_from
@@ -56,7 +56,7 @@ def _check_path(places: Places, key: str, path: str, allowed: set[str]) -> None:
 
 def _paths(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     folders = [(key, str(settings[key])) for key in FOLDERS if settings.get(key)]
-    adapters = [("adapter_name_or_path", name) for name in adapter_names(settings)]
+    adapters = [("adapter_name_or_path", name) for name in Start.of(settings).adapters]
     return [*folders, *adapters, *(("tpaw_players", name) for name in names_in(settings.get("tpaw_players")))]
 
 

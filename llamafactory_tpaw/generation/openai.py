@@ -13,7 +13,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..arguments.engine import KEY_VARIABLES
+from ..arguments.checks import KEY_VARIABLES
 from ..arguments.start import Start
 from ..errors import ConfigError, GenerationError
 from ..lf.logs import get_logger

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..arguments.engine import KEY_VARIABLES
+from ..arguments.checks import KEY_VARIABLES
 from ..errors import ConfigError, GenerationError
 
 

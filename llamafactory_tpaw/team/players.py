@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments.start import Start, is_adapter, same_place, spell
+from ..arguments.start import Start, is_adapter, same_place
 from ..errors import ConfigError, DataError
 from .fingerprint import check_checkpoint_complete
 from .manifest import MANIFEST, read_manifest
@@ -51,7 +51,7 @@ class Player:
     @property
     def spelled(self) -> str:
         """As `tpaw_players` names it: `model+adapter`."""
-        return spell(self.base, self.parts[1:])
+        return "+".join([self.base, *self.parts[1:]])
 
     @property
     def is_local(self) -> bool:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from llamafactory_tpaw.arguments import reference
 from llamafactory_tpaw.arguments.fields import FIELDS
 from llamafactory_tpaw.cli import COMMANDS, build_parsers
+from tools import configuration
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,50 +26,20 @@ def read(path: Path) -> str:
 
 
 def test_every_key_stands_in_one_group() -> None:
-    grouped = [key for group in reference.GROUPS for key in group.keys]
+    grouped = [key for group in configuration.GROUPS for key in group.keys]
     assert sorted(grouped) == sorted(FIELDS)
 
 
 def test_configuration_page_is_fresh() -> None:
-    assert read(ROOT / "docs" / "configuration.md") == reference.configuration_page(), "stale: make docs"
-
-
-def test_readme_table_is_fresh() -> None:
-    readme = read(ROOT / "README.md")
-    assert reference.with_table(readme) == readme, "stale: make docs"
-
-
-@pytest.mark.parametrize("key", FIELDS)
-def test_every_key_is_documented(key: str) -> None:
-    assert f"| `{key}` |" in read(ROOT / "docs" / "configuration.md")
-    assert f"| `{key}` |" in read(ROOT / "README.md")
+    assert read(ROOT / "docs" / "configuration.md") == configuration.configuration_page(), "stale: make docs"
 
 
 def test_configuration_page_names_type_range_and_default() -> None:
-    page = reference.configuration_page()
+    page = configuration.configuration_page()
     assert "| `tpaw_eta` | number | `6.0` | >= 1 | `tpaw` |" in page
     assert "| `tpaw_reward_scale` | number | `0.1` | > 0 | `tpaw` |" in page
     assert "| `tpaw_turn` | word | `last` | `last`, `first` | both |" in page
     assert "| `tpaw_max_prompts` | whole number | none | >= 1 | both |" in page
-
-
-def test_a_readme_without_markers_is_refused() -> None:
-    with pytest.raises(ValueError, match="Put them back"):
-        reference.with_table("# no table\n")
-
-
-def test_check_names_the_stale_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(f"a\n{reference.TABLE_BEGIN}\nold\n{reference.TABLE_END}\nb\n")
-    assert reference.main(["--check"]) == 1
-    assert "stale: docs/configuration.md" in capsys.readouterr().out
-    assert "old" in (tmp_path / "README.md").read_text()
-    assert reference.main(["--write"]) == 0
-    assert reference.main(["--check"]) == 0
-    assert (tmp_path / "README.md").read_text().startswith(f"a\n{reference.TABLE_BEGIN}\n| key |")
 
 
 @pytest.mark.parametrize("name", re.findall(r"`(llamafactory_tpaw(?:\.\w+)+)`", read(ROOT / "docs" / "algorithm.md")))

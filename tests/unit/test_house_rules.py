@@ -17,7 +17,7 @@ from llamafactory_tpaw.arguments.fields import FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "llamafactory_tpaw"
-FOLDERS = (PACKAGE, "tests", "demo", "benchmarks")
+FOLDERS = (PACKAGE, "tests", "demo", "benchmarks", "tools")
 SOURCES = sorted([*(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")), ROOT / "setup.py"])
 MODULES = [path for path in SOURCES if path.is_relative_to(ROOT / PACKAGE)]
 LICENCE = "# SPDX-License-Identifier: Apache-2.0"

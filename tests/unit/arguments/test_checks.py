@@ -31,10 +31,9 @@ def test_good_settings_have_no_problem() -> None:
 
 
 @pytest.mark.parametrize("key", ["model_name_or_path", "template", "dataset", "output_dir"])
-@pytest.mark.parametrize("value", [None, ""])
-def test_missing_keys(key: str, value: str | None) -> None:
-    (problem,) = setting_problems(GIVEN | {key: value})
-    assert problem.startswith(f"`{key}` is missing. Give the ")
+def test_missing_keys(key: str) -> None:
+    for value in (None, ""):
+        assert setting_problems(GIVEN | {key: value}) == [f"`{key}` is missing. Give it, as the files in yaml/ do."]
 
 
 def test_finetuning_type() -> None:
@@ -55,8 +54,8 @@ LORA = {"finetuning_type": "lora", "adapter_name_or_path": "saves/a"}
             "`adapter_name_or_path: saves/a` does not go with `finetuning_type: full`",
         ),
         ({"quantization_bit": 4}, "`quantization_bit: 4` does not go with `finetuning_type: full`"),
-        (LORA | {"quantization_bit": 4, "create_new_adapter": True}, "`create_new_adapter: true` merges saves/a into"),
-        (LORA | {"quantization_bit": 8, "adapter_name_or_path": ["a", "b"]}, "`adapter_name_or_path` has 2 adapters"),
+        (LORA | {"quantization_bit": 4, "create_new_adapter": True}, "`quantization_bit: 4` goes with one adapter"),
+        (LORA | {"quantization_bit": 8, "adapter_name_or_path": ["a", "b"]}, "`quantization_bit: 8` goes with one"),
     ],
 )
 def test_adapters_and_quantized_models(changes: dict[str, Any], said: str) -> None:
@@ -105,3 +104,67 @@ def test_wrong_tpaw_keys_fall_back_to_their_defaults() -> None:
     arguments, problems = read_tpaw_args({"tpaw_eta": 0.5, "tpaw_gamma": "2", "tpaw_team_size": -1, "stage": "tpaw"})
     assert (arguments.tpaw_eta, arguments.tpaw_gamma, arguments.tpaw_team_size) == (6.0, 2.0, 3)
     assert [problem.split("`")[1] for problem in problems] == ["tpaw_team_size", "tpaw_eta"]
+
+
+URL = "http://localhost:8000/v1"
+OPENAI = {"tpaw_engine": "openai"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tpaw_engine": "hf", "tpaw_samples_per_prompt": 4},
+        OPENAI | {"tpaw_engine_url": f"{URL}, https://[::1]:8000", "tpaw_engine_model": "tiny"},
+        OPENAI | {"tpaw_prompts": None},  # nothing is generated
+        {
+            "tpaw_engine": "vllm",
+            "tpaw_vllm_command": "/opt/v/bin/vllm",
+            "tpaw_vllm_args": "--max-num-seqs 8 --x 'a b'",
+        },
+        {"tpaw_samples_per_prompt": "many", "temperature": 0},  # said of the key itself
+    ],
+)
+def test_keys_of_engines_that_go_together(changes: dict[str, Any]) -> None:
+    assert setting_problems(GIVEN | changes) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"tpaw_engine": "vllm", "tpaw_engine_url": URL}, "tpaw_engine_url"),
+        ({"tpaw_engine_model": "tiny"}, "tpaw_engine_model"),
+        (OPENAI | {"tpaw_engine_url": URL, "tpaw_vllm_args": "-O0"}, "tpaw_vllm_args"),
+        ({"tpaw_vllm_command": "vllm"}, "tpaw_vllm_command"),
+        (OPENAI, "tpaw_engine: openai"),
+        (OPENAI | {"tpaw_engine_url": " , "}, "tpaw_engine: openai"),
+        ({"tpaw_engine": "vllm", "tpaw_vllm_args": "--api-key=geheim"}, "tpaw_vllm_args` has `--api-key"),
+        ({"tpaw_engine": "vllm", "tpaw_vllm_args": "'"}, "tpaw_vllm_args` cannot be read"),
+        ({"tpaw_samples_per_prompt": 2, "temperature": "0.0"}, "tpaw_samples_per_prompt"),
+        ({"tpaw_samples_per_prompt": 2, "do_sample": False}, "tpaw_samples_per_prompt"),
+    ],
+)
+def test_keys_of_engines_that_do_not(changes: dict[str, Any], named: str) -> None:
+    (problem,) = setting_problems(GIVEN | changes)
+    assert problem.startswith(f"`{named}")
+    assert "geheim" not in problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:geheim@host/v1",
+        "https://geheim@host",
+        "http://host/v1?key=geheim",
+        "http://host/v1#geheim",
+        "http://me:geheim@host:port/v1",
+        "ftp://host/geheim",
+        "geheim.example/v1",
+        "http:///geheim",
+        f"{URL};http://geheim:8000/v1",
+        f"{URL} http://geheim:8000/v1",
+    ],
+)
+def test_a_wrong_address_is_refused_and_what_may_be_secret_not_repeated(url: str) -> None:
+    (problem,) = setting_problems(GIVEN | OPENAI | {"tpaw_engine_url": [URL, url]})
+    assert "address 2 is none. Put the key into the environment variable `TPAW_ENGINE_API_KEY`" in problem
+    assert "geheim" not in problem

@@ -1,23 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The reference of the `tpaw_*` keys, written from the fields themselves.
-
-`python -m llamafactory_tpaw.arguments.reference --write` writes `docs/configuration.md` and the table in `README.md`
-below the working folder; with `--check` it only says which of them are stale.
-"""
+"""Writes `docs/configuration.md` from the fields themselves: `python -m tools.configuration`, see `make docs`."""
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from .checks import INCOMPATIBLE
-from .fields import FIELDS, LISTS, RANGES
+from llamafactory_tpaw.arguments.checks import INCOMPATIBLE
+from llamafactory_tpaw.arguments.fields import FIELDS, LISTS, RANGES
 
 
-TABLE_BEGIN = "<!-- keys: written by `make docs` -->"
-TABLE_END = "<!-- end of keys -->"
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 TYPE_NAMES = {int: "whole number", int | None: "whole number", float: "number", str: "text", str | None: "text"}
 
 
@@ -134,32 +127,11 @@ def _refused_keys() -> str:
     return "\n".join(rows) + "\n"
 
 
-def readme_table() -> str:
-    """Return the table of `README.md`: key, default and meaning."""
-    rows = ["| key | default | meaning |", "|---|---|---|"]
-    for group in GROUPS:
-        rows += [f"| `{key}` | {_default(key)} | {_help(key)} |" for key in group.keys]
-    return "\n".join(rows) + "\n"
-
-
-def with_table(readme: str) -> str:
-    r"""Return the README's text with the table between its markers renewed.
-
-    Raises:
-        ValueError: If a marker is missing.
-    """
-    pattern = re.compile(f"({re.escape(TABLE_BEGIN)}\n).*?({re.escape(TABLE_END)})", re.DOTALL)
-    renewed, count = pattern.subn(lambda match: match[1] + readme_table() + match[2], readme)
-    if count != 1:
-        raise ValueError(f"README.md must hold the line {TABLE_BEGIN} and after it {TABLE_END}, once. Put them back.")
-    return renewed
-
-
 def _type(key: str) -> str:
     if key in LISTS:
         return "text or list"
     kind: Any = FIELDS[key].type
-    return "word" if get_origin(kind) is not None and kind not in TYPE_NAMES else TYPE_NAMES[kind]
+    return "word" if get_origin(kind) is Literal else TYPE_NAMES[kind]
 
 
 def _default(key: str) -> str:
@@ -177,20 +149,5 @@ def _help(key: str) -> str:
     return FIELDS[key].metadata["help"].replace("|", "\\|")
 
 
-def main(arguments: list[str]) -> int:
-    """Write both files, or with `--check` print which of them are stale."""
-    readme = Path("README.md")
-    pages = {
-        Path("docs/configuration.md"): configuration_page(),
-        readme: with_table(readme.read_text(encoding="utf-8")),
-    }
-    stale = [path for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
-    for path in stale:
-        print(("stale: " if "--check" in arguments else "wrote ") + str(path))
-        if "--check" not in arguments:
-            path.write_text(pages[path], encoding="utf-8")
-    return 1 if stale and "--check" in arguments else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    PAGE.write_text(configuration_page(), encoding="utf-8")
