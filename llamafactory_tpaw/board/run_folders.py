@@ -15,11 +15,11 @@ from ..errors import ConfigError, DataError, TpawError
 from ..lf.given import mentions_stage, read_given
 from ..runs.run_files import numbered
 from ..runs.succession import split_numbered
-from ..team.fingerprint import BOARD_FILE
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from .places import Places
 
 
+BOARD_FILE = "training_args.yaml"  # as LlamaBoard calls the run file in an output folder
 RUN_FILE = re.compile(r".+_iter\d+\.ya?ml")
 MOST_ITERATIONS = 1000
 

@@ -23,7 +23,7 @@ from ..runs.run_files import numbered
 from ..runs.scaffold.model import UNKNOWN_MODEL
 from ..runs.scaffold.settings import slug
 from ..runs.succession import names_in, next_settings, own_round
-from ..team.fingerprint import check_checkpoint_complete
+from ..team.checkpoint import check_checkpoint_complete
 from ..team.manifest import MANIFEST, Manifest, path_from
 from ..team.players import HUB_NAME
 from .datasets import OpponentSet, dataset_info, opponent_sets, prompt_sets

@@ -14,10 +14,10 @@ from ..errors import ConfigError, Findings
 from ..runs.scaffold.writing import write_project
 from ..runs.succession import names_in, own_round
 from ..runs.yaml_text import settings_text
-from ..team.fingerprint import BOARD_FILE
 from .datasets import dataset_info
 from .path_check import check_paths
 from .places import Places
+from .run_folders import BOARD_FILE
 
 
 def write_run_files(places: Places, settings_list: Sequence[Mapping[str, Any]]) -> list[Path]:

@@ -17,9 +17,8 @@ from ..errors import DataError, EnvironmentProblem, Findings
 from ..lf.logs import get_logger
 from ..team.forward import autocast_dtype
 from ..team.loading import load_generator
-from ..team.machine import hardware
-from ..team.members import Team, load_team
-from ..team.opponent import load_opponent, served_identity
+from ..team.manifest import hardware
+from ..team.members import Team, load_opponent, load_team, served_identity
 from .base import EngineContext, SamplingSettings, ignore
 from .devices import DeviceEngine, command_for
 from .hf import HfEngine

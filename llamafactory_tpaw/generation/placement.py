@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..data.files import read_json
 from ..errors import ConfigError
-from ..team.weight_files import is_safetensors, main_file, read_header, weight_paths
+from ..team.checkpoint import read_tensors
 
 
 if TYPE_CHECKING:
@@ -96,13 +96,7 @@ def weight_bytes(model: Path, dtype: str) -> int:
     """What the weights of a checkpoint take in a dtype; 0 of a model that is not a folder here."""
     if not model.is_dir():
         return 0
-    main = main_file(model)
-    paths = weight_paths(main)
-    if is_safetensors(main):
-        return BYTES[dtype] * sum(math.prod(tensor.shape) for path in paths for tensor in read_header(path))
-    config = read_json(model / "config.json")
-    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return sum(path.stat().st_size for path in paths) * BYTES[dtype] // BYTES.get(stored, 4)
+    return BYTES[dtype] * sum(math.prod(tensor.shape) for tensor in read_tensors(model))
 
 
 def _shards(least: float, gpus: int, heads: int) -> int:

@@ -17,8 +17,7 @@ from ..data.locks import locked
 from ..data.progress import Progress
 from ..data.triplets import TripletMeta, TripletRow, read_meta, row_key, write_meta
 from ..errors import DataError, GenerationError
-from ..team.machine import now, versions
-from ..team.manifest import relative_path
+from ..team.manifest import now, relative_path, versions
 from .base import Failure, SamplingSettings
 from .failures import FailedRequests
 from .partial import ANEW, NewRow, PartialFile

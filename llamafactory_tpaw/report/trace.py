@@ -14,9 +14,9 @@ from ..data.source import DATASET_INFO
 from ..data.triplets import SERVED as SERVED_KEY
 from ..data.triplets import meta_path, read_meta
 from ..errors import DataError, TpawError
+from ..team.checkpoint import read_pruned
 from ..team.manifest import MANIFEST, Manifest, read_manifest
-from ..team.places import HUB_NAME
-from ..team.pruned import read_pruned
+from ..team.players import HUB_NAME
 from .lineage import (
     ABSENT,
     DAMAGED,

@@ -20,10 +20,9 @@ from ..hook.ranks import decided_once
 from ..lf.given import is_on, is_true, read_given
 from ..lf.logs import get_logger
 from ..lf.signals import end_like_child, end_with_parent, run_child
+from ..team.checkpoint import find_resume_point, read_pruned
 from ..team.manifest import Manifest
-from ..team.pruned import read_pruned
 from .check import check_start
-from .checkpoints import find_resume_point
 from .distributed import refuse_engine
 from .nodes import node_rank, others_told, wait_for_triplets
 from .preflight import Plan, finished_manifest, key_problems, make_plan, refuse_other_stage

@@ -17,9 +17,7 @@ from ..data.rounds import split_names
 from ..data.source import find_entry
 from ..errors import ConfigError, DataError, Findings, TpawError
 from ..lf.given import YAML_ENDINGS, is_true, read_given, unknown_key_problems, value_problems
-from ..team.fingerprint import check_checkpoint_complete
-from ..team.pruned import read_pruned
-from .checkpoints import ResumePoint, find_resume_point
+from ..team.checkpoint import ResumePoint, check_checkpoint_complete, find_resume_point, read_pruned
 from .preflight import finished_manifest, key_problems, make_plan
 
 

@@ -22,12 +22,11 @@ from ..errors import ConfigError, DataError, EnvironmentProblem, Findings, TpawE
 from ..generation.base import SamplingSettings
 from ..lf import facade
 from ..lf.given import is_true, unknown_key_problems, value_problems
-from ..team.fingerprint import chain_fingerprints, check_checkpoint_complete, hash_weights, identity
+from ..team.checkpoint import check_checkpoint_complete, read_pruned
+from ..team.fingerprint import chain_fingerprints, hash_weights, identity
 from ..team.manifest import MANIFEST, Manifest, read_manifest
-from ..team.opponent import OpponentPlayer, opponent_fingerprint
-from ..team.opponent import local_problems as opponent_folder_problems
+from ..team.members import OpponentPlayer, opponent_fingerprint, opponent_folder_problems
 from ..team.players import Player, list_players, player_problems, team_of
-from ..team.pruned import read_pruned
 from .folders import folder_problems
 
 

@@ -21,10 +21,9 @@ from ..errors import InUseError, TpawError
 from ..lf.given import YAML_ENDINGS, is_true, read_given
 from ..lf.logs import get_logger
 from ..report.collect import read_accuracies
-from ..team.machine import now
-from ..team.manifest import MANIFEST, Manifest, read_manifest
+from ..team.checkpoint import Pruned, write_pruned
+from ..team.manifest import MANIFEST, Manifest, now, read_manifest
 from ..team.players import Player, list_players, team_of
-from ..team.pruned import Pruned, write_pruned
 from .estimates.figures import readable_bytes
 from .nodes import node_rank
 

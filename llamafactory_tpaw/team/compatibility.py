@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether checkpoints can judge the same tokens: vocabularies, positions, and adapters that fit the model below."""
+"""Whether checkpoints belong together: parents, the models under adapters, vocabularies and positions."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments.start import ADAPTER_CONFIG, same_place
 from ..data.files import read_json
-from .adapters import fit_problems, recorded_base
-from .fingerprint import check_checkpoint_complete, fingerprint_checkpoint
+from .checkpoint import check_checkpoint_complete, read_object
+from .fingerprint import fingerprint_checkpoint
 from .manifest import MANIFEST, read_manifest
 
 
@@ -20,38 +21,34 @@ if TYPE_CHECKING:
     from .members import Member
 
 
-def adapter_fit_problems(members: Sequence[Member], store: Path) -> list[str]:
-    r"""Refuse adapters of another model, or of other shapes, than the one they are put on.
+def parent_problems(members: Sequence[Member]) -> list[str]:
+    r"""Check that each player is what its iteration saved, trained from the one before it.
 
     Args:
-        members: The players.
-        store: Where fingerprints are kept.
+        members: The players, oldest first.
     """
-    problems = []
-    for member in members:
-        for adapter in member.adapters:
-            other = _other_base(member, adapter, store)
-            problems += other or fit_problems(member.player.name, member.folder, adapter)
-    return list(dict.fromkeys(problems))
-
-
-def _other_base(member: Member, adapter: Path, store: Path) -> list[str]:
-    """Compare the model that an adapter names, where that is here, with the one it is put on."""
-    recorded = recorded_base(adapter)
-    if recorded is None or same_place(str(recorded), str(member.folder)) or check_checkpoint_complete(recorded):
-        return []
-    then = fingerprint_checkpoint(recorded, store)
-    if then == member.below[0]:
-        return []
-    return [
-        f"{member.player.name}: {adapter} was trained on {recorded} with fingerprint {then[:12]} (its "
-        f"{ADAPTER_CONFIG} says so), but is put on {member.player.base} with {member.below[0][:12]}. Correct "
-        f"`model_name_or_path`, or write the player out: `{recorded}+{adapter}`."
+    manifests = [read_manifest(member.home) if member.player.theta > 0 else None for member in members]
+    problems = [
+        f"{member.player.name} ({member.player.path}) has fingerprint {member.fingerprint[:12]}, but its {MANIFEST} "
+        f"says {manifest.result['fingerprint'][:12]}: the weights were changed after the iteration. Restore them, or "
+        f"repeat iteration {manifest.iteration} with `overwrite_output_dir: true`."
+        for member, manifest in zip(members, manifests, strict=True)
+        if manifest is not None
+        and manifest.result  # a checkpoint that training saved on its way has none
+        and manifest.result["fingerprint"] != member.fingerprint
     ]
+    for (parent, _), (child, manifest) in itertools.pairwise(zip(members, manifests, strict=True)):
+        if manifest is not None and manifest.policy["fingerprint"] != parent.fingerprint:
+            problems.append(
+                f"{child.player.name} ({child.player.path}) was trained from a checkpoint with fingerprint "
+                f"{manifest.policy['fingerprint'][:12]}, but `tpaw_players` has {parent.player.path} with "
+                f"{parent.fingerprint[:12]} as {parent.player.name}. Name the checkpoint it was trained from."
+            )
+    return problems
 
 
 def stacking_problems(members: Sequence[Member]) -> list[str]:
-    """Refuse an adapter of stage `tpaw` that stands on something else than it was trained on."""
+    """Refuse an adapter of stage `tpaw` that is put on something else than it was trained on."""
     problems = []
     for member in members:
         manifest = read_manifest(member.home) if member.adapters else None
@@ -61,12 +58,36 @@ def stacking_problems(members: Sequence[Member]) -> list[str]:
         was = "+".join(os.path.normpath(member.home / part["path"]) for part in recorded)
         is_ = "+".join(member.player.below)
         problems.append(
-            f"{member.player.name}: {member.player.path} was trained upon {was} with fingerprint "
+            f"{member.player.name}: {member.player.path} was trained on {was} with fingerprint "
             f"{recorded[-1]['fingerprint'][:12]} (its {MANIFEST} says so), but is put on {is_} with "
             f"{member.below[-1][:12]}. Write the player as it was trained, the model and its adapters in order: "
             f"`{was}+{member.player.path}`."
         )
     return problems
+
+
+def base_problems(members: Sequence[Member], store: Path) -> list[str]:
+    r"""Refuse an adapter whose config names another model, in a folder here, than the one that it is put on.
+
+    Args:
+        members: The players.
+        store: Where fingerprints are kept.
+    """
+    problems = []
+    for member in members:
+        for adapter in member.adapters:
+            named = read_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+            recorded = Path(str(named or ""))
+            if not named or same_place(str(recorded), str(member.folder)) or check_checkpoint_complete(recorded):
+                continue
+            then = fingerprint_checkpoint(recorded, store)
+            if then != member.below[0]:
+                problems.append(
+                    f"{member.player.name}: {adapter} was trained on {recorded} with fingerprint {then[:12]} (its "
+                    f"{ADAPTER_CONFIG} says so), but is put on {member.player.base} with {member.below[0][:12]}. "
+                    f"Correct `model_name_or_path`, or write the player out: `{recorded}+{adapter}`."
+                )
+    return list(dict.fromkeys(problems))
 
 
 def vocabulary_problems(folders: dict[str, Path], tokenizer_size: int) -> list[str]:
@@ -122,12 +143,10 @@ def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
 
 
 def _rope_settings(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield every setting of rotary positions with the configuration it stands in; there may be one a layer type."""
+    """Yield every setting of rotary positions with the configuration it is in; there may be one a layer type."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = config.get(name) or {}
-        for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-            if part.get("rope_type") or part.get("type"):
-                yield config, part
+        yield from ((config, part) for part in (rope, *rope.values()) if isinstance(part, dict))
     if isinstance(config.get("text_config"), dict):
         yield from _rope_settings(config["text_config"])
 

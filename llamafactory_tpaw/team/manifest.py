@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tpaw.json`: what a checkpoint of self-play came from, in its own folder."""
+"""`tpaw.json`: what a checkpoint of self-play came from, in its own folder; when, on what and with which versions."""
 
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from .. import __version__
 from ..data.files import key_problems, read_json, write_json_atomic
 from ..errors import DataError
 
 
+if TYPE_CHECKING:
+    import torch
+
 MANIFEST = "tpaw.json"
 SCHEMA = 1
+# Those that change numbers.
+PACKAGES = (
+    "llamafactory", "transformers", "torch", "accelerate", "datasets", "tokenizers", "safetensors", "deepspeed",
+)  # fmt: skip
 
 
 @dataclass
@@ -84,26 +95,23 @@ def read_manifest(folder: str | Path) -> Manifest | None:
         return None
     try:
         content = read_json(path)
+        if not isinstance(content, dict):
+            raise DataError("it holds no object in braces")
+        schema = content.get("schema")
+        problems = key_problems(Manifest, content) if schema == SCHEMA else []
+        if problems:
+            raise DataError(", ".join(problems))
     except DataError as error:
-        raise DataError(_damaged(path, error.__cause__)) from error
-    if not isinstance(content, dict):
-        raise DataError(_damaged(path, "it holds no object in braces"))
-    if content.get("schema") != SCHEMA:
         raise DataError(
-            f"{path} has schema {content.get('schema')!r}, but this version reads {SCHEMA}. Use the version of "
+            f"{path} is damaged ({error.__cause__ or error}), so it does not say what the checkpoint came from. "
+            "Restore the file, or repeat the iteration with `overwrite_output_dir: true`."
+        ) from error
+    if schema != SCHEMA:
+        raise DataError(
+            f"{path} has schema {schema!r}, but this version reads {SCHEMA}. Use the version of "
             "llamafactory-tpaw that wrote it."
         )
-    problems = key_problems(Manifest, content)
-    if problems:
-        raise DataError(_damaged(path, ", ".join(problems)))
     return Manifest(**content)
-
-
-def _damaged(path: Path, cause: object) -> str:
-    return (
-        f"{path} is damaged ({cause}), so nobody knows what the checkpoint came from. Restore the file, or repeat the "
-        "iteration with `overwrite_output_dir: true`."
-    )
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
@@ -158,3 +166,30 @@ def moved_manifest(manifest: Manifest, old: Path, new: Path, **changes: Any) -> 
         cache=os.path.relpath(old / manifest.cache, new) if manifest.cache else "",
         **changes,
     )
+
+
+def now() -> str:
+    """Return the time in UTC to the second: `2026-05-01T12:00:00Z`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this package and of those that change numbers, where they are installed."""
+    found = {"llamafactory_tpaw": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Describe a device and how many processes use one like it."""
+    import torch
+
+    described = {"device": device.type, "name": platform.processor() or platform.machine(), "processes": processes}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described |= {"name": properties.name, "memory_bytes": properties.total_memory}
+    return described | {"cpus": os.cpu_count()}

@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..arguments.start import Start
 from ..data.encoding import TurnEncoder, tokenizer_digest
+from ..data.files import digest_json
+from ..data.triplets import SERVED
 from ..errors import ConfigError, DataError, Findings
 from ..lf import facade
-from .compatibility import adapter_fit_problems, position_problems, stacking_problems, vocabulary_problems
-from .fingerprint import chain_fingerprints
-from .players import (
-    Player,
-    lineage_problems,
-    list_players,
-    parent_problems,
-    player_problems,
-    team_of,
-)
+from .checkpoint import check_checkpoint_complete
+from .compatibility import base_problems, parent_problems, position_problems, stacking_problems, vocabulary_problems
+from .fingerprint import chain_fingerprints, fingerprint_checkpoint
+from .players import Player, lineage_problems, list_players, player_problems, team_of
 
 
 if TYPE_CHECKING:
@@ -40,7 +36,7 @@ class Member:
         player: Who it is.
         folder: Its model, a whole one; of a player with adapters the one below them.
         fingerprint: Of all of it.
-        adapters: Folders of the adapters upon the model, in order.
+        adapters: Folders of the adapters on the model, in order.
         below: Fingerprints of the model, and of it with each adapter but the last; empty where there are none.
     """
 
@@ -54,6 +50,15 @@ class Member:
     def home(self) -> Path:
         """What was saved of it: the last adapter, or the whole model."""
         return self.adapters[-1] if self.adapters else self.folder
+
+
+class OpponentPlayer(Player):
+    """The model of `tpaw_opponent_model`: it generates a round in place of θ_t, and is no player of the team."""
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return "the opponent (`tpaw_opponent_model`)"
 
 
 class Team(NamedTuple):
@@ -96,10 +101,7 @@ def load_team(run: RunArguments, findings: Findings) -> Team:
     team = Team(members, policy, tokenizer, processor, encoder)
     with findings.note():
         check_tokenizers(team.readers, run, encoder)
-    with findings.note():
-        problems = position_problems(policy.player.path, policy.folder, run.data.cutoff_len)
-        if problems:
-            raise ConfigError(problems)
+    findings.refuse(ConfigError, position_problems(policy.player.path, policy.folder, run.data.cutoff_len))
     return team
 
 
@@ -139,55 +141,10 @@ def load_members(run: RunArguments) -> tuple[list[Member], Member]:
         raise DataError(problems)
     store = Path(run.finetuning.tpaw_cache_dir)
     members = [member_of(player, run.model, store) for player in needed]
-    problems = adapter_fit_problems(members, store)
+    problems = base_problems(members, store)
     if problems:
         raise DataError(problems)
     return (members if team else []), members[-1]
-
-
-def check_parents(members: Sequence[Member]) -> None:
-    r"""Check that each player is what its iteration saved, trained from the one before it.
-
-    Raises:
-        DataError: With every problem of every player.
-    """
-    fingerprints = {member.player.name: member.fingerprint for member in members}
-    folders = {member.player.name: member.home for member in members}
-    problems = [
-        problem
-        for member in members
-        if not member.player.is_local  # the others were looked at before any was downloaded
-        for problem in lineage_problems(member.player, member.home)
-    ]
-    problems = problems or stacking_problems(members)
-    problems = problems or parent_problems([member.player for member in members], fingerprints, folders)
-    if problems:
-        raise DataError(problems)
-
-
-def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: TurnEncoder) -> None:
-    r"""Check that all players read text as the same tokens and have rows for all of them.
-
-    Raises:
-        DataError: If a tokenizer or a vocabulary differs.
-    """
-    expected = encoder.tokenizer_digest
-    problems = []
-    for member in members[:-1]:
-        if member.folder == members[-1].folder:
-            continue  # adapters read what the model below them reads
-        other = _tokenizer_of(member, run)
-        if tokenizer_digest(other) != expected:
-            sizes = len(other), len(encoder.tokenizer)
-            problems.append(
-                f"{member.player.name} ({member.player.path}) has another tokenizer than {members[-1].player.name} "
-                f"({members[-1].player.path}): {sizes[0]} and {sizes[1]} tokens, not the same ones. All players must "
-                "share one; copy the tokenizer files of the SFT model into the checkpoint, or use checkpoints of one "
-                "run."
-            )
-    problems += vocabulary_problems({member.player.name: member.folder for member in members}, len(encoder.tokenizer))
-    if problems:
-        raise DataError(problems)
 
 
 def member_of(player: Player, model_args: Any, store: Path) -> Member:
@@ -206,12 +163,103 @@ def member_of(player: Player, model_args: Any, store: Path) -> Member:
     return Member(player, model, fingerprint, tuple(adapters), tuple(below))
 
 
-def _tokenizer_of(member: Member, run: RunArguments) -> Any:
-    model_args = copy.copy(run.model)
-    model_args.model_name_or_path = str(member.folder)
-    tokenizer = _load_tokenizer(model_args, f"{member.player.name} (`tpaw_players`)")["tokenizer"]
-    facade.get_template_and_fix_tokenizer(tokenizer, run.data)
-    return tokenizer
+def check_parents(members: Sequence[Member]) -> None:
+    r"""Check that each player is what its iteration saved, trained from the one before it.
+
+    Raises:
+        DataError: With every problem of every player.
+    """
+    problems = [
+        problem
+        for member in members
+        if not member.player.is_local  # the others were looked at before any was downloaded
+        for problem in lineage_problems(member.player, member.home)
+    ]
+    problems = problems or stacking_problems(members) or parent_problems(members)
+    if problems:
+        raise DataError(problems)
+
+
+def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: TurnEncoder) -> None:
+    r"""Check that all players read text as the same tokens and have rows for all of them.
+
+    Raises:
+        DataError: If a tokenizer or a vocabulary differs.
+    """
+    problems = []
+    newest = members[-1]
+    for member in members[:-1]:
+        if member.folder == newest.folder:
+            continue  # adapters read what the model below them reads
+        model_args = copy.copy(run.model)
+        model_args.model_name_or_path = str(member.folder)
+        other = _load_tokenizer(model_args, f"{member.player.name} (`tpaw_players`)")["tokenizer"]
+        facade.get_template_and_fix_tokenizer(other, run.data)
+        if tokenizer_digest(other) != encoder.tokenizer_digest:
+            problems.append(
+                f"{member.player.name} ({member.player.path}) has another tokenizer than {newest.player.name} "
+                f"({newest.player.path}): {len(other)} and {len(encoder.tokenizer)} tokens, not the same ones. All "
+                "players must share one; copy the tokenizer files of the SFT model into the checkpoint, or use "
+                "checkpoints of one run."
+            )
+    problems += vocabulary_problems({member.player.name: member.folder for member in members}, len(encoder.tokenizer))
+    if problems:
+        raise DataError(problems)
+
+
+def load_opponent(run: RunArguments, policy: Member, encoder: TurnEncoder) -> Member | None:
+    r"""Find the weights of `tpaw_opponent_model`.
+
+    Args:
+        run: The run's arguments.
+        policy: θ_t.
+        encoder: Its tokenizer and template.
+
+    Returns:
+        The checkpoint that generates the round, or None where the run names none, or one that only a server has.
+
+    Raises:
+        DataError: If it is not there or damaged, or reads text as other tokens than θ_t where it is sent tokens.
+    """
+    named = run.finetuning.tpaw_opponent_model
+    if not named:
+        return None
+    player = OpponentPlayer(policy.player.theta, str(named))
+    served = run.finetuning.tpaw_engine == "openai"
+    if served and not Path(player.path).is_dir():
+        return None
+    problems = opponent_folder_problems(str(named)) if player.is_local else []
+    if problems:
+        raise DataError(problems)
+    member = member_of(player, run.model, Path(run.finetuning.tpaw_cache_dir))
+    if not served:
+        try:
+            check_tokenizers([member, policy], run, encoder)
+        except DataError as error:
+            raise DataError(
+                [
+                    f"{problem} Or serve the opponent and use `tpaw_engine: openai`: its texts are encoded then."
+                    for problem in error.problems
+                ]
+            ) from error
+    return member
+
+
+def opponent_folder_problems(named: str) -> list[str]:
+    """Say what an opponent's folder lacks, without reading weights."""
+    return [f"`tpaw_opponent_model: {named}`: {problem}" for problem in check_checkpoint_complete(Path(named))]
+
+
+def opponent_fingerprint(named: str | None, store: Path) -> str | None:
+    """Fingerprint of an opponent whose weights are in a folder here; None of any other."""
+    if not named or not Path(named).is_dir() or check_checkpoint_complete(Path(named)):
+        return None
+    return fingerprint_checkpoint(Path(named), store)
+
+
+def served_identity(name: str) -> str:
+    """Identity of a model that only a server has, by its name there; its address may change."""
+    return SERVED + digest_json({"name": name})
 
 
 def _load_tokenizer(model_args: Any, whose: str) -> dict[str, Any]:

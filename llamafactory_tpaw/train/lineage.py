@@ -20,10 +20,19 @@ from ..data.source import find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, meta_path, read_meta
 from ..errors import DataError
 from ..lf.logs import get_logger
-from ..team.fingerprint import digest_other_files, fingerprint_checkpoint, hash_weights, identity, weight_dtype
-from ..team.machine import hardware, now, versions
-from ..team.manifest import MANIFEST, Manifest, moved_manifest, read_manifest, relative_path, write_manifest
-from ..team.pruned import PRUNED
+from ..team.checkpoint import PRUNED, weight_dtype
+from ..team.fingerprint import digest_other_files, fingerprint_checkpoint, hash_weights, identity
+from ..team.manifest import (
+    MANIFEST,
+    Manifest,
+    hardware,
+    moved_manifest,
+    now,
+    read_manifest,
+    relative_path,
+    versions,
+    write_manifest,
+)
 from .setup import describe_template
 
 

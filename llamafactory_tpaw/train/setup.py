@@ -36,8 +36,7 @@ from ..data.triplets import TripletMeta, opponent_place, read_meta
 from ..errors import ConfigError, DataError, Findings
 from ..lf.logs import get_logger
 from ..team.manifest import MANIFEST, read_manifest
-from ..team.members import Member, Team, load_team
-from ..team.opponent import opponent_fingerprint
+from ..team.members import Member, Team, load_team, opponent_fingerprint
 from ..team.scorer import Block
 
 

@@ -15,7 +15,7 @@ from ...arguments.start import Start
 from ...data.rounds import split_names
 from ...errors import EnvironmentProblem
 from ...team.cache import KEY_BYTES
-from ...team.weight_files import is_safetensors, main_file, read_header, weight_paths
+from ...team.checkpoint import read_tensors
 from .figures import Figure, readable_bytes
 from .optimizers import optimizer_bytes
 from .spread import count_processes
@@ -163,11 +163,8 @@ def _saved_counts(plan: Plan, keys: dict[str, Any]) -> dict[str, int]:
 
 
 def _weight_shapes(folder: Path) -> dict[str, list[int]]:
-    """Shape of each tensor, from the headers of safetensors files; nothing for other formats."""
-    main = main_file(folder)
-    if not is_safetensors(main):
-        return {}
-    return {tensor.name: tensor.shape for path in weight_paths(main) for tensor in read_header(path)}
+    """Shape of each tensor, from the headers of safetensors files."""
+    return {tensor.name: tensor.shape for tensor in read_tensors(folder)}
 
 
 def _adapter_shapes(shapes: dict[str, list[int]], keys: dict[str, Any]) -> dict[str, list[int]]:

@@ -12,12 +12,12 @@ from ...data.opponents import Limits, load_triplets
 from ...data.triplets import read_meta
 from ...errors import DataError
 from ...team.cache import sequence_key
+from ...team.checkpoint import weight_paths
 from ...team.fingerprint import kept_fingerprint, with_adapter
 from ...team.manifest import read_manifest
 from ...team.members import Member
 from ...team.players import team_of
 from ...team.scorer import TeamScorer
-from ...team.weight_files import main_file, weight_paths
 from .workload import samples_of_rounds
 
 
@@ -123,4 +123,4 @@ def _recorded(players: list[Player]) -> dict[str, str]:
 
 
 def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in weight_paths(main_file(folder)))
+    return sum(path.stat().st_size for path in weight_paths(folder))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ...arguments.start import is_adapter
+from ...arguments.start import ADAPTER_CONFIG, is_adapter
 from ...data.collator import TripletCollator, TripletDataset
 from ...data.layout import Row
 from ...lf import facade
-from ...team.adapters import read_adapter
+from ...team.checkpoint import read_object
 from ...team.forward import autocast, autocast_dtype, disable_dropout, freeze, response_logps
 from ...team.scorer import TeamScorer
 from ...team.shortcuts import Shortcuts, find_shortcuts
@@ -69,7 +69,7 @@ def model_without_data(run: RunArguments, tokenizer: Any, tracer: ByteTracer, *,
         # A new adapter takes as much as one that is read; those that are merged leave nothing behind.
         last = Path(model_args.adapter_name_or_path[-1])
         if not finetuning_args.create_new_adapter and is_adapter(last):
-            finetuning_args.lora_rank = int(read_adapter(last).get("r") or finetuning_args.lora_rank)
+            finetuning_args.lora_rank = int(read_object(last / ADAPTER_CONFIG).get("r") or finetuning_args.lora_rank)
         model_args.adapter_name_or_path = None
     stay = _modules_stay() if finetuning_args.finetuning_type == "lora" else contextlib.nullcontext()
     with tracer, stay:

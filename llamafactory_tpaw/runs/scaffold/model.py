@@ -13,8 +13,8 @@ from ...arguments.start import is_adapter
 from ...errors import ConfigError, DataError
 from ...lf import facade
 from ...lf.given import is_true
-from ...team.fingerprint import check_checkpoint_complete
-from ...team.places import HUB_NAME
+from ...team.checkpoint import check_checkpoint_complete
+from ...team.players import HUB_NAME
 from .settings import Settings
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from llamafactory_tpaw.team.fingerprint import check_checkpoint_complete
+from llamafactory_tpaw.team.checkpoint import check_checkpoint_complete
 from tests.runs import Project
 
 from .rows import Refusal

@@ -10,7 +10,7 @@ import yaml
 
 from llamafactory_tpaw.board import play as play_module
 from tests.unit.board.page import DrivenPage
-from tests.unit.team.test_adapters import save_adapter
+from tests.unit.team.checkpoints import save_adapter
 
 
 BASE = "saves/Tiny/full/sft"

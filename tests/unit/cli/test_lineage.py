@@ -10,7 +10,7 @@ import pytest
 
 from llamafactory_tpaw import cli
 from tests.unit.report.played import play_three
-from tests.unit.team.test_weight_digests import flip
+from tests.unit.team.checkpoints import flip
 
 
 @pytest.fixture(autouse=True)

@@ -89,12 +89,6 @@ def test_weights_are_counted_in_the_computing_dtype(tiny_model: Path) -> None:
     assert placement.weight_bytes(Path("org/name-of-a-hub"), "bfloat16") == 0
 
 
-def test_weights_of_other_files_are_counted_by_their_size(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(bytes(100))
-    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
-    assert placement.weight_bytes(tmp_path, "float32") == 200
-
-
 def test_memory_of_the_gpus_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -17,7 +17,7 @@ from llamafactory_tpaw.report.trace import trace
 from llamafactory_tpaw.report.verify import verify
 from llamafactory_tpaw.team.fingerprint import hash_weights
 from tests.unit.report.played import STORE, generate, play, save
-from tests.unit.team.test_weight_digests import flip
+from tests.unit.team.checkpoints import flip
 
 
 SERVED = "served:" + "1" * 64

@@ -14,7 +14,7 @@ from llamafactory_tpaw.report.trace import trace
 from llamafactory_tpaw.report.verify import Check, verify
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint, record_of
 from tests.unit.report.played import STORE, change_json, play_three
-from tests.unit.team.test_weight_digests import flip
+from tests.unit.team.checkpoints import flip
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ import pytest
 from llamafactory_tpaw.data.progress import PLAYING, PROGRESS_FILE
 from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.runs import player_loop
-from llamafactory_tpaw.runs.checkpoints import ResumePoint
 from llamafactory_tpaw.runs.player_loop import Play, summarize
 from llamafactory_tpaw.runs.playlist import Item, Progress
+from llamafactory_tpaw.team.checkpoint import ResumePoint
 from llamafactory_tpaw.team.manifest import write_manifest
 from tests.unit.team.test_manifest import make_manifest
 

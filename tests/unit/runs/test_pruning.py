@@ -18,9 +18,9 @@ from llamafactory_tpaw.report.trace import trace
 from llamafactory_tpaw.report.verify import verify
 from llamafactory_tpaw.runs import pruning
 from llamafactory_tpaw.runs.launcher import _stop_if_finished
-from llamafactory_tpaw.team.fingerprint import check_checkpoint_complete, fingerprint_checkpoint
+from llamafactory_tpaw.team.checkpoint import PRUNED, check_checkpoint_complete
+from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
-from llamafactory_tpaw.team.pruned import PRUNED
 from tests.unit.team.checkpoints import make_tensors, save_single
 from tests.unit.team.test_manifest import make_manifest
 

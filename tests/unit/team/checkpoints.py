@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small checkpoints in every form in which transformers saves and loads them."""
+"""Small checkpoints: whole, in shards, and adapters."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,6 +13,7 @@ from torch import Tensor
 
 
 CONFIG = {"model_type": "qwen2", "hidden_size": 32, "architectures": ["Qwen2ForCausalLM"], "rope": {"theta": 1e4}}
+MODULE = "model.layers.0.up_proj"
 
 
 def make_tensors() -> dict[str, Tensor]:
@@ -26,9 +28,9 @@ def make_tensors() -> dict[str, Tensor]:
     }
 
 
-def write_config(folder: Path) -> Path:
+def write_config(folder: Path, config: dict[str, Any] = CONFIG) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -37,35 +39,36 @@ def save_single(folder: Path, tensors: dict[str, Tensor]) -> Path:
     return folder
 
 
-def shard(tensors: dict[str, Tensor], suffix: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+def shard(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Split tensors over two files, the last names first."""
     names = sorted(tensors, reverse=True)
-    files = {f"model-{part + 1}-of-2.{suffix}": names[part::2] for part in range(2)}
-    weight_map = {name: file for file, members in files.items() for name in members}
-    return {file: {name: tensors[name] for name in members} for file, members in files.items()}, weight_map
+    return {
+        f"model-{part + 1}-of-2.safetensors": {name: tensors[name] for name in names[part::2]} for part in range(2)
+    }
 
 
 def save_sharded(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    files, weight_map = shard(tensors, "safetensors")
+    files = shard(tensors)
     for file, members in files.items():
         save_file(members, write_config(folder) / file)
+    weight_map = {name: file for file, members in files.items() for name in members}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return folder
 
 
-def save_bin(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    torch.save(tensors, write_config(folder) / "pytorch_model.bin")
+def save_adapter(folder: Path, fill: float = 1.0, **config: Any) -> Path:
+    folder.mkdir(parents=True)
+    tensors = {"lora_A": torch.full((2, 4), fill), "lora_B": torch.full((6, 2), fill)}
+    named = {f"base_model.model.{MODULE}.{half}.weight": tensor for half, tensor in tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj", "q_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | config))
     return folder
 
 
-def save_old_bin(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    torch.save(tensors, write_config(folder) / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    return folder
-
-
-def save_sharded_bin(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    files, weight_map = shard(tensors, "bin")
-    for file, members in files.items():
-        torch.save(members, write_config(folder) / file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
+def flip(path: Path, position: int) -> None:
+    """Change one byte; a negative position counts from the end."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    with open(path, "r+b") as stream:  # the inode stays
+        stream.write(content)

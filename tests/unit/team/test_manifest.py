@@ -107,3 +107,11 @@ def test_moved_paths_lead_to_the_same_places(tmp_path: Path) -> None:
     assert [player["path"] for player in moved.players] == ["../../sft", "org/hub", str(tmp_path / "sft")]
     assert (moved.policy["path"], moved.cache, moved.step) == ("../../sft", "../../.tpaw_cache", 5)
     assert (moved.triplets, manifest.policy["path"]) == ([{"entry": "hub"}], "../sft")
+
+
+def test_the_opponents_place_moves_with_the_manifest(tmp_path: Path) -> None:
+    for folder in ("weak", "iter0"):
+        (tmp_path / folder).mkdir()
+    sources = [{"entry": "d0", "path": "../d0.jsonl", "opponent": "../weak"}, {"entry": "d1", "opponent": "served"}]
+    moved = moved_manifest(make_manifest(triplets=sources), tmp_path / "iter0", tmp_path / "iter0" / "checkpoint-1")
+    assert [source["opponent"] for source in moved.triplets] == ["../../weak", "served"]

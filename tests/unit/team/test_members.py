@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Players with their weights: who is fingerprinted, and what tokenizers must share."""
+"""Players and opponents with their weights: who is fingerprinted, and what the players of a team must share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
 from llamafactory_tpaw.errors import DataError, Findings
+from llamafactory_tpaw.team.compatibility import base_problems, position_problems, vocabulary_problems
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
 from llamafactory_tpaw.team.members import (
@@ -21,10 +23,15 @@ from llamafactory_tpaw.team.members import (
     check_tokenizers,
     load_encoder,
     load_members,
+    load_opponent,
     load_team,
+    member_of,
+    opponent_fingerprint,
+    served_identity,
 )
 from llamafactory_tpaw.team.players import Player
 from tests import tiny
+from tests.unit.team.checkpoints import make_tensors, save_adapter, save_single
 from tests.unit.team.test_manifest import make_manifest
 
 
@@ -70,13 +77,10 @@ def test_team_and_policy(run_of: Callable[..., RunArguments]) -> None:
     assert policy.fingerprint == fingerprint_checkpoint(Path("theta_1"), Path("other_cache"))
 
 
-def test_team_of_one(run_of: Callable[..., RunArguments]) -> None:
+def test_a_team_of_one_and_none(run_of: Callable[..., RunArguments]) -> None:
     shutil.rmtree("theta_0")
     team, policy = load_members(run_of(tpaw_team_size=1))
     assert team == [policy]
-
-
-def test_tspin_has_a_policy_and_no_team(run_of: Callable[..., RunArguments]) -> None:
     team, policy = load_members(run_of(tpaw_objective="tspin", tpaw_proto="p"))
     assert team == []
     assert policy.player.name == "theta_1"
@@ -121,11 +125,8 @@ def check(run: RunArguments) -> list[str]:
     return []
 
 
-def test_equal_tokenizers_pass(run_of: Callable[..., RunArguments]) -> None:
-    assert check(run_of()) == []
-
-
 def test_tokenizer_with_other_tokens(run_of: Callable[..., RunArguments]) -> None:
+    assert check(run_of()) == []
     path = Path("theta_0/tokenizer.json")
     content = json.loads(path.read_text())
     content["model"]["merges"].pop()
@@ -145,22 +146,108 @@ def test_players_of_a_hub_are_checked_after_their_download(run_of: Callable[...,
         check_parents(members)
 
 
-def test_vocabularies_are_compared(run_of: Callable[..., RunArguments]) -> None:
-    shutil.rmtree("theta_0")
-    tiny.save_model(Path("theta_0"), vocab_size=400)
-    policy = {
-        "name": "theta_0",
-        "path": "../theta_0",
-        "fingerprint": fingerprint_checkpoint(Path("theta_0"), Path("c")),
-    }
-    result = {"name": "theta_1", "fingerprint": fingerprint_checkpoint(Path("theta_1"), Path("c"))}
-    write_manifest("theta_1", make_manifest(policy=policy, result=result))
-    (problem,) = check(run_of(resize_vocab=True))
-    assert problem.startswith("The players' vocabularies differ (theta_0 400, theta_1 395)")
-
-
 def test_folder_without_tokenizer(run_of: Callable[..., RunArguments]) -> None:
     for path in Path("theta_1").glob("tokenizer*"):
         path.unlink()
     with pytest.raises(DataError, match="`model_name_or_path`: theta_1 holds no tokenizer"):
         load_encoder(run_of())
+
+
+@pytest.fixture
+def with_opponent(run_of: Callable[..., RunArguments]) -> Callable[..., Member | None]:
+    """Load the opponent of a run."""
+
+    def load(**changes: Any) -> Member | None:
+        run = run_of(tpaw_opponent_model="weak", **changes)
+        return load_opponent(run, Member(Player(1, "theta_1"), Path("theta_1"), "p"), load_encoder(run)[2])
+
+    return load
+
+
+def test_an_opponent_here(with_opponent: Callable[..., Member | None]) -> None:
+    with pytest.raises(DataError, match="`tpaw_opponent_model: weak`: weak"):
+        with_opponent()
+    assert opponent_fingerprint("weak", Path("cache")) is opponent_fingerprint(None, Path("cache")) is None
+    shutil.copytree("theta_0", "weak")
+    member = with_opponent()
+    fingerprint = fingerprint_checkpoint(Path("theta_0"), Path("cache"))
+    assert (member.folder, member.fingerprint, member.player.theta) == (Path("weak"), fingerprint, 1)
+    assert opponent_fingerprint("weak", Path("cache")) == fingerprint
+
+
+def test_an_opponent_with_another_tokenizer_needs_a_server(with_opponent: Callable[..., Member | None]) -> None:
+    shutil.copytree("theta_0", "weak")
+    tokenizer = tiny.build_tokenizer()
+    tokenizer.add_tokens(["She earns"])
+    tokenizer.save_pretrained("weak")
+    named = r"the opponent \(`tpaw_opponent_model`\) \(weak\) has another tokenizer"
+    with pytest.raises(DataError, match=named) as caught:
+        with_opponent()
+    assert "serve the opponent and use `tpaw_engine: openai`" in str(caught.value)
+    served = {"tpaw_engine": "openai", "tpaw_engine_url": "http://localhost:1/v1"}
+    assert with_opponent(**served).folder == Path("weak")
+    shutil.rmtree("weak")
+    assert with_opponent(**served) is None, "only the server has it"
+    assert served_identity("weak") == served_identity("weak") != served_identity("weaker")
+    assert served_identity("weak").startswith("served:")
+
+
+def test_an_adapter_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensors = make_tensors()
+    for name in ("m", "copy"):
+        save_single(Path(name), tensors)
+    save_single(Path("changed"), tensors | {"model.count": tensors["model.count"] + 1})
+    adapter = save_adapter(Path("of_copy"), base_model_name_or_path="copy")
+
+    def problems(model: str) -> list[str]:
+        return base_problems([member_of(Player(1, str(adapter), (model,)), SimpleNamespace(), Path("c"))], Path("c"))
+
+    assert problems("m") == [], "the same weights in another folder"
+    (problem,) = problems("changed")
+    assert "of_copy was trained on copy with fingerprint" in problem
+    assert problem.endswith("write the player out: `copy+of_copy`.")
+    shutil.rmtree("copy")
+    assert problems("changed") == [], "of a model that is not here nothing is known"
+
+
+def test_vocabularies(tmp_path: Path) -> None:
+    folders = {f"theta_{index}": tmp_path / str(index) for index in range(3)}
+    configs = [{"vocab_size": 400}, {"vocab_size": 400}, {"text_config": {"vocab_size": 400}}]
+    for folder, config in zip(folders.values(), configs, strict=True):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+    assert vocabulary_problems(folders, 400) == []
+    (problem,) = vocabulary_problems(folders, 401)
+    assert problem.startswith("The tokenizer has 401 tokens, but theta_0, theta_1, theta_2 only 400")
+    (folders["theta_1"] / "config.json").write_text('{"vocab_size": 408}')
+    first, second = vocabulary_problems(folders, 404)
+    assert "differ (theta_0 400, theta_1 408, theta_2 400)" in first
+    assert "but theta_0, theta_2 only 400" in second
+
+
+@pytest.mark.parametrize(
+    ("config", "cutoff_len", "said"),
+    [
+        ({"rope_scaling": None}, 4096, []),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 4096, []),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 10, ["type `dynamic`"]),
+        ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}}, 4096, []),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}},
+            4097,
+            ["`cutoff_len` is 4097, but saves/theta_0 changes", "Set `cutoff_len` to 4096 or less"],
+        ),
+        (
+            {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 2048},
+            4096,
+            ["to 2048 or less"],
+        ),
+        ({"text_config": {"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}}, 10, ["type `dynamic`"]),
+    ],
+)
+def test_positions_that_depend_on_other_rows(tmp_path: Path, config: dict, cutoff_len: int, said: list[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    problems = position_problems("saves/theta_0", tmp_path, cutoff_len)
+    assert len(problems) == bool(said)
+    assert all(part in problems[0] for part in said)

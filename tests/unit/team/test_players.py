@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoints play, and what is said of wrong ones."""
+"""Which checkpoints play, how they are spelled, and what is said of wrong ones."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,19 +12,13 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.arguments.start import same_place
+from llamafactory_tpaw.arguments.start import Start, same_place
 from llamafactory_tpaw.errors import ConfigError, DataError
-from llamafactory_tpaw.team.compatibility import position_problems, vocabulary_problems
+from llamafactory_tpaw.team.compatibility import parent_problems
 from llamafactory_tpaw.team.manifest import write_manifest
-from llamafactory_tpaw.team.players import (
-    Player,
-    lineage_problems,
-    list_players,
-    parent_problems,
-    player_problems,
-    team_of,
-)
-from tests.unit.team.checkpoints import make_tensors, save_single
+from llamafactory_tpaw.team.members import Member
+from llamafactory_tpaw.team.players import Player, lineage_problems, list_players, player_problems, team_of
+from tests.unit.team.checkpoints import make_tensors, save_adapter, save_single
 from tests.unit.team.test_manifest import make_manifest
 
 
@@ -58,15 +51,10 @@ def test_numbers_end_with_the_iteration(arguments: Any, expected: list[tuple[int
     players = list_players(arguments, "c")
     assert [(player.theta, player.path) for player in players] == expected
     assert players[-1].name == f"theta_{arguments.tpaw_iteration}"
+    assert team_of(players, 2) == players[-2:]
 
 
-def test_team_is_the_newest() -> None:
-    players = [Player(index, str(index)) for index in range(5)]
-    assert [player.theta for player in team_of(players, 3)] == [2, 3, 4]
-    assert team_of(players, 9) == players
-
-
-def test_too_few_and_too_many() -> None:
+def test_all_problems_of_the_list_at_once() -> None:
     (problem,) = problems_of(keys(4, ["b", "c"]), "c")
     assert "lists 2 checkpoints, but iteration 4 with `tpaw_team_size: 3` takes 3 to 5: theta_2 to theta_4" in problem
     (problem,) = problems_of(keys(0, ["b", "c"]), "c")
@@ -74,9 +62,6 @@ def test_too_few_and_too_many() -> None:
     (problem,) = problems_of(keys(2, None), "c")
     assert "`tpaw_players` is missing" in problem
     assert "Give the list" in problem
-
-
-def test_all_problems_of_the_list_at_once() -> None:
     assert len(problems_of(keys(2, ["a", "a"]), "c")) == 3
 
 
@@ -92,22 +77,52 @@ def test_one_folder_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "`tpaw_players` names a, link more than once" in problem
 
 
-def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with a model `m` and adapters `a` and `b`."""
     monkeypatch.chdir(tmp_path)
-    Path("saves").mkdir()
-    assert not Player(0, "Qwen/Qwen2.5-1.5B").is_local
-    assert not Player(1, "somebody/theta_1").is_local
-    assert Player(1, "saves/theta_1").is_local
-    assert Player(0, "./saves/sft").is_local
-    assert Player(0, "/no/model").is_local
-    assert player_problems([Player(0, "Qwen/Qwen2.5-1.5B")]) == []
+    save_single(Path("m"), make_tensors())
+    save_adapter(Path("a"))
+    save_adapter(Path("b"), fill=2.0)
 
 
-def test_what_the_hub_does_not_have(tmp_path: Path) -> None:
-    model_args = SimpleNamespace(model_revision="main", cache_dir=str(tmp_path), hf_hub_token=None)
-    with pytest.raises(DataError, match=r"theta_0 is `nobody/nothing`, which is no folder here.*Correct the path\."):
-        Player(0, "nobody/nothing").places(model_args)
-    assert Player(0, str(tmp_path)).places(model_args) == [tmp_path]
+def test_how_players_with_adapters_are_spelled(adapters: None) -> None:
+    start = Start("m", ("a", "b"))
+    assert start.parse("m") == ("m", ())
+    assert start.parse("m+a") == ("m", ("a",))
+    assert start.parse("org/m + a+b") == ("org/m", ("a", "b"))
+    assert start.parse("a") == ("m", ("a",)), "an adapter alone takes the run's model"
+    assert start.parse("later") == ("later", ())
+    assert Start("m", ("later",)).parse("later") == ("m", ("later",))
+    Path("m+a").mkdir()
+    assert start.parse("m+a") == ("m+a", ()), "a folder is what it is called"
+    assert Start("m", finetuning_type="full").parse("x+y") == ("x+y", ())
+    players = list_players(keys(2, ["m", "a", "m+b"]), Start("m", ("b",)))
+    assert players == [Player(0, "m"), Player(1, "a", ("m",)), Player(2, "b", ("m",))]
+    assert [player.spelled for player in players] == ["m", "m+a", "m+b"]
+    assert list_players(keys(0, None), Start("m", ("a",))) == [Player(0, "a", ("m",))]
+    (problem,) = problems_of(keys(0, ["m"]), Start("m", ("a",)))
+    assert "`adapter_name_or_path: a`: `m+a`" in problem, "the model without its adapter is no policy"
+
+
+def test_what_the_next_iteration_starts_from() -> None:
+    first = Start("m").after("i0")
+    assert first.spelled == "m+i0"
+    assert first.after("i1").spelled == "m+i1"
+    assert first._replace(new_adapter=True).after("i1").spelled == "m+i0+i1"
+    assert Start("m", ("a", "b")).after("i0").spelled == "m+a+i0"
+    assert Start("m", finetuning_type="freeze").after("i0").spelled == "i0"
+    given = {"model_name_or_path": "m", "adapter_name_or_path": "a, b", "create_new_adapter": "true"}
+    assert Start.of(given) == Start("m", ("a", "b"), "lora", True)
+
+
+def test_models_and_adapters_in_each_others_place(adapters: None) -> None:
+    assert player_problems([Player(0, "m"), Player(0, "a", ("m",))]) == []
+    (problem,) = player_problems([Player(0, "a")])
+    assert "a is an adapter, but a model is asked for" in problem
+    save_single(Path("n"), make_tensors())
+    (problem,) = player_problems([Player(0, "m", ("n",))])
+    assert "m is a whole model, but an adapter is asked for" in problem
 
 
 @pytest.fixture
@@ -123,14 +138,17 @@ def thetas(tmp_path: Path) -> list[Player]:
     return players
 
 
-FINGERPRINTS = {f"theta_{theta}": f"fp{theta}" for theta in range(3)}
+def parents(players: list[Player], folders: list[Player], **fingerprints: str) -> list[str]:
+    members = [
+        Member(player, Path(folder.path), fingerprints.get(player.name, f"fp{player.theta}"))
+        for player, folder in zip(players, folders, strict=True)
+    ]
+    return parent_problems(members)
 
 
 def test_right_players_have_no_problem(thetas: list[Player]) -> None:
-    assert player_problems(thetas) == []
-    assert player_problems(thetas[1:]) == []
-    assert parent_problems(thetas, FINGERPRINTS) == []
-    assert parent_problems(thetas[1:], FINGERPRINTS) == []
+    for players in (thetas, thetas[1:]):
+        assert player_problems(players) == parents(players, players) == []
 
 
 def test_incomplete_ones_are_told_with_their_key(thetas: list[Player]) -> None:
@@ -139,155 +157,86 @@ def test_incomplete_ones_are_told_with_their_key(thetas: list[Player]) -> None:
     first, last = player_problems(thetas)
     assert first.startswith("theta_0 (`tpaw_players`): ")
     assert last.startswith("theta_2 (`model_name_or_path`): ")
+    assert player_problems(thetas, {Path(thetas[0].path), Path(thetas[2].path)}) == [], "they are yet to be made"
 
 
 def test_wrong_order(thetas: list[Player]) -> None:
     swapped = [thetas[0], Player(1, thetas[2].path), Player(2, thetas[1].path)]
     first, second = player_problems(swapped)
-    assert "as theta_1, but its tpaw.json says that it is theta_2" in first
+    assert "as theta_1, but its tpaw.json says that it is theta_2. Write the players oldest first, without" in first
     assert "as theta_2, but its tpaw.json says that it is theta_1" in second
     (problem,) = player_problems([thetas[1], Player(1, thetas[0].path)])
     assert "as theta_1, but it has no tpaw.json" in problem
 
 
-def test_a_gap_in_the_team_is_found(thetas: list[Player]) -> None:
-    (problem,) = player_problems([Player(1, thetas[2].path)])
-    assert "without gaps" in problem
-
-
-def test_unfinished_player(thetas: list[Player]) -> None:
+def test_a_player_whose_training_is_not_finished(thetas: list[Player]) -> None:
     path = Path(thetas[1].path) / "tpaw.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "training"}))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"status": "training"}))
     for theta in (0, 1):
         (problem,) = player_problems([Player(theta, thetas[1].path)])
         assert "its training is not finished. Run iteration 0 again: it continues." in problem
+    # A checkpoint on the way may play. It has no recorded fingerprint, but its parent is checked.
+    path.write_text(json.dumps(content | {"status": "checkpoint", "step": 5, "result": {}}))
+    assert player_problems(thetas[:2]) == parents(thetas[:2], thetas[:2]) == []
+    assert len(parents(thetas[:2], thetas[:2], theta_0="other")) == 1
 
 
-def test_another_parent(thetas: list[Player]) -> None:
-    (problem,) = parent_problems(thetas, FINGERPRINTS | {"theta_0": "other"})
+def test_wrong_parents(thetas: list[Player]) -> None:
+    (problem,) = parents(thetas, thetas, theta_0="other")
     assert f"theta_1 ({thetas[1].path}) was trained from a checkpoint with fingerprint fp0" in problem
     assert f"`tpaw_players` has {thetas[0].path} with other as theta_0" in problem
-
-
-def test_weights_changed_since(thetas: list[Player]) -> None:
-    (problem,) = parent_problems(thetas, FINGERPRINTS | {"theta_2": "other"})
-    assert f"theta_2 ({thetas[2].path}) has fingerprint other, but its tpaw.json says fp2" in problem
-
-
-def test_a_checkpoint_on_the_way_may_play(thetas: list[Player]) -> None:
-    """It has no recorded fingerprint of its own, but its parent is checked."""
-    path = Path(thetas[1].path) / "tpaw.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "checkpoint", "step": 5, "result": {}}))
-    assert player_problems(thetas[:2]) == []
-    assert parent_problems(thetas[:2], FINGERPRINTS) == []
-    assert len(parent_problems(thetas[:2], FINGERPRINTS | {"theta_0": "other"})) == 1
-
-
-def test_downloaded_players_are_checked_where_they_are(thetas: list[Player]) -> None:
-    folders = {player.name: Path(player.path) for player in thetas}
     hub = [Player(theta, f"org/theta_{theta}") for theta in range(3)]
-    assert parent_problems(hub, FINGERPRINTS, folders) == []
-    (problem,) = parent_problems(hub, FINGERPRINTS | {"theta_2": "other"}, folders)
+    (problem,) = parents(hub, thetas, theta_2="other")
     assert "theta_2 (org/theta_2) has fingerprint other, but its tpaw.json says fp2" in problem
-    assert lineage_problems(hub[1], folders["theta_1"]) == []
-    (problem,) = lineage_problems(hub[1], folders["theta_2"])
+    assert lineage_problems(hub[1], Path(thetas[1].path)) == []
+    (problem,) = lineage_problems(hub[1], Path(thetas[2].path))
     assert "`tpaw_players` has org/theta_1 as theta_1, but its tpaw.json says that it is theta_2" in problem
 
 
-class Hub:
-    """Stands for the hub: a repository's files, of which it gives what is asked for."""
-
-    def __init__(self, folder: Path, *files: str) -> None:
-        self.folder = folder
-        self.files = files
-        self.asked: list[list[str]] = []
-
-    def snapshot_download(self, name: str, *, allow_patterns: list[str], **_: Any) -> str:
-        self.asked.append(allow_patterns)
-        self.folder.mkdir(exist_ok=True)
-        for file in self.files:
-            if any(fnmatch(file, pattern) for pattern in allow_patterns):
-                (self.folder / file).write_text(file)
-        return str(self.folder)
-
-    def given(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir())
+def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("saves").mkdir()
+    assert not Player(0, "Qwen/Qwen2.5-1.5B").is_local
+    assert not Player(1, "somebody/theta_1").is_local
+    assert Player(1, "saves/theta_1").is_local
+    assert Player(0, "./saves/sft").is_local
+    assert Player(0, "/no/model").is_local
+    assert player_problems([Player(0, "Qwen/Qwen2.5-1.5B")]) == []
 
 
-HUB_ARGS = SimpleNamespace(model_revision="main", cache_dir=None, hf_hub_token=None, trust_remote_code=False)
+HUB_ARGS = {"model_revision": "main", "cache_dir": None, "hf_hub_token": None}
 
 
-@pytest.fixture
-def download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Hub]:
-    """Return a function that downloads `org/model` with these files."""
+@pytest.mark.parametrize("trusted", [False, True])
+def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool) -> None:
     import huggingface_hub
 
     from llamafactory_tpaw.lf import facade
 
-    def start(*files: str, **changes: Any) -> Hub:
-        hub = Hub(tmp_path / "hub", *files)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
-        monkeypatch.setattr(facade, "download_from_other_hub", lambda args: args.model_name_or_path, raising=False)
-        Player(0, "org/model").places(SimpleNamespace(**vars(HUB_ARGS) | changes))
-        return hub
+    small = ["config.json", "tokenizer.json", "tpaw.json", "model.safetensors"]
+    files = [*small, "pytorch_model.bin", "training_args.bin", "modeling.py", "a.gguf"]
 
-    return start
+    def give(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        for file in files:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).write_text(file)
+        return str(tmp_path)
 
-
-def test_what_is_downloaded(download: Callable[..., Hub]) -> None:
-    small = ["config.json", "tokenizer.json", "tpaw.json"]
-    hub = download(*small, "model.safetensors", "pytorch_model.bin", "training_args.bin", "modeling.py", "a.gguf")
-    assert hub.given() == sorted([*small, "model.safetensors"])
-    assert len(hub.asked) == 1
-
-
-def test_bin_files_are_downloaded_where_there_is_nothing_else(download: Callable[..., Hub]) -> None:
-    shards = ["pytorch_model-1-of-2.bin", "pytorch_model-2-of-2.bin", "pytorch_model.bin.index.json"]
-    hub = download("config.json", *shards, "training_args.bin", "optimizer.bin")
-    assert hub.given() == sorted(["config.json", *shards])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
+    monkeypatch.setattr(facade, "download_from_other_hub", lambda args: args.model_name_or_path, raising=False)
+    model_args = SimpleNamespace(**HUB_ARGS, trust_remote_code=trusted)
+    assert Player(0, "org/model").places(model_args) == [tmp_path]
+    code = ["modeling.py"] if trusted else []
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*small, *code])
+    other = str(tmp_path / "elsewhere")
+    Path(other).mkdir()
+    monkeypatch.setattr(facade, "download_from_other_hub", lambda args: other, raising=False)
+    assert Player(0, "org/model").places(model_args) == [Path(other)], "LlamaFactory knows of other hubs"
 
 
-def test_code_is_downloaded_only_where_it_is_trusted(download: Callable[..., Hub]) -> None:
-    assert "modeling.py" in download("model.safetensors", "modeling.py", trust_remote_code=True).given()
-
-
-def test_vocabularies(tmp_path: Path) -> None:
-    folders = {f"theta_{index}": tmp_path / str(index) for index in range(3)}
-    configs = [{"vocab_size": 400}, {"vocab_size": 400}, {"text_config": {"vocab_size": 400}}]
-    for folder, config in zip(folders.values(), configs, strict=True):
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(config))
-    assert vocabulary_problems(folders, 400) == []
-    (problem,) = vocabulary_problems(folders, 401)
-    assert problem.startswith("The tokenizer has 401 tokens, but theta_0, theta_1, theta_2 only 400")
-    (folders["theta_1"] / "config.json").write_text('{"vocab_size": 408}')
-    first, second = vocabulary_problems(folders, 404)
-    assert "differ (theta_0 400, theta_1 408, theta_2 400)" in first
-    assert "but theta_0, theta_2 only 400" in second
-
-
-@pytest.mark.parametrize(
-    ("config", "cutoff_len", "said"),
-    [
-        ({"rope_scaling": None}, 4096, []),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 4096, []),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 10, ["type `dynamic`"]),
-        ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}}, 4096, []),
-        (
-            {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}},
-            4097,
-            ["`cutoff_len` is 4097, but saves/theta_0 changes", "Set `cutoff_len` to 4096 or less"],
-        ),
-        (
-            {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 2048},
-            4096,
-            ["to 2048 or less"],
-        ),
-        ({"text_config": {"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}}, 10, ["type `dynamic`"]),
-    ],
-)
-def test_positions_that_depend_on_other_rows(tmp_path: Path, config: dict, cutoff_len: int, said: list[str]) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    problems = position_problems("saves/theta_0", tmp_path, cutoff_len)
-    assert len(problems) == bool(said)
-    assert all(part in problems[0] for part in said)
+def test_what_the_hub_does_not_have(tmp_path: Path) -> None:
+    model_args = SimpleNamespace(**HUB_ARGS | {"cache_dir": str(tmp_path)})
+    with pytest.raises(DataError, match=r"theta_0 is `nobody/nothing`, which is no folder here.*Correct the path\."):
+        Player(0, "nobody/nothing").places(model_args)
+    assert Player(0, str(tmp_path)).places(model_args) == [tmp_path]

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint's folder holds: a model or an adapter, in which files and dtypes, and whether it is all there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..arguments.start import ADAPTER_CONFIG, is_adapter
+from ..data.files import read_json, write_json_atomic
+from ..errors import DataError
+
+
+MAX_HEADER_BYTES = 100_000_000
+# As transformers and peft call them. A single file wins over an index, as in transformers.
+MODEL_FILE, MODEL_INDEX, ADAPTER_FILE = (
+    "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
+)  # fmt: skip
+# Ways to begin an adapter that change the model below it, too.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "orthogonal")
+PRUNED = "tpaw_pruned.json"
+
+
+class Tensor(NamedTuple):
+    """Where one tensor of a safetensors file is: `start` and `size` in bytes."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    path: Path
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Pruned:
+    r"""What a folder says whose weights were removed on purpose, written before the first file goes.
+
+    Attributes:
+        by: The iteration's folder after which it was done, as seen from this one.
+        when: UTC.
+        size: Bytes of the weights.
+    """
+
+    by: str
+    when: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    r"""From where an interrupted training of an output folder continues.
+
+    Attributes:
+        checkpoint: The newest checkpoint that is whole and holds the optimizer's state; None where there is none.
+        torn: Newer ones that were being written when the run ended.
+    """
+
+    checkpoint: Path | None
+    torn: tuple[Path, ...] = ()
+
+
+def check_checkpoint_complete(folder: Path) -> list[str]:
+    r"""Say what a checkpoint lacks, without reading a tensor: files, shards, and bytes at the end of a file.
+
+    Returns:
+        Problems as messages; empty where the checkpoint is whole.
+    """
+    folder = Path(folder)
+    problems = _folder_problems(folder)
+    if problems:
+        return problems
+    try:
+        if is_adapter(folder):
+            problems = _adapter_problems(folder)
+        else:
+            read_object(folder / "config.json")
+    except DataError as error:
+        problems = error.problems
+    return problems + weight_problems(folder)
+
+
+def weight_problems(folder: Path) -> list[str]:
+    """Say what is wrong with a checkpoint's weight files, from their sizes and headers."""
+    problems = _folder_problems(folder)
+    if problems:
+        return problems
+    try:
+        main, shards = main_file(folder), weight_paths(folder)
+    except DataError as error:
+        return error.problems
+    held = set()
+    for shard in shards:
+        if not shard.is_file():
+            problems.append(f"{shard} is missing, but {main.name} names it. Save or download the checkpoint again.")
+            continue
+        try:
+            held |= {tensor.name for tensor in read_header(shard)}
+        except DataError as error:
+            problems += error.problems
+    absent = sorted(_weight_map(main).keys() - held) if main not in shards and not problems else []
+    if absent:
+        problems.append(
+            f"{main} names {len(absent)} tensors that no shard holds, the first `{absent[0]}`. Save or download the "
+            "checkpoint again."
+        )
+    return problems
+
+
+def main_file(folder: Path) -> Path:
+    r"""Return the file that transformers would load: the weights, the index of their shards, or an adapter's weights.
+
+    Raises:
+        DataError: If there is none.
+    """
+    names = (ADAPTER_FILE,) if is_adapter(folder) else (MODEL_FILE, MODEL_INDEX)
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    pickled = sorted(path.name for path in folder.glob("*_model*.bin"))
+    if pickled:
+        raise DataError(
+            f"{folder} has its weights in {pickled[0]}, which is not read because it is unpickled. Load it with "
+            "transformers and save it again, as safetensors."
+        )
+    parts = sorted(path.name for path in folder.glob("*.safetensors"))
+    found = f" It has {', '.join(parts[:3])}, but no index of shards." if parts else ""
+    raise DataError(
+        f"{folder} holds no weights: none of {', '.join(names)} is there.{found} "
+        "Was saving interrupted, or its iteration not played yet?"
+    )
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    r"""Return the files that hold a checkpoint's tensors, by name.
+
+    Raises:
+        DataError: If there is none, or an index is damaged.
+    """
+    main = main_file(folder)
+    if main.name != MODEL_INDEX:
+        return [main]
+    return [folder / name for name in sorted(set(_weight_map(main).values()))]
+
+
+def read_tensors(folder: Path) -> list[Tensor]:
+    r"""Read which tensors a checkpoint holds, from the headers of its files.
+
+    Raises:
+        DataError: If there are no weights or a header cannot be read.
+    """
+    return [tensor for path in weight_paths(folder) for tensor in read_header(path)]
+
+
+def read_header(path: Path) -> list[Tensor]:
+    r"""Read which tensors a safetensors file holds, and check that it ends where the last of them does.
+
+    Raises:
+        DataError: If it cannot be read, is cut off or no safetensors file.
+    """
+    try:
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise ValueError(f"it has {size} bytes, too few for its header")
+            header = json.loads(stream.read(length))
+        tensors = []
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                tensors.append(Tensor(name, entry["dtype"], entry["shape"], path, 8 + length + begin, end - begin))
+        last = max((tensor.start + tensor.size for tensor in tensors), default=8 + length)
+        if last != size:
+            raise ValueError(f"it has {size} bytes, its header says {last}")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is cut off or damaged: {error}. Save or download it again.") from error
+    return tensors
+
+
+def weight_dtype(folder: Path) -> str:
+    r"""Name the dtype that most of a checkpoint's bytes are in, as safetensors does (`F32`, `BF16`).
+
+    Raises:
+        DataError: If there are no weights or a header cannot be read.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in read_tensors(folder):
+        sizes[tensor.dtype] += tensor.size
+    return sizes.most_common(1)[0][0]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    r"""Read a JSON file of a checkpoint that holds an object.
+
+    Raises:
+        DataError: If it cannot be read or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} must hold a JSON object. Save the checkpoint again.")
+    return content
+
+
+def read_pruned(folder: Path) -> Pruned | None:
+    """Say what a folder's weights were pruned by; None where they were not."""
+    if not (folder / PRUNED).is_file():
+        return None
+    try:
+        return Pruned(**read_json(folder / PRUNED))
+    except (TypeError, DataError):
+        return Pruned("", "", 0)
+
+
+def write_pruned(folder: Path, pruned: Pruned) -> None:
+    """Say so before the first file is removed; a second time the first word stays."""
+    if not (folder / PRUNED).is_file():
+        write_json_atomic(folder / PRUNED, asdict(pruned))
+
+
+def find_resume_point(folder: Path) -> ResumePoint:
+    """Look through `checkpoint-*` of an output folder, the newest first."""
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+    torn: list[Path] = []
+    for checkpoint in sorted(numbered, key=lambda path: int(path.name[11:]), reverse=True):
+        if not _is_whole(checkpoint):
+            torn.append(checkpoint)
+        elif _has_optimizer(checkpoint):
+            return ResumePoint(checkpoint, tuple(torn))
+    return ResumePoint(None, tuple(torn))
+
+
+def _folder_problems(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        kind = "is not a folder" if folder.exists() else "does not exist"
+        return [f"{folder} {kind}. Give the folder of a saved checkpoint."]
+    pruned = read_pruned(folder)
+    if pruned is None:
+        return []
+    when = f" on {pruned.when}" if pruned.when else ""
+    return [
+        f"{folder} has no weights any more: they were pruned{when} (`tpaw_keep_checkpoints: needed`). Restore them "
+        f"from a copy and delete {folder / PRUNED}, or repeat its iteration with `overwrite_output_dir: true`."
+    ]
+
+
+def _adapter_problems(folder: Path) -> list[str]:
+    """Say why an adapter cannot be a player, from its config alone."""
+    config = read_object(folder / ADAPTER_CONFIG)
+    kind, begun = str(config.get("peft_type", "LORA")), str(config.get("init_lora_weights"))
+    refused = {
+        f"is an adapter of kind {kind}": kind != "LORA",
+        f"trains biases of the model below it (`bias: {config.get('bias')}`)": config.get("bias", "none") != "none",
+        f"began by changing the model below it (`init_lora_weights: {begun}`)": begun.startswith(CHANGES_BASE),
+    }
+    return [
+        f"{folder} {what}, so it cannot be taken off the model that the players share. Merge it into the model "
+        "(`llamafactory-cli export`) and use that."
+        for what, found in refused.items()
+        if found
+    ]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file holds each tensor."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise DataError(f"{index} must hold a `weight_map` from tensors to files. Save the checkpoint again.")
+    return weight_map
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Weights, and the Trainer's state, which is written last."""
+    try:
+        if check_checkpoint_complete(checkpoint):
+            return False
+        read_json(checkpoint / "trainer_state.json")
+    except (DataError, OSError):  # another process of this run may be removing it, because it is not
+        return False
+    return True
+
+
+def _has_optimizer(checkpoint: Path) -> bool:
+    """Whether training can continue exactly; with `save_only_model` it cannot."""
+    if any(checkpoint.glob("global_step*")):  # DeepSpeed keeps the scheduler's state there, too
+        return True
+    # FSDP leaves optimizer.bin, or the shards of each process in a folder.
+    kinds = ("optimizer.pt", "optimizer.bin", "optimizer_*/.metadata")
+    return any(any(checkpoint.glob(kind)) for kind in kinds) and (checkpoint / "scheduler.pt").is_file()

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is found missing in a checkpoint without reading a tensor, and from which one training goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llamafactory_tpaw.arguments.start import is_adapter
+from llamafactory_tpaw.errors import DataError
+from llamafactory_tpaw.team.checkpoint import (
+    PRUNED,
+    Pruned,
+    check_checkpoint_complete,
+    find_resume_point,
+    read_pruned,
+    read_tensors,
+    weight_dtype,
+    weight_problems,
+    write_pruned,
+)
+
+from .checkpoints import make_tensors, save_adapter, save_sharded, save_single, write_config
+
+
+WEIGHTS = ("config.json", "model.safetensors")
+WHOLE = (*WEIGHTS, "trainer_state.json")
+STATES = {
+    "Trainer": ("optimizer.pt", "scheduler.pt"),
+    "DeepSpeed": ("global_step4/mp_rank_00_model_states.pt",),
+    "FSDP": ("optimizer.bin", "scheduler.pt"),
+    "FSDP in shards": ("optimizer_0/.metadata", "scheduler.pt"),
+}
+
+
+@pytest.mark.parametrize("save", [save_single, save_sharded])
+def test_a_whole_checkpoint(tmp_path: Path, save: Callable) -> None:
+    folder = save(tmp_path / "a", make_tensors())
+    assert check_checkpoint_complete(folder) == []
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in read_tensors(folder)}
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in make_tensors().items()}
+    assert weight_dtype(folder) == "F32"
+
+
+def test_missing_folder_config_and_weights(tmp_path: Path) -> None:
+    assert "no does not exist" in check_checkpoint_complete(tmp_path / "no")[0]
+    (tmp_path / "file").touch()
+    assert "file is not a folder" in check_checkpoint_complete(tmp_path / "file")[0]
+    (tmp_path / "empty").mkdir()
+    config, weights = check_checkpoint_complete(tmp_path / "empty")
+    assert "config.json cannot be read: No such file" in config
+    assert "empty holds no weights: none of model.safetensors, model.safetensors.index.json is there" in weights
+    assert weight_problems(tmp_path / "empty") == [weights]
+    folder = save_single(tmp_path / "a", make_tensors())
+    (folder / "config.json").write_text("[]")
+    assert "must hold a JSON object" in check_checkpoint_complete(folder)[0]
+
+
+def test_weights_that_would_be_unpickled_are_refused(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "a")
+    torch.save(make_tensors(), folder / "pytorch_model.bin")
+    (problem,) = check_checkpoint_complete(folder)
+    assert "has its weights in pytorch_model.bin, which is not read" in problem
+    with pytest.raises(DataError, match="save it again, as safetensors"):
+        weight_dtype(folder)
+
+
+def test_shards_that_are_absent_or_without_an_index(tmp_path: Path) -> None:
+    folder = save_sharded(tmp_path / "a", make_tensors())
+    index, shard = folder / "model.safetensors.index.json", folder / "model-2-of-2.safetensors"
+    whole, content = json.loads(index.read_text()), shard.read_bytes()
+    shard.unlink()
+    (problem,) = check_checkpoint_complete(folder)
+    assert problem.startswith(f"{shard} is missing, but {index.name} names it")
+    shard.write_bytes(content)
+    index.write_text(json.dumps({"weight_map": whole["weight_map"] | {"model.more": "model-1-of-2.safetensors"}}))
+    (problem,) = check_checkpoint_complete(folder)
+    assert "names 1 tensors that no shard holds, the first `model.more`" in problem
+    for damaged in ("{", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[]"):
+        index.write_text(damaged)
+        (problem,) = check_checkpoint_complete(folder)
+        assert index.name in problem
+    index.unlink()
+    (problem,) = check_checkpoint_complete(folder)
+    assert "It has model-1-of-2.safetensors, model-2-of-2.safetensors, but no index" in problem
+
+
+@pytest.mark.parametrize("save", [save_single, save_sharded])
+def test_every_cut_of_a_file_is_found(tmp_path: Path, save: Callable) -> None:
+    folder = save(tmp_path / "a", make_tensors())
+    path = sorted(folder.glob("*.safetensors"))[-1]
+    content = path.read_bytes()
+    for size in {0, 4, 8, 9, 50, len(content) // 2, len(content) - 1}:
+        path.write_bytes(content[:size])
+        (problem,) = check_checkpoint_complete(folder)
+        assert f"{path} is cut off or damaged: it has {size} bytes" in problem
+    path.write_bytes(content + b"\0")
+    assert "its header says" in check_checkpoint_complete(folder)[0]
+
+
+@pytest.mark.parametrize("header", [b"[]", b'{"a": 1}', b'{"a": {}}', b"\xff\xff", b'{"a": {"dtype": "F32"}}'])
+def test_a_damaged_header_is_found(tmp_path: Path, header: bytes) -> None:
+    folder = write_config(tmp_path / "a")
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (problem,) = check_checkpoint_complete(folder)
+    assert "model.safetensors is cut off or damaged" in problem
+
+
+def test_adapters(tmp_path: Path) -> None:
+    folder = save_adapter(tmp_path / "a")
+    assert check_checkpoint_complete(folder) == []
+    (folder / "adapter_model.safetensors").write_bytes(b"short")
+    assert "is cut off or damaged" in check_checkpoint_complete(folder)[0]
+    (folder / "adapter_model.safetensors").unlink()
+    assert "none of adapter_model.safetensors is there" in check_checkpoint_complete(folder)[0]
+    assert is_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"peft_type": "OFT"}, "is an adapter of kind OFT"),
+        ({"bias": "all"}, "trains biases"),
+        ({"init_lora_weights": "pissa_niter_16"}, "began by changing the model"),
+    ],
+)
+def test_adapters_that_cannot_be_players(tmp_path: Path, config: dict[str, Any], said: str) -> None:
+    (problem,) = check_checkpoint_complete(save_adapter(tmp_path / "c", **config))
+    assert problem.startswith(f"{tmp_path}/c {said}")
+    assert "llamafactory-cli export" in problem
+
+
+def test_a_pruned_checkpoint_says_so(tmp_path: Path) -> None:
+    folder, pruned = save_single(tmp_path / "a", make_tensors()), Pruned("../b", "2026-05-01T12:00:00Z", 99)
+    assert read_pruned(folder) is None
+    write_pruned(folder, pruned)
+    write_pruned(folder, Pruned("../c", "later", 1))
+    assert read_pruned(folder) == pruned
+    (problem,) = check_checkpoint_complete(folder)
+    assert "has no weights any more: they were pruned on 2026-05-01T12:00:00Z" in problem
+    for damaged in ("{", '{"more": 1}'):
+        (folder / PRUNED).write_text(damaged)
+        assert read_pruned(folder) == Pruned("", "", 0)
+
+
+def save_step(folder: Path, step: int, *names: str) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    for name in names:
+        path = checkpoint / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        if path.suffix == ".safetensors":
+            save_file({"weight": torch.zeros(2)}, path)
+    return checkpoint
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_training_goes_on_from_the_newest_whole_checkpoint(tmp_path: Path, kind: str) -> None:
+    save_step(tmp_path, 2, *WHOLE, *STATES[kind])
+    newest = save_step(tmp_path, 10, *WHOLE, *STATES[kind])
+    torn = save_step(tmp_path, 12, *WEIGHTS, *STATES[kind])
+    save_step(tmp_path, 11, *WHOLE)
+    point = find_resume_point(tmp_path)
+    assert (point.checkpoint, point.torn) == (newest, (torn,))
+
+
+@pytest.mark.parametrize("name", ["scheduler.pt", "optimizer.pt", "optimizer.bin", "optimizer_0/.metadata"])
+def test_half_of_the_optimizers_state_is_none(tmp_path: Path, name: str) -> None:
+    save_step(tmp_path, 2, *WHOLE, name)
+    assert find_resume_point(tmp_path).checkpoint is None
+    assert find_resume_point(tmp_path / "nothing").checkpoint is None
