@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llamafactory_tpaw.report.collect import MethodSpec, collect_method, read_accuracies
+from llamafactory_tpaw.report.collect import collect_method, read_accuracies
 from llamafactory_tpaw.report.render import Page, write_report
 
 from .steps import ITERATIONS, Layout
@@ -66,9 +66,7 @@ def build_report(place: Layout, split: str, accuracy_file: Path) -> Path:
     accuracies = read_accuracies(accuracy_file)
     rows = read_problems(place.problems / f"{split}.jsonl")
     methods = tuple(
-        collect_method(
-            MethodSpec(label, NOTES[label], place.output("sft"), tuple(place.output(run) for run in runs)), accuracies
-        )
+        collect_method(label, NOTES[label], place.output("sft"), [place.output(run) for run in runs], accuracies)
         for label, runs in METHODS.items()
     )
     page = Page(

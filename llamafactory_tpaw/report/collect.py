@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..data.files import read_json
 from ..errors import DataError
@@ -34,30 +34,12 @@ class Accuracy:
         return self.correct / self.n
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """How much more of the same problems one checkpoint solves than another, as fractions; `p` is McNemar's, exact."""
 
     share: float
     interval: tuple[float, float]
     p: float
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    r"""Where a method's runs are.
-
-    Args:
-        label: Its name on the page.
-        note: What it is, in a sentence.
-        start: Checkpoint that its first run started from.
-        runs: Output folders in the order in which they ran.
-    """
-
-    label: str
-    note: str
-    start: Path
-    runs: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -85,8 +67,7 @@ class Run:
     logs: tuple[Mapping[str, float], ...]
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A measured checkpoint, `steps` optimizer steps after the method's start: `theta_k`, `step n`, or `end`."""
 
     label: str
@@ -96,7 +77,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Method:
-    """A method's runs and every checkpoint of theirs that was measured."""
+    """A method's runs in order and every checkpoint of theirs that was measured; `note` says what it is."""
 
     label: str
     note: str
@@ -113,22 +94,38 @@ class Method:
         """The measured checkpoint after the most steps."""
         return self.points[-1] if self.points else None
 
+    def series(self, key: str) -> list[list[tuple[int, float]]]:
+        """Return one metric as a list of points a run, over the steps of all; steps that did not log it are absent."""
+        lines, before = [], 0
+        for run in self.runs:
+            lines.append([(before + int(row["step"]), float(row[key])) for row in run.logs if key in row])
+            before += run.steps
+        return lines
 
-def collect_method(spec: MethodSpec, accuracies: Mapping[Path, Accuracy]) -> Method:
+    def has_logged(self, key: str) -> bool:
+        """Whether any step of any run logged a metric."""
+        return any(key in row for run in self.runs for row in run.logs)
+
+
+def collect_method(
+    label: str, note: str, start: Path, folders: Sequence[Path], accuracies: Mapping[Path, Accuracy]
+) -> Method:
     r"""Read a method's runs and line up its measured checkpoints.
 
     Args:
-        spec: Where they are.
+        label: Its name on the page.
+        note: What it is, in a sentence.
+        start: Checkpoint that its first run started from.
+        folders: Output folders in the order in which they ran.
         accuracies: What `read_accuracies` returned; folders `checkpoint-<step>` of a run count, too.
 
     Raises:
         DataError: If a run is missing or unfinished, or its start was not measured.
     """
-    runs = tuple(read_run(folder) for folder in spec.runs)
-    start = accuracies.get(spec.start.resolve())
-    if start is None:
-        raise DataError(f"No accuracy of {spec.start}, from which {spec.label} started. Measure it and try again.")
-    points, before = [Point("theta_0", 0, start)], 0
+    runs = tuple(read_run(folder) for folder in folders)
+    if start.resolve() not in accuracies:
+        raise DataError(f"No accuracy of {start}, from which {label} started. Measure it and try again.")
+    points, before = [Point("theta_0", 0, accuracies[start.resolve()])], 0
     for run in runs:
         for folder, accuracy in accuracies.items():
             if folder.parent == run.folder.resolve() and folder.name.startswith("checkpoint-"):
@@ -139,7 +136,7 @@ def collect_method(spec: MethodSpec, accuracies: Mapping[Path, Accuracy]) -> Met
         if (accuracy := accuracies.get(run.folder.resolve())) is not None:
             is_end = run is runs[-1] and not run.produces.startswith("theta_")
             points.append(Point("end" if is_end else run.produces, before, accuracy))
-    return Method(spec.label, spec.note, runs, tuple(sorted(points, key=lambda point: point.steps)))
+    return Method(label, note, runs, tuple(sorted(points, key=lambda point: point.steps)))
 
 
 def read_run(folder: Path) -> Run:
@@ -156,17 +153,15 @@ def read_run(folder: Path) -> Run:
     if not history:
         raise DataError(f"{path} has no logged step. Set `logging_steps` below the number of steps and train again.")
     totals: dict[str, Any] = next((row for row in reversed(history) if "train_runtime" in row), {})
+    runtime = totals.get("train_runtime", 0.0)
     manifest = read_manifest(folder)
-    seconds = dict(manifest.seconds) if manifest else {}
-    if not seconds and totals:
-        seconds = {"train": totals["train_runtime"]}
     return Run(
         folder=folder,
         produces=f"theta_{manifest.produces}" if manifest else folder.name,
         steps=int(state["global_step"]),
-        seen=round(totals.get("train_runtime", 0.0) * totals.get("train_samples_per_second", 0.0)),
+        seen=round(runtime * totals.get("train_samples_per_second", 0.0)),
         distinct=manifest.counts.get("train_triplets") if manifest else None,
-        seconds=seconds,
+        seconds=(manifest and manifest.seconds) or ({"train": runtime} if runtime else {}),
         players=tuple(player["name"] for player in manifest.players) if manifest else (),
         logs=tuple(row for row in history if "loss" in row),
     )
@@ -206,27 +201,12 @@ def compare(first: Accuracy, second: Accuracy) -> Difference | None:
     gained, lost, total = pairs.count(("1", "0")), pairs.count(("0", "1")), len(pairs)
     share = (gained - lost) / total
     half = Z95 * math.sqrt(max(0.0, (gained + lost) / total - share**2) / total)
-    return Difference(share, (share - half, share + half), _sign_test(gained, lost))
-
-
-def series(runs: Sequence[Run], key: str) -> list[tuple[int, float]]:
-    """Return one metric over the steps of all runs, one after the other; steps that did not log it are left out."""
-    values, before = [], 0
-    for run in runs:
-        values += [(before + int(row["step"]), float(row[key])) for row in run.logs if key in row]
-        before += run.steps
-    return values
+    # Twice the probability of so uneven a split of fair coin tosses.
+    tail = sum(math.comb(gained + lost, index) for index in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
+    return Difference(share, (share - half, share + half), min(1.0, 2 * tail))
 
 
 def mean(run: Run, key: str) -> float | None:
     """Return a metric's mean over the logged steps of a run, or None where it was not logged."""
     values = [row[key] for row in run.logs if key in row]
     return sum(values) / len(values) if values else None
-
-
-def _sign_test(gained: int, lost: int) -> float:
-    """Two-sided exact probability of so uneven a split of `gained + lost` fair coin tosses."""
-    total, small = gained + lost, min(gained, lost)
-    if total == 0:
-        return 1.0
-    return min(1.0, 2 * sum(math.comb(total, index) for index in range(small + 1)) / 2**total)

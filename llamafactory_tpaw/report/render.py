@@ -11,21 +11,19 @@ from pathlib import Path
 
 from ..data.files import write_atomic
 from . import plots
-from .collect import Accuracy, Method, Point, Run, compare, mean, series
+from .collect import Accuracy, Method, Point, compare, mean
 
 
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #1f2933 }
 body { max-width: 60rem; margin: 2.5rem auto; padding: 0 1.2rem }
 h1 { font-size: 1.7rem; margin: 0 0 .4rem } h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem }
-p { margin: .5rem 0 } .lead { font-size: 1.1rem } .quiet, figcaption { color: #52606d; font-size: .92rem }
+p { margin: .5rem 0 } .lead { font-size: 1.1rem } figcaption { color: #52606d; font-size: .92rem }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .9rem; width: 100% }
-th:last-child, td:last-child { padding-right: 0 } th:first-child, td:first-child { padding-left: 0 }
-td.text:first-child, td:last-child { white-space: nowrap }
 th, td { text-align: right; padding: .32rem .6rem; border-bottom: 1px solid #e4e7eb; vertical-align: top }
 th { font-weight: 600; border-bottom-color: #9aa5b1 } td { font-variant-numeric: tabular-nums }
-th.text, td.text { text-align: left; font-variant-numeric: normal } .best { font-weight: 600 }
-figure { margin: 1rem 0 } img { width: 100%; height: auto } code { font-size: .92em }
+th.text, td.text { text-align: left } .best { font-weight: 600 }
+figure { margin: 1rem 0 } img { width: 100%; height: auto }
 """
 REWARD_HELP = (
     "A player's reward of a response is the reward scale times how much more likely the trained model finds it than "
@@ -68,21 +66,17 @@ def write_report(page: Page, folder: Path) -> Path:
     pictures = draw_pictures(page)
     for name, picture in pictures.items():
         write_atomic(folder / f"{name}.png", picture)
-    path = folder / "index.html"
-    write_atomic(path, render_page(page, pictures))
-    return path
+    write_atomic(folder / "index.html", render_page(page, pictures))
+    return folder / "index.html"
 
 
 def draw_pictures(page: Page) -> dict[str, bytes]:
-    """Draw every picture of a page, by name; those of what no run has logged, or nobody measured, are left out."""
+    """Draw every picture of a page, by name; those of what no run has logged or measured are left out."""
     main, pictures = page.methods[0], {}
-    is_measured = any(method.points for method in page.methods)
-    if is_measured:
+    if any(method.points for method in page.methods):
         pictures["accuracy"] = plots.draw_accuracy(page.methods, page.what)
-    if any(series(method.runs, "rewards/target") for method in page.methods):
+    if any(method.has_logged("rewards/target") for method in page.methods):
         pictures["rewards"] = plots.draw_rewards(page.methods)
-    if is_measured and "rewards" in pictures:
-        pictures["summary"] = plots.draw_summary(page.methods, page.what)
     if any(run.players for run in main.runs):
         pictures["weights"] = plots.draw_weights(main)
     return pictures
@@ -91,147 +85,112 @@ def draw_pictures(page: Page) -> dict[str, bytes]:
 def render_page(page: Page, pictures: Mapping[str, bytes]) -> str:
     """Return the page's HTML: no scripts, no links, pictures inside, every text escaped."""
     main = page.methods[0]
-    is_measured = "accuracy" in pictures
-    lead = f'<p class="lead">{_headline(page)}</p>' if is_measured else ""
-    parts = [f"<h1>{escape(page.title)}</h1>", lead, *_paragraphs(page.introduction)]
-    parts += _accuracy_parts(page, pictures) if is_measured else []
+    parts = [_tag("h1", page.title)]
+    if "accuracy" in pictures:
+        parts.append(_tag("p", _headline(page), "lead"))
+    parts += _paragraphs(page.introduction)
+    if "accuracy" in pictures:
+        caption = f"{page.what[:1].upper()}{page.what[1:]}; the bars are 95 % intervals (Wilson)."
+        parts += [_tag("h2", "Accuracy"), _picture(pictures, "accuracy", caption), _accuracy_table(page.methods)]
+        parts += [_tag("h2", "What was compared"), *_paragraphs(map(_described, page.methods))]
+        parts += [_tag("h2", "How sure that is"), *_comparison(main, page.methods[1:]), *_paragraphs(page.noise)]
     if "rewards" in pictures:
-        parts += ["<h2>Rewards</h2>", _figure(pictures, "rewards", "Dotted lines: a new iteration begins.")]
-        parts += _paragraphs([REWARD_HELP])
+        caption = "Dotted lines: a new iteration begins."
+        parts += [_tag("h2", "Rewards"), _picture(pictures, "rewards", caption), _tag("p", REWARD_HELP)]
     if "weights" in pictures:
-        parts += [f"<h2>Weights of {escape(main.label)}</h2>", _figure(pictures, "weights", "")]
-        parts += _paragraphs([WEIGHTS_HELP])
-    parts += ["<h2>Runs</h2>", _runs_table(page.methods)]
-    head = f'<meta charset="utf-8"><title>{escape(page.title)}</title><style>{STYLE}</style>'
-    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    body = "\n".join(part for part in parts if part)
-    return f'<!doctype html>\n<html lang="en"><head>{view}{head}</head>\n<body>\n{body}\n</body></html>\n'
-
-
-def _accuracy_parts(page: Page, pictures: Mapping[str, bytes]) -> list[str]:
-    return [
-        "<h2>Accuracy</h2>",
-        _figure(pictures, "accuracy", f"{_capital(page.what)}; the bars are 95 % intervals (Wilson)."),
-        _accuracy_table(page.methods),
-        "<h2>What was compared</h2>",
-        _methods_table(page.methods),
-        "<h2>How sure that is</h2>",
-        _comparison_table(page.methods[0], page.methods[1:]),
-        *_paragraphs(page.noise),
-    ]
+        parts += [_tag("h2", f"Weights of {main.label}"), _picture(pictures, "weights", ""), _tag("p", WEIGHTS_HELP)]
+    parts += [_tag("h2", "Runs"), _runs_table(page.methods)]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"{_tag('title', page.title)}<style>{STYLE}</style>"
+    body = "\n".join(parts)
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
 def _headline(page: Page) -> str:
-    gains = []
-    for method in page.methods:
-        if method.last is not None:
-            first, last = method.points[0].accuracy, method.last.accuracy
-            gains.append(f"{escape(method.label)} {_percent(first.share)} → <b>{_percent(last.share)}</b>")
-    return f"{escape(_capital(page.what))}: {'; '.join(gains)}."
+    gains = [
+        f"{method.label} {_percent(method.points[0].accuracy.share)} → {_percent(method.last.accuracy.share)}"
+        for method in page.methods
+        if method.last is not None
+    ]
+    return f"{page.what[:1].upper()}{page.what[1:]}: {'; '.join(gains)}."
 
 
 def _accuracy_table(methods: Sequence[Method]) -> str:
-    rows = []
+    rows, best = [], set()
     for method in methods:
-        best = max((point.accuracy.share for point in method.points), default=None)
+        most = max((point.accuracy.share for point in method.points), default=None)
         for point in method.points:
-            cells = [escape(method.label), _theta(point.label), f"{point.steps:,}", *_accuracy_cells(point.accuracy)]
-            rows.append(_row(cells, text=2, marked=point.accuracy.share == best))
-    head = ("method", "checkpoint", "optimizer steps since θ<sub>0</sub>", "correct", "accuracy", "95 % interval")
-    return _table(head, rows, text=2)
+            if point.accuracy.share == most:
+                best.add(len(rows))
+            rows.append([method.label, point.label, f"{point.steps:,}", *_cells(point.accuracy)])
+    head = ("method", "checkpoint", "optimizer steps since theta_0", "correct", "accuracy", "95 % interval")
+    return _table(head, rows, text=2, best=best)
 
 
-def _accuracy_cells(accuracy: Accuracy) -> list[str]:
-    low, high = accuracy.interval
-    return [
-        f"{accuracy.correct:,} of {accuracy.n:,}",
-        _percent(accuracy.share),
-        f"{_percent(low)} to {_percent(high)}",
-    ]
+def _cells(accuracy: Accuracy) -> list[str]:
+    interval = " to ".join(_percent(end) for end in accuracy.interval)
+    return [f"{accuracy.correct:,} of {accuracy.n:,}", _percent(accuracy.share), interval]
 
 
-def _methods_table(methods: Sequence[Method]) -> str:
-    rows = []
-    for method in methods:
-        seconds = sum(sum(run.seconds.values()) for run in method.runs)
-        seen = sum(run.seen for run in method.runs)
-        kind = "triplets" if any(run.players for run in method.runs) else "examples"
-        cells = [escape(method.label), escape(method.note), f"{method.steps:,}", f"{seen:,} {kind}", f"{seconds:,.0f}"]
-        rows.append(_row(cells, text=2))
-    return _table(("method", "what it is", "optimizer steps", "seen, with repeats", "seconds"), rows, text=2)
+def _described(method: Method) -> str:
+    seen = sum(run.seen for run in method.runs)
+    kind = "triplets" if any(run.players for run in method.runs) else "examples"
+    seconds = sum(sum(run.seconds.values()) for run in method.runs)
+    told = f"{method.steps:,} optimizer steps, {seen:,} {kind} seen, {seconds:,.0f} seconds"
+    return f"{method.label} ({told}): {method.note}"
 
 
-def _comparison_table(main: Method, others: Iterable[Method]) -> str:
+def _comparison(main: Method, others: Iterable[Method]) -> list[str]:
     if main.last is None:
-        return ""
-    rivals: list[tuple[str, Point]] = [("θ<sub>0</sub>, its start", main.points[0])]
-    rivals += [(f"{escape(other.label)}, {_theta(other.last.label)}", other.last) for other in others if other.last]
+        return []
+    rivals: list[tuple[str, Point]] = [("theta_0, its start", main.points[0])]
+    rivals += [(f"{other.label}, {other.last.label}", other.last) for other in others if other.last]
     rows = []
     for name, point in rivals:
-        difference = compare(main.last.accuracy, point.accuracy)
-        if difference is None:
-            continue
-        low, high = difference.interval
-        sure = "<0.0001" if difference.p < 1e-4 else f"{difference.p:.4f}"
-        cells = [name, _points(difference.share), f"{_points(low)} to {_points(high)}", escape(sure)]
-        rows.append(_row(cells, text=1))
-    if not rows:
-        return ""
-    lead = f"<p>{escape(main.label)}, {_theta(main.last.label)}, minus each of the others on the same problems:</p>"
-    return lead + _table(("compared with", "difference, points", "95 % interval", "McNemar p"), rows, text=1)
+        if difference := compare(main.last.accuracy, point.accuracy):
+            interval = " to ".join(_points(end) for end in difference.interval)
+            p = "<0.0001" if difference.p < 1e-4 else f"{difference.p:.4f}"
+            rows.append([name, _points(difference.share), interval, p])
+    lead = f"{main.label}, {main.last.label}, minus each of the others on the same problems:"
+    head = ("compared with", "difference, points", "95 % interval", "McNemar p")
+    return [_tag("p", lead), _table(head, rows, text=1)] if rows else []
 
 
 def _runs_table(methods: Sequence[Method]) -> str:
     rows = []
     for method in methods:
         for run in method.runs:
-            equal, flipped = mean(run, "generated/equal_fraction"), mean(run, "weights/step0_flipped_fraction")
-            cells = [escape(method.label), _theta(run.produces), f"{run.steps:,}", _triplets(run)]
-            cells += ["–" if equal is None else _percent(equal), "–" if flipped is None else _percent(flipped)]
-            rows.append(_row([*cells, _seconds(run)], text=2))
+            shares = [mean(run, key) for key in ("generated/equal_fraction", "weights/step0_flipped_fraction")]
+            seconds = ", ".join(f"{name} {value:,.0f}" for name, value in run.seconds.items())
+            distinct = "–" if run.distinct is None else f"{run.distinct:,}"
+            shown = ["–" if share is None else _percent(share) for share in shares]
+            rows.append([method.label, run.produces, f"{run.steps:,}", distinct, *shown, seconds])
     head = ("method", "produced", "steps", "distinct triplets", "generated = target", "α flipped at step 0", "seconds")
     return _table(head, rows, text=2)
 
 
-def _triplets(run: Run) -> str:
-    return "–" if run.distinct is None else f"{run.distinct:,}"
-
-
-def _seconds(run: Run) -> str:
-    return escape(", ".join(f"{name} {value:,.0f}" for name, value in run.seconds.items()))
-
-
-def _figure(pictures: Mapping[str, bytes], name: str, caption: str) -> str:
-    data = base64.b64encode(pictures[name]).decode("ascii")
-    picture = f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{picture}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
-
-
-def _table(head: Sequence[str], rows: Sequence[str], text: int) -> str:
-    cells = "".join(f"<th{_kind(index < text)}>{name}</th>" for index, name in enumerate(head))
-    return f"<table><tr>{cells}</tr>\n" + "\n".join(rows) + "</table>"
-
-
-def _row(cells: Sequence[str], text: int, marked: bool = False) -> str:
-    body = "".join(f"<td{_kind(index < text)}>{cell}</td>" for index, cell in enumerate(cells))
-    return f'<tr class="best">{body}</tr>' if marked else f"<tr>{body}</tr>"
-
-
-def _kind(is_text: bool) -> str:
-    return ' class="text"' if is_text else ""
+def _tag(name: str, text: str, kind: str = "") -> str:
+    return f"<{name}{f' class={kind}' if kind else ''}>{escape(text)}</{name}>"
 
 
 def _paragraphs(texts: Iterable[str]) -> list[str]:
-    return [f"<p>{escape(text)}</p>" for text in texts]
+    return [_tag("p", text) for text in texts]
 
 
-def _theta(label: str) -> str:
-    index = label.removeprefix("theta_")
-    return f"θ<sub>{index}</sub>" if label.startswith("theta_") and index.isdigit() else escape(label)
+def _picture(pictures: Mapping[str, bytes], name: str, caption: str) -> str:
+    data = base64.b64encode(pictures[name]).decode("ascii")
+    picture = f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{picture}{_tag('figcaption', caption)}</figure>"
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text: int, best: Iterable[int] = ()) -> str:
+    """Return a table whose first `text` columns are words and whose rows `best` are marked; cells are escaped."""
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        return "".join(_tag(name, cell, "text" if index < text else "") for index, cell in enumerate(cells))
+
+    body = [f"<tr{' class=best' if index in best else ''}>{line('td', row)}</tr>" for index, row in enumerate(rows)]
+    return f"<table><tr>{line('th', head)}</tr>\n{chr(10).join(body)}</table>"
 
 
 def _percent(share: float) -> str:

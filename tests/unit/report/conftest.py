@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafactory_tpaw.report.collect import Method, MethodSpec, collect_method, read_accuracies
+from llamafactory_tpaw.report.collect import Method, collect_method, read_accuracies
 from llamafactory_tpaw.report.render import Page
 from llamafactory_tpaw.team.manifest import Manifest, write_manifest
 
@@ -24,15 +24,12 @@ class Project:
     def folder(self, name: str) -> Path:
         return self.root / name
 
-    def spec(self, label: str, *runs: str, note: str = "a note") -> MethodSpec:
-        return MethodSpec(label, note, self.folder("sft"), tuple(self.folder(run) for run in runs))
+    def method(self, label: str, *runs: str) -> Method:
+        folders = [self.folder(run) for run in runs]
+        return collect_method(label, "a note", self.folder("sft"), folders, read_accuracies(self.accuracy))
 
     def methods(self) -> tuple[Method, Method]:
-        accuracies = read_accuracies(self.accuracy)
-        return (
-            collect_method(self.spec("team", "iter0", "iter1"), accuracies),
-            collect_method(self.spec("plain", "more"), accuracies),
-        )
+        return self.method("team", "iter0", "iter1"), self.method("plain", "more")
 
     def page(self, **changes: object) -> Page:
         texts = {"title": "A page", "introduction": ("First.",), "what": "right answers", "noise": ("One seed.",)}

@@ -9,16 +9,7 @@ import shutil
 import pytest
 
 from llamafactory_tpaw.errors import DataError
-from llamafactory_tpaw.report.collect import (
-    Accuracy,
-    Difference,
-    collect_method,
-    compare,
-    mean,
-    read_accuracies,
-    read_run,
-    series,
-)
+from llamafactory_tpaw.report.collect import Accuracy, Difference, compare, read_accuracies, read_run
 
 
 def test_a_run_of_self_play(project):
@@ -35,13 +26,13 @@ def test_a_run_of_another_stage(project):
     assert run.seconds == {"train": 8.0}
 
 
-def test_series_joins_iterations(project):
+def test_series_run_over_iterations(project):
     team, plain = project.methods()
-    steps, values = zip(*series(team.runs, "rewards/target"), strict=True)
-    assert steps == (5, 10, 15, 20, 25, 30)
-    assert values == pytest.approx((0.05, 0.1, 0.05, 0.1, 0.15, 0.2))
-    assert series(team.runs, "weights/player/theta_1") == [(15, 0.5), (20, 0.5), (25, 0.5), (30, 0.5)]
-    assert series(plain.runs, "rewards/target") == []
+    first, second = team.series("rewards/target")
+    assert first == [(5, 0.05), (10, 0.1)]
+    assert second == [(15, 0.05), (20, 0.1), (25, pytest.approx(0.15)), (30, 0.2)]
+    assert team.series("weights/player/theta_1") == [[], [(15, 0.5), (20, 0.5), (25, 0.5), (30, 0.5)]]
+    assert not plain.has_logged("rewards/target")
 
 
 def test_points_are_every_measured_checkpoint_in_order(project):
@@ -54,13 +45,6 @@ def test_points_are_every_measured_checkpoint_in_order(project):
     # The checkpoint of the last step is the result itself, so it is no point of its own.
     assert [(point.label, point.steps) for point in plain.points] == [("theta_0", 0), ("step 12", 12), ("end", 30)]
     assert (team.steps, plain.steps, team.last.accuracy.share) == (30, 30, 0.7)
-
-
-def test_mean_of_what_was_logged(project):
-    run = read_run(project.folder("iter0"))
-    assert mean(run, "generated/equal_fraction") == pytest.approx(0.3)
-    assert mean(run, "weights/step0_flipped_fraction") == 0.125
-    assert mean(run, "absent") is None
 
 
 def test_compare_counts_pairs():
@@ -87,7 +71,7 @@ def test_a_missing_run_is_named(project):
 def test_an_unmeasured_start_is_named(project):
     project.accuracy.write_text("[]")
     with pytest.raises(DataError, match=r"No accuracy of .*sft, from which team started"):
-        collect_method(project.spec("team", "iter0"), read_accuracies(project.accuracy))
+        project.method("team", "iter0")
 
 
 @pytest.mark.parametrize("text", ["{", "[{}]", '[{"checkpoint": "a", "n": 1, "correct": 1, "interval": [0]}]', "[1]"])

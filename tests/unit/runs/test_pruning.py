@@ -13,8 +13,8 @@ import yaml
 from llamafactory_tpaw.arguments.recorded import recorded_settings
 from llamafactory_tpaw.data.locks import locked
 from llamafactory_tpaw.errors import DataError
+from llamafactory_tpaw.report.lineage import trace
 from llamafactory_tpaw.report.lineage_text import as_trees
-from llamafactory_tpaw.report.trace import trace
 from llamafactory_tpaw.report.verify import verify
 from llamafactory_tpaw.runs import pruning
 from llamafactory_tpaw.runs.launcher import _stop_if_finished

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graph of checkpoints and triplets: what is walked, what is missing, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from llamafactory_tpaw.errors import DataError
+from llamafactory_tpaw.report.lineage import Graph, trace
+from llamafactory_tpaw.report.lineage_text import as_mermaid, as_trees
+from llamafactory_tpaw.report.verify import verify
+from tests.unit.report.played import branch, change_json, generate, play, play_three, save
+
+
+SERVED = "served:" + "1" * 64
+WHOLE = {
+    **{"saves/sft": "start", "saves/iter0": "finished", "saves/iter1": "finished", "saves/iter2": "finished"},
+    **{f"data/tpaw/d{index}.jsonl": "here" for index in range(3)},
+}
+
+
+@pytest.fixture
+def thetas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of a run of three iterations, in the working folder."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    return play_three()
+
+
+def states(*places: str) -> dict[str, str]:
+    graph = trace([Path(place) for place in places])
+    return {node.path: node.state for node in [*graph.checkpoints.values(), *graph.triplets.values()]}
+
+
+def chain(graph: Graph) -> list[str]:
+    """Paths from the root on, where each checkpoint has one child at most."""
+    (node,) = graph.roots()
+    paths = [node.path]
+    while children := graph.children(node.key):
+        (node,) = children
+        paths.append(node.path)
+    return paths
+
+
+def text(graph: Graph, width: int = 300) -> list[str]:
+    console = Console(width=width, highlight=False, color_system=None)
+    with console.capture() as captured:
+        for tree in as_trees(graph):
+            console.print(tree)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def lines_of(graph: Graph) -> list[str]:
+    return [line.lstrip("│├└─ ") for line in text(graph)]
+
+
+@pytest.mark.parametrize("place", ["saves/iter2", "saves"])
+def test_a_run_is_walked_to_its_root(thetas: list[Path], place: str) -> None:
+    graph = trace([Path(place)])
+    assert states(place) == WHOLE
+    assert chain(graph) == ["saves/sft", "saves/iter0", "saves/iter1", "saves/iter2"]
+    names = {node.key: node.name for node in [*graph.checkpoints.values(), *graph.triplets.values()]}
+    assert {(kind, names[start], names[end]) for start, end, kind in graph.edges()} == {
+        *(("policy", f"theta_{index}", f"theta_{index + 1}") for index in range(3)),
+        *(("player", f"theta_{player}", f"theta_{index + 1}") for index in range(3) for player in range(index + 1)),
+        *(("data", f"d{round_}", f"theta_{index + 1}") for index in range(3) for round_ in range(index + 1)),
+        *(("generated", f"theta_{index}", f"d{index}") for index in range(3)),
+    }
+
+
+def test_a_triplet_file_leads_to_its_generator(thetas: list[Path]) -> None:
+    assert states("data/tpaw/d1.jsonl").keys() == {
+        "data/tpaw/d1.jsonl",
+        "saves/iter0",
+        "saves/sft",
+        "data/tpaw/d0.jsonl",
+    }
+
+
+def test_a_moved_run_is_the_same_graph(thetas: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keys = trace([Path("saves")]).checkpoints.keys()
+    monkeypatch.chdir(tmp_path)
+    shutil.move("run", "elsewhere")
+    assert trace([Path("elsewhere/saves")]).checkpoints.keys() == keys
+    assert states("elsewhere/saves") == {f"elsewhere/{path}": state for path, state in WHOLE.items()}
+
+
+def test_a_renamed_folder_is_found_by_its_content(thetas: list[Path]) -> None:
+    Path("saves/iter0").rename("saves/other_name")
+    assert chain(trace([Path("saves/iter2")])) == ["saves/sft", "saves/other_name", "saves/iter1", "saves/iter2"]
+
+
+def test_what_is_gone_is_missing(thetas: list[Path]) -> None:
+    shutil.rmtree("saves/iter0")
+    shutil.rmtree("saves/sft")
+    Path("data/tpaw/d1.jsonl").unlink()
+    found = states("saves/iter2")
+    assert {path for path in found if found[path] == "missing"} == {"saves/iter0", "saves/sft", "data/tpaw/d1.jsonl"}
+    graph = trace([Path("saves/iter2")])
+    assert chain(graph) == ["saves/sft", "saves/iter0", "saves/iter1", "saves/iter2"]
+    assert any(line.endswith("missing") and "theta_1 <- theta_0  saves/iter0" in line for line in text(graph))
+
+
+def test_another_checkpoint_in_its_place_is_not_taken_for_it(thetas: list[Path]) -> None:
+    result = json.loads(Path("saves/iter0/tpaw.json").read_text())["result"]
+    change_json(Path("saves/iter0/tpaw.json"), result=result | {"fingerprint": "f" * 64})
+    change_json(Path("data/tpaw/d1.meta.json"), rows_digest="e" * 64)
+    assert states("saves/iter2") == WHOLE | {"saves/iter0": "replaced", "data/tpaw/d1.jsonl": "replaced"}
+
+
+def test_training_and_checkpoints_on_the_way(thetas: list[Path]) -> None:
+    change_json(Path("saves/iter2/tpaw.json"), status="training", result={})
+    shutil.copytree("saves/iter2", "saves/iter1/checkpoint-5")
+    change_json(Path("saves/iter1/checkpoint-5/tpaw.json"), status="checkpoint", step=5)
+    assert states("saves")["saves/iter2"] == "training"
+    assert "saves/iter1/checkpoint-5" not in states("saves")
+    assert states("saves/iter1/checkpoint-5")["saves/iter1/checkpoint-5"] == "checkpoint"
+
+
+def test_names_of_a_hub_and_other_preference_data(thetas: list[Path]) -> None:
+    manifest = json.loads(Path("saves/iter0/tpaw.json").read_text())
+    for described in (manifest["policy"], manifest["players"][0]):
+        described |= {"path": "org/model", "fingerprint": "f" * 64}
+    Path("data/pairs.jsonl").write_text("{}\n")
+    source = {"entry": "pairs", "iteration": -1, "rows": 7, "digest": "a" * 64, "generator": "", "foreign": True}
+    triplets = [source | {"path": "../../data/pairs.jsonl"}]
+    change_json(Path("saves/iter0/tpaw.json"), **manifest | {"triplets": triplets})
+    assert states("saves/iter0") == {"saves/iter0": "finished", "org/model": "hub", "data/pairs.jsonl": "foreign"}
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("nothing", "nothing does not exist"),
+        ("data", "data holds no tpaw.json"),
+        ("saves/iter0/config.json", "config.json does not exist, or has no meta file beside it. Give an"),
+        ("saves/broken", "saves/broken/tpaw.json is damaged"),
+    ],
+)
+def test_places_without_lineage(thetas: list[Path], place: str, message: str) -> None:
+    Path("saves/broken").mkdir()
+    Path("saves/broken/tpaw.json").write_text("{")
+    with pytest.raises(DataError, match=message):
+        trace([Path(place)])
+
+
+def test_as_data(thetas: list[Path]) -> None:
+    change_json(Path("saves/iter2/tpaw.json"), versions={"torch": "3"})
+    content = json.loads(json.dumps(trace([Path("saves")]).as_json()))
+    assert [len(content[kind]) for kind in ("checkpoints", "triplets", "edges")] == [4, 3, 18]
+    newest = next(node for node in content["checkpoints"] if node["name"] == "theta_3")
+    assert (newest["path"], newest["role"], newest["manifest"]["seconds"]["train"]) == ("saves/iter2", "theta", 3.0)
+    assert newest["changed_settings"] == ["`learning_rate` was 0.001 and is 0.0005", "`torch` was None and is 3"]
+    keys = {node["key"] for kind in ("checkpoints", "triplets") for node in content[kind]}
+    assert {edge[end] for edge in content["edges"] for end in ("from", "to")} == keys
+
+
+def test_the_tree(thetas: list[Path]) -> None:
+    """A chain stays on one level, with what is known of each node below its title."""
+    lines = text(trace([Path("saves")]))
+    titles = [line for line in lines if not line.startswith(("│   ", "    ", "  ", "│ "))]
+    assert titles[0].startswith("theta_0  saves/sft  ")
+    assert titles[0].endswith("the start: no tpaw.json")
+    assert [title.rpartition("  ")[0] for title in titles[1:]] == [
+        "├── D_0 d0  data/tpaw/d0.jsonl",
+        "├── theta_1 <- theta_0  saves/iter0",
+        "├── D_1 d1  data/tpaw/d1.jsonl",
+        "├── theta_2 <- theta_1  saves/iter1",
+        "├── D_2 d2  data/tpaw/d2.jsonl",
+        "└── theta_3 <- theta_2  saves/iter2",
+    ]
+    newest = lines_of(trace([Path("saves")]))[-4:]
+    assert newest == [
+        "finished 2026-01-02 00:00:00 UTC",
+        "iteration 2, tpaw against theta_0, theta_1, theta_2, on d0, d1, d2",
+        "changed: `learning_rate` was 0.001 and is 0.0005",
+        "spent: 1.0 s generating 10 tokens, 2.0 s scoring 20 tokens, 3.0 s train",
+    ]
+    assert lines_of(trace([Path("saves")]))[2:4] == [
+        "1 triplets of theta_0, generated 2026-01-01 00:00:00 UTC, prompts of sft",
+        "hf 1: temperature 1.0, seed 0",
+    ]
+
+
+def test_branches_are_one_graph_and_get_levels(thetas: list[Path]) -> None:
+    branch(thetas)
+    graph = trace([Path("saves")])
+    (first,) = graph.children(graph.roots()[0].key)
+    assert [child.path for child in graph.children(first.key)] == ["saves/alone1", "saves/iter1"]
+    lines = text(graph)
+    assert any(line.startswith("└── theta_2 <- theta_1  saves/iter1") for line in lines)
+    assert any(line.startswith("    └── theta_3 <- theta_2  saves/iter2") for line in lines)
+
+
+def test_recorded_texts_are_neither_markup_nor_control_characters(thetas: list[Path]) -> None:
+    change_json(thetas[1] / "tpaw.json", settings={"run": '[bold]\x1b[2J"<b>'})
+    entry = {"entry": 'a"]<b>', "iteration": 7, "rows": 5, "digest": "a" * 64, "generator": "f" * 64}
+    change_json(thetas[3] / "tpaw.json", triplets=[entry])
+    graph = trace([Path("saves")])
+    assert 'settings: run [bold]\\x1b[2J"<b>' in lines_of(graph)
+    assert "triplets whose generator is not known" in text(graph)
+    diagram = as_mermaid(graph)
+    assert diagram.startswith('flowchart LR\n  n0["theta_1<br>saves/iter0<br>finished"]\n')
+    assert "a#34;#93;#60;b#62;" in diagram
+    assert diagram.count("==>") == 3
+
+
+def play_two(model: Path, *, served: bool = False, **changes: Any) -> Graph:
+    """θ_0 to θ_2, of which D_1 was generated by `model`."""
+    sft = save("saves/sft", 0.0)
+    first = generate("d0", 0, sft, samples=3, failed=["a#0", "a#2"], ids_digest="x")
+    theta = play("saves/iter0", [sft], [first])
+    changes = {"opponent": f"../../{model}", "generator_path": f"../../{model}"} | changes
+    second = generate("d1", 1, sft if served else model, **changes | ({"generator": SERVED} if served else {}))
+    play("saves/iter1", [sft, theta], [first, second])
+    return trace([Path("saves")])
+
+
+def test_an_opponent_is_a_node_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph = play_two(save("models/weak", 9.0))
+    assert [(root.name, root.path) for root in graph.roots()] == [
+        ("theta_0", "saves/sft"),
+        ("opponent", "models/weak"),
+    ]
+    lines = lines_of(graph)
+    assert any(line.startswith("1 triplets of the opponent models/weak (in place of theta_1), ") for line in lines)
+    assert any(
+        line.startswith("1 triplets of theta_0, generated 2026-01-01 00:00:00 UTC, 3 a prompt, 2 ") for line in lines
+    )
+    assert all(check.state == "ok" for check in verify(graph))
+    assert [node["role"] for node in graph.as_json()["checkpoints"]].count("opponent") == 1
+
+
+def test_an_opponent_that_only_a_server_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph = play_two(Path("big"), opponent="org/big", generator_path="org/big", served=True)
+    assert "opponent  org/big  on a server" in text(graph)
+    (check,) = (check for check in verify(graph) if check.state != "ok")
+    assert (check.name, check.state, check.detail) == (
+        "opponent",
+        "missing",
+        "were on a server and cannot be looked at",
+    )
+
+
+def test_a_theta_of_the_run_as_opponent_stays_that_theta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph = play_two(save("saves/sft", 0.0))
+    assert not any(node.is_opponent for node in graph.checkpoints.values())
+    assert any("of the opponent theta_0, saves/sft (in place of theta_1)" in line for line in text(graph))
