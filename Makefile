@@ -18,7 +18,7 @@ help:
 	@echo "make chromium   install Debian's Chromium where it is missing, for the tests of LlamaBoard's page"
 	@echo "make bench      measure time and memory of training against other trainers"
 	@echo "make lint       check style and formatting"
-	@echo "make docs       write docs/configuration.md, docs/commands.md and the README's table of commands from the help"
+	@echo "make docs       write docs/configuration.md and docs/commands.md from the help"
 	@echo "make run-files  write yaml/ and data/dataset_info.json from llamafactory_tpaw/runs/families.py"
 
 venv: $(VENV)/.tpaw-installed
@@ -46,7 +46,7 @@ lint: $(VENV)/.tpaw-installed-dev
 
 docs: $(VENV)/.tpaw-installed
 	@$(RUN) -m tools.configuration
-	@$(RUN) -m llamafactory_tpaw.cli.reference --write
+	@$(RUN) -m tools.commands
 
 run-files: $(VENV)/.tpaw-installed
 	@$(RUN) -m llamafactory_tpaw.runs.families

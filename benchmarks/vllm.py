@@ -14,6 +14,7 @@ with `question` and `answer`; without it sums are asked for.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -28,7 +29,6 @@ import yaml
 
 from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.data.triplets import read_meta
-from llamafactory_tpaw.doctor.packages import version_of
 from llamafactory_tpaw.errors import EnvironmentProblem, TpawError
 from llamafactory_tpaw.generation.vllm import find_program
 
@@ -63,7 +63,7 @@ def refuse_without_vllm(command: str | None) -> None:
         EnvironmentProblem: If there is no vLLM, or no client for it.
     """
     find_program(command)
-    if version_of("openai") is None:
+    if importlib.util.find_spec("openai") is None:
         raise EnvironmentProblem(
             "Engine `vllm` needs the package openai, which is not installed. Run: pip install "
             '"llamafactory-tpaw[openai]"'

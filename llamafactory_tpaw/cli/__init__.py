@@ -1,32 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `llamafactory-tpaw`: finds the sub-command and hands it its arguments."""
+"""The command `llamafactory-tpaw`: finds the sub-command, hands it its arguments and prints what it answers."""
 
 import argparse
+import importlib
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from .. import __version__
-from ..errors import EXIT_CODES, TpawError
+from ..errors import EXIT_CODES, ConfigError, DataError, EnvironmentProblem, TpawError
+from ..hook import bootstrap
 from ..lf import signals
 from ..lf.failures import explained, settings_in
 from ..lf.reporting import report
-from . import check, completion, doctor, init, lineage, run, stage
-from .command import Command, HelpFormatter
+from .parsers import COMMANDS, build_parsers
 
 
-# The order of the help: setting up, playing, looking.
-COMMANDS: dict[str, Command] = {
-    "init": init.INIT,
-    "check": check.CHECK,
-    "run": run.RUN,
-    "train": stage.TRAIN,
-    "generate": stage.GENERATE,
-    "score": stage.SCORE,
-    "lineage": lineage.LINEAGE,
-    "doctor": doctor.DOCTOR,
-    "completion": completion.COMPLETION,
-}
+__all__ = ["COMMANDS", "EXIT_CODES", "build_parsers", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,50 +29,145 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Only --help and --version end well here; argparse explains what is wrong with anything else.
         parser.parse_args(arguments or ["--help"])
         return 2
-    command = COMMANDS[name]
     # `train -h` is LlamaFactory's own: every key there is.
     if rest == ["--help"] or (name != "train" and {"-h", "--help"} & set(rest)):
         parsers[name].print_help()
         return 0
-    if command.raw and not rest:
+    if name in AS_LLAMAFACTORY and not rest:
         parsers[name].error("a run file is needed, and none was given")
     try:
         with signals.raise_on_signals(), explained(lambda: settings_in(rest)):
-            code = command.run(rest if command.raw else parsers[name].parse_intermixed_args(rest)) or 0
+            if name in AS_LLAMAFACTORY:
+                code = AS_LLAMAFACTORY[name](rest)
+            else:
+                code = PARSED[name](parsers[name].parse_intermixed_args(rest))
         sys.stdout.flush()
-        return code
+        return code or 0
     except TpawError as error:
         return report(error)
     except KeyboardInterrupt as stop:
         return signals.report(stop)
     except BrokenPipeError:
-        # What reads the output, `head` say, has seen enough. Python would fail again when it flushes at the end.
+        # What reads the output, such as `head`, has closed it. Python would fail again when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """Return the parser of the whole command, and those of its sub-commands by name."""
-    codes = "Exit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
-    parser = argparse.ArgumentParser(
-        prog="llamafactory-tpaw",
-        description="Self-play fine-tuning (stage `tpaw`) for LlamaFactory.",
-        epilog="Example:\n  llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml\n"
-        "  llamafactory-tpaw run yaml/qwen_tpaw_iter?.yaml\n\n"
-        f"{codes}\n\n`llamafactory-tpaw COMMAND --help` shows a command's arguments.",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"llamafactory-tpaw {__version__}")
-    table = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    parsers = {}
-    for name, command in COMMANDS.items():
-        examples = "\n".join(f"  {line}" for line in command.example.splitlines())
-        parsers[name] = table.add_parser(
-            name,
-            help=command.summary,
-            description=command.description,
-            epilog=f"Example:\n{examples}\n\n{codes}",
-            formatter_class=HelpFormatter,
+def _generate(words: list[str]) -> int | None:
+    bootstrap.activate()
+    return importlib.import_module("llamafactory_tpaw.runs.launcher").generate(words)
+
+
+def _score(words: list[str]) -> int | None:
+    bootstrap.activate()
+    return importlib.import_module("llamafactory_tpaw.runs.launcher").score(words)
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from ..runs.scaffold import project, settings, writing
+    from .output import quiet_libraries, tell_init
+
+    flags = {key: value for key, value in vars(arguments).items() if key not in ("overrides", "like", "force")}
+    with quiet_libraries() as show:
+        found = settings.read_settings(flags, arguments.overrides, arguments.like)
+        planned = project.plan_project(found, show)
+        written = writing.write_project(
+            found.folder, found.dataset_dir, planned.files, planned.entries, arguments.force
         )
-        command.add_arguments(parsers[name])
-    return parser, parsers
+    tell_init(found, planned, written)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    import psutil
+
+    from .output import quiet_libraries, tell_check
+
+    bootstrap.activate()
+    with quiet_libraries() as show:
+        result = importlib.import_module("llamafactory_tpaw.runs.check").check(
+            [arguments.run_file, *arguments.overrides],
+            with_model=arguments.model,
+            started=psutil.Process().create_time(),
+            say=show,
+        )
+    if arguments.json:
+        print(json.dumps(result.as_dict(), indent=2))
+    else:
+        tell_check(result)
+    return result.report.exit_code
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .output import tell_progress, tell_stop, tell_summary
+
+    signals.end_with_parent()
+    bootstrap.activate()
+    playlist = importlib.import_module("llamafactory_tpaw.runs.playlist")
+    loop = importlib.import_module("llamafactory_tpaw.runs.player_loop")
+    files, overrides = playlist.split_words(arguments.words)
+    if not files:
+        raise ConfigError(f"No run file is given, only {' '.join(overrides)}. Name the YAML files to play, in order.")
+    items = playlist.read_playlist(files, overrides)
+    stream = sys.stderr if arguments.json else sys.stdout
+    play = loop.Play(items, lambda index, text: tell_progress(play.outcomes, index, text, stream), arguments.json)
+    try:
+        play.play()
+    finally:
+        tell_summary([loop.summarize(outcome) for outcome in play.outcomes], arguments.json)
+        tell_stop(play.outcomes, [*arguments.words, *(["--json"] if arguments.json else [])])
+    return play.exit_code
+
+
+def _lineage(arguments: argparse.Namespace) -> None:
+    from ..report.lineage import trace
+    from ..report.lineage_text import as_mermaid
+    from ..report.verify import verify
+    from .output import tell_tree, tell_verification
+
+    graph = trace([Path(place) for place in arguments.places])
+    checks = verify(graph) if arguments.verify else iter(())
+    if arguments.json:
+        checks = list(checks)
+        verification = {"verification": [vars(check) for check in checks]} if arguments.verify else {}
+        print(json.dumps(graph.as_json() | verification, indent=2, ensure_ascii=False))
+    elif arguments.mermaid:
+        print(as_mermaid(graph))
+    else:
+        tell_tree(graph)
+        checks = tell_verification(checks) if arguments.verify else []
+    if changed := [check.message for check in checks if check.state == "changed"]:
+        sys.stdout.flush()
+        raise DataError(changed)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .. import doctor
+
+    found = doctor.examine(arguments.vllm)
+    print(json.dumps(found, indent=2) if arguments.json else "\n".join(doctor.text_of(found)))
+    return 0 if found["ok"] else EnvironmentProblem.exit_code
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    import shtab
+
+    parser, parsers = build_parsers()
+    for name, command in COMMANDS.items():
+        parsers[name].description = command.summary  # zsh shows it beside the name
+    print(shtab.complete(parser, shell=arguments.shell))
+
+
+# These read their arguments themselves, as LlamaFactory's own do.
+AS_LLAMAFACTORY: dict[str, Callable[[list[str]], int | None]] = {
+    "train": bootstrap.train,
+    "generate": _generate,
+    "score": _score,
+}
+PARSED: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "init": _init,
+    "check": _check,
+    "run": _run,
+    "lineage": _lineage,
+    "doctor": _doctor,
+    "completion": _completion,
+}

@@ -20,7 +20,7 @@ def test_doctor_finds_all_that_is_needed(tmp_path: Path) -> None:
     report = json.loads(output)  # nothing but the report, on either stream
     assert [finding for finding in report["findings"] if finding["level"] == "problem"] == []
     assert (report["ok"], process.returncode) == (True, 0)
-    assert {seam["name"]: seam["state"] for seam in report["llamafactory"]["seams"]} == dict.fromkeys(
+    assert {seam["name"]: seam["state"] for seam in report["seams"]} == dict.fromkeys(
         [
             *("arguments", "dispatch", "launch", "launch_v1", "stages"),
             *("board_words", "board_runner", "board_train", "board_tabs", "board_top", "board_data", "board_settings"),
@@ -28,8 +28,7 @@ def test_doctor_finds_all_that_is_needed(tmp_path: Path) -> None:
         "applied",
     )
     assert report["hook"]["active"]
-    assert report["torch"] is not None
-    assert {package["name"] for package in report["packages"] if package["error"]} == set()
+    assert any("PyTorch version" in line for line in report["environment"])
 
 
 def test_use_v1_is_refused(tmp_path: Path) -> None:

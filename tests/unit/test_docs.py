@@ -13,7 +13,8 @@ import pytest
 
 from llamafactory_tpaw.arguments.fields import FIELDS
 from llamafactory_tpaw.cli import COMMANDS, build_parsers
-from tools import configuration
+from llamafactory_tpaw.errors import EXIT_CODES
+from tools import commands, configuration
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,12 @@ def test_every_key_stands_in_one_group() -> None:
 
 def test_configuration_page_is_fresh() -> None:
     assert read(ROOT / "docs" / "configuration.md") == configuration.configuration_page(), "stale: make docs"
+
+
+def test_commands_page_is_fresh() -> None:
+    page = commands.commands_page()
+    assert read(ROOT / "docs" / "commands.md") == page, "stale: make docs"
+    assert all(f"| {code} | {meaning} |" in page for code, meaning in EXIT_CODES.items())
 
 
 def test_configuration_page_names_type_range_and_default() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stand-ins of the hook's tests, for commands that start LlamaFactory."""
+"""The fakes of the hook's tests, for commands that start LlamaFactory."""
 
 from tests.unit.hook.conftest import calls
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of `llamafactory-tpaw`."""
+"""The command line of `llamafactory-tpaw`: help, hand-over, errors and completion."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -21,16 +23,12 @@ def _keep_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv)
 
 
-def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("argv", "word"), [(["--version"], __version__), ([], "completion"), (["-h"], "doctor")])
+def test_version_and_help(argv: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(["--version"])
+        cli.main(argv)
     assert caught.value.code == 0
-    assert __version__ in capsys.readouterr().out
-    with pytest.raises(SystemExit) as caught:
-        cli.main([])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    assert all(name in text for name in cli.COMMANDS)
+    assert word in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
@@ -38,30 +36,8 @@ def test_help_has_an_example_and_the_exit_codes(name: str, capsys: pytest.Captur
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"llamafactory-tpaw {name}" in text.partition("Example:")[2]
-    assert all(meaning.split()[0] in text.partition("Exit codes:")[2] for meaning in EXIT_CODES.values())
-
-
-@pytest.mark.parametrize("name", [None, *cli.COMMANDS])
-def test_help_fits_every_width(
-    name: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The words are the same everywhere, and only commands to copy are wider than the terminal."""
-    texts = {}
-    parser, parsers = cli.build_parsers()
-    for width in (50, 80, 200):
-        monkeypatch.setenv("COLUMNS", str(width))
-        texts[width] = (parsers[name] if name else parser).format_help()
-    usage, words = zip(*(text.split("\n\n", 1) for text in texts.values()), strict=True)
-    assert len({tuple(text.split()) for text in words}) == 1
-    assert len({frozenset(text.split()) for text in usage}) == 1
-    wide = [line for line in texts[80].splitlines() if len(line) > 80 and "llamafactory-tpaw" not in line]
-    assert wide == []
-
-
-@pytest.mark.parametrize("argv", [["generate", "-h"], ["generate", "a.yaml", "--help"], ["completion", "--help"]])
-def test_help_is_given_wherever_it_is_asked(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(argv) == 0
-    assert f"usage: llamafactory-tpaw {argv[0]}" in capsys.readouterr().out
+    assert all(meaning in text.partition("Exit codes:")[2] for meaning in EXIT_CODES.values())
+    assert all(len(line) <= 79 for line in cli.COMMANDS[name].description.splitlines())
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
@@ -72,7 +48,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     assert process.wait() == 1
 
 
-@pytest.mark.parametrize("argv", [["nonsense"], ["generate"], ["--nonsense"]])
+@pytest.mark.parametrize("argv", [["nonsense"], ["generate"], ["--nonsense"], ["run"], ["completion", "fish"]])
 def test_wrong_use_ends_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(argv)
@@ -97,22 +73,9 @@ def test_train_is_llamafactory_cli_train(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "llamafactory.cli", fake)
     monkeypatch.setattr("llamafactory.cli", fake, raising=False)
     monkeypatch.setenv("PYTHONPATH", "before")
-    for _ in range(2):
-        assert cli.main(["train", "-h"]) == 0
-    assert seen == [["llamafactory-cli", "train", "-h"]] * 2
+    assert cli.main(["train", "-h"]) == 0
+    assert seen == [["llamafactory-cli", "train", "-h"]]
     assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(bootstrap.STARTUP_FOLDER), "before"]
-
-
-def test_a_terminal_is_told_what_it_waits_for(
-    calls: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delitem(sys.modules, "llamafactory", raising=False)
-    monkeypatch.setattr(_hook, "inactive_reason", lambda: None)
-    cli.main(["generate", "a.yaml"])
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    cli.main(["generate", "a.yaml"])
-    assert capsys.readouterr().err == "llamafactory-tpaw: loading LlamaFactory ...\n"
 
 
 def test_errors_are_messages(
@@ -129,6 +92,16 @@ def test_errors_are_messages(
 
 def test_switched_off_hook_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not getattr(f, "llamafactory_tpaw", False)])
-    monkeypatch.setenv("LLAMAFACTORY_TPAW", "0")
+    monkeypatch.setenv(_hook.SWITCH, "0")
     assert cli.main(["generate", "a.yaml"]) == 2
     assert "Unset the variable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["completion", shell]) == 0
+    text = capsys.readouterr().out
+    assert {name for name in cli.COMMANDS if name not in text} == set()
+    (tmp_path / "script").write_text(text)
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.doctor import findings
+from llamafactory_tpaw import doctor
 from llamafactory_tpaw.hook import board, seams
 from llamafactory_tpaw.lf import status
 from llamafactory_tpaw.lf.status import SeamMissing
@@ -204,8 +204,7 @@ def test_page_opens_without_the_tab_and_says_so(
 
 
 def test_doctor_warns_of_it(missed: status.SeamStatus) -> None:
-    facts = {"error": None, "version": "0.9.5", "reason": None, "refusal": None, "seams": [vars(missed)]}
-    (finding,) = findings._of_seams([], facts)
+    (finding,) = doctor.seam_findings([vars(missed)])
     assert (finding.level, "`a.Runner` (Start), is missing: there is no `Runner`" in finding.text) == ("warning", True)
 
 

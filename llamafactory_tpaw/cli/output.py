@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+if TYPE_CHECKING:
+    from ..report.lineage import Graph
+    from ..report.verify import Check
+
+# Wide enough for every line where the output is not a terminal.
+UNBOUNDED = 1000
+STYLES = {
+    "error": "bold red",
+    "warning": "yellow",
+    "note": "cyan",
+    "ok": "green",
+    "changed": "red",
+    "missing": "yellow",
+}
+WORDS = ("run file", "status", "result")
+NUMBERS = ("triplets", "sampled tokens", "generate", "score", "train", "loss", "target reward", "margin")
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[Callable[[str], None]]:
+    """Keep libraries' output from the answer; yield what shows on a terminal what a command does now."""
+    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
+    terminal = Console(stderr=True)
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+        status = stack.enter_context(terminal.status("starting")) if terminal.is_terminal else None
+        import datasets
+        import transformers
+
+        logging.getLogger("llamafactory").setLevel(logging.ERROR)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        yield lambda text: status.update(f"looking at {text}") if status else None
+
+
+def tell_check(result: Any) -> None:
+    """Print the findings of `check` and its estimates."""
+    output = _console()
+    for finding in result.report.findings:
+        output.print(Text.assemble((f"{finding.level}: ", STYLES[finding.level]), finding.message))
+    if result.step_zero is not None:
+        zero = result.step_zero
+        output.print(
+            f"Step 0: policy and newest player differ by at most {zero.largest:.3g} nats over {zero.responses} "
+            f"responses, a reward of {zero.reward:.3g}; rounding allows {zero.allowed:.3g} nats."
+        )
+    device = result.device
+    on = f" ({device.name}: {device.total / 2**30:.1f} GiB)" if device else ""
+    tables = {f"Memory for {part}{on}": figures for part, figures in result.memory.items()}
+    for title, figures in (tables | {"Disk": result.disk, "Time": result.time}).items():
+        if figures:
+            output.print(title)
+        for figure in figures:
+            output.print(Text(f"  {figure.name}: {figure.readable()} ({figure.how})"))
+    errors, warnings = len(result.report.errors), len(result.report.warnings)
+    output.print(f"{errors} error{'s' if errors != 1 else ''}, {warnings} warning{'s' if warnings != 1 else ''}.")
+
+
+def tell_progress(outcomes: Sequence[Any], index: int, text: str, stream: TextIO) -> None:
+    """Print a line on what becomes of a run file, before the child's own output."""
+    outcome = outcomes[index]
+    took = f" ({duration(outcome.seconds)})" if outcome.seconds else ""
+    print(f"[{index + 1}/{len(outcomes)}] {outcome.item.file}: {text}{took}", file=stream, flush=True)
+
+
+def tell_summary(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print what `run` made of each run file, as a table or as JSON."""
+    if as_json:
+        print(json.dumps(rows, indent=2), flush=True)
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in WORDS:
+        table.add_column(name, overflow="fold")
+    for name in NUMBERS:
+        table.add_column(name, justify="right")
+    for row in rows:
+        counts, seconds = row.get("counts", {}), row.get("seconds", {})
+        cells = [row["file"], row["status"], row.get("result", "-")]
+        cells += [f"{counts[name]:,}" if name in counts else "-" for name in ("train_triplets", "generated_tokens")]
+        cells += [duration(seconds[part]) if seconds.get(part) else "-" for part in ("generate", "score", "train")]
+        numbers = [row.get(name) for name in ("loss", "target_reward", "margin")]
+        table.add_row(*map(Text, cells + ["-" if number is None else f"{number:.4f}" for number in numbers]))
+    _print_trimmed(table)
+
+
+def tell_stop(outcomes: Sequence[Any], words: Sequence[str]) -> None:
+    """Say on stderr which run file stopped the others, and which command goes on; nothing where all are done."""
+    index = next((index for index, outcome in enumerate(outcomes) if not outcome.is_done), None)
+    if index is None:
+        return
+    stopped = outcomes[index]
+    what = f"{stopped.status} after {duration(stopped.seconds)}"
+    kept = f"{sum(outcome.is_done for outcome in outcomes)} of {len(outcomes)} run files are done."
+    if stopped.exit_code:
+        what += f" with exit code {stopped.exit_code}"
+        command = shlex.join(["llamafactory-tpaw", "run", *words])
+        kept += f" What is done is kept; once this is mended, the same command continues: {command}"
+    for line in (f"[{index + 1}/{len(outcomes)}] {stopped.item.file}: {what}. {stopped.reason}".rstrip(), kept):
+        sys.stderr.write(f"llamafactory-tpaw: {line}\n")
+
+
+def tell_tree(graph: Graph) -> None:
+    """Print where the checkpoints of a graph come from, a tree a root."""
+    from ..report.lineage_text import as_trees
+
+    for index, tree in enumerate(as_trees(graph)):
+        if index:
+            print()
+        _print_trimmed(tree)
+
+
+def tell_verification(checks: Iterable[Check]) -> list[Check]:
+    """Print each check as soon as it is made, then how many there are of each kind; return them."""
+    from ..report.lineage_text import printable
+
+    done: list[Check] = []
+    print()
+    for check in checks:
+        line = f" {check.name}  {printable(check.path)}: {check.what}"
+        _console().print(Text.assemble((f"{check.state:<8}", STYLES[check.state]), line), soft_wrap=True)
+        done.append(check)
+    states = [check.state for check in done]
+    print(", ".join(f"{states.count(state)} {state}" for state in ("ok", "changed", "missing")))
+    return done
+
+
+def tell_init(settings: Any, project: Any, written: Any) -> None:
+    """Print what `init` found out and wrote, and the commands that come next, in the order of the files."""
+    lines = ["Found out:", *(f"  {subject:<10}{words}" for subject, words in project.findings), ""]
+    lines.append(f"Wrote in {settings.folder.resolve()}:")
+    lines += [f"  {name}" for name in written.new] + [f"  {name} (overwritten)" for name in written.replaced]
+    lines += [f"  {settings.dataset_dir}/dataset_info.json: {', '.join(written.entries)}"] * bool(written.entries)
+    lines += [f"  ({len(written.same)} are there already, with the same content)"] * bool(written.same)
+    lines += ["", "Look through the files, then:"]
+    main = project.families[0]
+    prefix = f"{main.launcher} " if main.launcher else ""
+    method = next(iter(main.self_play))
+    if settings.folder.resolve() != settings.folder.cwd():
+        lines.append(f"  cd {shlex.quote(str(settings.folder))}")
+    if settings.sft:
+        lines.append(f"  {prefix}llamafactory-cli train {main.path('sft')}")
+    lines.append(f"  llamafactory-tpaw check {main.path(f'{method}_iter0')}")
+    for family in project.families:
+        for each, count in family.iterations.items():
+            rounds = "0" if count == 1 else f"{{0..{count - 1}}}"
+            files = {family.path(f"{each}_iter{rounds}"): ""}
+            if family.asks_servers_of_theta:
+                paths = {t: family.path(f"{each}_iter{t}") for t in range(count)}
+                files = {path: f"  # while the servers have {family.theta(each, t)}" for t, path in paths.items()}
+            lines += [f"  {prefix}llamafactory-tpaw run {path}{note}" for path, note in files.items()]
+    lines.append(f"  llamafactory-tpaw lineage {main.theta(method, main.iterations[method])}")
+    print("\n".join(lines))
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as `2.4 s`, `3m20s` or `1h05m`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else UNBOUNDED)
+
+
+def _print_trimmed(shown: Any) -> None:
+    """Print without the spaces with which rich fills lines up to the width of the terminal."""
+    output = _console()
+    with output.capture() as captured:
+        output.print(shown)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands, their arguments and their help. Nothing heavy is imported here: help and completion load all."""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .. import __version__
+from ..errors import EXIT_CODES
+
+
+# What an argument names, for shtab: `parser.add_argument(...).complete = FOLDER`.
+FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+
+
+class Command(NamedTuple):
+    """A sub-command: a line for the list of commands, what it does, command lines as examples, its arguments."""
+
+    summary: str
+    description: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+
+
+def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of the whole command, and those of its sub-commands by name."""
+    codes = "Exit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="llamafactory-tpaw",
+        description="Self-play fine-tuning (stage `tpaw`) for LlamaFactory.",
+        epilog=f"{codes}\n\n`llamafactory-tpaw COMMAND --help` shows a command's arguments.",
+        formatter_class=layout,
+    )
+    parser.add_argument("--version", action="version", version=f"llamafactory-tpaw {__version__}")
+    table = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parsers = {}
+    for name, command in COMMANDS.items():
+        examples = "\n".join(f"  {line}" for line in command.example.splitlines())
+        epilog = f"Example:\n{examples}\n\n{codes}"
+        parsers[name] = table.add_parser(
+            name, help=command.summary, description=command.description, epilog=epilog, formatter_class=layout
+        )
+        command.add_arguments(parsers[name])
+    return parser, parsers
+
+
+def _run_file(parser: argparse.ArgumentParser) -> None:
+    text = "a YAML file as `llamafactory-cli train` takes it"
+    parser.add_argument("run_file", metavar="RUN_FILE", help=text).complete = FILE
+    # Without a default argparse would name it among what is missing.
+    text = "keys that replace those of the file"
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=text)
+
+
+def _init(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="MODEL", help="folder or hub name: the SFT model, or with --sft its base").complete = FOLDER
+    text = "the SFT set: an entry of dataset_info.json, or a .json, .jsonl, .csv, .parquet"
+    add("--data", metavar="DATA", help=text).complete = FILE
+    add("--name", metavar="NAME", help="prefix of run files and datasets (default: made of model and data)")
+    add("--folder", metavar="FOLDER", help="where yaml/ and data/ are (default: the working folder)").complete = FOLDER
+    add("--sft", action="store_true", default=None, help="write the SFT file too: MODEL is the base of theta_0")
+    add("--iterations", metavar="N", type=int, help="number of iterations (default: 4)")
+    text = "tpaw, spin, tspin, or several by commas (default: tpaw)"
+    add("--objective", dest="objectives", metavar="LIST", help=text)
+    text = "trw, mpw, team: families of their own without target weights, player weights, team"
+    add("--ablate", dest="ablations", metavar="LIST", help=text)
+    add("--template", metavar="NAME", help="LlamaFactory's template (default: found out)")
+    add("--columns", metavar="LIST", help="the columns of a file, such as prompt=ask,response=say")
+    add("--learning-rate", dest="learning_rate", metavar="RATE", type=float, help="of the iterations (default: 5e-7)")
+    add("--epochs", dest="num_train_epochs", metavar="N", type=float, help="of an iteration (default: 2)")
+    add("--batch-size", dest="per_device_train_batch_size", metavar="N", type=int, help="of a device, in triplets")
+    add("--max-prompts", dest="tpaw_max_prompts", metavar="N", type=int, help="how many rows of DATA are used")
+    add("--turn", dest="tpaw_turn", metavar="WHICH", help="which response is the target: last (default) or first")
+    add("--cutoff-len", dest="cutoff_len", metavar="N", type=int, help="most tokens of a row (default: found out)")
+    add("--max-new-tokens", dest="max_new_tokens", metavar="N", type=int, help="of a response (default: found out)")
+    add("--engine", dest="tpaw_engine", metavar="NAME", help="what samples: hf (default), vllm or openai")
+    add("--engine-url", dest="tpaw_engine_url", metavar="LIST", help="addresses of the servers of engine openai")
+    add("--saves", metavar="FOLDER", help="where models are saved (default: saves/MODEL/full)").complete = FOLDER
+    text = "take settings, and what is not given here, of this file"
+    add("--like", metavar="RUN_FILE", help=text).complete = FILE
+    add("--force", action="store_true", help="overwrite files and entries of the same name")
+    add("overrides", metavar="KEY=VALUE", nargs="*", help="keys of the run files; `sft.KEY=VALUE` of the SFT file")
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    _run_file(parser)
+    text = "load theta_t, too: recompute the players' fingerprints, show that the newest player's reward is 0 at step "
+    text += "0, and measure a batch of each step for the estimate of time"
+    parser.add_argument("--model", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="print findings and estimates as JSON")
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    text = "YAML files as `llamafactory-cli train` takes them, in the order in which they are played, and keys that "
+    text += "replace those of every file"
+    parser.add_argument("words", metavar="RUN_FILE|KEY=VALUE", nargs="+", help=text).complete = FILE
+    text = "print the summary as JSON; all other output goes to stderr"
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _lineage(parser: argparse.ArgumentParser) -> None:
+    text = "an output folder, a folder that holds some (`saves`), or a triplet file"
+    parser.add_argument("places", metavar="DIR", nargs="+", help=text).complete = FILE
+    parser.add_argument("--verify", action="store_true", help="recompute all digests; exit code 3 if one changed")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the graph as JSON")
+    form.add_argument("--mermaid", action="store_true", help="print the graph as the text of a Mermaid diagram")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    text = "the `tpaw_vllm_command` to look for; without it, the `vllm` of this environment"
+    parser.add_argument("--vllm", metavar="COMMAND", help=text)
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "tcsh"), help="bash, zsh or tcsh")
+
+
+# The order of the help: setting up, playing, looking.
+COMMANDS = {
+    "init": Command(
+        "the run files of a new run, from a model and an SFT set",
+        """\
+Write the YAML files of a run and its entries of dataset_info.json, ready for
+`llamafactory-cli train`. What can be found out is not asked for: the file's
+columns, the template, lengths, device and batch sizes; each is said, and its
+reason stands in the files. Nothing is overwritten without --force, and either
+all is written or nothing. The same command again writes what is missing.
+
+An override counts more than a flag, and a flag more than the file of --like.""",
+        "llamafactory-tpaw init --model Qwen/Qwen2.5-1.5B --sft --data my_set.jsonl --name mine\n"
+        "llamafactory-tpaw init --model saves/mine/full/sft --data gsm8k --name mine --ablate trw,mpw,team\n"
+        "llamafactory-tpaw init --like yaml/qwen_tpaw_iter2.yaml --name qwen_eta4 tpaw_eta=4 seed=1",
+        _init,
+    ),
+    "check": Command(
+        "what is wrong with an iteration and what it will need, before it runs",
+        """\
+Check a run file's iteration without training, every problem at once: settings,
+checkpoints, datasets, tokenizers, the token round trip, the engine, disk and
+memory; and estimate memory, disk and time, each figure with how. Takes seconds
+and reads no weights, except with --model.
+
+Ends with the exit code of the errors found: 2 settings, 3 data, 4 generation,
+5 environment, the smallest of several; warnings do not change it.""",
+        "llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml\n"
+        "llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml per_device_train_batch_size=2 --model --json",
+        _check,
+    ),
+    "run": Command(
+        "the iterations given, in order, from wherever they were left",
+        """\
+Play run files one after the other, each in its own process: what is finished
+is skipped, what was interrupted continues, and a failure stops the rest. All
+files are read and checked before the first one starts; players and triplets
+that an earlier file of the list makes need not be there yet. Files of stage
+`sft` may stand in the list; one whose output folder holds a finished model is
+skipped.""",
+        "llamafactory-tpaw run yaml/qwen_sft.yaml yaml/qwen_tpaw_iter0.yaml yaml/qwen_tpaw_iter1.yaml\n"
+        "llamafactory-tpaw run yaml/qwen_tpaw_iter?.yaml per_device_train_batch_size=2",
+        _run,
+    ),
+    "train": Command(
+        "the same as `llamafactory-cli train`, where a .pth file is not processed",
+        """\
+Train as `llamafactory-cli train` does, any stage. Needed only where the .pth
+file of the package is not processed (`pip install --target`, a zip on
+PYTHONPATH). `llamafactory-tpaw train -h` lists every key.""",
+        "llamafactory-tpaw train yaml/qwen_tpaw_iter0.yaml learning_rate=2.0e-7",
+        _run_file,
+    ),
+    "generate": Command(
+        "only the triplets of a run file's iteration",
+        """\
+Sample the responses that the run file's iteration still lacks, without
+training. Continues where a stopped run left off; does nothing when all are
+there.""",
+        "llamafactory-tpaw generate yaml/qwen_tpaw_iter0.yaml max_new_tokens=512",
+        _run_file,
+    ),
+    "score": Command(
+        "only the players' log-probs of a run file's iteration",
+        """\
+Put the players' log-probs that the run file's iteration still lacks into
+`tpaw_cache_dir`, without training. The triplets must be there.""",
+        "llamafactory-tpaw score yaml/qwen_tpaw_iter0.yaml tpaw_score_batch_tokens=8192",
+        _run_file,
+    ),
+    "lineage": Command(
+        "what a checkpoint came from, and whether its files are still the same",
+        """\
+Print the checkpoints, triplets and settings that a checkpoint came from, up to
+the model that everything started from. Several runs from one model are one
+graph. What is not there any more is shown as missing.
+
+With --verify every digest is computed again, whatever size and time of the
+files say: of weights, tokenizers, triplets and meta files. Exit code 3 if one
+changed.""",
+        "llamafactory-tpaw lineage saves/Qwen2.5-1.5B/full/tpaw_iter2\n"
+        "llamafactory-tpaw lineage saves --verify\n"
+        "llamafactory-tpaw lineage saves --mermaid > lineage.mmd",
+        _lineage,
+    ),
+    "doctor": Command(
+        "hook, seams, versions: what is wrong and the command that mends it",
+        """\
+Look at the hook, the places in LlamaFactory that it extends, the versions of
+packages, vLLM's path, and what `llamafactory-cli env` says. Takes up to a
+minute. Exit code 5 if something that is needed is missing.""",
+        "llamafactory-tpaw doctor\nllamafactory-tpaw doctor --vllm vllm-env/bin/vllm",
+        _doctor,
+    ),
+    "completion": Command(
+        "the script that makes bash, zsh or tcsh complete this command",
+        """\
+Print the script with which a shell completes commands, options and files. Put
+it where the shell looks for it, and again after an update:
+
+  bash   ~/.local/share/bash-completion/completions/llamafactory-tpaw
+  zsh    DIR/_llamafactory-tpaw, where DIR is in $fpath before compinit runs
+  tcsh   a file that ~/.tcshrc sources""",
+        'eval "$(llamafactory-tpaw completion bash)"',
+        _completion,
+    ),
+}

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `llamafactory-tpaw doctor` finds: hook, seams, versions, vLLM, and the command that mends what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import __version__, _hook
+from .errors import TpawError
+from .hook import bootstrap, start
+from .hook.seams import seam_status
+from .lf.status import PACKAGE as LLAMAFACTORY
+from .lf.status import SUPPORTED
+
+
+OURS = "llamafactory-tpaw"
+CHECKOUT = Path(__file__).resolve().parents[1]
+REFUSED_VARIABLES = ("USE_V1", "USE_MCA")
+LLAMAFACTORY_ENV = [sys.executable, "-m", "llamafactory.cli", "env"]
+LAST_LINES = 15
+
+
+class Finding(NamedTuple):
+    """A `problem` keeps stage `tpaw` from running; a `warning` concerns some runs."""
+
+    level: str
+    text: str
+    fix: str
+
+
+def examine(vllm_command: str | None = None) -> dict[str, Any]:
+    r"""Find out what is installed and what became of the hook.
+
+    Args:
+        vllm_command: `tpaw_vllm_command`, where another vLLM than this environment's is used.
+
+    Returns:
+        `ok` (whether stage `tpaw` can run), `version`, `python`, `interpreter`, `findings`, `hook`, `seams`,
+        `packages`, `vllm`, `environment` (what `llamafactory-cli env` prints). The home folder is written `~`.
+    """
+    hook = {  # first: LlamaFactory is imported below
+        "active": _hook.active_finder() is not None,
+        "by_pythonpath": str(bootstrap.STARTUP_FOLDER) in os.environ.get("PYTHONPATH", "").split(os.pathsep),
+    }
+    findings = list(_hook_findings(hook["active"]))
+    versions, outdated = _packages()
+    seams = _seams()
+    findings += [*outdated, *seam_findings(seams)]
+    vllm, problem = _vllm(vllm_command)
+    if problem:
+        findings.append(Finding("warning", problem, "pip install vllm, or name one with `tpaw_vllm_command`"))
+    environment = subprocess.run(LLAMAFACTORY_ENV, capture_output=True, text=True, errors="replace", check=False)
+    if environment.returncode:
+        last = environment.stderr.strip().rpartition("\n")[2]
+        text = f"`llamafactory-cli env` ends with exit code {environment.returncode}: {last}"
+        findings.append(Finding("problem", text, f'pip install --force-reinstall "{LLAMAFACTORY}{SUPPORTED}"'))
+    report = {
+        "ok": not any(finding.level == "problem" for finding in findings),
+        "version": __version__,
+        "python": f"{platform.python_version()}, {platform.platform()}",
+        "interpreter": sys.executable,
+        "findings": [finding._asdict() for finding in findings],
+        "hook": hook,
+        "seams": seams,
+        "packages": versions,
+        "vllm": vllm,
+        "environment": (environment.stdout or environment.stderr).strip().splitlines()[-LAST_LINES:],
+    }
+    home = re.escape(json.dumps(str(Path.home()))[1:-1])
+    return json.loads(re.sub(rf"{home}(?![\w.-])", "~", json.dumps(report)) if len(home) > 1 else json.dumps(report))
+
+
+def text_of(report: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of a report."""
+    yield f"{OURS} {report['version']}, Python {report['python']}"
+    yield f"interpreter: {report['interpreter']}"
+    hook = "registered at the interpreter's start" if report["hook"]["active"] else "not registered"
+    yield f"hook: {hook}{', by PYTHONPATH' if report['hook']['by_pythonpath'] else ''}"
+    yield f"vLLM: {report['vllm'] or 'not found'}"
+    yield "\nSeams in LlamaFactory"
+    for seam in report["seams"]:
+        yield f"  {seam['name']:<15} {seam['state']:<8} {seam['target']}: {seam['purpose']}"
+    yield f"packages: {', '.join(f'{name} {version}' for name, version in sorted(report['packages'].items()))}"
+    yield "\nllamafactory-cli env"
+    yield from (f"  {line}" for line in report["environment"] if line)
+    yield ""
+    for finding in report["findings"]:
+        yield f"{finding['level']}: {finding['text']}\n  mend: {finding['fix']}"
+    if report["ok"]:
+        yield "All that stage `tpaw` needs is there."
+
+
+def _hook_findings(active: bool) -> Iterator[Finding]:
+    if os.environ.get(_hook.SWITCH) == "0":
+        yield Finding("problem", f"{_hook.SWITCH}=0 switches stage `tpaw` off.", f"unset {_hook.SWITCH}")
+    elif not active:
+        text = "`llamafactory-cli train` does not know stage `tpaw`, since llamafactory_tpaw.pth was not processed at "
+        text += "the interpreter's start; `llamafactory-tpaw train` does."
+        yield Finding("warning", text, _reinstall())
+    for name in REFUSED_VARIABLES:
+        if os.environ.get(name, "0").lower() in ("true", "y", "1"):
+            yield Finding("problem", f"{name} is set; stage `tpaw` refuses to run with it.", f"unset {name}")
+
+
+def _seams() -> list[dict[str, Any]]:
+    """Import what the seams extend, each by itself, and tell what became of them."""
+    start.install()
+    with contextlib.redirect_stdout(sys.stderr):  # packages print when they are imported
+        for name in [LLAMAFACTORY, *dict.fromkeys(seam.module for seam in seam_status())]:
+            try:
+                importlib.import_module(name)
+            except (Exception, SystemExit) as error:  # whatever a broken package raises is the finding
+                for seam in seam_status():
+                    if seam.state == "waiting" and seam.module == name:
+                        seam.miss(f"`{name}` cannot be imported: {type(error).__name__}: {error}")
+    return [vars(seam) for seam in seam_status()]
+
+
+def seam_findings(seams: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Judge what became of the seams."""
+    if _hook.inactive_reason() and os.environ.get(_hook.SWITCH) != "0":
+        yield Finding("problem", f"The hook does not work: {_hook.inactive_reason()}", _reinstall())
+    for seam in seams:
+        if seam["state"] == "missing":
+            text = f"Seam `{seam['name']}`, `{seam['target']}` ({seam['purpose']}), is missing: {seam['reason']}."
+            level = "problem" if seam["required"] else "warning"
+            yield Finding(level, text, f'pip install "{LLAMAFACTORY}{SUPPORTED}"')
+
+
+def _packages() -> tuple[dict[str, str], list[Finding]]:
+    """Return the versions of what this package, its extras and LlamaFactory require, and what is wrong with them."""
+    from packaging.requirements import Requirement
+
+    versions, findings = {}, []
+    for requirement in map(Requirement, [*_required(OURS), *_required(LLAMAFACTORY)]):
+        extra = re.search(r"""extra == ["']([^"']+)""", str(requirement.marker or ""))
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra[1] if extra else ""}):
+            continue
+        name, fix = requirement.name, f'pip install "{requirement.name}{requirement.specifier}"'
+        try:
+            versions[name] = metadata.version(name)
+            if not requirement.specifier.contains(versions[name], prereleases=True):
+                text = f"`{name}` {versions[name]} is installed, but {requirement.specifier} is required."
+                findings.append(Finding("warning", text, fix))
+        except metadata.PackageNotFoundError:
+            if not extra:
+                findings.append(Finding("problem", f"`{name}` is not installed.", fix))
+    return versions, findings
+
+
+def _required(owner: str) -> list[str]:
+    try:
+        lines = metadata.requires(owner) or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [line for line in lines if "extra ==" not in line or owner == OURS]
+
+
+def _vllm(command: str | None) -> tuple[str | None, str | None]:
+    """Return the command line of the vLLM that engine `vllm` would start, and what is wrong with one that is named."""
+    from .generation.vllm import find_program
+
+    try:
+        return shlex.join(find_program(command)), None
+    except TpawError as error:
+        return None, str(error) if command else None
+
+
+def _reinstall() -> str:
+    """Return the command that installs this package again from where it came."""
+    if (CHECKOUT / "setup.py").is_file():
+        return f"pip install --editable {shlex.quote(str(CHECKOUT))}"
+    record = json.loads(metadata.distribution(OURS).read_text("direct_url.json") or "{}")
+    return f"pip install --force-reinstall --no-deps {record.get('url', OURS)}"

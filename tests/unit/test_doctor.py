@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`doctor` says what is wrong with hook, seams and versions, and the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw import _hook, cli, doctor
+from llamafactory_tpaw.lf.status import SeamStatus
+
+
+@pytest.fixture(autouse=True)
+def seams(monkeypatch: pytest.MonkeyPatch) -> list[SeamStatus]:
+    """Two seams that hold; tests change them. LlamaFactory itself is neither imported nor started."""
+    statuses = [
+        SeamStatus("board_settings", "a.save_config", "keeps settings", False, state="applied"),
+        SeamStatus("launch", "a.launch", "starts", True, state="applied"),
+    ]
+    monkeypatch.setattr(doctor, "seam_status", lambda: statuses)
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: None)
+    monkeypatch.setattr(doctor.start, "install", lambda: None)
+    monkeypatch.setattr(doctor._hook, "active_finder", object)
+    monkeypatch.setattr(doctor._hook, "inactive_reason", lambda: None)
+    monkeypatch.setattr(doctor, "LLAMAFACTORY_ENV", [sys.executable, "-c", "print('- Python version: 3')"])
+    monkeypatch.delenv(_hook.SWITCH, raising=False)
+    return statuses
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = cli.main(["doctor", *arguments])
+    return code, capsys.readouterr().out
+
+
+def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = run(capsys)
+    lines = output.splitlines()
+    assert (code, lines[-1]) == (0, "All that stage `tpaw` needs is there.")
+    assert "hook: registered at the interpreter's start" in output
+    assert "  board_settings  applied  a.save_config: keeps settings" in lines
+    assert "  - Python version: 3" in lines
+    assert f"torch {metadata.version('torch')}" in output
+
+
+@pytest.mark.parametrize(("required", "code"), [(True, 5), (False, 0)])
+def test_a_missing_seam(
+    seams: list[SeamStatus], required: bool, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seams[1].required = required
+    seams[1].miss("there is no function `launch`")
+    ended, output = run(capsys)
+    assert ended == code
+    assert 'is missing: there is no function `launch`.\n  mend: pip install "llamafactory>=0.9.5,<0.9.6"' in output
+
+
+def test_an_inactive_hook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor._hook, "active_finder", lambda: None)
+    code, output = run(capsys)
+    assert code == 0, "llamafactory-tpaw train works without it"
+    assert "hook: not registered" in output
+    assert "warning: `llamafactory-cli train` does not know stage `tpaw`" in output
+    assert "mend: pip install --editable " in output
+
+
+def test_what_is_switched_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(_hook.SWITCH, "0")
+    monkeypatch.setenv("USE_V1", "1")
+    code, output = run(capsys)
+    assert code == 5
+    assert [line for line in output.splitlines() if "mend" in line] == [
+        f"  mend: unset {_hook.SWITCH}", "  mend: unset USE_V1",
+    ]  # fmt: skip
+
+
+def test_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    required = {"llamafactory-tpaw": ["rich>=999", 'vllm; extra == "vllm"', "no-such-package>1"], "llamafactory": None}
+    monkeypatch.setattr(metadata, "requires", required.get)
+    code, output = run(capsys)
+    assert code == 5
+    assert f"`rich` {metadata.version('rich')} is installed, but >=999 is required.\n  mend: pip install" in output
+    assert '`no-such-package` is not installed.\n  mend: pip install "no-such-package>1"' in output
+    assert "`vllm` is not installed" not in output
+
+
+def test_llamafactory_that_does_not_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "LLAMAFACTORY_ENV", [sys.executable, "-c", "raise ImportError('no torch')"])
+    code, output = run(capsys)
+    assert code == 5
+    assert "`llamafactory-cli env` ends with exit code 1: ImportError: no torch" in output
+
+
+def test_json_holds_no_home_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    program = tmp_path / "vllm"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    code, output = run(capsys, "--json", "--vllm", str(program))
+    report: dict[str, Any] = json.loads(output)
+    assert (code, report["ok"], report["vllm"]) == (0, True, "~/vllm")
+    code, output = run(capsys, "--vllm", "not/there")
+    assert "vLLM: not found" in output
+    assert "warning: `tpaw_vllm_command: not/there`" in output
+
+
+def test_a_broken_package_is_a_missing_seam(seams: list[SeamStatus], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise OSError("libcuda.so is not there")
+
+    seams[1].state = "waiting"
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    assert doctor._seams()[1]["reason"] == "`a` cannot be imported: OSError: libcuda.so is not there"
+
+
+def test_it_imports_nothing_heavy_before_it_looks() -> None:
+    code = "import sys; from llamafactory_tpaw import doctor; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
