@@ -34,6 +34,7 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_beams": ((1,), "responses are sampled one by one"),
     "predict_with_generate": ((False,), "generation is part of the stage itself"),
     "do_predict": ((False,), "it trains and evaluates on triplets; predict in the `sft` stage"),
+    "eval_on_each_dataset": ((False,), "all sets of `eval_dataset` are evaluated as one"),
     "neftune_noise_alpha": ((), "players are scored without noise, so the policy must be too"),
     "label_smoothing_factor": ((0, 0.0), "the loss is over pairs of responses"),
     "pref_beta": ((), "the reward scale is `tpaw_reward_scale` here"),

@@ -167,7 +167,7 @@ def _load(run: RunArguments, plan: Plan, workload: Workload) -> tuple[TurnEncode
         return team.encoder, team.tokenizer, team.policy, workload.triplets[:SAMPLE_TRIPLETS]
     setup = load_setup(run)
     triplets = (setup.train or setup.held_out)[:SAMPLE_TRIPLETS]
-    return setup.encoder, setup.tokenizer, setup.policy, triplets
+    return setup.team.encoder, setup.team.tokenizer, setup.team.policy, triplets
 
 
 def _as_policy(run: RunArguments, tokenizer: Any, triplets: Sequence[Triplet], names: Sequence[str]) -> _Policy:

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..data.collator import TripletDataset
 from ..lf import facade
-from ..train.log_callback import with_tpaw_metrics
+from ..train.metrics import with_tpaw_metrics
 from ..train.trainer import TpawTrainer
 from ..train.workflow import PLOTTED
 from .estimates.hours import TrainingSample

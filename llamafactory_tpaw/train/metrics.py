@@ -3,60 +3,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ..lf import facade
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from transformers import TrainerCallback
 
     from ..objectives import SequenceLogps, TpawLoss, TspinLoss
 
 FLIPPED = "weights/step0_flipped_fraction"
 # The name under which LlamaFactory's own callback looks for the accuracy.
 ACCURACY_ALIAS = "rewards/accuracies"
+METRIC = re.compile(r"(eval_)?(rewards|weights|logps|length|generated)/")
 
 
-def tpaw_metrics(out: TpawLoss, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    r"""Describe a batch under objective `tpaw`.
+def objective_metrics(out: TpawLoss | TspinLoss, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    r"""Describe a batch of B triplets.
 
     Args:
-        out: What `tpaw_loss` returned for B triplets and J players.
-        names: Names of the players, oldest first.
+        out: What the objective returned.
+        names: Names of the J players, oldest first; none under T-SPIN, whose rewards are those of the policy alone.
 
     Returns:
         One value a triplet, (B,): means over the players, and each player's own.
     """
     margins = out.target_rewards - out.generated_rewards
-    weighted = (out.target_rewards <= 0).float()
-    metrics = {
-        "rewards/target": out.target_rewards.mean(1),
-        "rewards/generated": out.generated_rewards.mean(1),
-        "rewards/margin": margins.mean(1),
-        "rewards/accuracy": (margins > 0).float().mean(1),
-        "weights/target_eta_fraction": weighted.mean(1),
-    }
-    for column, name in enumerate(names):
-        metrics[f"rewards/target/{name}"] = out.target_rewards[:, column]
-        metrics[f"rewards/generated/{name}"] = out.generated_rewards[:, column]
-        metrics[f"rewards/margin/{name}"] = margins[:, column]
-        metrics[f"rewards/accuracy/{name}"] = (margins[:, column] > 0).float()
-        metrics[f"weights/player/{name}"] = out.player_weights[:, column]
-    return metrics
-
-
-def tspin_metrics(out: TspinLoss) -> dict[str, torch.Tensor]:
-    """Describe a batch under objective `tspin`, whose rewards are those of the policy alone: (B,) each."""
-    margins = out.target_rewards - out.generated_rewards
-    metrics = {
+    rewards = {
         "rewards/target": out.target_rewards,
         "rewards/generated": out.generated_rewards,
         "rewards/margin": margins,
         "rewards/accuracy": (margins > 0).float(),
     }
-    if out.proto_rewards is not None:
-        metrics["rewards/proto"] = out.proto_rewards
+    if not names:
+        return rewards if out.proto_rewards is None else rewards | {"rewards/proto": out.proto_rewards}
+    metrics = {key: values.mean(1) for key, values in rewards.items()}
+    metrics["weights/target_eta_fraction"] = (out.target_rewards <= 0).float().mean(1)
+    for column, name in enumerate(names):
+        metrics |= {f"{key}/{name}": values[:, column] for key, values in rewards.items()}
+        metrics[f"weights/player/{name}"] = out.player_weights[:, column]
     return metrics
 
 
@@ -88,7 +80,7 @@ class MetricBuffer:
             self._counts[name] = self._counts.get(name, 0) + values.numel()
 
     def drain(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        r"""Return the means and start anew.
+        r"""Return the means and start again from nothing.
 
         Args:
             reduce: Sums a tensor over all processes. Every process adds the same keys, so one call carries them all.
@@ -104,3 +96,27 @@ class MetricBuffer:
         if "rewards/accuracy" in means:
             means[ACCURACY_ALIAS] = means["rewards/accuracy"]
         return means
+
+
+def with_tpaw_metrics(callbacks: list[TrainerCallback]) -> list[TrainerCallback]:
+    """Let LlamaFactory's log callback, which knows a fixed list of keys, write ours into `trainer_log.jsonl`, too."""
+
+    class TpawLogCallback(facade.LogCallback):
+        """Adds the metrics of each entry; a thread writes the lines, one after the other."""
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if args.should_save and self.thread_pool is not None:
+                entry = state.log_history[-1]
+                self.tpaw_metrics.append({key: entry[key] for key in entry if METRIC.match(key)})
+            super().on_log(args, state, control, **kwargs)
+
+        def _write_log(self, output_dir: str, logs: dict[str, Any]) -> None:
+            # An evaluation without training writes its progress without having logged.
+            super()._write_log(output_dir, logs | (self.tpaw_metrics.popleft() if self.tpaw_metrics else {}))
+
+    for callback in callbacks:
+        if type(callback) is facade.LogCallback:
+            # The object stays the same one: LlamaBoard's abort signal is bound to it.
+            callback.__class__ = TpawLogCallback
+            callback.tpaw_metrics = deque()
+    return callbacks

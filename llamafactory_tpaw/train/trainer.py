@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,14 +17,12 @@ from ..lf import facade
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
 from ..team.forward import autocast_dtype, disable_dropout, response_logps, rounding
 from ..team.processes import Processes
-from .metrics import FLIPPED, MetricBuffer, sequence_metrics, tpaw_metrics, tspin_metrics
-from .saving import undone_on_failure
+from .metrics import FLIPPED, MetricBuffer, objective_metrics, sequence_metrics
 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import TrainerControl, TrainerState
     from transformers.trainer_utils import EvalLoopOutput
 
     from ..data.collator import TripletDataset
@@ -33,43 +30,31 @@ if TYPE_CHECKING:
     from ..team.shortcuts import Shortcuts
 
 
-class _PolicyMoves(TrainerCallback):
-    """Tells the trainer when the policy is no longer θ_t: after the first update, if warm-up does not make it nil."""
+class _Progress(TrainerCallback):
+    """Tells the trainer which epoch's order comes next, and when an update has moved the policy away from θ_t."""
 
     def __init__(self, trainer: TpawTrainer) -> None:
         self.trainer = trainer
-        self.is_nil = False
+        self.rate = 0.0
 
-    def on_train_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, lr_scheduler: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
         """A training that is resumed has moved, unless the learning rate of all its steps was 0."""
         rates = getattr(lr_scheduler, "lr_lambdas", None) or [lambda step: 1.0]
         self.trainer.policy_moved = any(rate(step) > 0 for step in range(state.global_step) for rate in rates)
 
-    def on_step_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Choose the epoch's order, also where it is resumed midway and accelerate does not find the sampler."""
+        if self.trainer.shared_order is not None:
+            self.trainer.shared_order.set_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Look at the learning rates now: DeepSpeed's engine sets the next ones together with the update."""
-        self.is_nil = optimizer is not None and not any(group["lr"] > 0 for group in optimizer.param_groups)
+        self.rate = 1.0 if optimizer is None else max(group["lr"] for group in optimizer.param_groups)
 
-    def on_optimizer_step(
-        self, args: Any, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
-    ) -> None:
-        """An update moves the policy unless every learning rate is 0, or fp16 skipped it."""
-        if not self.is_nil and not self.trainer.accelerator.optimizer_step_was_skipped:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note an update, unless warm-up makes it nothing or fp16 skipped it."""
+        if self.rate > 0 and not self.trainer.accelerator.optimizer_step_was_skipped:
             self.trainer.policy_moved = True
-
-
-class _OrderOfEpoch(TrainerCallback):
-    """Tells a shared-out order which epoch it is: accelerate does not find it where an epoch is resumed midway."""
-
-    def __init__(self, order: ShardedSampler) -> None:
-        self.order = order
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Choose the epoch's order before its first batch is taken."""
-        self.order.set_epoch(int(state.epoch or 0))
 
 
 class TpawTrainer(Trainer):
@@ -104,7 +89,8 @@ class TpawTrainer(Trainer):
         self.online_team = online_team
         self.policy_moved = False
         self.processes = Processes(self.args)
-        self.add_callback(_PolicyMoves(self))
+        self.shared_order: ShardedSampler | None = None
+        self.add_callback(_Progress(self))
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
         if processor is not None:
             self.add_callback(facade.SaveProcessorCallback(processor))
@@ -122,19 +108,11 @@ class TpawTrainer(Trainer):
         facade.create_custom_scheduler(self.args, num_training_steps, optimizer)
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Leave no half checkpoint behind where the disk is full."""
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with undone_on_failure(folder):
-            super()._save_checkpoint(model, trial)
-
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler | None:
         """Choose the order in which one process would train, and share it out where there are several."""
         strategy = "sequential" if self.finetuning_args.disable_shuffling else self.args.train_sampling_strategy
         grouped = self.finetuning_args.tpaw_grouping == "prompt"
-        if not grouped and strategy == "random":
-            order = super()._get_train_sampler(*args, **kwargs)
-        else:
+        if grouped or strategy != "random":
             order = GroupSampler(
                 self.train_dataset,
                 self._train_batch_size * self.processes.count,
@@ -143,40 +121,30 @@ class TpawTrainer(Trainer):
                 shuffle=strategy != "sequential",
                 by_length=strategy == "group_by_length",
             )
+        elif self.processes.count == 1:
+            order = super()._get_train_sampler(*args, **kwargs)
+        else:
+            # What accelerate would make of the Trainer's own order, which it looks for only at the top.
+            order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
         if self.processes.count == 1:
             return order
-        if isinstance(order, torch.utils.data.RandomSampler):
-            # What accelerate would make of it, which looks for it only at the top.
-            order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
-        shared = self._shared_out(
+        self.shared_order = ShardedSampler(
             order,
-            self.train_dataset,
+            [triplet.id for triplet in self.train_dataset.triplets] if grouped else None,
             self._train_batch_size,
-            grouped=grouped,
+            self.processes.count,
             accumulation=self.args.gradient_accumulation_steps,
             drop_last=self.args.dataloader_drop_last,
         )
-        self.add_callback(_OrderOfEpoch(shared))
-        return shared
+        return self.shared_order
 
     def _get_eval_sampler(self, eval_dataset: TripletDataset) -> torch.utils.data.Sampler | None:
         """Keep the triplets of a prompt together."""
         order = GroupSampler(eval_dataset, shuffle=False)
         if self.processes.count == 1:
             return order
-        return self._shared_out(order, eval_dataset, self.args.eval_batch_size, grouped=True)
-
-    def _shared_out(
-        self,
-        order: torch.utils.data.Sampler,
-        dataset: TripletDataset,
-        batch_size: int,
-        *,
-        grouped: bool,
-        **settings: Any,
-    ) -> ShardedSampler:
-        groups = [triplet.id for triplet in dataset.triplets] if grouped else None
-        return ShardedSampler(order, groups, batch_size, self.processes.count, **settings)
+        groups = [triplet.id for triplet in eval_dataset.triplets]
+        return ShardedSampler(order, groups, self.args.eval_batch_size, self.processes.count)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -189,7 +157,7 @@ class TpawTrainer(Trainer):
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: Mapping[str, torch.Tensor],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, TpawLoss | TspinLoss]:
@@ -202,13 +170,17 @@ class TpawTrainer(Trainer):
             num_items_in_batch: Triplets of the whole step. With it the losses of all micro-batches and processes add
                 up to the mean over these; without it the loss is the mean over the batch.
         """
-        rounds = self._rounds(response_logps(model, inputs, head=self.shortcuts.head), inputs)
-        target, generated = rounds[0], rounds[1]
-        self._check_finite(rounds)
-        if self.finetuning_args.tpaw_objective == "tspin":
-            out, metrics = self._tspin(rounds)
-        else:
-            out, metrics = self._tpaw(target, generated, inputs)
+        logps = response_logps(model, inputs, head=self.shortcuts.head)
+        # Of each triplet the target, the generated response and, where there is one, y_0, each (B,).
+        indices = [inputs[name] for name in RESPONSE_INDICES if name in inputs]
+        target, generated, *proto = (SequenceLogps(logps.sums[index], logps.token_counts[index]) for index in indices)
+        try:
+            out, metrics = self._objective(target, generated, *proto, inputs=inputs)
+        except ValueError as error:
+            raise TpawError(
+                f"At step {self.state.global_step} {error} Lower `learning_rate` or set `max_grad_norm`, and start "
+                "again from the last checkpoint; with fp16 use `bf16` where the device can."
+            ) from error
         metrics |= sequence_metrics(target, generated, inputs)
         losses = out.losses
         if STAND_IN in inputs:  # it takes part in the pass that all processes do together, and counts for nothing
@@ -223,38 +195,23 @@ class TpawTrainer(Trainer):
             loss = losses.sum() / num_items_in_batch * self.processes.count
         return (loss, out) if return_outputs else loss
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, with the means over all triplets of all processes as metrics."""
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{name}": value for name, value in self._drain("eval").items()})
-        return output
-
-    def prediction_step(
+    def _objective(
         self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, None, None]:
-        """Only collect the metrics, the loss among them; batches of processes differ in size."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            self.compute_loss(model, inputs)
-        return None, None, None
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log with the metrics since the last time."""
-        if "loss" in logs:
-            logs |= self._drain("train")
-        super().log(logs, *args, **kwargs)
-
-    def _drain(self, mode: str) -> dict[str, float]:
-        return self._buffers[mode].drain(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
-
-    def _tpaw(
-        self, target: SequenceLogps, generated: SequenceLogps, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[TpawLoss, dict[str, torch.Tensor]]:
+        target: SequenceLogps,
+        generated: SequenceLogps,
+        proto: SequenceLogps | None = None,
+        *,
+        inputs: Mapping[str, torch.Tensor],
+    ) -> tuple[TpawLoss | TspinLoss, dict[str, torch.Tensor]]:
+        if self.finetuning_args.tpaw_objective == "tspin":
+            out = tspin_loss(
+                target.sums,
+                generated.sums,
+                None if proto is None else proto.sums,
+                scale=self.finetuning_args.tpaw_scale,
+                history_weight=self.finetuning_args.tpaw_history_weight,
+            )
+            return out, objective_metrics(out, ())
         if self.online_team is None:
             player_target, player_generated = inputs["player_target_logps"], inputs["player_generated_logps"]
         else:
@@ -271,7 +228,7 @@ class TpawTrainer(Trainer):
             gamma=self.finetuning_args.tpaw_gamma,
         )
         measured = self.finetuning_args.tpaw_reward_scale * (target.sums.detach()[:, None] - player_target)
-        metrics = tpaw_metrics(out._replace(target_rewards=measured), self.player_names)
+        metrics = objective_metrics(out._replace(target_rewards=measured), self.player_names)
         if is_newest and self.state.global_step == 0:
             metrics[FLIPPED] = (measured[:, -1] > 0).float()
         return out, metrics
@@ -294,33 +251,30 @@ class TpawTrainer(Trainer):
         if worst > 0:
             raise TpawError(
                 f"Before the first update {self.player_names[-1]} and the policy are one model, but their log-probs "
-                f"of a target differ by {worst:.3g} nats. The policy is not loaded as the players are: "
-                "look at `model_name_or_path`, or delete `tpaw_cache_dir` to have all players scored anew."
+                f"of a target differ by {worst:.3g} nats: the policy is not loaded as the players are. "
+                "Look at `model_name_or_path`, or delete `tpaw_cache_dir` to have all players scored again."
             )
         return torch.cat([player_target[:, :-1], policy[:, None]], dim=1)
 
-    def _tspin(self, rounds: Sequence[SequenceLogps]) -> tuple[TspinLoss, dict[str, torch.Tensor]]:
-        out = tspin_loss(
-            rounds[0].sums,
-            rounds[1].sums,
-            rounds[2].sums if len(rounds) > 2 else None,
-            scale=self.finetuning_args.tpaw_scale,
-            history_weight=self.finetuning_args.tpaw_history_weight,
-        )
-        return out, tspin_metrics(out)
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, with the means over all triplets of all processes as metrics."""
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in self._drain("eval").items()})
+        return output
 
-    def _check_finite(self, rounds: Sequence[SequenceLogps]) -> None:
-        finite = torch.stack([torch.isfinite(part.sums).all() for part in rounds]).all()
-        # All processes hear of it: one that stops by itself would leave the others waiting for its gradients.
-        if float(self.processes.largest(1.0 - finite.float())) > 0:
-            raise TpawError(
-                f"The policy's log-probs are NaN or inf at step {self.state.global_step}. Lower `learning_rate` or "
-                "set `max_grad_norm`, and start again from the last checkpoint; with fp16 use `bf16` where the "
-                "device can."
-            )
+    def prediction_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> tuple[None, ...]:
+        """Only collect the metrics, the loss among them; batches of processes differ in size."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self.compute_loss(model, inputs)
+        return None, None, None
 
-    @staticmethod
-    def _rounds(logps: SequenceLogps, inputs: Mapping[str, torch.Tensor]) -> list[SequenceLogps]:
-        """Give each triplet its responses: target, generated and, where there is one, y_0, each (B,)."""
-        indices = [inputs[name] for name in RESPONSE_INDICES if name in inputs]
-        return [SequenceLogps(logps.sums[index], logps.token_counts[index]) for index in indices]
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log with the metrics since the last time."""
+        if "loss" in logs:
+            logs |= self._drain("train")
+        super().log(logs, *args, **kwargs)
+
+    def _drain(self, mode: str) -> dict[str, float]:
+        return self._buffers[mode].drain(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))

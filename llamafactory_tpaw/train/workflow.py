@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
 from ..arguments.parsed import RunArguments
 from ..data.collator import TripletCollator, TripletDataset
@@ -18,28 +19,19 @@ from ..team.online import OnlineTeam
 from ..team.processes import Processes
 from ..team.scorer import Block, ScoreReport, TeamScorer
 from ..team.shortcuts import find_shortcuts
-from .lineage import CheckpointManifests, check_earlier_work, finish_manifest, start_manifest
-from .saving import let_torch_load_to_cpu, undone_on_failure
+from .manifest import CheckpointManifests, check_earlier_work, count_tokens, finish_manifest, start_manifest
+from .metrics import with_tpaw_metrics
 from .setup import IterationSetup, load_setup
-from .stopping import end_if_stopped, stop_between_steps
+from .stopping import stop_between_steps
+from .trainer import TpawTrainer
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import TrainerCallback
 
     from ..data.opponents import Triplet
-    from .trainer import TpawTrainer
 
-PLOTTED = [
-    "loss",
-    "eval_loss",
-    "rewards/target",
-    "rewards/generated",
-    "rewards/margin",
-    "rewards/accuracy",
-]
+PLOTTED = ("loss", "eval_loss", "rewards/target", "rewards/generated", "rewards/margin", "rewards/accuracy")
 
 
 def run_tpaw(
@@ -70,13 +62,10 @@ def run_tpaw(
             load_members(run)  # reads every byte once; what it finds is kept
         setup = load_setup(run)
         check_earlier_work(run, setup)
-        scorer = TeamScorer(run, setup.tokenizer)
-        blocks = setup.blocks()
-        cached = finetuning_args.tpaw_reference == "cached" and bool(setup.team)
-        report = scorer.fill(setup.team, blocks) if cached else ScoreReport()
-    datasets = [_dataset(scorer, setup, part, cached) for part in (setup.train, setup.held_out)]
-    eval_sets = {name: _dataset(scorer, setup, part, cached) for name, part in setup.eval_sets.items()}
-    trainer = _make_trainer(run, setup, scorer, callbacks, datasets, eval_sets)
+        scorer = TeamScorer(run, setup.team.tokenizer)
+        cached = finetuning_args.tpaw_reference == "cached" and bool(setup.team.members)
+        report = scorer.fill(setup.team.members, setup.blocks()) if cached else ScoreReport()
+    trainer = _make_trainer(run, setup, scorer, callbacks or [])
     manifest = start_manifest(run, setup, report)
     trainer.add_callback(CheckpointManifests(manifest))
     started = time.monotonic()
@@ -87,76 +76,65 @@ def run_tpaw(
             metrics = trainer.evaluate(metric_key_prefix="eval")
             trainer.log_metrics("eval", metrics)
             trainer.save_metrics("eval", metrics)
-        finished = training_args.do_train and trainer.is_world_process_zero() and not _aborted(trainer)
-        if finished and training_args.push_to_hub:
-            # What is pushed says that it is finished.
-            finish_manifest(run, manifest, seconds=time.monotonic() - started)
+        # A training that LlamaBoard's user aborted has not made θ_{t+1}.
+        aborted = any(getattr(callback, "aborted", False) for callback in trainer.callback_handler.callbacks)
+        if training_args.do_train and trainer.is_world_process_zero() and not aborted:
+            finish_manifest(run, manifest, seconds=time.monotonic() - started)  # so that what is pushed says it
         facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
-        if finished and not training_args.push_to_hub:
-            finish_manifest(run, manifest, seconds=time.monotonic() - started)
         processes.meet("result")  # where a process ends the result is there, also on another machine
 
 
 def score_tpaw(run: RunArguments) -> ScoreReport:
     """Only fill the cache with what an iteration's training will look up."""
     setup = load_setup(run)
-    return TeamScorer(run, setup.tokenizer).fill(setup.team, setup.blocks())
+    return TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())
 
 
 def _make_trainer(
-    run: RunArguments,
-    setup: IterationSetup,
-    scorer: TeamScorer,
-    callbacks: list[TrainerCallback] | None,
-    datasets: Sequence[TripletDataset],
-    eval_sets: dict[str, TripletDataset],
+    run: RunArguments, setup: IterationSetup, scorer: TeamScorer, callbacks: list[TrainerCallback]
 ) -> TpawTrainer:
-    from ..train.log_callback import with_tpaw_metrics
-    from .trainer import TpawTrainer
-
     run.training.remove_unused_columns = False
     # A NaN must stop the run, not be replaced by the running average.
     run.training.logging_nan_inf_filter = False
-    train, held_out = datasets
-    policy = load_policy(run, setup.tokenizer)
+    team, players = setup.team, setup.team.members
+    online = run.finetuning.tpaw_reference == "online" and bool(players)
+
+    def dataset(triplets: list[Triplet]) -> TripletDataset:
+        if online or not players or not triplets:
+            return TripletDataset(triplets)
+        prompts = [triplet.prompt_ids for triplet in triplets]
+        targets = Block("target", prompts, [triplet.target_ids for triplet in triplets])
+        generated = Block("generated", prompts, [triplet.generated_ids for triplet in triplets])
+        return TripletDataset(triplets, scorer.lookup(players, targets), scorer.lookup(players, generated))
+
+    train, held_out = dataset(setup.train), dataset(setup.held_out)
+    policy = load_policy(run, team.tokenizer)
     if not sharding_of(run.training):
         policy = to_device(policy, run.training.device)  # where it is left elsewhere, the Trainer would move it
-    online = run.finetuning.tpaw_reference == "online" and bool(setup.team)
-    online_team = OnlineTeam(scorer, setup.team, policy, setup.policy) if online else None
-    shortcuts = find_shortcuts(policy, run.training, run.finetuning)
     grouped = run.finetuning.tpaw_grouping == "prompt"
+    shortcuts = find_shortcuts(policy, run.training, run.finetuning)
     return TpawTrainer(
         model=policy,
         shortcuts=shortcuts,
         args=run.training,
         finetuning_args=run.finetuning,
-        player_names=[member.player.name for member in setup.team],
-        online_team=online_team,
-        processor=setup.processor,
-        processing_class=setup.tokenizer,
-        data_collator=TripletCollator(setup.tokenizer.pad_token_id, grouped, shortcuts.costs),
+        player_names=[member.player.name for member in players],
+        online_team=OnlineTeam(scorer, players, policy, team.policy) if online else None,
+        processor=team.processor,
+        processing_class=team.tokenizer,
+        data_collator=TripletCollator(team.tokenizer.pad_token_id, grouped, shortcuts.costs),
         train_dataset=train,
-        eval_dataset=eval_sets or (held_out if len(held_out) else None),
-        callbacks=with_tpaw_metrics(callbacks or []),
+        eval_dataset=held_out if len(held_out) else None,
+        callbacks=with_tpaw_metrics(callbacks),
     )
 
 
 def _train(trainer: TpawTrainer, run: RunArguments) -> None:
-    let_torch_load_to_cpu()
-    result = trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint)
-    end_if_stopped(trainer)
-    with undone_on_failure(run.training.output_dir):
-        _save(trainer, run, result.metrics)
-
-
-def _save(trainer: TpawTrainer, run: RunArguments, metrics: dict[str, float]) -> None:
+    _let_torch_load_to_cpu()
+    metrics = trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint).metrics
     trainer.save_model()
     if run.finetuning.include_effective_tokens_per_second:
-        tokens = sum(
-            len(triplet.prompt_ids) + len(response)
-            for triplet in trainer.train_dataset.triplets
-            for response in triplet.responses
-        )
+        tokens = count_tokens(trainer.train_dataset.triplets)
         metrics["effective_tokens_per_sec"] = tokens * metrics["epoch"] / metrics["train_runtime"]
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
@@ -166,20 +144,9 @@ def _save(trainer: TpawTrainer, run: RunArguments, metrics: dict[str, float]) ->
         facade.plot_loss(run.training.output_dir, keys=[key for key in PLOTTED if key in logged])
 
 
-def _dataset(scorer: TeamScorer, setup: IterationSetup, triplets: list[Triplet], cached: bool) -> TripletDataset:
-    if not cached or not triplets:
-        return TripletDataset(triplets)
-    prompts = [triplet.prompt_ids for triplet in triplets]
-    logps: list[np.ndarray] = [
-        scorer.lookup(setup.team, Block(name, prompts, responses))
-        for name, responses in (
-            ("target", [triplet.target_ids for triplet in triplets]),
-            ("generated", [triplet.generated_ids for triplet in triplets]),
-        )
-    ]
-    return TripletDataset(triplets, *logps)
-
-
-def _aborted(trainer: TpawTrainer) -> bool:
-    """Whether training was stopped from outside, so that its result is not θ_{t+1}."""
-    return any(getattr(callback, "aborted", False) for callback in trainer.callback_handler.callbacks)
+@functools.cache
+def _let_torch_load_to_cpu() -> None:
+    """Know the device that accelerate calls `cpu:<n>`, to which several processes load the optimizer's state."""
+    torch.serialization.register_package(
+        0, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+    )

@@ -330,11 +330,11 @@ def test_killed_scoring_keeps_what_was_flushed(calm: Project, tmp_path: Path, mo
             return super().score_rows(model, rows, shortcuts)
 
     monkeypatch.setattr(scorer, "FLUSH_SECONDS", 0.0)
-    killed = Killed(run, setup.tokenizer)
+    killed = Killed(run, setup.team.tokenizer)
     with pytest.raises(KeyboardInterrupt):
-        killed.fill(setup.team, setup.blocks())
-    report = scorer.TeamScorer(run, setup.tokenizer).fill(setup.team, setup.blocks())
+        killed.fill(setup.team.members, setup.blocks())
+    report = scorer.TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())
     assert killed.rows > 3
     assert report.scored_sequences == 32 - killed.rows
-    again = scorer.TeamScorer(run, setup.tokenizer).fill(setup.team, setup.blocks())
+    again = scorer.TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())
     assert (again.scored_blocks, again.scored_sequences) == (0, 0)

@@ -5,26 +5,28 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
 
-from llamafactory_tpaw.lf.signals import Terminated
-from llamafactory_tpaw.train import stopping
+from llamafactory_tpaw.lf.signals import Terminated, Termination
+from llamafactory_tpaw.train.stopping import StopBetweenSteps
 from llamafactory_tpaw.train.trainer import TpawTrainer
-from tests.runs import Project, Result
+from tests.integration.pairs import add_pairs, make_pairs, pair_settings
+from tests.runs import Project
 
 
 pytestmark = pytest.mark.integration
 Train = Callable[..., list[dict[str, Any]]]
 
-# Sixteen prompts, two of them held out: seven micro-batches and four steps an epoch, twelve in all.
+# Sixteen pairs, two of them held out: seven micro-batches and four steps an epoch, twelve in all.
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
@@ -41,22 +43,18 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def project(
-    tmp_path_factory: pytest.TempPathFactory, played: tuple[Project, list[Result]], tiny_model: Path
-) -> Project:
-    """A project with the triplets of iteration 0."""
-    root = tmp_path_factory.mktemp("stopping")
-    shutil.copytree(played[0].root / "data", root / "data")
-    return Project(root, tiny_model)
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
+    project = Project(tmp_path_factory.mktemp("stopping"), tiny_model)
+    add_pairs(project, "pairs", make_pairs(16))
+    return project
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, micro_batch: int, seen: Callable[[TpawTrainer], None] = id) -> None:
+def stop_at(monkeypatch: pytest.MonkeyPatch, micro_batch: int) -> None:
     """Send this process SIGTERM amid a micro-batch, counted from 0."""
     step, done = TpawTrainer.training_step, []
 
     def training_step(self: TpawTrainer, *args: Any) -> torch.Tensor:
         if len(done) == micro_batch:
-            seen(self)
             os.kill(os.getpid(), signal.SIGTERM)
         done.append(micro_batch)
         return step(self, *args)
@@ -69,13 +67,14 @@ def evaluations(project: Project, run: str) -> dict[int, float]:
     return {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
 
 
-# Amid an epoch, also in the first of two micro-batches; in the last step of an epoch; in the last of all.
-@pytest.mark.parametrize(("micro_batch", "stops_after"), [(9, 6), (8, 5), (13, 8), (20, 12)])
+# Amid an epoch, in the first of two micro-batches; in the last step of an epoch.
+@pytest.mark.parametrize(("micro_batch", "stops_after"), [(8, 5), (13, 8)])
 def test_continues_as_if_it_never_came(
     project: Project, train_here: Train, monkeypatch: pytest.MonkeyPatch, micro_batch: int, stops_after: int
 ) -> None:
     calm, stopped = (
-        project.settings(0, **SETTINGS, output_dir=f"saves/{name}") for name in ("calm", f"stopped_{micro_batch}")
+        pair_settings(project, "pairs", **SETTINGS, output_dir=f"saves/{name}")
+        for name in ("calm", f"stopped_{micro_batch}")
     )
     if not (project.root / "saves" / "calm").exists():
         train_here(project, calm)
@@ -99,55 +98,38 @@ def test_continues_as_if_it_never_came(
         torch.testing.assert_close(tensor, reference[name], rtol=0, atol=1e-6)
 
 
-def test_a_checkpoint_that_continues_is_saved_though_none_is_asked_for(
-    project: Project, train_here: Train, monkeypatch: pytest.MonkeyPatch
+# In the second step of four, and in the last one.
+@pytest.mark.parametrize(("micro_batch", "status"), [(3, "checkpoint"), (6, "finished")])
+def test_a_checkpoint_is_saved_though_none_is_asked_for_and_after_the_last_step_the_result(
+    project: Project, train_here: Train, monkeypatch: pytest.MonkeyPatch, micro_batch: int, status: str
 ) -> None:
     quick = {"save_strategy": "no", "save_only_model": True, "eval_strategy": "no", "load_best_model_at_end": False}
-    settings = project.settings(0, **SETTINGS | quick, output_dir="saves/unasked")
-    stop_at(monkeypatch, 3)
+    settings = pair_settings(
+        project, "pairs", **SETTINGS | quick | {"num_train_epochs": 1.0}, output_dir=f"saves/unasked_{micro_batch}"
+    )
+    stop_at(monkeypatch, micro_batch)
     with pytest.raises(Terminated):
         train_here(project, settings)
-    checkpoint = project.root / "saves" / "unasked" / "checkpoint-2"
-    assert (checkpoint / "optimizer.pt").is_file()
-    assert json.loads((checkpoint / "tpaw.json").read_text())["status"] == "checkpoint"
+    folder = project.root / settings["output_dir"]
+    checkpoint = folder / "checkpoint-2"
+    assert checkpoint.exists() == (status == "checkpoint")
+    assert (checkpoint / "optimizer.pt").is_file() == (status == "checkpoint")
+    described = folder if status == "finished" else checkpoint
+    assert json.loads((described / "tpaw.json").read_text())["status"] == status
 
 
-def test_after_the_last_step_the_result_is_saved(
-    project: Project, train_here: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quick = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "num_train_epochs": 0.5}
-    settings = project.settings(0, **SETTINGS | quick, output_dir="saves/late")
-    save = TpawTrainer.save_model
-
-    def save_model(self: TpawTrainer, *args: Any, **named: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        save(self, *args, **named)
-
-    monkeypatch.setattr(TpawTrainer, "save_model", save_model)
-    with pytest.raises(Terminated):
-        train_here(project, settings)
-    assert json.loads((project.root / "saves" / "late" / "tpaw.json").read_text())["status"] == "finished"
-
-
-def test_a_process_that_was_not_reached_stops_with_the_others(
-    project: Project, train_here: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_was_not_reached_stops_with_the_others() -> None:
     """Another process's flag comes with the sum over all of them."""
-    settings = project.settings(0, **SETTINGS, output_dir="saves/other")
-    reached = iter([False, False, True])
-
-    def reduce(self: Any, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
-        return (
-            tensor + int(next(reached)) if tensor.dtype == torch.int64 and tensor.ndim == 0 and tensor == 0 else tensor
-        )
-
-    class Callback(stopping.StopBetweenSteps):
-        def _reached_any(self, args: Any) -> bool:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(type(self.trainer.accelerator), "reduce", reduce)
-                return super()._reached_any(args)
-
-    monkeypatch.setattr(stopping, "StopBetweenSteps", Callback)
+    together: list[str] = []
+    accelerator = SimpleNamespace(
+        reduce=lambda flag, reduction: flag + 1, wait_for_everyone=lambda: together.append("here")
+    )
+    callback = StopBetweenSteps(SimpleNamespace(accelerator=accelerator), Termination(asked=False))
+    arguments = SimpleNamespace(device="cpu", save_only_model=True, output_dir="saves/other")
+    state, control = TrainerState(global_step=3, max_steps=12, epoch=0.75), TrainerControl()
+    callback.on_step_end(arguments, state, control)
+    assert control.should_save
+    assert not arguments.save_only_model
     with pytest.raises(Terminated):
-        train_here(project, settings)
-    assert (project.root / "saves" / "other" / "checkpoint-3" / "trainer_state.json").is_file()
+        callback.on_save(arguments, state, control)
+    assert together == ["here"]

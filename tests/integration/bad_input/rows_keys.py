@@ -27,6 +27,7 @@ INCOMPATIBLE = {
     "num_beams": 4,
     "predict_with_generate": True,
     "do_predict": True,
+    "eval_on_each_dataset": True,
     "neftune_noise_alpha": 5,
     "label_smoothing_factor": 0.1,
     "pref_beta": 0.1,

@@ -138,8 +138,6 @@ def test_disk_of_the_output(
     mount("saves/anew", left)
     with goes_on(start, "saves/anew", **given):
         assert_full(start(**given), "`output_dir: saves/anew`")
-        assert names("saves/anew") <= {"tpaw.json", "trainer_log.jsonl"}
-        assert not list(Path("saves/anew").glob("checkpoint-*"))
 
 
 def test_read_only_output(mount: Callable[..., None], start: Callable[..., Refusal]) -> None:

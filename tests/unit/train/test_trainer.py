@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, get_scheduler
 
-from llamafactory_tpaw.train.trainer import _PolicyMoves
+from llamafactory_tpaw.train.trainer import _Progress
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def trainer() -> SimpleNamespace:
 
 def step(trainer: SimpleNamespace, rate: float) -> bool:
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": rate}])
-    moves = _PolicyMoves(trainer)
+    moves = _Progress(trainer)
     moves.on_step_begin(None, TrainerState(), TrainerControl(), optimizer=optimizer)
     for group in optimizer.param_groups:
         group["lr"] = 1.0 - rate  # of the next step, which some engines set together with the update
@@ -31,7 +31,7 @@ def begin(trainer: SimpleNamespace, at: int, warmup: int) -> bool:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=9)
     state = TrainerState(global_step=at)
-    _PolicyMoves(trainer).on_train_begin(None, state, TrainerControl(), lr_scheduler=schedule)
+    _Progress(trainer).on_train_begin(None, state, TrainerControl(), lr_scheduler=schedule)
     return trainer.policy_moved
 
 
@@ -53,5 +53,5 @@ def test_a_resumed_training_has_moved_if_a_learning_rate_was_above_0(
 
 
 def test_without_a_schedule_that_can_be_asked_it_has_moved(trainer: SimpleNamespace) -> None:
-    _PolicyMoves(trainer).on_train_begin(None, TrainerState(global_step=1), TrainerControl(), lr_scheduler=object())
+    _Progress(trainer).on_train_begin(None, TrainerState(global_step=1), TrainerControl(), lr_scheduler=object())
     assert trainer.policy_moved

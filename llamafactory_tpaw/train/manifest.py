@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,7 @@ from transformers import TrainerCallback
 from ..arguments.recorded import recorded_settings
 from ..arguments.start import Start
 from ..data.files import digest_file
-from ..data.opponents import FOREIGN, count_repeated
-from ..data.rounds import split_names
-from ..data.source import find_entry, is_triplet_file
-from ..data.triplets import TripletMeta, meta_path, read_meta
+from ..data.opponents import Triplet, count_repeated
 from ..errors import DataError
 from ..lf.logs import get_logger
 from ..team.checkpoint import PRUNED, weight_dtype
@@ -33,10 +29,11 @@ from ..team.manifest import (
     versions,
     write_manifest,
 )
-from .setup import describe_template
 
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..arguments.parsed import RunArguments
     from ..team.members import Member
     from ..team.scorer import ScoreReport
@@ -56,29 +53,38 @@ def check_earlier_work(run: RunArguments, setup: IterationSetup) -> None:
     """
     if not run.training.do_train or not run.training.resume_from_checkpoint:
         return
-    earlier, now = read_manifest(run.training.output_dir), _triplets(run, setup)
-    if earlier is not None and _identities(earlier.triplets) != _identities(now):
+    earlier = read_manifest(run.training.output_dir)
+    if earlier is None:
+        return
+    then, now = (
+        [{name: source.get(name) for name in IDENTITY} for source in sources]
+        for sources in (earlier.triplets, setup.sources)
+    )
+    if then != now:
+        was, is_now = (
+            ", ".join(f"{source['entry']} {source['digest'][:12] or source['rows']}" for source in sources)
+            for sources in (then, now)
+        )
         raise DataError(
             f"`output_dir: {run.training.output_dir}` holds an interrupted training, and its triplets changed since "
-            f"it was begun: {_rows(earlier.triplets)} then and {_rows(now)} now. Restore them, or set "
-            "`overwrite_output_dir: true` to train anew."
+            f"it was begun: {was} then and {is_now} now. Restore them, or set `overwrite_output_dir: true` to train "
+            "from the start."
         )
 
 
 def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport) -> Manifest:
     """Record what the iteration starts from, with status `training`, and write it when the run trains."""
-    folder = Path(run.training.output_dir)
-    store = Path(run.finetuning.tpaw_cache_dir)
-    generated = _own_round(run)
+    folder, store = Path(run.training.output_dir), Path(run.finetuning.tpaw_cache_dir)
+    team, generated = setup.team, setup.generated
     manifest = Manifest(
         iteration=run.finetuning.tpaw_iteration,
         status="training",
         objective=run.finetuning.tpaw_objective,
-        policy=_describe(setup.policy, folder) | {"files": _files(setup.policy.home, store)},
-        players=[_describe(member, folder) for member in setup.team],
-        triplets=_triplets(run, setup),
-        tokenizer=setup.encoder.tokenizer_digest,
-        template=describe_template(run, setup.encoder),
+        policy=_describe(team.policy, folder) | {"files": _files(team.policy.home, store)},
+        players=[_describe(member, folder) for member in team.members],
+        triplets=setup.sources,
+        tokenizer=team.encoder.tokenizer_digest,
+        template={"name": str(run.data.template), "digest": team.encoder.template_digest},
         settings=recorded_settings(run.finetuning.tpaw_given),
         versions=versions(),
         hardware=hardware(run.training.device, run.training.world_size),
@@ -92,9 +98,7 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
             "scored_sequences": report.scored_sequences,
             "scored_tokens": report.scored_tokens,
             "generated_tokens": generated.counts["generated_tokens"] if generated else 0,
-            "epoch_tokens": sum(
-                len(triplet.prompt_ids) + len(response) for triplet in setup.train for response in triplet.responses
-            ),
+            "epoch_tokens": count_tokens(setup.train),
         },
         seeds={
             "seed": run.training.seed,
@@ -108,59 +112,22 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
         if run.training.resume_from_checkpoint:
             _add_earlier_work(manifest, read_manifest(folder), Path(run.training.resume_from_checkpoint))
         else:
-            _remove_older_checkpoints(folder)
+            for checkpoint in folder.glob("checkpoint-[0-9]*"):  # an interruption would be continued from them
+                logger.warning_rank0(f"{folder} is overwritten: {checkpoint.name} of the run before is removed.")
+                shutil.rmtree(checkpoint)
         (folder / PRUNED).unlink(missing_ok=True)
         write_manifest(folder, manifest)
     return manifest
 
 
-def _add_earlier_work(manifest: Manifest, earlier: Manifest | None, checkpoint: Path) -> None:
-    """Count what was done before an interruption: all of the scoring, the training up to the checkpoint."""
-    if earlier is None:
-        return
-    manifest.started = earlier.started or manifest.started
-    manifest.seconds["score"] = round(manifest.seconds["score"] + earlier.seconds.get("score", 0.0), 3)
-    for name in ("scored_blocks", "scored_sequences", "scored_tokens"):
-        manifest.counts[name] += earlier.counts.get(name, 0)
-    trained = read_manifest(checkpoint)
-    if trained is not None:
-        manifest.seconds["train"] = trained.seconds.get("train", 0.0)
-
-
-def _triplets(run: RunArguments, setup: IterationSetup) -> list[dict[str, Any]]:
-    described = []
-    for source in setup.sources:
-        foreign = source.iteration == FOREIGN
-        opponent = source.opponent and relative_path(source.opponent, run.training.output_dir)
-        names = {"foreign": foreign, "opponent": opponent}
-        described.append(asdict(source) | names | _place(run, source.entry, foreign))
-    return described
-
-
-def _place(run: RunArguments, name: str, foreign: bool) -> dict[str, str]:
-    """Where the file of an entry is, and what it or its meta file holds; nothing of entries that are not local."""
-    path = find_entry(name, run.data.dataset_dir).path
-    if path is None:
-        return {}
-    place = {"path": relative_path(path, run.training.output_dir)}
-    if foreign:
-        return place | ({"digest": digest_file(path)} if path.is_file() else {})
-    return place | {"meta": digest_file(meta_path(path))}
-
-
-def _identities(triplets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: source.get(name) for name in IDENTITY} for source in triplets]
-
-
-def _rows(triplets: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{source['entry']} {source['digest'][:12] or source['rows']}" for source in triplets)
-
-
 def finish_manifest(run: RunArguments, manifest: Manifest, seconds: float) -> None:
-    """Record θ_{t+1} and set status `finished`: the last file that an iteration writes."""
-    folder = Path(run.training.output_dir)
-    store = Path(run.finetuning.tpaw_cache_dir)
-    below = _below_result(run, manifest)
+    """Record θ_{t+1} and set status `finished`: the last thing that an iteration records."""
+    folder, store = Path(run.training.output_dir), Path(run.finetuning.tpaw_cache_dir)
+    below = {}
+    start = Start.of(vars(run.model) | vars(run.finetuning))
+    if start.is_lora:  # θ_{t+1} is on all of θ_t where it is a new adapter, else on what is below the one continued
+        policy = {name: manifest.policy[name] for name in ("path", "fingerprint")}
+        below["below"] = [*manifest.policy.get("below", ()), policy][: len(start.after("").adapters)]
     manifest.result = {
         "name": f"theta_{manifest.produces}",
         "fingerprint": identity(fingerprint_checkpoint(folder, store), below),
@@ -197,14 +164,22 @@ class CheckpointManifests(TrainerCallback):
         write_manifest(checkpoint, moved_manifest(self.manifest, folder, checkpoint, **changes))
 
 
-def _remove_older_checkpoints(folder: Path) -> None:
-    """Of a run that is overwritten: an interruption of this one would be continued from them."""
-    older = [checkpoint for checkpoint in sorted(folder.glob("checkpoint-*")) if checkpoint.name[11:].isdigit()]
-    if older:
-        names = ", ".join(checkpoint.name for checkpoint in older)
-        logger.warning_rank0(f"{folder} is overwritten: {names} of the run before are removed.")
-    for checkpoint in older:
-        shutil.rmtree(checkpoint)
+def count_tokens(triplets: Sequence[Triplet]) -> int:
+    """How many tokens an epoch has, the prompt counted with each response."""
+    return sum(len(triplet.prompt_ids) + len(each) for triplet in triplets for each in triplet.responses)
+
+
+def _add_earlier_work(manifest: Manifest, earlier: Manifest | None, checkpoint: Path) -> None:
+    """Count what was done before an interruption: all of the scoring, the training up to the checkpoint."""
+    if earlier is None:
+        return
+    manifest.started = earlier.started or manifest.started
+    manifest.seconds["score"] = round(manifest.seconds["score"] + earlier.seconds.get("score", 0.0), 3)
+    for name in ("scored_blocks", "scored_sequences", "scored_tokens"):
+        manifest.counts[name] += earlier.counts.get(name, 0)
+    trained = read_manifest(checkpoint)
+    if trained is not None:
+        manifest.seconds["train"] = trained.seconds.get("train", 0.0)
 
 
 def _describe(member: Member, folder: Path) -> dict[str, Any]:
@@ -218,22 +193,6 @@ def _describe(member: Member, folder: Path) -> dict[str, Any]:
         for name, fingerprint in zip(member.player.below, member.below, strict=True)
     ]
     return described | ({"below": below} if below else {})
-
-
-def _below_result(run: RunArguments, manifest: Manifest) -> dict[str, Any]:
-    """What θ_{t+1} is put on: all of θ_t where it is a new adapter, else what is below the one that was continued."""
-    start = Start.of(vars(run.model) | vars(run.finetuning))
-    policy = {name: manifest.policy[name] for name in ("path", "fingerprint")}
-    chain = [*manifest.policy.get("below", ()), policy]
-    return {"below": chain[: len(start.after("").adapters)]} if start.is_lora else {}
-
-
-def _own_round(run: RunArguments) -> TripletMeta | None:
-    """The meta of the round that this iteration generated; None where it generated none."""
-    if not run.finetuning.tpaw_prompts:
-        return None
-    entry = find_entry(split_names(run.data.dataset)[-1], run.data.dataset_dir)
-    return read_meta(entry.path) if entry.path is not None and is_triplet_file(entry.path) else None
 
 
 def _files(folder: Path, store: Path) -> dict[str, str]:

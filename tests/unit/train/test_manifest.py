@@ -10,9 +10,8 @@ import pytest
 
 from llamafactory_tpaw.errors import DataError
 from llamafactory_tpaw.team.manifest import Manifest, read_manifest, write_manifest
-from llamafactory_tpaw.train import lineage
-from llamafactory_tpaw.train.lineage import CheckpointManifests
-from llamafactory_tpaw.train.setup import Source
+from llamafactory_tpaw.train import manifest as written
+from llamafactory_tpaw.train.manifest import CheckpointManifests, check_earlier_work
 from tests.unit.team.test_manifest import make_manifest
 
 
@@ -31,7 +30,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(lineage, "time", clock)
+    monkeypatch.setattr(written, "time", clock)
     return clock
 
 
@@ -40,13 +39,13 @@ def begun(**changes: object) -> Manifest:
     return make_manifest(**values | changes)
 
 
-def save(manifest: Manifest, output: Path, clock: Clock, *steps: int, seconds: float = 10.0) -> None:
-    """Train with a checkpoint at each of these steps, `seconds` apart."""
+def save(manifest: Manifest, output: Path, clock: Clock, *steps: int) -> None:
+    """Train with a checkpoint at each of these steps, 10 s apart."""
     callback = CheckpointManifests(manifest)
     arguments = SimpleNamespace(output_dir=str(output))
     callback.on_train_begin(arguments, None, None)
     for step in steps:
-        clock.seconds += seconds
+        clock.seconds += 10.0
         (output / f"checkpoint-{step}").mkdir(parents=True)
         callback.on_save(arguments, SimpleNamespace(global_step=step, is_world_process_zero=True), None)
 
@@ -61,15 +60,6 @@ def test_checkpoints_say_where_they_come_from(tmp_path: Path, clock: Clock) -> N
     assert first.finished
 
 
-def test_only_one_process_writes_and_only_into_checkpoints(tmp_path: Path, clock: Clock) -> None:
-    callback = CheckpointManifests(begun())
-    arguments = SimpleNamespace(output_dir=str(tmp_path))
-    callback.on_save(arguments, SimpleNamespace(global_step=5, is_world_process_zero=True), None)
-    (tmp_path / "checkpoint-5").mkdir()
-    callback.on_save(arguments, SimpleNamespace(global_step=5, is_world_process_zero=False), None)
-    assert list(tmp_path.rglob("tpaw.json")) == []
-
-
 def test_time_and_scoring_before_an_interruption_add_up(tmp_path: Path, clock: Clock) -> None:
     output = tmp_path / "iter0"
     earlier = begun(started="2026-01-01T00:00:00Z")
@@ -77,7 +67,7 @@ def test_time_and_scoring_before_an_interruption_add_up(tmp_path: Path, clock: C
     save(earlier, output, clock, 5)
     clock.seconds += 1000.0
     resumed = begun(started="2026-01-02T00:00:00Z", seconds={"generate": 2.0, "score": 0.5}, counts=dict(COUNTS))
-    lineage._add_earlier_work(resumed, read_manifest(output), output / "checkpoint-5")
+    written._add_earlier_work(resumed, read_manifest(output), output / "checkpoint-5")
     assert resumed.started == "2026-01-01T00:00:00Z"
     assert resumed.counts == {name: 2 * count for name, count in COUNTS.items()}
     assert resumed.seconds == {"generate": 2.0, "score": 3.5, "train": 10.0}
@@ -85,24 +75,16 @@ def test_time_and_scoring_before_an_interruption_add_up(tmp_path: Path, clock: C
     assert read_manifest(output / "checkpoint-10").seconds["train"] == 20.0
 
 
-def test_checkpoints_of_the_first_version_have_no_time(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-5").mkdir()
-    resumed = begun()
-    lineage._add_earlier_work(resumed, begun(), tmp_path / "checkpoint-5")
-    assert "train" not in resumed.seconds
-
-
-def test_triplets_are_compared_by_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triplets_are_compared_by_what_they_are(tmp_path: Path) -> None:
     """Neither a place nor what older versions did not record makes other triplets of them."""
-    source = Source("d0", 0, 16, "a" * 64, "f" * 64)
     recorded = {"entry": "d0", "iteration": 0, "rows": 16, "digest": "a" * 64, "generator": "f" * 64, "foreign": False}
+    setup = SimpleNamespace(sources=[recorded | {"samples": 1, "path": "../moved/d0.jsonl", "meta": "m"}])
     run = SimpleNamespace(
-        training=SimpleNamespace(do_train=True, resume_from_checkpoint="x", output_dir=str(tmp_path)), data=None
+        training=SimpleNamespace(do_train=True, resume_from_checkpoint="x", output_dir=str(tmp_path))
     )
-    monkeypatch.setattr(lineage, "_place", lambda run, name, foreign: {"path": "../moved/d0.jsonl", "meta": "m"})
     for old in (recorded, recorded | {"path": "../data/d0.jsonl", "meta": "n"}):
         write_manifest(tmp_path, begun(triplets=[old]))
-        lineage.check_earlier_work(run, SimpleNamespace(sources=[source]))
+        check_earlier_work(run, setup)
     write_manifest(tmp_path, begun(triplets=[recorded | {"digest": "b" * 64}]))
     with pytest.raises(DataError, match="its triplets changed since it was begun: d0 bbbbbbbbbbbb then and d0 aaaaaa"):
-        lineage.check_earlier_work(run, SimpleNamespace(sources=[source]))
+        check_earlier_work(run, setup)
