@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments.recorded import SECRET
-from ..data.locks import locked
+from ..data.files import locked
 from ..data.source import DATASET_INFO, triplet_entry
 from ..errors import ConfigError, Findings
 from ..runs.scaffold.writing import write_project

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from .layout import WIDTH_MULTIPLE, LayoutCosts, Row, lay_out, pack
-from .sharding import PADDING
 
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 RESPONSE_INDICES = ("target_index", "generated_index", "proto_index")
 # Marks an item, and a batch of such items, that only stands in where a process has no triplet left.
 STAND_IN = "stand_in"
+# An index of no triplet, of which `TripletDataset` makes such an item.
+PADDING = -1
 # Groups are sorted by length within as many batches as this, so that epochs still differ.
 BUCKET_BATCHES = 50
 
@@ -80,7 +82,7 @@ class GroupSampler(Sampler[int]):
         batch_size: Triplets in a batch, for bucketing.
         seed: With the epoch's number it gives the order of the groups.
         grouped: Whether triplets with the same prompt and target form a group; otherwise each is one by itself.
-        shuffle: Whether the groups are shuffled, anew in every epoch.
+        shuffle: Whether the groups are shuffled, otherwise in every epoch.
         by_length: Whether groups of like length come together.
     """
 
@@ -110,10 +112,10 @@ class GroupSampler(Sampler[int]):
         order = np.arange(len(self.groups))
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        for group in order if self.lengths is None else self._bucketed(order):
+        for group in order if self.lengths is None else self._by_length(order):
             yield from self.groups[group]
 
-    def _bucketed(self, order: np.ndarray) -> Iterator[int]:
+    def _by_length(self, order: np.ndarray) -> Iterator[int]:
         """Sort stretches of the order by length, longest first: a batch too large for the device shows at once."""
         bucket: list[int] = []
         triplets = 0
@@ -123,6 +125,38 @@ class GroupSampler(Sampler[int]):
             if triplets >= self.bucket or number == len(order):
                 yield from sorted(bucket, key=lambda index: -self.lengths[index])
                 bucket, triplets = [], 0
+
+
+class ShardedSampler(Sampler[int]):
+    r"""Pads an order, so that accelerate gives every process as many batches and every triplet to one of them.
+
+    The k-th batch of all goes to process k modulo their number, so a step trains on the triplets that come next in
+    the order, as one process with the whole batch would. Only at the end of an epoch do batches hold `PADDING`.
+
+    Args:
+        order: Indices of the triplets in the order in which one process would train on them.
+        batch_size: Triplets in a batch of one process.
+        processes: How many processes there are.
+        drop_last: Whether the triplets at the end that do not fill a batch of every process are left out.
+    """
+
+    def __init__(self, order: Sampler[int], batch_size: int, processes: int, *, drop_last: bool = False) -> None:
+        self.order, self.batch_size, self.processes = order, batch_size, processes
+        every = batch_size * processes
+        self.triplets = len(order) // every * every if drop_last else len(order)
+        self.padding = -self.triplets % every
+
+    def __len__(self) -> int:
+        return self.triplets + self.padding
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose order comes next."""
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from itertools.islice(self.order, self.triplets)
+        yield from itertools.repeat(PADDING, self.padding)
 
 
 def _length(triplets: Sequence[Triplet], group: Sequence[int]) -> int:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import tempfile
+from array import array
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
 
@@ -142,35 +146,29 @@ def cut_response(ids: np.ndarray, prompt_tokens: int, cutoff_len: int) -> np.nda
     return ids[: max(cutoff_len - prompt_tokens, 0)]
 
 
-def content_number(prompt_ids: np.ndarray, target_ids: np.ndarray) -> int:
-    """Number a prompt and its uncut target by their content: the first 64 bits of SHA-256 over both."""
-    digest = hashlib.sha256()
-    for ids in (prompt_ids, target_ids):
-        digest.update(len(ids).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(ids, dtype="<i8").tobytes())
-    return int.from_bytes(digest.digest()[:8])
-
-
-def name_prompt(content: int, occurrence: int) -> str:
-    """The id of a prompt: its content as 16 hex digits, `-`, and the number of the occurrence from 0."""
-    return f"{content:016x}-{occurrence}"
-
-
-def prompt_id(prompt_ids: np.ndarray, target_ids: np.ndarray, seen: dict[str, int]) -> str:
+def prompt_id(prompt_ids: np.ndarray, target_ids: np.ndarray, seen: dict[int, int]) -> str:
     r"""Name a prompt by its content.
 
     Args:
         prompt_ids: Prompt token ids.
         target_ids: Target token ids, uncut.
-        seen: How often each content has occurred in this set so far; updated.
+        seen: Of each content in this set so far, the number of its last occurrence; updated.
 
     Returns:
-        16 hex digits of SHA-256 over both, `-`, and the number of the occurrence from 0.
+        The first 16 hex digits of SHA-256 over both, `-`, and the number of the occurrence from 0.
     """
-    content = f"{content_number(prompt_ids, target_ids):016x}"
-    occurrence = seen.get(content, 0)
-    seen[content] = occurrence + 1
-    return f"{content}-{occurrence}"
+    digest = hashlib.sha256()
+    for ids in (prompt_ids, target_ids):
+        digest.update(len(ids).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(ids, dtype="<i8").tobytes())
+    content = int.from_bytes(digest.digest()[:8])
+    seen[content] = seen.get(content, -1) + 1
+    return f"{content:016x}-{seen[content]}"
+
+
+def content_of(name: str) -> str:
+    """The part of a prompt's id that all prompts of one content have in common."""
+    return name.partition("-")[0]
 
 
 def digest_of_ids(ids: Iterable[str]) -> str:
@@ -213,3 +211,48 @@ def _describe(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     return type(value).__name__
+
+
+class TokenFile:
+    r"""Arrays of token ids in a file without a name, which goes with the process: memory holds what is looked at.
+
+    All arrays are appended before the first is read.
+
+    Args:
+        folder: On a file system with room for them; None takes the system's folder for temporary files.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder)
+        self._folder = folder
+        self._ends = array("q", [0])
+
+    def append(self, *arrays: np.ndarray) -> int:
+        """Add arrays and return the number of the first."""
+        first = len(self._ends) - 1
+        try:
+            for ids in arrays:
+                self._file.write(np.asarray(ids, dtype=np.int32).tobytes())
+                self._ends.append(self._ends[-1] + len(ids))
+        except OSError as error:
+            error.filename = str(self._folder or tempfile.gettempdir())  # the message names where space is lacking
+            raise
+        return first
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """Return an array, read-only int32."""
+        return self._ids[self._ends[number] : self._ends[number + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of ids of each array, int32."""
+        return np.diff(self._ends).astype(np.int32)
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        self._file.flush()
+        if not self._ends[-1]:
+            return np.empty(0, dtype=np.int32)
+        return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.int32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all, JSON and rows of it with errors that name the place, and digests."""
+"""Files that appear whole or not at all, JSON with errors that name the place, digests, and one writer at a time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from ..errors import DataError
+from filelock import FileLock, Timeout
+
+from ..errors import DataError, EnvironmentProblem, InUseError
 
 
 TEMP_SUFFIX = ".tmp"
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    r"""Write a file so that readers, and whoever comes after a crash, see the old or the new one and nothing between.
+    r"""Write a file so that a reader, also one that comes after a crash, sees the old or the new one, never a part.
 
     The content goes to a temporary file in the same folder (`.<name>.<random>.tmp`), is flushed to the disk and
     renamed. Missing parent folders are made. Text is written as UTF-8.
@@ -28,8 +30,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     Raises:
         OSError: If the folder cannot be written to; the temporary file is removed.
     """
-    with _replacing(Path(path)) as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)
+    write_parts_atomic(path, [content.encode() if isinstance(content, str) else content])
 
 
 def write_parts_atomic(path: str | Path, parts: Iterable[bytes]) -> str:
@@ -41,40 +42,30 @@ def write_parts_atomic(path: str | Path, parts: Iterable[bytes]) -> str:
     Raises:
         OSError: If the folder cannot be written to; the temporary file is removed.
     """
-    digest = hashlib.sha256()
-    with _replacing(Path(path)) as stream:
-        for part in parts:
-            digest.update(part)
-            stream.write(part)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+    path, digest = Path(path), hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMP_SUFFIX}")
     try:
         with open(temporary, "xb") as stream:
-            yield stream
+            for part in parts:
+                digest.update(part)
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            error.filename = str(path)  # a write names no file, and the temporary one would tell nobody anything
+            error.filename = str(path)  # a write names no file, and the temporary one means nothing to a reader
         raise
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
     # Some network file systems cannot flush a folder. The rename is atomic there too, only later on the disk.
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    return digest.hexdigest()
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
@@ -114,11 +105,8 @@ def parse_json(content: bytes, where: str, advice: str) -> Any:
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        place = f"line {line}, byte" if b"\n" in content.rstrip(b"\n") else "byte"
-        position = error.start - content.rfind(b"\n", 0, error.start)
         raise DataError(
-            f"{where} is not UTF-8: 0x{content[error.start]:02x} at {place} {position}. Save the file as UTF-8."
+            f"{where} is not UTF-8: 0x{content[error.start]:02x} at byte {error.start + 1}. Save the file as UTF-8."
         ) from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, character" if b"\n" in content.rstrip(b"\n") else "character"
@@ -135,12 +123,10 @@ def parse_row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
     Raises:
         DataError: If it is no JSON object, naming the file and the row.
     """
-    row = parse_json(line.rstrip(b"\r\n"), f"{path}, row {number}", "Repair the row, or delete the file.")
+    where, advice = f"{path}, row {number}", "Repair the row, or delete the file."
+    row = parse_json(line.rstrip(b"\r\n"), where, advice)
     if not isinstance(row, dict):
-        raise DataError(
-            f"{path}, row {number} must be a JSON object in braces, got {type(row).__name__}. Repair the row, or "
-            "delete the file."
-        )
+        raise DataError(f"{where} must be a JSON object in braces, got {type(row).__name__}. {advice}")
     return row
 
 
@@ -149,7 +135,7 @@ def key_problems(kind: type, content: Mapping[str, Any]) -> list[str]:
     specs = {spec.name: spec for spec in fields(kind)}
     required = [name for name, spec in specs.items() if spec.default is spec.default_factory is MISSING]
     absent = [f"it lacks `{name}`" for name in required if name not in content]
-    return absent + [f"it has `{name}`, which nobody knows" for name in content if name not in specs]
+    return absent + [f"it has `{name}`, which is unknown" for name in content if name not in specs]
 
 
 def cannot_read(path: str | Path, error: OSError) -> str:
@@ -184,3 +170,36 @@ def digest_json(value: Any) -> str:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return sha256_hex(text.encode("ascii"))
+
+
+@contextlib.contextmanager
+def locked(path: Path, subject: str) -> Iterator[None]:
+    r"""Be the only process that writes a file or folder; the lock ends with its process, however that ends.
+
+    Args:
+        path: What is written. The lock is `.<name>.lock` beside it.
+        subject: How the message calls it, as the beginning of a sentence.
+
+    Raises:
+        InUseError: If another process does.
+        EnvironmentProblem: If no lock can be made there.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise InUseError(
+            f"{subject} is in use: another process is at work there. Wait for it, or stop it and start again: what it "
+            "finished is kept."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EnvironmentProblem(
+            f"{subject} cannot be locked: {lock.lock_file}: {reason}. Make its folder writable, or choose one on "
+            "another file system."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -4,39 +4,90 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import random
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..arguments.fields import FIELDS
 from ..errors import ConfigError, DataError
-from .bad_rows import BadRow, BadRows, check_bad_rows, describe_first
-from .choice import choose_rows
-from .encoding import UNENCODABLE, TurnEncoder, digest_of_ids
+from ..lf.logs import get_logger
+from .encoding import UNENCODABLE, TokenFile, TurnEncoder, digest_of_ids, prompt_id
 from .progress import track
-from .prompt_store import PromptStore
-from .source import AlignedRow, AlignedRows, Entry, find_entry, load_rows
+from .source import AlignedRow, Entry, find_entry, load_rows, read_rows
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Mapping
 
     import numpy as np
 
     from .encoding import Message
 
-
+Item, Encoded = TypeVar("Item"), TypeVar("Encoded")
 # Beside the SFT set's name, the keys on which the prompts of a run depend.
-SELECTION = (
-    "tpaw_max_prompts",
-    "tpaw_prompts_seed",
-    "tpaw_turn",
-    "tpaw_min_response",
-    "max_samples",
-)
+SELECTION = ("tpaw_max_prompts", "tpaw_prompts_seed", "tpaw_turn", "tpaw_min_response", "max_samples")
 # Where under `tpaw_cache_dir` the files of token ids are made; they have no names and go with the process.
 FOLDER = "tokens"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How rows are cut and when they are dropped: `cutoff_len`, `tpaw_min_response`, `tpaw_max_bad_rows`."""
+
+    cutoff_len: int
+    min_response: int
+    max_bad_rows: int
+
+    def check_room(self, prompt_ids: np.ndarray) -> None:
+        """Refuse a row whose prompt leaves too little for a response."""
+        if self.cutoff_len - len(prompt_ids) < self.min_response:
+            raise UnusableRowError(
+                f"its prompt has {len(prompt_ids)} tokens, which leaves fewer than {self.min_response} "
+                f"(`tpaw_min_response`) under `cutoff_len: {self.cutoff_len}`"
+            )
+
+
+class BadRow(NamedTuple):
+    """A row that no triplet can be made of: its number in the dataset from 1, and why."""
+
+    row: int
+    reason: str
+
+
+class UnusableRowError(Exception):
+    """Why a row cannot be used."""
+
+
+def encode_rows(
+    rows: Iterable[tuple[int, Item]], encode: Callable[[Item], Encoded], bad_rows: list[BadRow]
+) -> Iterator[tuple[int, Encoded]]:
+    """Encode numbered rows; those that cannot be used are added to `bad_rows`."""
+    for number, row in rows:
+        try:
+            encoded = encode(row)
+        except UnusableRowError as error:
+            bad_rows.append(BadRow(number, str(error)))
+        except UNENCODABLE as error:
+            bad_rows.append(BadRow(number, f"the template cannot encode it: {error!r}"))
+        else:
+            yield number, encoded
+
+
+def check_bad_rows(what: str, bad_rows: Sequence[BadRow], allowed: int) -> None:
+    """Refuse more bad rows than allowed; say how many are dropped otherwise. The first is shown."""
+    if not bad_rows:
+        return
+    found = f"{len(bad_rows)} bad row{'' if len(bad_rows) == 1 else 's'}"
+    first = f"First: row {bad_rows[0].row}, because {bad_rows[0].reason}."
+    if len(bad_rows) > allowed:
+        raise DataError(
+            f"{what} has {found}, but `tpaw_max_bad_rows` allows {allowed}. {first} Correct the rows, or raise "
+            "`tpaw_max_bad_rows` to drop them."
+        )
+    get_logger(__name__).warning_rank0(f"{what}: dropped {found}. {first}")
 
 
 @dataclass(frozen=True)
@@ -63,80 +114,68 @@ class Prompt:
 
 
 class Prompts(Sequence[Prompt]):
-    r"""Prompts that do not lie in memory: token ids in memory-mapped files, texts in the dataset's own file.
-
-    An item reads its text from the dataset; ids, token ids and their numbers do not.
+    r"""Prompts that do not lie in memory: an item reads its text from the dataset and its token ids from a file.
 
     Args:
-        rows: Rows of the dataset.
+        rows: LlamaFactory's dataset.
         turn: `tpaw_turn`.
-        store: Ids and token ids of the prompts.
+
+    Attributes:
+        prompt_tokens: Number of prompt token ids of each prompt, int32.
+        target_tokens: The same for the targets.
     """
 
-    def __init__(self, rows: AlignedRows, turn: str, store: PromptStore) -> None:
-        self._rows = rows
-        self._turn = turn
-        self._store = store
+    def __init__(self, rows: Any, turn: str, folder: Path | None) -> None:
+        self._rows, self._turn = rows, turn
+        self._places = array("L")  # in the dataset, from 0
+        self._ids: list[str] = []
+        self._tokens = TokenFile(folder)
+
+    def fill(self, encoded: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]]) -> None:
+        """Take the token ids of rows that are numbered from 1."""
+        seen: dict[int, int] = {}
+        for number, both in encoded:
+            self._places.append(number - 1)
+            self._ids.append(prompt_id(*both, seen))
+            self._tokens.append(*both)
+        self.prompt_tokens, self.target_tokens = self._tokens.lengths.reshape(-1, 2).T
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return self.take(range(*index.indices(len(self))))
-        place = range(len(self))[index]
-        return self._join(place, self._rows[int(self._store.rows[place])])
+    def __getitem__(self, index: Any) -> Any:
+        """Return one prompt, or a list of them for a slice."""
+        places = range(len(self))[index]
+        return self.take(places) if isinstance(index, slice) else self.take([places])[0]
 
     def __iter__(self) -> Iterator[Prompt]:
-        for place, (_, row) in enumerate(self._rows.read(self._store.rows)):
-            yield self._join(place, row)
+        return map(self._join, range(len(self)), read_rows(self._rows, self._places))
 
-    def take(self, indices: Sequence[int]) -> list[Prompt]:
+    def take(self, indices: Iterable[int]) -> list[Prompt]:
         """Some prompts at once, in any order: faster than one by one."""
-        rows = self._rows.take([int(self._store.rows[index]) for index in indices])
-        return [self._join(int(index), row) for index, row in zip(indices, rows, strict=True)]
+        indices = [int(index) for index in indices]
+        return list(map(self._join, indices, read_rows(self._rows, [self._places[index] for index in indices])))
 
     def id(self, index: int) -> str:
         """A prompt's id."""
-        return self._store.id(index)
+        return self._ids[index]
 
-    def ids(self) -> Iterator[str]:
+    def ids(self) -> list[str]:
         """All ids, in order."""
-        return self._store.ids()
+        return self._ids
 
     def prompt_ids(self, index: int) -> np.ndarray:
         """A prompt's token ids, never cut, read-only int32."""
-        return self._store.prompt_ids(index)
+        return self._tokens[2 * int(index)]
 
     def target_ids(self, index: int) -> np.ndarray:
         """A target's token ids, end of turn included, uncut, read-only int32."""
-        return self._store.target_ids(index)
-
-    @property
-    def prompt_tokens(self) -> np.ndarray:
-        """Number of prompt token ids of each prompt, read-only int32."""
-        return self._store.prompt_tokens
-
-    @property
-    def target_tokens(self) -> np.ndarray:
-        """Number of target token ids of each prompt, read-only int32."""
-        return self._store.target_tokens
+        return self._tokens[2 * int(index) + 1]
 
     def _join(self, index: int, row: AlignedRow) -> Prompt:
         messages, target = _split(row, self._turn)
-        return Prompt(
-            id=self.id(index),
-            messages=messages,
-            system=row.system,
-            tools=row.tools,
-            target=target,
-            prompt_ids=self.prompt_ids(index),
-            target_ids=self.target_ids(index),
-        )
+        texts = (self.id(index), messages, row.system, row.tools, target)
+        return Prompt(*texts, self.prompt_ids(index), self.target_ids(index))
 
 
 @dataclass(frozen=True)
@@ -152,12 +191,12 @@ class PromptSet:
 
     entry: Entry
     prompts: Prompts
-    bad_rows: BadRows
+    bad_rows: list[BadRow]
     digest: str
 
     @property
     def prompt_tokens(self) -> np.ndarray:
-        """Number of prompt token ids of each prompt, read-only int32."""
+        """Number of prompt token ids of each prompt, int32."""
         return self.prompts.prompt_tokens
 
 
@@ -177,22 +216,20 @@ def load_prompts(
         ConfigError: If the entry is a ranking set or asks for `num_samples`.
         DataError: If the set is empty or unreadable, or more than `tpaw_max_bad_rows` rows are bad.
     """
-    entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir, "tpaw_prompts")
-    _check_entry(entry)
+    entry = _find_prompts(tpaw_args, data_args)
     rows = load_rows(entry, model_args, data_args, training_args)
-    if not rows:
-        raise DataError(f"`tpaw_prompts: {entry.name}` has no rows. Give an SFT set with at least one row.")
-    indices = choose_rows(len(rows), tpaw_args.tpaw_max_prompts, tpaw_args.tpaw_prompts_seed)
-    read = track(rows.read(indices), f"encoding the prompts of {entry.name}", total=len(indices))
-    store = PromptStore(Path(tpaw_args.tpaw_cache_dir) / FOLDER)
-    bad_rows = _encode_rows(read, encoder, data_args, tpaw_args, store)
-    check_bad_rows(
-        f"`tpaw_prompts: {entry.name}` ({entry.path or 'on the hub'})", bad_rows, tpaw_args.tpaw_max_bad_rows
-    )
-    if not len(store):
-        first = describe_first(bad_rows)
-        raise DataError(f"`tpaw_prompts: {entry.name}` has no usable row. {first} Correct the rows.")
-    return _join(entry, rows, tpaw_args.tpaw_turn, store, bad_rows)
+    places: Sequence[int] = range(len(rows))
+    most = tpaw_args.tpaw_max_prompts
+    if most is not None and most < len(rows):
+        places = array("L", sorted(random.Random(tpaw_args.tpaw_prompts_seed).sample(places, most)))
+    found = _encode(entry, rows, places, encoder, data_args, tpaw_args, Path(tpaw_args.tpaw_cache_dir) / FOLDER)
+    name = f"`tpaw_prompts: {entry.name}`"
+    check_bad_rows(f"{name} ({entry.path or 'on the hub'})", found.bad_rows, tpaw_args.tpaw_max_bad_rows)
+    if not found.prompts:
+        raise DataError(
+            f"{name} has no usable row; the first is not one because {found.bad_rows[0].reason}. Correct the rows."
+        )
+    return found
 
 
 def load_first_prompts(
@@ -209,20 +246,17 @@ def load_first_prompts(
         count: How many rows are read; all of them are encoded, whatever `tpaw_max_prompts` would choose.
 
     Returns:
-        Their prompts and bad rows, refused by nobody, and how many rows were read.
+        Their prompts and bad rows, however many these are, and how many rows were read.
 
     Raises:
         ConfigError: If the entry is a ranking set or asks for `num_samples`.
         DataError: If the set is unreadable.
     """
-    entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir)
-    _check_entry(entry)
+    entry = _find_prompts(tpaw_args, data_args)
     head = copy.copy(data_args)
     head.max_samples = min(count, data_args.max_samples or count)
     rows = load_rows(entry, model_args, head, training_args)
-    store = PromptStore(None)
-    bad_rows = _encode_rows(rows.read(range(len(rows))), encoder, data_args, tpaw_args, store)
-    return _join(entry, rows, tpaw_args.tpaw_turn, store, bad_rows), len(rows)
+    return _encode(entry, rows, range(len(rows)), encoder, data_args, tpaw_args, None), len(rows)
 
 
 def selection(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,63 +269,8 @@ def selection(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given.get(name, defaults.get(name)) for name in SELECTION}
 
 
-class _UnusableError(Exception):
-    """Why a row cannot be used."""
-
-
-def _encode_rows(
-    rows: Iterable[tuple[int, AlignedRow]], encoder: TurnEncoder, data_args: Any, tpaw_args: Any, store: PromptStore
-) -> BadRows:
-    """Keep what can be used of the rows."""
-    bad_rows, room = BadRows(), _room(data_args, tpaw_args)
-    for index, row in rows:
-        try:
-            store.add(index, *_encode_row(row, encoder, tpaw_args.tpaw_turn, room))
-        except _UnusableError as error:
-            bad_rows.append(BadRow(index + 1, str(error)))
-    store.number()
-    return bad_rows
-
-
-def _join(entry: Entry, rows: AlignedRows, turn: str, store: PromptStore, bad_rows: BadRows) -> PromptSet:
-    return PromptSet(entry, Prompts(rows, turn, store), bad_rows, digest_of_ids(store.ids()))
-
-
-def _encode_row(
-    row: AlignedRow, encoder: TurnEncoder, turn: str, room: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    if row.has_media:
-        raise _UnusableError("it has images, videos or audio, which stage `tpaw` does not support")
-    if len(row.prompt) % 2 != 1 or len(row.responses) != 1:
-        raise _UnusableError("it has no response, or its turns do not alternate")
-    prompt, target = _split(row, turn)
-    if not target["content"]:
-        raise _UnusableError("its response is empty")
-    try:
-        prompt_ids, target_ids = encoder.encode(prompt, target, row.system, row.tools)
-    except UNENCODABLE as error:
-        raise _UnusableError(f"the template cannot encode it: {error!r}") from error
-    cutoff_len, min_response = room
-    if cutoff_len - len(prompt_ids) < min_response:
-        raise _UnusableError(
-            f"its prompt has {len(prompt_ids)} tokens, which leaves fewer than {min_response} "
-            f"(`tpaw_min_response`) under `cutoff_len: {cutoff_len}`"
-        )
-    return prompt_ids, target_ids
-
-
-def _split(row: AlignedRow, turn: str) -> tuple[list[Message], Message]:
-    """The messages of a usable row that are its prompt, and the one that is its target."""
-    if turn == "first" and len(row.prompt) > 1:
-        return row.prompt[:1], row.prompt[1]
-    return row.prompt, row.responses[0]
-
-
-def _room(data_args: Any, tpaw_args: Any) -> tuple[int, int]:
-    return data_args.cutoff_len, tpaw_args.tpaw_min_response
-
-
-def _check_entry(entry: Entry) -> None:
+def _find_prompts(tpaw_args: Any, data_args: Any) -> Entry:
+    entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir, "tpaw_prompts")
     problems = []
     if entry.ranking:
         problems.append(
@@ -305,3 +284,43 @@ def _check_entry(entry: Entry) -> None:
         )
     if problems:
         raise ConfigError(problems)
+    return entry
+
+
+def _encode(
+    entry: Entry,
+    rows: Any,
+    places: Sequence[int],
+    encoder: TurnEncoder,
+    data_args: Any,
+    tpaw_args: Any,
+    folder: Path | None,
+) -> PromptSet:
+    limits = Limits(data_args.cutoff_len, tpaw_args.tpaw_min_response, tpaw_args.tpaw_max_bad_rows)
+    turn = tpaw_args.tpaw_turn
+
+    def encode(row: AlignedRow) -> tuple[np.ndarray, np.ndarray]:
+        if row.has_media:
+            raise UnusableRowError("it has images, videos or audio, which stage `tpaw` does not support")
+        if len(row.prompt) % 2 != 1 or len(row.responses) != 1:
+            raise UnusableRowError("it has no response, or its turns do not alternate")
+        prompt, target = _split(row, turn)
+        if not target["content"]:
+            raise UnusableRowError("its response is empty")
+        prompt_ids, target_ids = encoder.encode(prompt, target, row.system, row.tools)
+        limits.check_room(prompt_ids)
+        return prompt_ids, target_ids
+
+    read = zip((place + 1 for place in places), read_rows(rows, places), strict=True)
+    read = track(read, f"encoding the prompts of {entry.name}", total=len(places))
+    bad_rows: list[BadRow] = []
+    prompts = Prompts(rows, turn, folder)
+    prompts.fill(encode_rows(read, encode, bad_rows))
+    return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompts.ids()))
+
+
+def _split(row: AlignedRow, turn: str) -> tuple[list[Message], Message]:
+    """The messages of a usable row that are its prompt, and the one that is its target."""
+    if turn == "first" and len(row.prompt) > 1:
+        return row.prompt[:1], row.prompt[1]
+    return row.prompt, row.responses[0]

@@ -5,24 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError, DataError
 from ..lf import facade
 from .files import parse_json, read_json
-from .json_array import ArrayReader
-from .progress import BYTES, Progress
 from .triplets import meta_path
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .encoding import Message
 
@@ -32,11 +27,9 @@ SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", 
 SFT_ENTRY = {"file_name": "my_set.jsonl", "columns": {"prompt": "question", "response": "answer"}}
 TRIPLET_COLUMNS = ("id", "iteration", "finish_reason")
 # Columns of LlamaFactory's common form.
-MEDIA_KEYS = ("_images", "_videos", "_audios")
-ROW_KEYS = ("_prompt", "_response", "_system", "_tools", *MEDIA_KEYS)
-# Rows that are read from the dataset at once.
+ROW_KEYS = ("_prompt", "_response", "_system", "_tools", "_images", "_videos", "_audios")
+# Rows that are read from the dataset at once, which takes a tenth of one by one.
 BLOCK_ROWS = 1000
-HEAD_BYTES = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -59,8 +52,7 @@ class Entry:
         return bool(self.attributes.get("ranking"))
 
 
-@dataclass(frozen=True)
-class AlignedRow:
+class AlignedRow(NamedTuple):
     """One row in LlamaFactory's common form: the messages of the prompt, then one response or two (ranking)."""
 
     prompt: list[Message]
@@ -70,47 +62,13 @@ class AlignedRow:
     has_media: bool
 
 
-class AlignedRows(Sequence[AlignedRow]):
-    """The rows of a dataset in LlamaFactory's common form, read from its memory-mapped file when asked for."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> AlignedRow:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return _aligned(self._dataset[index])
-
-    def __iter__(self) -> Iterator[AlignedRow]:
-        return (row for _, row in self.read(range(len(self))))
-
-    def read(self, indices: Sequence[int]) -> Iterator[tuple[int, AlignedRow]]:
-        """Yield rows with their indices; they are fetched in blocks, which takes a tenth of one by one."""
-        for start in range(0, len(indices), BLOCK_ROWS):
-            block = indices[start : start + BLOCK_ROWS]
-            yield from zip(map(int, block), self.take(block), strict=True)
-
-    def take(self, indices: Sequence[int]) -> list[AlignedRow]:
-        """Read some rows at once, in any order."""
-        if len(indices) == 0:
-            return []
-        first, last = int(indices[0]), int(indices[-1])
-        together = last - first == len(indices) - 1 and bool((np.diff(indices) == 1).all())
-        columns = self._dataset[first : last + 1] if together else self._dataset[list(map(int, indices))]
-        return [_aligned({key: columns[key][place] for key in ROW_KEYS}) for place in range(len(indices))]
-
-
-def _aligned(row: Mapping[str, Any]) -> AlignedRow:
-    return AlignedRow(
-        prompt=row["_prompt"],
-        responses=row["_response"],
-        system=row["_system"] or "",
-        tools=row["_tools"] or "",
-        has_media=any(row[key] for key in MEDIA_KEYS),
-    )
+def read_rows(dataset: Any, places: Sequence[int]) -> Iterator[AlignedRow]:
+    """Read rows of what `load_rows` returns from its memory-mapped file, block by block, in any order."""
+    for start in range(0, len(places), BLOCK_ROWS):
+        columns = dataset[places[start : start + BLOCK_ROWS]]
+        for row in zip(*(columns[key] for key in ROW_KEYS), strict=True):
+            prompt, responses, system, tools, *media = row
+            yield AlignedRow(prompt, responses, system or "", tools or "", any(media))
 
 
 # Entries that will be in dataset_info.json before they are needed.
@@ -192,8 +150,8 @@ def is_triplet_file(path: Path) -> bool:
         return False
     if meta_path(path).is_file():
         return True
-    with path.open("rb") as stream:
-        first = b"" if first_byte(stream) == b"[" else stream.readline()
+    with path.open("rb") as stream:  # of a JSON array, the first line may be the whole file
+        first = stream.readline() if stream.peek(1).startswith(b"{") else b""
     try:
         row = json.loads(first)
     except ValueError:
@@ -201,7 +159,7 @@ def is_triplet_file(path: Path) -> bool:
     return isinstance(row, dict) and all(column in row for column in TRIPLET_COLUMNS)
 
 
-def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any) -> AlignedRows:
+def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any) -> Any:
     r"""Read an entry through LlamaFactory's loader and converters, in the order of its rows.
 
     Args:
@@ -211,7 +169,7 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
         training_args: The training arguments.
 
     Returns:
-        Every row, also those that no prompt can be made of.
+        The dataset, for `read_rows`, with the rows that no prompt can be made of.
 
     Raises:
         DataError: If the file is absent, empty or not JSON objects (naming the row), lacks a column the entry names,
@@ -219,75 +177,46 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
     """
     from datasets.exceptions import DatasetsError
 
-    if entry.path is not None:
-        _check_local_file(entry)
+    if entry.path is not None and not entry.path.exists():
+        raise DataError(
+            f"`{entry.name}` names {entry.path}, which does not exist. Put the file there or correct `file_name` in "
+            f"{DATASET_INFO}."
+        )
     attr = facade.get_dataset_list([entry.name], data_args.dataset_dir)[0]
     try:
-        rows = facade.load_aligned_dataset(attr, model_args, data_args, training_args)
-    except StopIteration:
-        raise DataError(f"`{entry.name}` has no rows. Give a dataset with at least one row.") from None
-    except KeyError as error:
-        raise DataError(
-            f"`{entry.name}` has no column {error}, which its entry in {DATASET_INFO} asks for. Correct `columns` "
-            "there."
-        ) from error
-    except (AttributeError, DatasetsError, LookupError, OSError, TypeError, ValueError) as error:
+        return facade.load_aligned_dataset(attr, model_args, data_args, training_args)
+    except (AttributeError, DatasetsError, LookupError, OSError, StopIteration, TypeError, ValueError) as error:
+        if entry.path is not None and entry.path.suffix in (".json", ".jsonl") and entry.path.is_file():
+            _refuse_broken_row(entry.path)
+        if isinstance(error, KeyError):
+            raise DataError(
+                f"`{entry.name}` has no column {error}, which its entry in {DATASET_INFO} asks for. Correct `columns` "
+                "there."
+            ) from error
         raise DataError(
             f"`{entry.name}` ({entry.path or 'on the hub'}) cannot be read as its entry in {DATASET_INFO} says: "
             f"{' '.join(str(error.__cause__ or error).split()).rstrip('.')}. Correct the entry, or the row: in a "
             "column all values have one type."
         ) from error
-    return AlignedRows(rows)
 
 
-def _check_local_file(entry: Entry) -> None:
-    """Name file and row of what a JSON parser would stumble over, before any other work."""
-    path = Path(entry.path)
-    if path.is_dir():
-        return
-    if not path.is_file():
-        raise DataError(
-            f"`{entry.name}` names {path}, which does not exist. Put the file there or correct `file_name` in "
-            f"{DATASET_INFO}."
-        )
-    if path.suffix not in (".json", ".jsonl"):
-        return
+def _refuse_broken_row(path: Path) -> None:
+    """Name the row of a JSON file that could not be read, which `datasets` does not."""
     with path.open("rb") as stream:
-        first = first_byte(stream)
-        if not first:
-            raise DataError(f"`{entry.name}`: {path} is empty. Give a dataset with at least one row.")
-        with Progress(f"checking {path.name}", path.stat().st_size, BYTES) as progress:
-            check = _check_json_array if first == b"[" else _check_json_lines
-            check(path, stream, progress)
-
-
-def first_byte(stream: BinaryIO) -> bytes:
-    """The first byte that is no space, empty where there is none; a line may be as long as the whole file."""
-    head = b""
-    while not head and (block := stream.read(HEAD_BYTES)):
-        head = block.lstrip()
-    stream.seek(0)
-    return head[:1]
-
-
-def _check_json_array(path: Path, stream: BinaryIO, progress: Progress) -> None:
-    number = 0
-    for number, row in enumerate(ArrayReader(stream, str(path), "Correct the file.", progress.update), start=1):
-        _check_object(path, number, row)
+        if stream.peek(1).lstrip().startswith(b"["):
+            rows = enumerate(parse_json(stream.read(), str(path), "Correct the file."), start=1)
+        else:
+            rows = (
+                (number, parse_json(line, f"{path}, row {number}", "Correct or remove the row."))
+                for number, line in enumerate(stream, start=1)
+                if line.strip()
+            )
+        number = 0
+        for number, row in rows:
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{path}, row {number} must be a JSON object in braces, got {type(row).__name__}. Correct or "
+                    "remove the row."
+                )
     if not number:
         raise DataError(f"{path} has no rows. Give a dataset with at least one row.")
-
-
-def _check_json_lines(path: Path, stream: BinaryIO, progress: Progress) -> None:
-    for number, line in enumerate(stream, start=1):
-        progress.update(len(line))
-        if line.strip():
-            _check_object(path, number, parse_json(line, f"{path}, row {number}", "Correct or remove the row."))
-
-
-def _check_object(path: Path, number: int, row: Any) -> None:
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{path}, row {number} must be a JSON object in braces, got {type(row).__name__}. Correct or remove the "
-            "row."
-        )

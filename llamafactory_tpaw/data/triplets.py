@@ -8,10 +8,9 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .encoding import digest_of_ids
 from .files import digest_file, key_problems, parse_json, read_json, write_json_atomic
 
 
@@ -70,18 +69,8 @@ class TripletRow:
         cls, prompt: Prompt, iteration: int, text: str, finish_reason: str, ids: Sequence[int], sample: int = 0
     ) -> TripletRow:
         """Join a prompt with what was generated for it."""
-        return cls(
-            id=prompt.id,
-            iteration=iteration,
-            messages=prompt.messages,
-            system=prompt.system,
-            tools=prompt.tools,
-            target=prompt.target,
-            generated=text,
-            finish_reason=finish_reason,
-            generated_ids=[int(token) for token in ids],
-            sample=sample,
-        )
+        given = (prompt.id, iteration, prompt.messages, prompt.system, prompt.tools, prompt.target)
+        return cls(*given, text, finish_reason, [int(token) for token in ids], sample)
 
     def to_json(self, samples: int = 1) -> str:
         r"""One line of the file: a sharegpt ranking row that LlamaFactory's other stages read as well.
@@ -131,8 +120,6 @@ class TripletRow:
             raise DataError(
                 f"{where}: `finish_reason` is {parsed.finish_reason!r}, but must be `stop` or `length`. {ANEW}"
             )
-        if parsed.sample < 0:
-            raise DataError(f"{where}: `sample` is {parsed.sample}, but must be 0 or more. {ANEW}")
         return parsed
 
 
@@ -142,18 +129,18 @@ class TripletMeta:
 
     Attributes:
         iteration: Which θ generated it.
-        generator: SHA-256 fingerprint of the generator's weights.
-        generator_path: Where it was, from the file's folder; for messages and `lineage`, identity is the fingerprint.
-            Older files have it from the folder in which the command ran.
-        tokenizer: Digest of the tokenizer.
-        template: Digest of the template.
+        generator: SHA-256 fingerprint of the generator's weights; of an opponent that only a server has, `served:` and
+            a digest of its name there.
+        generator_path: Where it was, from the file's folder (older files: from the folder of the command). For
+            messages and `lineage`; identity is the fingerprint.
+        tokenizer: Digest of the tokenizer of the run, with which the prompts were encoded.
+        template: Digest of its template.
         prompts_entry: Entry of the prompts.
         prompts_digest: SHA-256 over the prompts' ids in order.
         selection: The keys that settled which rows are prompts.
         sampling: Sampling settings, `seed` included.
         cutoff_len: `cutoff_len` under which it was sampled.
-        engine: Name and version of the engine, and the dtype it computed in; of servers also the model's name there,
-            whether they say that they loaded this checkpoint, and how prompts went and responses came.
+        engine: Name and version of the engine, its dtype, and what else it says of itself.
         rows: Number of rows.
         rows_digest: SHA-256 of the file's bytes.
         counts: How many rows stopped, ran into the limit, equal their target; bad rows; tokens.
@@ -163,15 +150,10 @@ class TripletMeta:
         hardware: Device and processor that sampled.
         versions: Versions of the packages that matter.
         samples: Responses a prompt, numbered from 0.
-        failed: `<id>#<sample>` of the responses that no attempt got and that were allowed to fail, in the order of the
-            file: there is no row for them.
-        ids_digest: `digest_of_ids` over the rows' keys, `<id>#<sample>`, in order; empty where every prompt has its
-            one row, so that `prompts_digest` says it all.
-        opponent: What the user named as `tpaw_opponent_model`, a path from the file's folder; empty where theta of
-            this iteration itself generated. With an opponent `generator` is the fingerprint of its weights where
-            they are here, else `served:` and a digest of the name under which a server has it; `generator_path` is
-            the same as `opponent`. `tokenizer` and `template` are always those of the run, with which the prompts
-            were encoded: where the opponent has other tokens, rows have no `generated_ids`.
+        failed: Keys of the responses that were allowed to fail, in the order of the file: there is no row for them.
+        ids_digest: SHA-256 over the rows' keys in order; empty where every prompt has its one row, so that
+            `prompts_digest` says it all.
+        opponent: `tpaw_opponent_model`, a path from the file's folder; empty where θ of this iteration generated.
     """
 
     iteration: int
@@ -237,45 +219,29 @@ def read_meta(path: Path) -> TripletMeta:
     where = meta_path(path)
     if not where.is_file():
         raise DataError(
-            f"{path} is a triplet file, but {where} is missing, so nobody knows what generated it. Restore it, or "
-            "generate the round anew: delete the file and run the iteration that generates it."
+            f"{path} is a triplet file, but {where} is missing, which says what generated it. Restore it, or generate "
+            "the round anew: delete the file and run the iteration that generates it."
         )
-    advice = f"Restore it, or delete {path} and it to generate both anew."
+    both = f"delete {path} and it to generate both anew."
     try:
         content = read_json(where)
     except DataError as error:
-        raise DataError(f"{error} Or delete {path} and it to generate both anew.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{where} is damaged: it holds no JSON object. {advice}")
-    if content.get("schema") != META_SCHEMA:
+        raise DataError(f"{error} Or {both}") from error
+    if isinstance(content, dict) and content.get("schema") != META_SCHEMA:
         raise DataError(
             f"{where} has schema {content.get('schema')}, but this version reads {META_SCHEMA}. Use the version of "
-            f"llamafactory-tpaw that wrote it, or delete {path} and it to generate both anew."
+            f"llamafactory-tpaw that wrote it, or {both}"
         )
-    problems = key_problems(TripletMeta, content)
+    problems = key_problems(TripletMeta, content) if isinstance(content, dict) else ["it holds no JSON object"]
     if problems:
-        raise DataError(f"{where} is damaged: {', '.join(problems)}. {advice}")
+        raise DataError(f"{where} is damaged: {', '.join(problems)}. Restore it, or {both}")
     meta = TripletMeta(**content)
-    problem = _count_problem(meta)
-    if problem:
-        raise DataError(f"{where} is damaged: {problem}. {advice}")
+    if meta.samples < 1 or (meta.rows + len(meta.failed)) % meta.samples:
+        raise DataError(
+            f"{where} is damaged: {meta.rows} rows and {len(meta.failed)} responses that failed are not "
+            f"{meta.samples} (`samples`) for each of its prompts. Restore it, or {both}"
+        )
     return meta
-
-
-def _count_problem(meta: TripletMeta) -> str:
-    """Say what is wrong with the numbers of rows, of responses a prompt and of those that failed."""
-    if not isinstance(meta.samples, int) or meta.samples < 1:
-        return f"`samples` is {meta.samples!r}, but must be 1 or more"
-    if (meta.rows + len(meta.failed)) % meta.samples:
-        return (
-            f"{meta.rows} rows and {len(meta.failed)} responses that failed are not {meta.samples} (`samples`) for "
-            "each of its prompts"
-        )
-    if bool(meta.ids_digest) != (meta.samples > 1 or bool(meta.failed)):
-        return (
-            f"`ids_digest` is {'there' if meta.ids_digest else 'missing'}, which does not fit `samples` and `failed`"
-        )
-    return ""
 
 
 def generator_place(path: Path, meta: TripletMeta) -> str:
@@ -306,68 +272,21 @@ def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[Tripl
         DataError: If the file is not the one the meta describes, or a row cannot be read.
     """
     if meta is not None and digest_file(path) != meta.rows_digest:
-        raise DataError(
-            f"{path} is not the file that {meta_path(path)} describes: {_what_changed(path, meta)}. {ANEW}"
-        )
-    with path.open("rb") as stream:
-        if meta is None:
-            yield from _parsed(path, stream)
-            return
-        count, digest = 0, hashlib.sha256()
-        for row in _parsed(path, stream):
-            count += 1
-            digest.update(f"{row.key if meta.ids_digest else row.id}\n".encode())
-            yield row
-    if (count, digest.hexdigest()) != (meta.rows, meta.ids_digest or meta.prompts_digest):
-        each = "one" if meta.samples == 1 else f"{meta.samples}"
-        but = f", {len(meta.failed)} that failed aside" if meta.failed else ""
-        raise DataError(
-            f"{path} holds {count} triplets, but not {each} for each of the {meta.prompts} prompts that "
-            f"{meta_path(path)} speaks of{but}: rows are missing, doubled or of another set. {ANEW}"
-        )
-
-
-def _parsed(path: Path, stream: BinaryIO) -> Iterator[TripletRow]:
-    for number, line in enumerate(stream, start=1):
-        where = f"{path}, row {number}"
-        yield TripletRow.from_json(parse_json(line, where, ANEW), where)
-
-
-def _what_changed(path: Path, meta: TripletMeta) -> str:
-    """Say of a file whose digest is another one what can be said: rows, doubled ids, the first row that is broken."""
-    seen: dict[str, int] = {}
-    doubled, broken, count = "", "", 0
+        rows = sum(1 for _ in read_triplets(path))  # a row that is broken is named
+        changed = f"it has {rows} rows, not {meta.rows}" if rows != meta.rows else "a row or the meta file was changed"
+        raise DataError(f"{path} is not the file that {meta_path(path)} describes: {changed}. {ANEW}")
+    count, digest = 0, hashlib.sha256()
     with path.open("rb") as stream:
         for count, line in enumerate(stream, start=1):
-            try:
-                row = TripletRow.from_json(parse_json(line, f"row {count}", ""), f"row {count}")
-            except DataError as error:
-                broken = broken or str(error).removesuffix(ANEW).rstrip(". ")
-                continue
-            first = seen.setdefault(row.key if meta.ids_digest else row.id, count)
-            if first != count and not doubled:
-                same = f"id {row.id}" + (f" and sample {row.sample}" if meta.ids_digest else "")
-                doubled = f"rows {first} and {count} have the same {same}"
-    rows = f"it has {count} rows, not {meta.rows}" if count != meta.rows else ""
-    fits = digest_of_ids(seen) == (meta.ids_digest or meta.prompts_digest)
-    foreign = "" if fits else _foreign_ids(list(seen), meta)
-    found = [part for part in (rows, broken, doubled or (not broken and foreign)) if part]
-    return "; ".join(found) or "a response or the meta file was changed"
-
-
-def _foreign_ids(keys: list[str], meta: TripletMeta) -> str:
-    """Say how ids and numbers of rows differ from those that the meta file counted."""
-    if meta.samples > 1:
-        there, failed = set(keys), set(meta.failed)
-        for name in dict.fromkeys(key.rpartition("#")[0] for key in keys):
-            for sample in range(meta.samples):
-                key = row_key(name, sample)
-                if key not in there and key not in failed:
-                    return f"it lacks sample {sample} of prompt {name}"
-    of = (
-        "prompts, in their order" if meta.samples == 1 else f"prompts and their {meta.samples} samples, in their order"
-    )
-    return f"its ids are not those of its {of}"
+            where = f"{path}, row {count}"
+            row = TripletRow.from_json(parse_json(line, where, ANEW), where)
+            digest.update(f"{row.key if meta and meta.ids_digest else row.id}\n".encode())
+            yield row
+    if meta and (count, digest.hexdigest()) != (meta.rows, meta.ids_digest or meta.prompts_digest):
+        raise DataError(
+            f"{path} holds {count} triplets, but not those of the {meta.prompts} prompts that {meta_path(path)} "
+            f"describes: rows are missing, doubled or of another set. {ANEW}"
+        )
 
 
 def _to_tag(message: Message) -> dict[str, str]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.encoding import cut_response
-from ..data.files import write_parts_atomic
-from ..data.locks import locked
+from ..data.files import locked, write_parts_atomic
 from ..data.progress import Progress
 from ..data.triplets import TripletMeta, TripletRow, read_meta, row_key, write_meta
 from ..errors import DataError, GenerationError

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..data.locks import locked
+from ..data.files import locked
 from ..errors import ConfigError, DataError, EnvironmentProblem, Findings
 from ..generation.devices import devices_in_sight
 from ..generation.share import Share

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..arguments.checks import read_tpaw_args
 from ..arguments.start import Start
-from ..data.locks import locked
+from ..data.files import locked
 from ..errors import InUseError, TpawError
 from ..lf.given import YAML_ENDINGS, is_true, read_given
 from ..lf.logs import get_logger

@@ -169,10 +169,11 @@ def _warn_of(round_: Round, meta: TripletMeta, team: Team) -> None:
 def _read(run: RunArguments, team: Team, entry: Entry, meta: TripletMeta | None = None) -> list[Triplet]:
     """Read triplets with their meta, or any other ranking data."""
     limits = Limits(run.data.cutoff_len, run.finetuning.tpaw_min_response, run.finetuning.tpaw_max_bad_rows)
+    folder = Path(run.finetuning.tpaw_cache_dir) / "tokens"
     if meta is not None:
-        return load_triplets(entry, meta, team.encoder, limits)
+        return load_triplets(entry, meta, team.encoder, limits, folder)
     logger.info_rank0(f"`{entry.name}` is ranking data of another source: no lineage is checked.")
-    return load_foreign(entry, team.encoder, limits, run.model, run.data, run.training)
+    return load_foreign(entry, team.encoder, limits, run.model, run.data, run.training, folder)
 
 
 def _read_eval(run: RunArguments, team: Team, train: list[Triplet]) -> list[Triplet]:

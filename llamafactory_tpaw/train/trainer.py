@@ -10,8 +10,7 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from transformers import Trainer, TrainerCallback
 
-from ..data.collator import RESPONSE_INDICES, STAND_IN, GroupSampler, count_triplets
-from ..data.sharding import ShardedSampler
+from ..data.collator import RESPONSE_INDICES, STAND_IN, GroupSampler, ShardedSampler, count_triplets
 from ..errors import TpawError
 from ..lf import facade
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
@@ -128,14 +127,8 @@ class TpawTrainer(Trainer):
             order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
         if self.processes.count == 1:
             return order
-        self.shared_order = ShardedSampler(
-            order,
-            [triplet.id for triplet in self.train_dataset.triplets] if grouped else None,
-            self._train_batch_size,
-            self.processes.count,
-            accumulation=self.args.gradient_accumulation_steps,
-            drop_last=self.args.dataloader_drop_last,
-        )
+        drop_last = self.args.dataloader_drop_last
+        self.shared_order = ShardedSampler(order, self._train_batch_size, self.processes.count, drop_last=drop_last)
         return self.shared_order
 
     def _get_eval_sampler(self, eval_dataset: TripletDataset) -> torch.utils.data.Sampler | None:
@@ -143,8 +136,7 @@ class TpawTrainer(Trainer):
         order = GroupSampler(eval_dataset, shuffle=False)
         if self.processes.count == 1:
             return order
-        groups = [triplet.id for triplet in eval_dataset.triplets]
-        return ShardedSampler(order, groups, self.args.eval_batch_size, self.processes.count)
+        return ShardedSampler(order, self.args.eval_batch_size, self.processes.count)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device

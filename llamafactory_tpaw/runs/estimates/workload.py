@@ -22,9 +22,8 @@ from ...errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ...data.bad_rows import BadRow, BadRows
     from ...data.encoding import TurnEncoder
-    from ...data.prompts import Prompt, Prompts, PromptSet
+    from ...data.prompts import BadRow, Prompt, Prompts, PromptSet
     from ..preflight import Plan
     from .lacking import Lacking
 
@@ -162,7 +161,7 @@ class Sample:
 
     prompts: Prompts | list[Prompt]
     triplets: list[Triplet]
-    bad_rows: BadRows | list[BadRow]
+    bad_rows: list[BadRow]
     total: int | None
     how: str
     path: Path | None = None

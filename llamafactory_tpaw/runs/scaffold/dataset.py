@@ -7,16 +7,15 @@ import csv
 import difflib
 import json
 import os
+import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...data.choice import choose_rows
-from ...data.files import read_json
-from ...data.json_array import ArrayReader
-from ...data.source import DATASET_INFO, first_byte
+from ...data.files import parse_json, read_json
+from ...data.source import DATASET_INFO
 from ...errors import ConfigError, DataError
 from .columns import find_columns
 from .settings import Settings, slug
@@ -182,23 +181,26 @@ def _read_sample(path: Path) -> _Sample:
 def _choose(read: Callable[[], Iterable[Any]]) -> _Sample:
     """Go through a file twice, to count its rows and to take some: all of them need not fit in memory."""
     total = sum(1 for _ in read())
-    picked = choose_rows(total, SAMPLE_ROWS, SAMPLE_SEED)
+    picked = _pick(total)
     numbered, rows = enumerate(read()), []
     for wanted in picked:
         rows.append(next(row for index, row in numbered if index == wanted))
     return _Sample(rows, [int(index) + 1 for index in picked], total)
 
 
+def _pick(total: int) -> Sequence[int]:
+    """Choose the same rows of a file each time."""
+    if total <= SAMPLE_ROWS:
+        return range(total)
+    return sorted(random.Random(SAMPLE_SEED).sample(range(total), SAMPLE_ROWS))
+
+
 def _read_json(path: Path) -> _Sample:
     with path.open("rb") as stream:
-        if first_byte(stream) != b"[":
+        if not stream.peek(1).lstrip().startswith(b"["):
             return _read_json_lines(path)
-    return _choose(lambda: _array_items(path))
-
-
-def _array_items(path: Path) -> Iterator[Any]:
-    with path.open("rb") as stream:
-        yield from ArrayReader(stream, str(path), "Correct the file.")
+    items = parse_json(path.read_bytes(), str(path), "Correct the file.")
+    return _choose(lambda: items)
 
 
 def _read_json_lines(path: Path) -> _Sample:
@@ -236,7 +238,7 @@ def _read_parquet(path: Path) -> _Sample:
     try:
         with parquet.ParquetFile(path) as file:
             total, begin = file.metadata.num_rows, 0
-            picked, rows = list(choose_rows(total, SAMPLE_ROWS, SAMPLE_SEED)), []
+            picked, rows = _pick(total), []
             for batch in file.iter_batches(batch_size=SAMPLE_ROWS):
                 end = begin + batch.num_rows
                 places = picked[bisect_left(picked, begin) : bisect_left(picked, end)]

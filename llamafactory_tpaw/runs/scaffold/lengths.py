@@ -24,8 +24,7 @@ from .settings import Settings
 
 
 if TYPE_CHECKING:
-    from ...data.bad_rows import BadRow, BadRows
-    from ...data.prompts import PromptSet
+    from ...data.prompts import BadRow, PromptSet
 
 # Beyond this, memory rather than the data decides, and the user does.
 MOST_TOKENS = 4096
@@ -49,7 +48,7 @@ class Lengths:
 
     prompts: list[int]
     targets: list[int]
-    bad_rows: BadRows | list[BadRow]
+    bad_rows: list[BadRow]
     total: int | None
 
     @property

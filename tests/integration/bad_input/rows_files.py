@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from llamafactory_tpaw.data.locks import locked
+from llamafactory_tpaw.data.files import locked
 
 from .rows import Row
 from .spoiling import OTHER, change_json, cut, other_model, write
@@ -86,18 +86,15 @@ OUTPUT_FOLDERS = [
     ),
     Row("an `output_dir` with a cut tpaw.json", spoil=lambda: cut("saves/play_iter0/tpaw.json"), given=PLAYED),
 ]
-WHO = ((r"process \d+ on \S+ has been at work there since [^.]*\.", "process <pid> on <host> … since <time>."),)
 IN_USE = [
     Row(
         "an `output_dir` that another process is at work on",
         during=lambda: locked(Path("saves/anew").resolve(), "it"),
-        unlike=WHO,
     ),
     Row(
         "triplets that another process is generating",
         generating=True,
         during=lambda: locked(Path("data/tpaw/play_iter0.jsonl").resolve(), "it"),
-        unlike=WHO,
     ),
 ]
 CACHES = [

@@ -11,7 +11,7 @@ import pytest
 
 from llamafactory_tpaw.board.places import Places
 from llamafactory_tpaw.board.runs import following, write_run_files
-from llamafactory_tpaw.data.locks import locked
+from llamafactory_tpaw.data.files import locked
 from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem, InUseError
 from llamafactory_tpaw.lf.given import read_given

@@ -15,12 +15,13 @@ from unittest import mock
 
 import numpy as np
 
-from llamafactory_tpaw.data import bad_rows, prompts
-from llamafactory_tpaw.data.source import AlignedRows
+from llamafactory_tpaw.data import prompts
+from llamafactory_tpaw.data.source import ROW_KEYS
 
 
 CHARACTERS = 1000
 TOKENS = 100
+SETTINGS = {"tpaw_prompts": "made", "tpaw_max_prompts": None, "tpaw_turn": "last", "tpaw_min_response": 1}
 
 
 class Dataset:
@@ -33,18 +34,14 @@ class Dataset:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, which: Any) -> dict[str, Any]:
+    def __getitem__(self, places: Any) -> dict[str, list[Any]]:
         self.peak = max(self.peak, anonymous_mib())
-        if isinstance(which, int):
-            return {key: column[0] for key, column in self[[which]].items()}
-        numbers = range(self.count)[which] if isinstance(which, slice) else which
-        text = {number: f"{number % 1000}".ljust(CHARACTERS) for number in numbers}
+        texts = [f"{place % 1000}".ljust(CHARACTERS) for place in places]
         columns = {
-            "_prompt": [[{"role": "user", "content": text[number]}] for number in numbers],
-            "_response": [[{"role": "assistant", "content": text[number]}] for number in numbers],
+            "_prompt": [[{"role": "user", "content": text}] for text in texts],
+            "_response": [[{"role": "assistant", "content": text}] for text in texts],
         }
-        others = ("_system", "_tools", "_images", "_videos", "_audios")
-        return columns | {key: [None] * len(numbers) for key in others}
+        return {key: columns.get(key, [None] * len(texts)) for key in ROW_KEYS}
 
 
 class Encoder:
@@ -66,21 +63,13 @@ def anonymous_mib() -> float:
 def load(folder: Path, count: int) -> float:
     """Load prompts, look at all of them, and return the most memory that was used."""
     dataset = Dataset(count)
-    keys = {
-        "tpaw_prompts": "stub",
-        "tpaw_max_prompts": None,
-        "tpaw_prompts_seed": 0,
-        "tpaw_turn": "last",
-        "tpaw_min_response": 1,
-        "tpaw_max_bad_rows": count,
-        "tpaw_cache_dir": str(folder),
-    }
+    keys = SimpleNamespace(**SETTINGS, tpaw_max_bad_rows=count, tpaw_cache_dir=str(folder))
     data = SimpleNamespace(dataset_dir=str(folder), cutoff_len=1000)
     with (
-        mock.patch.object(prompts, "load_rows", return_value=AlignedRows(dataset)),
-        mock.patch.object(bad_rows, "get_logger"),  # LlamaFactory's, whose import takes long
+        mock.patch.object(prompts, "load_rows", return_value=dataset),
+        mock.patch.object(prompts, "get_logger"),  # LlamaFactory's, whose import takes long
     ):
-        found = prompts.load_prompts(Encoder(), None, data, None, SimpleNamespace(**keys))
+        found = prompts.load_prompts(Encoder(), None, data, None, keys)
     for place, prompt in enumerate(found.prompts):
         if prompt.id != found.prompts.id(place) or prompt.prompt_ids[0] != int(prompt.target["content"]):
             raise ValueError(f"prompt {place} is another one")
@@ -91,6 +80,6 @@ def load(folder: Path, count: int) -> float:
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
-    (root / "dataset_info.json").write_text(json.dumps({"stub": {"hf_hub_url": "stub"}}))
+    (root / "dataset_info.json").write_text(json.dumps({"made": {"hf_hub_url": "made"}}))
     load(root, 1000)
     sys.stdout.write(" ".join(f"{load(root, int(count)):.2f}" for count in sys.argv[2:]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llamafactory_tpaw.data.source import AlignedRow, find_entry, is_triplet_file, load_rows, triplet_entry
+from llamafactory_tpaw.data.source import AlignedRow, find_entry, is_triplet_file, load_rows, read_rows, triplet_entry
 from llamafactory_tpaw.errors import ConfigError, DataError
 
 
@@ -24,7 +24,8 @@ GOOD = {"question": "1 + 1?", "answer": "2"}
 
 def rows_of(project: Project, run: RunArguments, name: str) -> list[AlignedRow]:
     entry = find_entry(name, run.data.dataset_dir)
-    return list(load_rows(entry, run.model, run.data, run.training))
+    dataset = load_rows(entry, run.model, run.data, run.training)
+    return list(read_rows(dataset, range(len(dataset))))
 
 
 def write(project: Project, text: str, file_name: str = "sft.jsonl", **entry: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from llamafactory_tpaw.arguments.recorded import recorded_settings
-from llamafactory_tpaw.data.locks import locked
+from llamafactory_tpaw.data.files import locked
 from llamafactory_tpaw.errors import DataError
 from llamafactory_tpaw.report.lineage import trace
 from llamafactory_tpaw.report.lineage_text import as_trees
