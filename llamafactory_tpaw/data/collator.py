@@ -73,16 +73,14 @@ class TripletDataset(Dataset):
 
 
 class GroupSampler(Sampler[int]):
-    r"""Visits the triplets of a group one after another, so that most batches hold whole groups.
-
-    A batch is as many triplets as ever: where groups do not fit into it evenly, one is continued in the next batch.
+    r"""Visits the triplets of a group one after another; one that does not fit a batch is continued in the next.
 
     Args:
         dataset: The triplets.
         batch_size: Triplets in a batch, for bucketing.
         seed: With the epoch's number it gives the order of the groups.
         grouped: Whether triplets with the same prompt and target form a group; otherwise each is one by itself.
-        shuffle: Whether the groups are shuffled, otherwise in every epoch.
+        shuffle: Whether the groups are shuffled, in each epoch differently.
         by_length: Whether groups of like length come together.
     """
 

@@ -49,12 +49,18 @@ class TurnEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Any) -> None:
         self.tokenizer = tokenizer
         self.template = template
-        self.end_of_turn = self._find_end_of_turn()
+        self.end_of_turn: list[int] = []
+        question = {"role": "user", "content": "?"}
+        turns = [self.encode([question], {"role": "assistant", "content": text})[1].tolist() for text in _PROBES]
+        for first, second in zip(reversed(turns[0]), reversed(turns[1]), strict=False):
+            if first != second:
+                break
+            self.end_of_turn.insert(0, first)
 
     def encode(
         self, prompt: Sequence[Message], response: Message, system: str | None = None, tools: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        r"""Encode a prompt and its response, end of turn included.
+        r"""Encode a prompt and its response, end of turn included; nothing is cut.
 
         Args:
             prompt: Messages with `role` and `content`, the last one from the user's side.
@@ -63,7 +69,7 @@ class TurnEncoder:
             tools: Tool descriptions as LlamaFactory keeps them, a JSON text.
 
         Returns:
-            Prompt ids and response ids, int32 arrays. Nothing is cut.
+            Prompt ids and response ids, int32.
 
         Raises:
             UNENCODABLE: One of these, if the template cannot write a message or the tools.
@@ -86,15 +92,10 @@ class TurnEncoder:
         return template_digest(self.template)
 
     def finish(self, sampled: Sequence[int], finish_reason: str) -> np.ndarray:
-        r"""Complete a sampled response with the tokens that end a turn.
+        r"""Complete a sampled response, stop token included, with the tokens that end a turn.
 
-        Args:
-            sampled: Ids as the model sampled them, up to and including the stop token.
-            finish_reason: `stop` or `length`. A response that ran into the limit did not end: nothing is added.
-
-        Returns:
-            Response ids as trained on, int32. After a stop token of the template's end of turn the rest of that end
-            follows; after any other stop token nothing does.
+        After a stop token of the template's end of turn the rest of that end follows; after any other one nothing
+        does, nor after a response that ran into the limit (`finish_reason` is `length`).
         """
         ids = list(sampled)
         if finish_reason == "stop" and ids and ids[-1] in self.end_of_turn:
@@ -104,13 +105,8 @@ class TurnEncoder:
     def text_of(self, sampled: Sequence[int], finish_reason: str) -> str:
         r"""Decode a sampled response without its end of turn; nothing else is stripped or joined.
 
-        Args:
-            sampled: Ids as the model sampled them, up to and including the stop token.
-            finish_reason: `stop` or `length`.
-
-        Returns:
-            The text. The stop token is left out, and so are the tokens that an end of turn has before it (a line
-            break in some templates).
+        The stop token is left out, and so are the tokens that an end of turn has before it (a line break in some
+        templates).
         """
         ids = list(sampled)
         if finish_reason == "stop" and ids:
@@ -130,16 +126,6 @@ class TurnEncoder:
         extra = [model_eos] if isinstance(model_eos, int) else list(model_eos or [])
         return sorted({*self.template.get_stop_token_ids(self.tokenizer), self.tokenizer.eos_token_id, *extra})
 
-    def _find_end_of_turn(self) -> list[int]:
-        question = {"role": "user", "content": "?"}
-        turns = [self.encode([question], {"role": "assistant", "content": text})[1].tolist() for text in _PROBES]
-        end: list[int] = []
-        for first, second in zip(reversed(turns[0]), reversed(turns[1]), strict=False):
-            if first != second:
-                break
-            end.insert(0, first)
-        return end
-
 
 def cut_response(ids: np.ndarray, prompt_tokens: int, cutoff_len: int) -> np.ndarray:
     """Cut a response to what the prompt leaves of `cutoff_len` tokens; a cut response has no end of turn."""
@@ -147,15 +133,12 @@ def cut_response(ids: np.ndarray, prompt_tokens: int, cutoff_len: int) -> np.nda
 
 
 def prompt_id(prompt_ids: np.ndarray, target_ids: np.ndarray, seen: dict[int, int]) -> str:
-    r"""Name a prompt by its content.
+    r"""Name a prompt by its content: 16 hex digits of SHA-256 over both, `-`, and its occurrence from 0.
 
     Args:
         prompt_ids: Prompt token ids.
         target_ids: Target token ids, uncut.
         seen: Of each content in this set so far, the number of its last occurrence; updated.
-
-    Returns:
-        The first 16 hex digits of SHA-256 over both, `-`, and the number of the occurrence from 0.
     """
     digest = hashlib.sha256()
     for ids in (prompt_ids, target_ids):
@@ -194,52 +177,35 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def template_digest(template: Any) -> str:
     """SHA-256 over everything a template writes: slots, default system text, stop and thought words."""
-    return hashlib.sha256(json.dumps(_describe(template), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(template, sort_keys=True, default=_describe).encode()).hexdigest()
 
 
 def _describe(value: Any) -> Any:
-    """Turn a template into plain JSON values, with class names so that formatters of other kinds differ."""
-    if is_dataclass(value) and not isinstance(value, type):
-        plain = {spec.name: _describe(getattr(value, spec.name)) for spec in fields(value)}
-        return {"class": type(value).__name__, **plain}
-    if isinstance(value, dict):
-        return {str(key): _describe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_describe(item) for item in value]
+    """Turn a part of a template into what JSON has, with class names so that formatters of other kinds differ."""
+    if is_dataclass(value):
+        return {"class": type(value).__name__, **{spec.name: getattr(value, spec.name) for spec in fields(value)}}
     if isinstance(value, (set, frozenset)):
-        return sorted(str(item) for item in value)
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
+        return sorted(map(str, value))
     return type(value).__name__
 
 
 class TokenFile:
     r"""Arrays of token ids in a file without a name, which goes with the process: memory holds what is looked at.
 
-    All arrays are appended before the first is read.
-
-    Args:
-        folder: On a file system with room for them; None takes the system's folder for temporary files.
+    All arrays are appended before the first is read. `folder` None is the system's folder for temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)
-        self._folder = folder
         self._ends = array("q", [0])
 
-    def append(self, *arrays: np.ndarray) -> int:
-        """Add arrays and return the number of the first."""
-        first = len(self._ends) - 1
-        try:
-            for ids in arrays:
-                self._file.write(np.asarray(ids, dtype=np.int32).tobytes())
-                self._ends.append(self._ends[-1] + len(ids))
-        except OSError as error:
-            error.filename = str(self._folder or tempfile.gettempdir())  # the message names where space is lacking
-            raise
-        return first
+    def append(self, *arrays: np.ndarray) -> None:
+        """Add arrays, which are numbered from 0."""
+        for ids in arrays:
+            self._file.write(np.asarray(ids, dtype=np.int32).tobytes())
+            self._ends.append(self._ends[-1] + len(ids))
 
     def __getitem__(self, number: int) -> np.ndarray:
         """Return an array, read-only int32."""

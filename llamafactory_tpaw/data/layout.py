@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""How prompts and responses lie in the rows of a batch.
 
-A row is a prompt followed by one or more of its responses. Where it has several, the prompt is there once: each
-response sees the prompt and itself, and its positions count from the prompt's end, as if it stood there alone.
-Rows are padded on the right, where a causal model's other tokens do not see the padding.
+A row is a prompt followed by one or more of its responses. Where it has several, each response sees the prompt and
+itself, and its positions count from the prompt's end, as if it stood there alone. Rows are padded on the right, where
+a causal model's other tokens do not see the padding.
 """
 
 from __future__ import annotations
@@ -45,11 +45,9 @@ class LayoutCosts:
     Attributes:
         token: Multiply-adds a token outside of attention.
         pair: Multiply-adds for each pair of tokens that attention compares.
-        sharing: When responses share the row of their prompt; needs attention that takes a mask of its own.
-        by_parts: Whether the prompt and each response of a shared row are attended apart; otherwise a mask hides pairs
-            that are compared all the same.
-        packed: Whether rows are joined to one without padding; needs attention that keeps sequences apart by their
-            positions.
+        sharing: When responses share the row of their prompt; needs attention that takes a mask.
+        by_parts: Whether a shared row's parts are attended apart, else a mask hides pairs that are compared anyway.
+        packed: Whether rows are joined to one; needs attention that keeps sequences apart by their positions.
     """
 
     token: float = 1.0
@@ -62,34 +60,21 @@ class LayoutCosts:
         """Cost of a batch of these rows, padded to the longest."""
         width = max(row.length for row in rows)
         if not is_shared(rows):
-            compared = len(rows) * _causal_pairs(0, width)
+            compared = len(rows) * width**2 / 2
         elif self.by_parts:
-            compared = sum(_causal_pairs(0, len(row.prompt)) for row in rows)
-            compared += sum(_causal_pairs(len(row.prompt), len(part)) for row in rows for part in row.responses)
+            compared = sum(len(row.prompt) ** 2 / 2 for row in rows)
+            compared += sum(len(part) * (len(row.prompt) + len(part) / 2) for row in rows for part in row.responses)
         else:
             compared = len(rows) * width**2
         return self.token * len(rows) * width + self.pair * compared
 
     def arrange(self, shared: Sequence[Row], most_tokens: float = math.inf) -> list[Row]:
-        r"""Choose the rows of a batch.
-
-        Args:
-            shared: Each prompt with all its responses.
-            most_tokens: A longer row is not shared.
-
-        Returns:
-            The same, or one row a response in the same order where that is cheaper.
-        """
+        """Give each response a row in the same order where that is cheaper, or a shared row has too many tokens."""
         apart = separate(shared)
         if self.sharing == "never" or not is_shared(shared) or max(row.length for row in shared) > most_tokens:
             return apart
         saves = self.of(shared) < CLEARLY_CHEAPER * self.of(apart)
         return list(shared) if self.sharing == "always" or saves else apart
-
-
-def _causal_pairs(before: int, own: int) -> float:
-    """Pairs of tokens that are compared when `own` tokens see `before` others and themselves up to each."""
-    return own * (before + own / 2)
 
 
 def separate(rows: Sequence[Row]) -> list[Row]:
@@ -110,12 +95,7 @@ def padded(length: int, multiple: int = WIDTH_MULTIPLE) -> int:
 def lay_out(
     rows: Sequence[Row], *, pad_token_id: int, pad_to_multiple_of: int = WIDTH_MULTIPLE
 ) -> dict[str, torch.Tensor]:
-    r"""Write rows into tensors.
-
-    Args:
-        rows: N rows with S responses of M tokens altogether; no prompt is empty.
-        pad_token_id: Written into the padding; nothing sees it.
-        pad_to_multiple_of: The length T is a multiple of this.
+    r"""Write N rows with S responses of M tokens altogether into tensors; no prompt is empty.
 
     Returns:
         `input_ids` (N, T). Of the response tokens, row by row: `response_tokens` (M,), their ids, and
@@ -150,7 +130,7 @@ def pack(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     r"""Join rows of one response each to a single row without padding, for attention that goes by positions.
 
     Returns:
-        As `lay_out`, with N = 1; `position_ids` begin anew with each row.
+        As `lay_out`, with N = 1; `position_ids` begin at 0 with each row.
     """
     starts = np.cumsum([0, *(row.length for row in rows)])
     places = [

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 Item, Encoded = TypeVar("Item"), TypeVar("Encoded")
 # Beside the SFT set's name, the keys on which the prompts of a run depend.
 SELECTION = ("tpaw_max_prompts", "tpaw_prompts_seed", "tpaw_turn", "tpaw_min_response", "max_samples")
-# Where under `tpaw_cache_dir` the files of token ids are made; they have no names and go with the process.
-FOLDER = "tokens"
 
 
 @dataclass(frozen=True)
@@ -119,24 +118,24 @@ class Prompts(Sequence[Prompt]):
     Args:
         rows: LlamaFactory's dataset.
         turn: `tpaw_turn`.
+        encoded: Row of each prompt, counted from 1, with the token ids of prompt and target.
+        folder: Where the file of token ids is made.
 
     Attributes:
         prompt_tokens: Number of prompt token ids of each prompt, int32.
         target_tokens: The same for the targets.
     """
 
-    def __init__(self, rows: Any, turn: str, folder: Path | None) -> None:
-        self._rows, self._turn = rows, turn
+    def __init__(
+        self, rows: Any, turn: str, encoded: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]], folder: Path | None
+    ) -> None:
+        self._rows, self._turn, self._tokens = rows, turn, TokenFile(folder)
         self._places = array("L")  # in the dataset, from 0
-        self._ids: list[str] = []
-        self._tokens = TokenFile(folder)
-
-    def fill(self, encoded: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]]) -> None:
-        """Take the token ids of rows that are numbered from 1."""
+        self.ids: list[str] = []
         seen: dict[int, int] = {}
         for number, both in encoded:
             self._places.append(number - 1)
-            self._ids.append(prompt_id(*both, seen))
+            self.ids.append(prompt_id(*both, seen))
             self._tokens.append(*both)
         self.prompt_tokens, self.target_tokens = self._tokens.lengths.reshape(-1, 2).T
 
@@ -158,24 +157,16 @@ class Prompts(Sequence[Prompt]):
 
     def id(self, index: int) -> str:
         """A prompt's id."""
-        return self._ids[index]
-
-    def ids(self) -> list[str]:
-        """All ids, in order."""
-        return self._ids
+        return self.ids[index]
 
     def prompt_ids(self, index: int) -> np.ndarray:
         """A prompt's token ids, never cut, read-only int32."""
         return self._tokens[2 * int(index)]
 
-    def target_ids(self, index: int) -> np.ndarray:
-        """A target's token ids, end of turn included, uncut, read-only int32."""
-        return self._tokens[2 * int(index) + 1]
-
     def _join(self, index: int, row: AlignedRow) -> Prompt:
         messages, target = _split(row, self._turn)
-        texts = (self.id(index), messages, row.system, row.tools, target)
-        return Prompt(*texts, self.prompt_ids(index), self.target_ids(index))
+        texts = (self.ids[index], messages, row.system, row.tools, target)
+        return Prompt(*texts, self._tokens[2 * index], self._tokens[2 * index + 1])
 
 
 @dataclass(frozen=True)
@@ -201,7 +192,12 @@ class PromptSet:
 
 
 def load_prompts(
-    encoder: TurnEncoder, model_args: Any, data_args: Any, training_args: Any, tpaw_args: Any
+    encoder: TurnEncoder,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    tpaw_args: Any,
+    first: int | None = None,
 ) -> PromptSet:
     r"""Read `tpaw_prompts` and encode what `tpaw_max_prompts` and `tpaw_prompts_seed` choose of it.
 
@@ -211,52 +207,42 @@ def load_prompts(
         data_args: LlamaFactory's data arguments (`dataset_dir`, `cutoff_len`, `max_samples`).
         training_args: The training arguments.
         tpaw_args: The `tpaw_*` keys.
+        first: For a look at the first rows: encode so many, whatever would be chosen, and refuse no bad row.
 
     Raises:
         ConfigError: If the entry is a ranking set or asks for `num_samples`.
         DataError: If the set is empty or unreadable, or more than `tpaw_max_bad_rows` rows are bad.
     """
     entry = _find_prompts(tpaw_args, data_args)
+    if first is not None:
+        data_args = copy.copy(data_args)
+        data_args.max_samples = min(first, data_args.max_samples or first)
     rows = load_rows(entry, model_args, data_args, training_args)
     places: Sequence[int] = range(len(rows))
-    most = tpaw_args.tpaw_max_prompts
-    if most is not None and most < len(rows):
+    most, folder = tpaw_args.tpaw_max_prompts, Path(tpaw_args.tpaw_cache_dir) / "tokens"
+    if first is None and most is not None and most < len(rows):
         places = array("L", sorted(random.Random(tpaw_args.tpaw_prompts_seed).sample(places, most)))
-    found = _encode(entry, rows, places, encoder, data_args, tpaw_args, Path(tpaw_args.tpaw_cache_dir) / FOLDER)
-    name = f"`tpaw_prompts: {entry.name}`"
-    check_bad_rows(f"{name} ({entry.path or 'on the hub'})", found.bad_rows, tpaw_args.tpaw_max_bad_rows)
-    if not found.prompts:
-        raise DataError(
-            f"{name} has no usable row; the first is not one because {found.bad_rows[0].reason}. Correct the rows."
-        )
-    return found
+    limits = Limits(data_args.cutoff_len, tpaw_args.tpaw_min_response, tpaw_args.tpaw_max_bad_rows)
+    turn, bad_rows = tpaw_args.tpaw_turn, []
+    read = zip((place + 1 for place in places), read_rows(rows, places), strict=True)
+    read = track(read, f"encoding the prompts of {entry.name}", total=len(places))
+    encoded = encode_rows(read, functools.partial(_encode_row, encoder, limits, turn), bad_rows)
+    prompts = Prompts(rows, turn, encoded, folder if first is None else None)
+    if first is None:
+        name = f"`tpaw_prompts: {entry.name}` ({entry.path or 'on the hub'})"
+        check_bad_rows(name, bad_rows, limits.max_bad_rows)
+        if not prompts:
+            reason = f" Row {bad_rows[0].row} is none, because {bad_rows[0].reason}." if bad_rows else ""
+            raise DataError(f"{name} has no usable row.{reason}")
+    return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompts.ids))
 
 
 def load_first_prompts(
     encoder: TurnEncoder, model_args: Any, data_args: Any, training_args: Any, tpaw_args: Any, count: int
 ) -> tuple[PromptSet, int]:
-    r"""Encode the first rows of `tpaw_prompts` alone, for a look at them before the whole set is read.
-
-    Args:
-        encoder: Tokenizer and template of the run.
-        model_args: LlamaFactory's model arguments.
-        data_args: LlamaFactory's data arguments.
-        training_args: The training arguments, or what stands in for them.
-        tpaw_args: The `tpaw_*` keys.
-        count: How many rows are read; all of them are encoded, whatever `tpaw_max_prompts` would choose.
-
-    Returns:
-        Their prompts and bad rows, however many these are, and how many rows were read.
-
-    Raises:
-        ConfigError: If the entry is a ranking set or asks for `num_samples`.
-        DataError: If the set is unreadable.
-    """
-    entry = _find_prompts(tpaw_args, data_args)
-    head = copy.copy(data_args)
-    head.max_samples = min(count, data_args.max_samples or count)
-    rows = load_rows(entry, model_args, head, training_args)
-    return _encode(entry, rows, range(len(rows)), encoder, data_args, tpaw_args, None), len(rows)
+    """Encode the first `count` rows of `tpaw_prompts`; return also how many rows were read."""
+    found = load_prompts(encoder, model_args, data_args, training_args, tpaw_args, first=count)
+    return found, len(found.prompts) + len(found.bad_rows)
 
 
 def selection(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,36 +273,17 @@ def _find_prompts(tpaw_args: Any, data_args: Any) -> Entry:
     return entry
 
 
-def _encode(
-    entry: Entry,
-    rows: Any,
-    places: Sequence[int],
-    encoder: TurnEncoder,
-    data_args: Any,
-    tpaw_args: Any,
-    folder: Path | None,
-) -> PromptSet:
-    limits = Limits(data_args.cutoff_len, tpaw_args.tpaw_min_response, tpaw_args.tpaw_max_bad_rows)
-    turn = tpaw_args.tpaw_turn
-
-    def encode(row: AlignedRow) -> tuple[np.ndarray, np.ndarray]:
-        if row.has_media:
-            raise UnusableRowError("it has images, videos or audio, which stage `tpaw` does not support")
-        if len(row.prompt) % 2 != 1 or len(row.responses) != 1:
-            raise UnusableRowError("it has no response, or its turns do not alternate")
-        prompt, target = _split(row, turn)
-        if not target["content"]:
-            raise UnusableRowError("its response is empty")
-        prompt_ids, target_ids = encoder.encode(prompt, target, row.system, row.tools)
-        limits.check_room(prompt_ids)
-        return prompt_ids, target_ids
-
-    read = zip((place + 1 for place in places), read_rows(rows, places), strict=True)
-    read = track(read, f"encoding the prompts of {entry.name}", total=len(places))
-    bad_rows: list[BadRow] = []
-    prompts = Prompts(rows, turn, folder)
-    prompts.fill(encode_rows(read, encode, bad_rows))
-    return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompts.ids()))
+def _encode_row(encoder: TurnEncoder, limits: Limits, turn: str, row: AlignedRow) -> tuple[np.ndarray, np.ndarray]:
+    if row.has_media:
+        raise UnusableRowError("it has images, videos or audio, which stage `tpaw` does not support")
+    if len(row.prompt) % 2 != 1 or len(row.responses) != 1:
+        raise UnusableRowError("it has no response, or its turns do not alternate")
+    prompt, target = _split(row, turn)
+    if not target["content"]:
+        raise UnusableRowError("its response is empty")
+    prompt_ids, target_ids = encoder.encode(prompt, target, row.system, row.tools)
+    limits.check_room(prompt_ids)
+    return prompt_ids, target_ids
 
 
 def _split(row: AlignedRow, turn: str) -> tuple[list[Message], Message]:

@@ -246,19 +246,14 @@ def read_meta(path: Path) -> TripletMeta:
 
 def generator_place(path: Path, meta: TripletMeta) -> str:
     """Where the generator of the triplet file `path` is, as seen from the working folder; a hub's name stays one."""
-    return _place(path, meta.generator_path)
+    recorded = meta.opponent or meta.generator_path
+    beside = Path(os.path.normpath(path.parent / recorded))
+    return str(beside) if beside.exists() else recorded
 
 
 def opponent_place(path: Path, meta: TripletMeta) -> str:
-    """Where the opponent that generated `path` is, likewise; a served name stays one; empty where θ generated it."""
-    return _place(path, meta.opponent) if meta.opponent else ""
-
-
-def _place(path: Path, recorded: str) -> str:
-    if os.path.isabs(recorded):
-        return recorded
-    beside = Path(os.path.normpath(path.parent / recorded))
-    return str(beside) if beside.exists() else recorded
+    """Where the opponent that generated `path` is, likewise; empty where θ generated it."""
+    return generator_place(path, meta) if meta.opponent else ""
 
 
 def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[TripletRow]:

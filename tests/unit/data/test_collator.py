@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch holds each sequence once and says whose it is; epochs visit all triplets, groups together."""
+"""A batch holds each sequence once; epochs visit all triplets, groups together, shared out over processes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
 
-from llamafactory_tpaw.data.collator import GroupSampler, TripletCollator, TripletDataset
+from llamafactory_tpaw.data.collator import (
+    PADDING,
+    STAND_IN,
+    GroupSampler,
+    ShardedSampler,
+    TripletCollator,
+    TripletDataset,
+    count_triplets,
+)
 from llamafactory_tpaw.data.layout import LayoutCosts
 from llamafactory_tpaw.data.opponents import Triplet
 from tests.unit.data.writing import make_triplet
@@ -38,7 +49,7 @@ def sequences(batch: dict[str, torch.Tensor]) -> list[list[int]]:
     return [part.tolist() for part in batch["response_tokens"].split(batch["response_counts"].tolist())]
 
 
-def collate(triplets: list[Triplet], **settings) -> dict[str, torch.Tensor]:
+def collate(triplets: list[Triplet], **settings: Any) -> dict[str, torch.Tensor]:
     return TripletCollator(PAD, **settings)([{"triplet": triplet} for triplet in triplets])
 
 
@@ -54,10 +65,8 @@ def test_each_triplet_finds_its_responses(grouped: bool, sharing: str) -> None:
         assert found[batch["generated_index"][index]] == triplet.generated_ids.tolist()
     assert "proto_index" not in batch
     # One row a sequence, or one a prompt; ungrouped, each triplet is a prompt of its own.
-    assert (
-        len(batch["input_ids"])
-        == {("never", True): 6, ("never", False): 8, ("always", True): 2, ("always", False): 4}[sharing, grouped]
-    )
+    rows = {("never", True): 6, ("never", False): 8, ("always", True): 2, ("always", False): 4}
+    assert len(batch["input_ids"]) == rows[sharing, grouped]
 
 
 def test_a_packed_batch_holds_the_same() -> None:
@@ -80,7 +89,6 @@ def test_cached_players_and_flags_go_with_their_triplets() -> None:
     triplets = [make_triplet("a-0", target=1), replace(make_triplet("b-0", generated=2), truncated=True)]
     target, generated = np.arange(6, dtype=np.float32).reshape(2, 3), -np.arange(6, dtype=np.float32).reshape(2, 3)
     dataset = TripletDataset(triplets, target, generated)
-    assert len(dataset) == 2
     batch = TripletCollator(PAD)([dataset[1], dataset[0]])
     assert batch["player_target_logps"].tolist() == [[3, 4, 5], [0, 1, 2]]
     assert batch["player_generated_logps"].tolist() == [[-3, -4, -5], [0, -1, -2]]
@@ -91,15 +99,9 @@ def test_cached_players_and_flags_go_with_their_triplets() -> None:
 def test_y0_is_a_third_response() -> None:
     triplets = [replace(make_triplet(name), proto_ids=array(50, number)) for number, name in enumerate(("a-0", "b-0"))]
     batch = collate(triplets)
-    found = sequences(batch)
-    assert [found[index] for index in batch["proto_index"]] == [[50, 0], [50, 1]]
-    assert "player_target_logps" not in batch
-
-
-def test_rounds_are_not_mixed_in_a_batch() -> None:
-    """Triplets with and without y_0 have no common layout."""
-    with pytest.raises(ValueError):
-        collate([make_triplet("a-0"), replace(make_triplet("b-0"), proto_ids=array(1))])
+    assert [sequences(batch)[index] for index in batch["proto_index"]] == [[50, 0], [50, 1]]
+    with pytest.raises(ValueError):  # triplets with and without y_0 have no common layout
+        collate([triplets[0], make_triplet("a-0")])
 
 
 @pytest.fixture
@@ -111,30 +113,75 @@ def dataset() -> TripletDataset:
 
 
 @pytest.mark.parametrize("settings", [{}, {"shuffle": False}, {"by_length": True}, {"grouped": False}])
-def test_an_epoch_sees_every_triplet_once(dataset: TripletDataset, settings: dict) -> None:
+def test_an_epoch_sees_every_triplet_once(dataset: TripletDataset, settings: dict[str, bool]) -> None:
     sampler = GroupSampler(dataset, 4, **settings)
     assert len(sampler) == 60
     assert sorted(sampler) == list(range(60))
+    by_length = [len(dataset.triplets[index].prompt_ids) for index in sampler]
+    assert (by_length == sorted(by_length, reverse=True)) == ("by_length" in settings)
 
 
 def test_groups_stay_together(dataset: TripletDataset) -> None:
     ids = [dataset.triplets[index].id for index in GroupSampler(dataset, seed=1)]
     assert all(len(set(ids[start : start + 3])) == 1 for start in range(0, 60, 3))
     assert len(dict.fromkeys(ids)) == 20
+    assert list(GroupSampler(dataset, shuffle=False))[:6] == [0, 20, 40, 1, 21, 41]
 
 
 def test_the_order_follows_seed_and_epoch(dataset: TripletDataset) -> None:
     orders = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        sampler = GroupSampler(dataset, seed=seed)
+        sampler = ShardedSampler(GroupSampler(dataset, seed=seed), 2, 2)
         sampler.set_epoch(epoch)
         orders.append(list(sampler))
     assert orders[0] == orders[3]
     assert orders[0] != orders[1] != orders[2] != orders[0]
-    assert list(GroupSampler(dataset, shuffle=False))[:6] == [0, 20, 40, 1, 21, 41]
 
 
-def test_by_length_brings_like_lengths_together(dataset: TripletDataset) -> None:
-    order = list(GroupSampler(dataset, 4, by_length=True))
-    lengths = [len(dataset.triplets[index].prompt_ids) for index in order]
-    assert lengths == sorted(lengths, reverse=True)
+@pytest.mark.parametrize("processes", [2, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("triplets", [1, 7, 33, 96])
+def test_steps_hold_the_triplets_of_one_process(processes: int, batch_size: int, triplets: int) -> None:
+    """Every triplet of a step is trained on once by some process, and all processes do as many batches."""
+    order = np.random.default_rng(0).permutation(triplets).tolist()
+    sampler = ShardedSampler(order, batch_size, processes)
+    whole = BatchSampler(sampler, batch_size, drop_last=False)
+    shards = [list(BatchSamplerShard(whole, processes, rank, even_batches=True)) for rank in range(processes)]
+    # As many batches as one process with the whole batch would have.
+    assert {len(shard) for shard in shards} == {-(-triplets // (batch_size * processes))}
+    assert len(sampler) == sum(len(batch) for shard in shards for batch in shard)
+    for accumulation in (1, 3):
+        step = batch_size * processes * accumulation
+        for number in range(-(-triplets // step)):
+            part = slice(number * accumulation, (number + 1) * accumulation)
+            trained = [index for shard in shards for batch in shard[part] for index in batch if index != PADDING]
+            assert sorted(trained) == sorted(order[number * step : (number + 1) * step])
+
+
+def test_what_fills_no_batch_of_every_process_is_left_out_on_request() -> None:
+    assert list(ShardedSampler(range(19), 4, 2, drop_last=True)) == list(range(16))
+
+
+def test_a_batch_without_triplets_stands_in_with_the_shortest() -> None:
+    triplets = [make_triplet("a-0"), make_triplet("b-0", generated=1), make_triplet("c-0", generated=2)]
+    dataset = TripletDataset(triplets, np.zeros((3, 1), np.float32), np.ones((3, 1), np.float32))
+    collate = TripletCollator(0)
+    batch = collate([dataset[PADDING], dataset[PADDING]])
+    assert STAND_IN in batch
+    assert count_triplets(batch) == 0
+    assert batch["response_counts"].tolist() == [2, 1]
+    mixed = collate([dataset[0], dataset[PADDING], dataset[2]])
+    assert STAND_IN not in mixed
+    assert count_triplets(mixed) == 2
+    expected = collate([dataset[0], dataset[2]])
+    assert all(torch.equal(mixed[name], expected[name]) for name in expected)
+
+
+def test_groups_larger_than_a_batch() -> None:
+    """A group is continued in the next batch, which brings the target once more; every triplet is there once."""
+    dataset = TripletDataset([play(name, 0, (index, 9)) for name in ("a-0", "b-0") for index in range(6)])
+    order = list(GroupSampler(dataset, 4))
+    assert sorted(order) == list(range(12))
+    batches = [TripletCollator(PAD)([dataset[index] for index in order[at : at + 4]]) for at in range(0, 12, 4)]
+    # 4 responses and a target each; in the middle the rest of one group and the beginning of the other.
+    assert [len(batch["response_counts"]) for batch in batches] == [5, 6, 5]

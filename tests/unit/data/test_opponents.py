@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets as training sees them: exact ids, cuts, y_0, and the split by prompt."""
+"""Triplets as training sees them: exact ids, cuts, several responses a prompt, y_0, and the split by prompt."""
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,38 +14,41 @@ from llamafactory_tpaw.data.opponents import (
     FOREIGN,
     Limits,
     Triplet,
+    count_repeated,
     first_prompts,
     load_foreign,
     load_triplets,
     split_by_prompt,
     with_proto,
 )
-from llamafactory_tpaw.data.source import find_entry, triplet_entry
+from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.errors import DataError
 from tests import encoders, tiny
 from tests.unit.data.writing import make_prompt, make_row, make_triplet, write_round
 
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llamafactory_tpaw.arguments.parsed import RunArguments
     from llamafactory_tpaw.data.encoding import TurnEncoder
+    from llamafactory_tpaw.data.triplets import TripletRow
     from tests.runs import Project
 
 LIMITS = Limits(cutoff_len=256, min_response=1, max_bad_rows=0)
 
 
-def odd_row(encoder: TurnEncoder) -> Any:
+def odd_row(encoder: TurnEncoder) -> TripletRow:
     """A response sampled as characters, as no encoder would write it."""
-    prompt = make_prompt(encoder)
     ids = [token for char in "She earns" for token in encoder.tokenizer.encode(char)]
     assert ids != encoder.tokenizer.encode("She earns")
-    return replace(make_row(encoder, prompt, "She earns"), generated_ids=[*ids, encoder.end_of_turn[0]])
+    return replace(make_row(encoder, make_prompt(encoder), "She earns"), generated_ids=[*ids, encoder.end_of_turn[0]])
 
 
-def test_exact_ids_are_used(project: Project, encoder: TurnEncoder) -> None:
+def test_exact_ids_are_used(project: Project, encoder: TurnEncoder, tmp_path: Path) -> None:
     row = odd_row(encoder)
     entry, meta = write_round(project, encoder, [row])
-    (triplet,) = load_triplets(entry, meta, encoder, LIMITS)
+    (triplet,) = load_triplets(entry, meta, encoder, LIMITS, tmp_path / "new" / "tokens")
     prompt = make_prompt(encoder)
     assert triplet.id == row.id == prompt.id
     assert triplet.prompt_ids.tolist() == prompt.prompt_ids.tolist()
@@ -53,7 +56,10 @@ def test_exact_ids_are_used(project: Project, encoder: TurnEncoder) -> None:
     assert triplet.generated_ids.tolist() == [*row.generated_ids, *encoder.end_of_turn[1:]]
     assert triplet.generated_ids.dtype == np.int32
     assert (triplet.iteration, triplet.truncated, triplet.equal) == (0, False, False)
-    assert [ids.tolist() for ids in triplet.responses] == [triplet.target_ids.tolist(), triplet.generated_ids.tolist()]
+    # The ids are in a file that has no name.
+    assert list((tmp_path / "new" / "tokens").iterdir()) == []
+    with pytest.raises(ValueError, match="read-only"):
+        triplet.generated_ids[:] = 0
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "template", "ids"])
@@ -70,8 +76,7 @@ def test_text_is_encoded_where_the_ids_do_not_fit(project: Project, encoder: Tur
 
 
 def test_another_tokenizer_reads_the_text(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
-    row = odd_row(encoder)
-    entry, meta = write_round(project, encoder, [row])
+    entry, meta = write_round(project, encoder, [odd_row(encoder)])
     tokenizer = tiny.build_tokenizer()
     tokenizer.add_tokens(["She earns"])
     other = encoders.build_encoder(run, tokenizer)
@@ -80,22 +85,11 @@ def test_another_tokenizer_reads_the_text(project: Project, run: RunArguments, e
 
 
 def test_other_prompt_tokens_are_refused(project: Project, encoder: TurnEncoder) -> None:
-    rows = [make_row(encoder, make_prompt(encoder, question), "3") for question in ("a", "b")]
-    entry, meta = write_round(project, encoder, [rows[0], replace(rows[1], id=rows[0].id)])
-    with pytest.raises(DataError, match=r"d0\.jsonl, row 2: its prompt and target encode to id .*, but the row says"):
+    first, second = make_prompt(encoder, "a"), make_prompt(encoder, "b")
+    rows = [make_row(encoder, first, "1"), replace(make_row(encoder, second, "2", sample=1), id=first.id)]
+    entry, meta = write_round(project, encoder, rows, samples=2)
+    with pytest.raises(DataError, match=rf"row 2: its prompt and target encode to id {second.id}, but the row says"):
         load_triplets(entry, meta, encoder, LIMITS)
-
-
-def test_a_changed_file_is_refused(project: Project, encoder: TurnEncoder) -> None:
-    entry, meta = write_round(project, encoder, [make_row(encoder, make_prompt(encoder), "3")], rows_digest="0" * 64)
-    with pytest.raises(DataError, match=r"d0\.jsonl is not the file that .*d0\.meta\.json describes"):
-        load_triplets(entry, meta, encoder, LIMITS)
-
-
-def test_duplicates_have_their_own_ids(project: Project, encoder: TurnEncoder) -> None:
-    prompts = [make_prompt(encoder, number=number) for number in range(3)]
-    entry, meta = write_round(project, encoder, [make_row(encoder, prompt, "3") for prompt in prompts])
-    assert [triplet.id[-2:] for triplet in load_triplets(entry, meta, encoder, LIMITS)] == ["-0", "-1", "-2"]
 
 
 def test_each_response_is_cut_by_itself(project: Project, encoder: TurnEncoder) -> None:
@@ -116,13 +110,10 @@ def test_each_response_is_cut_by_itself(project: Project, encoder: TurnEncoder) 
 
 def test_truncated_and_equal(project: Project, encoder: TurnEncoder) -> None:
     prompts = [make_prompt(encoder, number=number) for number in range(3)]
-    rows = [
-        make_row(encoder, prompts[0], "2"),
-        make_row(encoder, prompts[1], "2", "length"),
-        make_row(encoder, prompts[2], "3"),
-    ]
-    entry, meta = write_round(project, encoder, rows)
-    triplets = load_triplets(entry, meta, encoder, LIMITS)
+    answers = (("2", "stop"), ("2", "length"), ("3", "stop"))
+    rows = [make_row(encoder, prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    triplets = load_triplets(*write_round(project, encoder, rows), encoder, LIMITS)
+    assert [triplet.id[-2:] for triplet in triplets] == ["-0", "-1", "-2"]
     assert [triplet.equal for triplet in triplets] == [True, False, False]
     assert [triplet.truncated for triplet in triplets] == [False, True, False]
 
@@ -137,6 +128,39 @@ def test_prompts_that_leave_no_room(project: Project, encoder: TurnEncoder) -> N
     assert len(load_triplets(entry, meta, encoder, Limits(cutoff_len, 2, 1))) == 1
 
 
+def rows_of(encoder: TurnEncoder, samples: int, prompts: int = 2) -> list[TripletRow]:
+    """Rows as generation writes them: one prompt after another; all prompts have one content."""
+    return [
+        make_row(encoder, make_prompt(encoder, number=number), f"{number}{sample}", sample=sample)
+        for number in range(prompts)
+        for sample in range(samples)
+    ]
+
+
+def named(triplets: list[Triplet]) -> list[tuple[str, int]]:
+    return [(triplet.id[-2:], triplet.sample) for triplet in triplets]
+
+
+@pytest.mark.parametrize("digests", [{}, {"tokenizer": "0" * 64}])
+def test_each_response_is_a_triplet_of_its_prompt(
+    project: Project, encoder: TurnEncoder, digests: dict[str, str]
+) -> None:
+    rows = rows_of(encoder, 3)
+    entry, meta = write_round(project, encoder, rows, samples=3, **digests)
+    triplets = load_triplets(entry, meta, encoder, LIMITS)
+    assert [(triplet.id, triplet.sample) for triplet in triplets] == [(row.id, row.sample) for row in rows]
+    assert len({triplet.generated_ids.tobytes() for triplet in triplets}) == 6
+
+
+def test_failed_responses_are_known(project: Project, encoder: TurnEncoder) -> None:
+    """Also where all of one prompt's failed: a second prompt of that content keeps its number."""
+    rows = rows_of(encoder, 2, prompts=3)
+    failed = [rows[index].key for index in (0, 1, 3)]
+    entry, meta = write_round(project, encoder, [rows[2], rows[4], rows[5]], samples=2, failed=failed)
+    assert meta.prompts == 3
+    assert named(load_triplets(entry, meta, encoder, LIMITS)) == [("-1", 0), ("-2", 0), ("-2", 1)]
+
+
 def load_pairs(project: Project, run: RunArguments, encoder: TurnEncoder, rows: list[Any], bad: int = 0) -> Any:
     columns = {"prompt": "q", "chosen": "better", "rejected": "worse", "tools": "tools"}
     project.add_dataset("pairs", rows, ranking=True, columns=columns)
@@ -144,33 +168,23 @@ def load_pairs(project: Project, run: RunArguments, encoder: TurnEncoder, rows: 
     return load_foreign(entry, encoder, replace(LIMITS, max_bad_rows=bad), run.model, run.data, run.training)
 
 
+PAIR = {"q": "1 + 1?", "better": "2", "worse": "3", "tools": ""}
+
+
 def test_other_ranking_data(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
-    pair = {"q": "1 + 1?", "better": "2", "worse": "3", "tools": ""}
     run.data.max_samples = 1  # limits prompts elsewhere, never triplets
-    first, again = load_pairs(project, run, encoder, [pair, pair])
+    first, again = load_pairs(project, run, encoder, [PAIR, PAIR])
     assert (first.id, again.id) == (make_prompt(encoder).id, make_prompt(encoder, number=1).id)
     assert first.iteration == FOREIGN
     assert encoder.tokenizer.decode(first.generated_ids) == "3<|im_end|>\n"
     assert run.data.max_samples == 1
-
-
-def test_triplets_in_another_form_are_not_other_ranking_data(
-    project: Project, run: RunArguments, encoder: TurnEncoder
-) -> None:
-    """As a JSON array their meta and the ends of their responses would be lost."""
-    row = json.loads(make_row(encoder, make_prompt(encoder), "3").to_json())
-    project.add_entry("array", triplet_entry("array") | {"file_name": "array.json"})
-    (project.root / "data" / "array.json").write_text(json.dumps([row]))
-    entry = find_entry("array", run.data.dataset_dir)
-    with pytest.raises(
-        DataError, match=r"`dataset: array` \(.*array.json\) holds triplets, but not as the JSON lines"
-    ):
+    entry = find_entry("additions", run.data.dataset_dir)
+    with pytest.raises(DataError, match=r"`dataset: additions` is not a ranking set .*`tpaw_prompts`"):
         load_foreign(entry, encoder, LIMITS, run.model, run.data, run.training)
 
 
 def test_bad_rows_of_other_ranking_data(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
-    pair = {"q": "1 + 1?", "better": "2", "worse": "3", "tools": ""}
-    rows = [pair, pair | {"worse": None}, pair | {"tools": "{"}, pair]
+    rows = [PAIR, PAIR | {"worse": None}, PAIR | {"tools": "{"}, PAIR]
     with pytest.raises(
         DataError, match=r"`dataset: pairs` has 2 bad rows.*First: row 2, because it is not one prompt"
     ):
@@ -180,39 +194,45 @@ def test_bad_rows_of_other_ranking_data(project: Project, run: RunArguments, enc
     assert len(load_pairs(project, run, encoder, rows, bad=2)) == 2
 
 
-def test_an_sft_set_is_no_opponent(run: RunArguments, encoder: TurnEncoder) -> None:
-    entry = find_entry("additions", run.data.dataset_dir)
-    with pytest.raises(DataError, match=r"`dataset: additions` is not a ranking set .*`tpaw_prompts`"):
-        load_foreign(entry, encoder, LIMITS, run.model, run.data, run.training)
+def play(name: str, sample: int, iteration: int = 0, generated: int = 4) -> Triplet:
+    return replace(make_triplet(name, iteration, generated=generated), sample=sample)
 
 
-def test_with_proto() -> None:
-    rounds = [make_triplet("a-0", 1), make_triplet("b-0", 1)]
-    proto = [make_triplet("b-0", generated=7), make_triplet("a-0", generated=6), make_triplet("c-0")]
-    joined, dropped = with_proto(rounds, proto, "d0")
+def test_y0_is_the_response_of_the_same_number() -> None:
+    proto = [play("a-0", 0, generated=5), play("a-0", 1, generated=6), play("b-0", 1, generated=7)]
+    triplets = [play(name, sample, 1) for name in ("a-0", "b-0") for sample in range(3)]
+    joined, dropped = with_proto(triplets, proto, "d0")
     assert dropped == 0
-    assert [len(triplet.proto_ids) for triplet in joined] == [6, 7]
-    assert [len(ids) for ids in joined[0].responses] == [2, 4, 6]
-    assert rounds[0].proto_ids is None
-    with pytest.raises(DataError, match="`tpaw_proto: d0` lacks 1 of 2 prompts, the first with id b-0"):
-        with_proto(rounds, proto[1:], "d0")
+    assert [len(triplet.proto_ids) for triplet in joined] == [5, 6, 5, 7, 7, 7]
+    assert [len(ids) for ids in joined[0].responses] == [2, 4, 5]
+    assert triplets[0].proto_ids is None
 
 
-def test_first_prompts() -> None:
-    triplets = [make_triplet(name, iteration) for iteration in (0, 1) for name in ("b-0", "a-0", "a-1")]
-    assert first_prompts(triplets, None) == triplets
-    assert [(kept.id, kept.iteration) for kept in first_prompts(triplets, 2)] == [
-        ("b-0", 0),
-        ("a-0", 0),
-        ("b-0", 1),
-        ("a-0", 1),
+def test_prompts_that_failed_in_d0_have_no_y0() -> None:
+    rounds = [play(name, sample, 1) for name in ("a-0", "b-0", "c-0") for sample in range(2)]
+    failed = ["b-0#0", "b-0#1", "c-0#0"]
+    joined, dropped = with_proto(rounds, [play("a-0", 0)], "d0", failed)
+    assert (named(joined), dropped) == ([("-0", 0), ("-0", 1)], 2)
+    with pytest.raises(DataError, match="`tpaw_proto: d0` lacks 1 of 3 prompts, the first with id c-0"):
+        with_proto(rounds, [play("a-0", 0)], "d0", failed[:2])
+
+
+def test_prompts_are_counted_not_responses() -> None:
+    triplets = [
+        play(f"{number:016x}-0", sample, round_) for round_ in (0, 1) for number in range(10) for sample in range(3)
     ]
-    assert first_prompts(triplets, 9) == triplets
+    assert first_prompts(triplets, None) == triplets
+    assert first_prompts(triplets, 4) == [triplet for triplet in triplets if int(triplet.id[:16], 16) < 4]
+    train, held_out = split_by_prompt(triplets, 0.3)
+    assert list(Counter(triplet.id for triplet in held_out).values()) == [6] * 3
+    assert not {triplet.id for triplet in train} & {triplet.id for triplet in held_out}
+    repeated = [play("a-0", 0), play("a-0", 1), play("a-0", 2, generated=5), play("a-0", 0, 1)]
+    assert count_repeated(repeated) == 2
 
 
-def rounds_of(*iterations: int, prompts: int = 40) -> list[Triplet]:
-    """Rounds over the same prompts, every fourth of which occurs twice."""
-    names = [f"{number:016x}-{copy}" for number in range(prompts) for copy in range(1 + (number % 4 == 0))]
+def rounds_of(*iterations: int) -> list[Triplet]:
+    """Rounds over the same 40 prompts, every fourth of which occurs twice."""
+    names = [f"{number:016x}-{copy}" for number in range(40) for copy in range(1 + (number % 4 == 0))]
     return [make_triplet(name, iteration) for iteration in iterations for name in names]
 
 
@@ -235,8 +255,5 @@ def test_the_split_is_the_same_in_every_iteration() -> None:
     assert contents(split_by_prompt(rounds_of(1, 2, 3), 0.25)[1]) == held_out
     assert contents(split_by_prompt(rounds_of(0)[::-1], 0.25)[1]) == held_out
     assert held_out != contents(rounds_of(0)[: len(held_out)])  # not merely the first rows
-
-
-def test_holding_out_everything_is_refused() -> None:
     with pytest.raises(DataError, match=r"`val_size` is 40, which holds out all 40 prompts\. Lower it"):
         split_by_prompt(rounds_of(0), 40)

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +14,11 @@ import pytest
 
 from llamafactory_tpaw.data import source
 from llamafactory_tpaw.data.encoding import digest_of_ids, prompt_id
-from llamafactory_tpaw.data.prompts import Prompt, PromptSet, load_first_prompts, load_prompts
+from llamafactory_tpaw.data.prompts import Prompt, PromptSet, load_prompts
 from llamafactory_tpaw.data.source import find_entry, load_rows, read_rows
 from llamafactory_tpaw.errors import ConfigError, DataError
 from tests import encoders
+from tests.unit.data import many_prompts
 
 
 if TYPE_CHECKING:
@@ -56,7 +60,6 @@ def test_every_row_in_order(project: Project, run: RunArguments, encoder: TurnEn
 
 @pytest.mark.parametrize("turn", ["last", "first"])
 @pytest.mark.parametrize("keys", [{}, {"tpaw_max_prompts": 9}, {"tpaw_max_prompts": 3, "tpaw_prompts_seed": 2}])
-@pytest.mark.parametrize("block", [4, 1000])
 def test_prompts_are_those_of_reading_all_rows(
     project: Project,
     run: RunArguments,
@@ -64,9 +67,8 @@ def test_prompts_are_those_of_reading_all_rows(
     monkeypatch: pytest.MonkeyPatch,
     turn: str,
     keys: dict[str, int],
-    block: int,
 ) -> None:
-    monkeypatch.setattr(source, "BLOCK_ROWS", block)
+    monkeypatch.setattr(source, "BLOCK_ROWS", 4)
     run.data.cutoff_len = 1000
     rows = [
         talk(("system", "Be brief."), ("human", "q1"), ("gpt", "a1"), ("human", "q2"), ("gpt", "a2")),
@@ -77,28 +79,24 @@ def test_prompts_are_those_of_reading_all_rows(
     ]
     project.add_dataset("sft", [rows[place % 7 % 5] for place in range(19)], **TALK)
     found = load(run, encoder, tpaw_turn=turn, tpaw_max_bad_rows=19, **keys)
-    expected = reference(run, encoder)
-    assert len(found.prompts) == len(expected) > 0
-    for place, prompt in enumerate(expected):
-        assert same(found.prompts[place], prompt)
-        assert found.prompts.id(place) == prompt.id
-        assert found.prompts.prompt_ids(place).tolist() == prompt.prompt_ids.tolist()
-        assert found.prompts.target_ids(place).tolist() == prompt.target_ids.tolist()
+    expected, prompts = reference(run, encoder), found.prompts
+    assert len(prompts) == len(expected) > 0
     order = np.random.default_rng(0).permutation(len(expected))
     for taken, places in (
-        (list(found.prompts), range(len(expected))),
-        (found.prompts.take(order), order),
-        (found.prompts[1:8:2], range(len(expected))[1:8:2]),
+        (list(prompts), range(len(expected))),
+        ([prompts[place] for place in order], order),
+        (prompts.take(order), order),
+        (prompts[1:8:2], range(len(expected))[1:8:2]),
     ):
         assert len(taken) == len(places)
         assert all(same(prompt, expected[place]) for prompt, place in zip(taken, places, strict=True))
-    assert same(found.prompts[-1], expected[-1])
-    with pytest.raises(IndexError):
-        found.prompts[len(expected)]
+    assert prompts.prompt_ids(1).tolist() == expected[1].prompt_ids.tolist()
     assert found.prompt_tokens.tolist() == [len(prompt.prompt_ids) for prompt in expected]
-    assert found.prompts.target_tokens.tolist() == [len(prompt.target_ids) for prompt in expected]
-    assert list(found.prompts.ids()) == [prompt.id for prompt in expected]
-    assert found.digest == digest_of_ids(prompt.id for prompt in expected)
+    assert prompts.target_tokens.tolist() == [len(prompt.target_ids) for prompt in expected]
+    assert prompts.ids == [prompts.id(place) for place in range(len(expected))] == [prompt.id for prompt in expected]
+    assert found.digest == digest_of_ids(prompts.ids)
+    with pytest.raises(IndexError):
+        prompts[len(expected)]
 
 
 def reference(run: RunArguments, encoder: TurnEncoder) -> list[Prompt]:
@@ -151,21 +149,26 @@ def test_fixed_digests(
     assert load(run, encoder, "additions", **keys).digest == digest
 
 
-def test_text_is_read_from_the_dataset_alone(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
+def test_neither_text_nor_token_ids_lie_in_memory(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
     prompts = load(run, encoder, "additions").prompts
     assert prompts[3].messages is not prompts[3].messages
     assert prompts[3].prompt_ids.base is not None
     assert [path for path in (project.root / "saves").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_prompts(tmp_path: Path) -> None:
+    """Each prompt's text has 1,000 characters: in memory, 198,000 more prompts would take 500 MiB and more."""
+    command = [sys.executable, many_prompts.__file__, str(tmp_path), "2000", "200000"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    few, many = map(float, result.stdout.split())
+    assert 0 < many < few + 50
+
+
 def test_the_choice_does_not_follow_the_seed(project: Project, encoder: TurnEncoder) -> None:
-    keys = {"tpaw_max_prompts": 5}
-    one = load(encoders.parse(project, seed=1), encoder, "additions", **keys)
-    two = load(encoders.parse(project, seed=2), encoder, "additions", **keys)
+    one, two = (load(encoders.parse(project, seed=seed), encoder, "additions", tpaw_max_prompts=5) for seed in (1, 2))
     assert one.digest == two.digest
-    assert answers(one) != answers(load(encoders.parse(project), encoder, "additions"))[:5]
     assert len(one.prompts) == 5
-    assert load(encoders.parse(project), encoder, "additions", tpaw_prompts_seed=1, **keys).digest != one.digest
 
 
 def test_duplicates_are_kept_and_numbered(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
@@ -221,34 +224,24 @@ def test_bad_rows_are_named_and_counted(
     assert len(prompts.prompts) == 3
 
 
-def test_the_first_bad_rows_are_kept(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
-    bad = talk(("human", "q"))
-    project.add_dataset("sft", [bad] * 25 + [talk(("human", "q"), ("gpt", "a"))], **TALK)
-    prompts = load(run, encoder, tpaw_max_bad_rows=25)
-    assert len(prompts.bad_rows) == 25
-    with pytest.raises(DataError, match=r"has 25 bad rows, but `tpaw_max_bad_rows` allows 24\. First: row 1, because"):
-        load(run, encoder, tpaw_max_bad_rows=24)
-
-
 def test_first_prompts(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
-    run.finetuning.tpaw_prompts = "additions"
-    run.finetuning.tpaw_max_prompts = 2
-    found, read = load_first_prompts(encoder, run.model, run.data, run.training, run.finetuning, 6)
-    assert (len(found.prompts), read) == (6, 6)
-    assert answers(found)[:2] == ["0 + 0 = 0.", "0 + 1 = 1."]
+    """A look at the first rows chooses none and refuses none."""
+    rows = [talk(("human", f"{number}"), *([("gpt", "a")] if number else [])) for number in range(9)]
+    project.add_dataset("sft", rows, **TALK)
+    run.finetuning.tpaw_prompts, run.finetuning.tpaw_max_prompts = "sft", 2
+    found = load_prompts(encoder, run.model, run.data, run.training, run.finetuning, first=6)
+    assert [prompt.messages[0]["content"] for prompt in found.prompts] == ["1", "2", "3", "4", "5"]
+    assert [row.row for row in found.bad_rows] == [1]
     assert not (project.root / "saves").exists()
 
 
-def test_absent_responses(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
-    project.add_dataset("sft", [{"question": "a", "answer": "b"}, {"question": "c"}], columns=COLUMNS)
-    with pytest.raises(DataError, match=r"has 1 bad row,.*First: row 2, because it has no response"):
-        load(run, encoder)
-
-
-def test_media_are_refused(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
+def test_media_and_absent_responses(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
     rows = [{"question": "a", "answer": "b", "image": []}, {"question": "a", "answer": "b", "image": ["x.png"]}]
     project.add_dataset("sft", rows, columns=COLUMNS | {"images": "image"})
     with pytest.raises(DataError, match="row 2, because it has images, videos or audio"):
+        load(run, encoder)
+    project.add_dataset("sft", [{"question": "a", "answer": "b"}, {"question": "c"}], columns=COLUMNS)
+    with pytest.raises(DataError, match=r"has 1 bad row,.*First: row 2, because it has no response"):
         load(run, encoder)
 
 
@@ -266,7 +259,9 @@ def test_prompts_beyond_the_cutoff(project: Project, run: RunArguments, encoder:
         f"`cutoff_len: {lengths[1] + 1}`"
     )
     assert len(load(run, encoder, tpaw_max_bad_rows=3, tpaw_min_response=2).prompts) == 1
-    with pytest.raises(DataError, match=r"`tpaw_prompts: sft` has no usable row\. First: row 1, because its prompt"):
+    with pytest.raises(
+        DataError, match=r"`tpaw_prompts: sft` .* has no usable row\. Row 1 is none, because its prompt"
+    ):
         load(run, encoder, tpaw_min_response=200)
 
 
@@ -284,5 +279,5 @@ def test_refused_entries(project: Project, run: RunArguments, encoder: TurnEncod
 
 def test_an_empty_set(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
     project.add_dataset("sft", [], columns=COLUMNS)
-    with pytest.raises(DataError, match=r"`sft`: .*sft\.jsonl is empty"):
+    with pytest.raises(DataError, match=r"sft\.jsonl has no rows"):
         load(run, encoder)

@@ -88,7 +88,6 @@ def test_llamafactorys_pairs_have_the_same_tokens(project: Project, template: st
             r"d0, row 7 is not a triplet: a value is wrong \(`from` is 'nobody', but must be one of human, gpt",
         ),
         ({"iteration": "x"}, r"d0, row 7 is not a triplet: a value is wrong \(invalid literal"),
-        ({"sample": -1}, r"d0, row 7: `sample` is -1, but must be 0 or more"),
         ({"rejected": "text"}, r"d0, row 7 is not a triplet: a value is wrong \(string indices"),
     ],
 )
@@ -107,33 +106,29 @@ def test_a_row_without_a_column(encoder: TurnEncoder) -> None:
             TripletRow.from_json({key: row[key] for key in row if key != needed}, "x")
 
 
-def changed(content: bytes, how: str) -> bytes:
-    lines = content.splitlines(keepends=True)
-    return {
-        "fewer": b"".join(lines[:-1]),
-        "more": content + lines[0],
-        "other": b"".join([lines[1], lines[0], *lines[2:]]),
-        "edited": content.replace(b'"!"', b'"?"'),
-    }[how]
-
-
 @pytest.mark.parametrize(
-    ("how", "what"),
+    ("lines", "what"),
     [
-        ("fewer", "it has 2 rows, not 3; its ids are not those"),
-        ("more", "it has 4 rows, not 3; rows 1 and 4 have the same id"),
-        ("other", "its ids are not those of its prompts, in their order"),
-        ("edited", "a response or the meta file was changed"),
+        ([0, 1], "it has 2 rows, not 3"),
+        ([0, 1, 2, 0], "it has 4 rows, not 3"),
+        ([1, 0, 2], "a row or the meta file was changed"),
     ],
 )
-def test_a_changed_file_is_refused(project: Project, encoder: TurnEncoder, how: str, what: str) -> None:
+def test_a_changed_file_is_refused(project: Project, encoder: TurnEncoder, lines: list[int], what: str) -> None:
     entry, meta = write_round(project, encoder, rows_of(encoder))
-    content = entry.path.read_bytes()
-    entry.path.write_bytes(changed(content, how))
-    assert entry.path.read_bytes() != content
-    with pytest.raises(DataError, match=rf"d0\.jsonl is not the file that .*d0\.meta\.json describes: {what}"):
+    content = entry.path.read_bytes().splitlines(keepends=True)
+    entry.path.write_bytes(b"".join(content[line] for line in lines))
+    with pytest.raises(DataError, match=rf"d0\.jsonl is not the file that .*d0\.meta\.json describes: {what}\."):
         list(read_triplets(entry.path, meta))
-    assert len(list(read_triplets(entry.path))) in (2, 3, 4)
+    assert len(list(read_triplets(entry.path))) == len(lines)
+    altered = replace(meta, rows_digest=digest_file(entry.path))
+    with pytest.raises(
+        DataError, match=rf"holds {len(lines)} triplets, but not those of the 3 prompts that .*d0\.meta"
+    ):
+        list(read_triplets(entry.path, altered))
+    entry.path.write_bytes(b"".join(content)[:-9])
+    with pytest.raises(DataError, match=r"d0\.jsonl, row 3 is not valid JSON: .* or delete it"):
+        list(read_triplets(entry.path, meta))
 
 
 def two_samples(encoder: TurnEncoder) -> list[TripletRow]:
@@ -165,51 +160,17 @@ def test_a_file_of_one_response_a_prompt_has_no_new_keys(project: Project, encod
     assert (meta.samples, meta.failed, meta.ids_digest, meta.opponent) == (1, [], "", "")
 
 
-@pytest.mark.parametrize(
-    ("lines", "what"),
-    [
-        ([0, 2], r"it has 2 rows, not 3; it lacks sample 1 of prompt \w{16}-0"),
-        ([0, 1], "it has 2 rows, not 3; its ids are not those of its prompts and their 2 samples, in their order"),
-        ([0, 1, 1, 2], r"it has 4 rows, not 3; rows 2 and 3 have the same id \w{16}-0 and sample 1"),
-        ([1, 0, 2], "its ids are not those of its prompts and their 2 samples, in their order"),
-    ],
-)
-def test_samples_that_are_missing_or_doubled(
-    project: Project, encoder: TurnEncoder, lines: list[int], what: str
-) -> None:
-    rows = two_samples(encoder)
-    entry, meta = write_round(project, encoder, rows, samples=2, failed=[row_key(rows[2].id, 1)])
-    content = entry.path.read_bytes().splitlines(keepends=True)
-    entry.path.write_bytes(b"".join(content[line] for line in lines))
-    with pytest.raises(
-        DataError, match=rf"d0\.jsonl is not the file that .*d0\.meta\.json describes: {what}\. Restore"
-    ):
-        list(read_triplets(entry.path, meta))
-    altered = replace(meta, rows_digest=digest_file(entry.path))
-    with pytest.raises(DataError, match=r"but not 2 for each of the 2 prompts that .* speaks of, 1 that failed aside"):
-        list(read_triplets(entry.path, altered))
-
-
 def test_numbers_of_a_meta_file_that_do_not_fit(project: Project, encoder: TurnEncoder) -> None:
     rows = two_samples(encoder)
     entry, _ = write_round(project, encoder, rows, samples=2, failed=[row_key(rows[2].id, 1)])
     content = json.loads(meta_path(entry.path).read_text())
     for change, message in [
-        ({"samples": 0}, "`samples` is 0, but must be 1 or more"),
+        ({"samples": 0}, r"not 0 \(`samples`\) for each of its prompts"),
         ({"failed": []}, r"3 rows and 0 responses that failed are not 2 \(`samples`\) for each of its prompts"),
-        ({"ids_digest": ""}, "`ids_digest` is missing, which does not fit `samples` and `failed`"),
-        ({"samples": 1, "failed": []}, "`ids_digest` is there, which does not fit"),
     ]:
         write_atomic(meta_path(entry.path), json.dumps(content | change))
-        with pytest.raises(DataError, match=rf"d0\.meta\.json is damaged: {message}.* Restore it"):
+        with pytest.raises(DataError, match=rf"d0\.meta\.json is damaged: .*{message}.* Restore it"):
             read_meta(entry.path)
-
-
-def test_a_torn_row_is_named(project: Project, encoder: TurnEncoder) -> None:
-    entry, meta = write_round(project, encoder, rows_of(encoder))
-    entry.path.write_bytes(entry.path.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"describes: row 3 is not valid JSON: .* or delete it"):
-        list(read_triplets(entry.path, meta))
 
 
 def test_meta_files_that_cannot_be_used(encoder: TurnEncoder, tmp_path: Path) -> None:
