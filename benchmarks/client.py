@@ -6,9 +6,8 @@ r"""What our side of servers costs: requests per second, CPU seconds a request, 
 
 The server is a stub on loopback in a process of its own. First it takes a fixed time for each answer and as many
 requests at once as make `--rate` of them a second: what our side adds is what the rate falls short of that. The rate
-is taken between a fifth and nine tenths of the answers, since the client begins with few requests at once. Then it
-answers at once, for each number of `--prompts`: the rate is then what both sides can do on the processors they have,
-and memory is the most that no file holds.
+is taken between a fifth and nine tenths of the answers. Then it answers at once, for each number of `--prompts`: the
+rate is then what both sides can do on the processors they have, and memory is the most that no file holds.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from llamafactory_tpaw.generation.client import Call, ClientSettings, complete
+from llamafactory_tpaw.generation.exchange import Call, Exchange
 
 from . import machine, tables
 from .workload import RESULTS
@@ -87,7 +87,8 @@ def calls(count: int, tokens: int) -> Iterator[Call]:
     """Prompts of so many ids."""
     for index in range(count):
         ids = list(range(index % 1000, index % 1000 + tokens))
-        yield Call(index, {"model": "stub", "prompt": ids, "max_tokens": 16, "seed": index, "temperature": 1.0})
+        body = {"model": "stub", "prompt": ids, "max_tokens": 16, "seed": index, "temperature": 1.0}
+        yield Call(index, None, "/completions", body)
 
 
 def ids_of(call: Call, answer: dict[str, Any]) -> list[int]:
@@ -101,17 +102,21 @@ def measure(options: argparse.Namespace, count: int, delay_s: float) -> dict[str
     server = context.Process(target=serve, args=(delay_s, options.tokens, theirs), daemon=True)
     server.start()
     url = f"http://127.0.0.1:{ours.recv()}/v1"
-    settings = ClientSettings((url,), options.concurrency, timeout_s=60.0, retries=8, wait_s=60.0, api_key=None)
+    keys = {"concurrency": options.concurrency, "timeout": 60.0, "retries": 8, "startup": 60.0}
+    keys = SimpleNamespace(**{f"tpaw_engine_{name}": value for name, value in keys.items()})
     seen = bytearray(count)
     marks: list[tuple[int, float]] = []
     peak, done = 0.0, 0
     begin, used = time.monotonic(), time.process_time()
-    for results in complete(calls(count, options.tokens), settings, ids_of):
-        for index, _ in results:
-            seen[index] += 1
-        done += len(results)
-        marks.append((done, time.monotonic()))
-        peak = max(peak, anonymous_mib())
+    with asyncio.Runner() as runner:
+        exchange = Exchange(calls(count, options.tokens), (url,), keys, None, ids_of, "")
+        while results := runner.run(exchange.next()):
+            for index, _ in results:
+                seen[index] += 1
+            done += len(results)
+            marks.append((done, time.monotonic()))
+            peak = max(peak, anonymous_mib())
+        runner.run(exchange.close())
     seconds, cpu = time.monotonic() - begin, time.process_time() - used
     ours.send(None)
     server_cpu = ours.recv()

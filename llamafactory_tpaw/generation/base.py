@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..arguments.parsed import RunArguments
     from ..data.encoding import TurnEncoder
+    from ..data.prompts import PromptSet
 
 
 @dataclass(frozen=True)
@@ -128,26 +129,48 @@ def ignore(_: int) -> None:
     """Take no notice of how many requests are finished."""
 
 
-class Requests(Protocol):
-    r"""All requests of a round, each made when it is asked for.
+class PromptRequests:
+    r"""All requests of a round, each made when it is asked for, so that prompts need not be in memory.
 
     Their order is by prompt, then by sample: request `i` is sample `i % samples` of prompt `i // samples`.
 
+    Args:
+        prompts: The prompts.
+        iteration: Which θ answers.
+        samples: Responses a prompt.
+        max_new_tokens: Most tokens of a response.
+        cutoff_len: Most tokens of prompt and response together; what a prompt leaves of it bounds its responses.
+
     Attributes:
         prompt_tokens: Tokens of each request's prompt, (N,) int32.
-        new_tokens: `max_new_tokens` of each request, (N,) int32.
+        new_tokens: Most new tokens of each request, (N,) int32.
     """
 
-    prompt_tokens: np.ndarray
-    new_tokens: np.ndarray
+    def __init__(self, prompts: PromptSet, iteration: int, samples: int, max_new_tokens: int, cutoff_len: int) -> None:
+        self.prompts = prompts
+        self.iteration = iteration
+        self.samples = samples
+        once = samples == 1
+        self.prompt_tokens = prompts.prompt_tokens if once else np.repeat(prompts.prompt_tokens, samples)
+        self.new_tokens = np.minimum(cutoff_len - self.prompt_tokens, max_new_tokens, dtype=np.int32)
 
     def __len__(self) -> int:
-        """How many there are."""
-        ...
+        """Prompts times samples."""
+        return len(self.prompt_tokens)
 
     def __getitem__(self, index: int) -> Request:
-        """Make one."""
-        ...
+        """Make one request.
+
+        Raises:
+            IndexError: If there is none of this number.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"no request {index} among {len(self)}")
+        prompt, sample = divmod(index, self.samples)
+        prompts = self.prompts.prompts
+        return Request(
+            prompts.id(prompt), prompts.prompt_ids(prompt), int(self.new_tokens[index]), self.iteration, sample
+        )
 
 
 Answers = list[tuple[int, Response | Failure]]
@@ -167,7 +190,7 @@ class Engine(Protocol):
     version: str
 
     def answer(
-        self, requests: Requests, left: np.ndarray, finished: Callable[[int], object] = ignore
+        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
     ) -> Iterator[Answers]:
         r"""Answer what is left.
 
@@ -215,19 +238,16 @@ class EngineContext:
 # Batches' worth of requests that an engine is given at once, and that an interruption costs at most. The more, the
 # rarer are the times when rows finish and none is left to take their places.
 UNIT_BATCHES = 8
-PLANNED_AT_ONCE = 1 << 16
 
 
 def answer_units(
     generate: Callable[[Sequence[Request], Callable[[int], object]], Sequence[Response]],
-    requests: Requests,
+    requests: PromptRequests,
     left: np.ndarray,
     batch_tokens: int,
     finished: Callable[[int], object] = ignore,
 ) -> Iterator[Answers]:
     r"""Answer requests unit by unit, for an engine whose responses are rounded by what is in a batch together.
-
-    The plan covers all requests, so that after an interruption the units that are left are the same ones.
 
     Args:
         generate: Answers the requests of one unit, in their order.
@@ -241,19 +261,17 @@ def answer_units(
         yield list(zip(unit, responses, strict=True))
 
 
-def units_left(requests: Requests, left: np.ndarray, batch_tokens: int) -> Iterator[list[int]]:
-    """Give the requests of each unit that are left; the plan covers all requests, whatever is left of them."""
+def units_left(requests: PromptRequests, left: np.ndarray, batch_tokens: int) -> Iterator[list[int]]:
+    r"""Split requests into units, of which each is answered and kept as a whole, and give what is left of each.
+
+    The plan covers all requests, so that after an interruption the units that are left are the same ones.
+    """
     wanted = np.zeros(len(requests), dtype=bool)
     wanted[left] = True
-    for unit in plan_units(requests, batch_tokens):
+    for unit in plan_batches(requests.prompt_tokens, requests.new_tokens, UNIT_BATCHES * batch_tokens):
         indices = unit[wanted[unit]].tolist()
         if indices:
             yield indices
-
-
-def plan_units(requests: Requests, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Split requests into units: each is answered and kept as a whole, whatever happened before."""
-    return plan_batches(requests.prompt_tokens, requests.new_tokens, UNIT_BATCHES * batch_tokens)
 
 
 def plan_batches(prompt_tokens: np.ndarray, new_tokens: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -271,15 +289,13 @@ def plan_batches(prompt_tokens: np.ndarray, new_tokens: np.ndarray, batch_tokens
     """
     order = np.argsort(-prompt_tokens.astype(np.int64), kind="stable")
     begin = width = longest = 0
-    for start in range(0, len(order), PLANNED_AT_ONCE):
-        part = order[start : start + PLANNED_AT_ONCE]
-        lengths = zip(prompt_tokens[part].tolist(), new_tokens[part].tolist(), strict=True)
-        for place, (prompt, new) in enumerate(lengths, start):
-            longest = max(longest, new)
-            if place == begin:
-                width = prompt
-            elif (place + 1 - begin) * (width + longest) > batch_tokens:
-                yield order[begin:place]
-                begin, width, longest = place, prompt, new
+    for place, index in enumerate(order):
+        prompt, new = int(prompt_tokens[index]), int(new_tokens[index])
+        longest = max(longest, new)
+        if place == begin:
+            width = prompt
+        elif (place + 1 - begin) * (width + longest) > batch_tokens:
+            yield order[begin:place]
+            begin, width, longest = place, prompt, new
     if begin < len(order):
         yield order[begin:]

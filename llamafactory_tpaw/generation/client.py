@@ -1,159 +1,283 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Send many requests to servers that speak OpenAI's API, and hand their answers out as they come.
+r"""Engines `openai` and `vllm`: requests become calls of servers, and their answers responses.
 
-`complete` is a plain generator. The requests run in an event loop in a thread of its own, so that the servers go on
-while what is handed out is written to the disk.
+Prompts go as token ids where the server takes them, else as a text that it reads as the same ids, by its own count.
+An opponent model that others serve has a template of its own, so it is sent messages.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
-from dataclasses import dataclass
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from .dispatch import Dispatcher
-from .endpoint import load_openai
+from ..arguments.checks import KEY_VARIABLES
+from ..arguments.start import Start
+from ..errors import ConfigError, GenerationError
+from ..lf.logs import get_logger
+from .base import Failure, ignore
+from .exchange import Call, Exchange, load_openai
+from .protocol import (
+    CHAT,
+    COMPLETIONS,
+    TRANSFORMERS,
+    VLLM,
+    Bodies,
+    PromptText,
+    count_of,
+    messages_of,
+    read_chat,
+    read_completion,
+    stop_texts,
+)
+from .served import START, Answered, Inquiry, Served, api_key, names_of
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from .base import Failure
+    import numpy as np
 
-    # Restarts the server at a URL and returns where it is; True says that it listens, but answers no request.
-    Revive = Callable[[str, bool], str]
+    from .base import Answers, EngineContext, PromptRequests, Request, Response
+    from .process import ServerProcess
 
-# How often a waiting consumer looks up, so that Ctrl-C reaches it on every system, and how long a thread may take to
-# end its connections.
-LOOK_S, END_S = 1.0, 10.0
+logger = get_logger(__name__)
 
-
-@dataclass(frozen=True)
-class Call:
-    """One request of a server: the JSON `body` of `POST <url><path>`; `index` comes back with its answer."""
-
-    index: int
-    body: dict[str, Any]
-    path: str = "/completions"
-
-
-@dataclass(frozen=True)
-class ClientSettings:
-    r"""Where requests go and what they may cost.
-
-    Attributes:
-        urls: Base URLs, with `/v1` where the server has it.
-        concurrency: Most requests in flight at one server.
-        timeout_s: Bound of one attempt, in seconds.
-        retries: Further attempts of a request after an error of the server.
-        wait_s: How long a lost or overloaded server is waited for, in seconds.
-        api_key: Bearer token; None where none is needed. It appears in no message.
-        backoff_s: Bound of the first random wait before a further attempt; it doubles with each.
-        longest_backoff_s: Where that doubling ends.
-        longest_probe_s: Most seconds between two looks at a lost server.
-        flush_s: Most seconds that an answer waits for others to be handed out with.
-        flush_rows: Most answers that are handed out together.
-    """
-
-    urls: tuple[str, ...]
-    concurrency: int
-    timeout_s: float
-    retries: int
-    wait_s: float
-    api_key: str | None
-    backoff_s: float = 0.5
-    longest_backoff_s: float = 30.0
-    longest_probe_s: float = 5.0
-    flush_s: float = 0.5
-    flush_rows: int = 256
+IDS, TEXT, MESSAGES = "ids", "text", "messages"
+# Prompts that are looked at before the first request.
+LOOKED_AT = 32
+UNREADABLE = (
+    "written as text, it is not read as the same tokens, and the server takes no token ids: serve the model with "
+    "vLLM, which does"
+)
+CHECK = f"Check `tpaw_engine_url`, `tpaw_engine_model` and the environment variable {KEY_VARIABLES[0]}."
 
 
-def complete(
-    calls: Iterable[Call],
-    settings: ClientSettings,
-    parse: Callable[[Call, dict[str, Any]], Any],
-    revive: Revive | None = None,
-) -> Iterator[list[tuple[int, Any | Failure]]]:
-    r"""Answer requests, in any order, each once.
+def make_engine(context: EngineContext, beside: Path) -> ServerEngine:
+    r"""Make the engine that `tpaw_engine` names; where it is `vllm`, its server is started.
 
     Args:
-        calls: The requests. They are pulled lazily, in the client's thread, and only as many as servers and consumer
-            keep up with.
-        settings: Servers and bounds.
-        parse: Makes a call's result of the answer's JSON object; raises ValueError for what is no answer, which is
-            tried again. Runs in the client's thread.
-        revive: Called in a thread with the URL of a server that is down, and whether it hangs: nothing was answered
-            while requests ran out of time. Returns the URL under which it is back, or raises GenerationError.
-            Without it a server is waited for.
-
-    Yields:
-        Lists of index and result, or index and why it failed for good.
+        context: What is generated, and with which model.
+        beside: The round's file; the server's log lies beside it.
 
     Raises:
-        GenerationError: If a server refuses the run as a whole, or none is left.
-        EnvironmentProblem: If `openai` is absent.
-        Exception: Whatever `calls` raises, and `parse` beside ValueError.
+        TpawError: If the client is not installed, or the server does not start.
     """
-    load_openai()
-    worker = _Worker()
-    thread = threading.Thread(
-        target=worker.work, args=(calls, settings, parse, revive), name="tpaw-client", daemon=True
-    )
-    thread.start()
-    try:
-        while (results := worker.next()) is not None:
-            yield results
-            worker.call(Dispatcher.taken, len(results))
-    finally:
-        worker.call(Dispatcher.stop)
-        thread.join(END_S)
+    load_openai()  # before a server of ours spends minutes on its start
+    args = context.run.finetuning
+    # With an adapter the model's own name would be that of another θ.
+    home = str(context.adapters[-1] if context.adapters else context.model)
+    if args.tpaw_engine == "vllm":
+        from .vllm import start_vllm
+
+        server = start_vllm(context, beside)
+        return ServerEngine(context, (server.url,), [context.name, *names_of(None, home)], server)
+    paths = [home] if context.opponent else [home, Start.of(vars(context.run.model)).path]
+    return ServerEngine(context, tuple(args.tpaw_engine_url), names_of(args.tpaw_engine_model, *paths))
 
 
-class _Worker:
-    """The client's side and the consumer's side of a queue, which the dispatcher's own bound keeps short."""
+class ServerEngine:
+    r"""Ask servers.
 
-    def __init__(self) -> None:
-        self.queue: queue.SimpleQueue[list[Any] | BaseException | None] = queue.SimpleQueue()
-        self.started = threading.Event()
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.dispatcher: Dispatcher | None = None
+    Args:
+        context: What is generated, and with which model.
+        urls: Base addresses.
+        names: Names that the servers may have for the model, best first.
+        server: The server, where it is ours: it is ended with the engine.
 
-    def work(self, *arguments: Any) -> None:
-        """The thread: answer all, then say that it is the end, or why it is."""
-        try:
-            asyncio.run(self._answer(*arguments))
-            self.queue.put(None)
-        except BaseException as error:
-            self.queue.put(error)
-        finally:
-            self.loop = None
-            self.started.set()
+    Attributes:
+        name: `openai` or `vllm`.
+        version: What the servers are; known after the first answers.
+        facts: What a meta file says besides: the model's name at the servers, whether they say that they loaded this
+            very checkpoint, and how prompts went and responses came.
+    """
 
-    async def _answer(self, calls: Iterable[Call], settings: ClientSettings, parse: Any, revive: Any) -> None:
-        self.dispatcher = Dispatcher(calls, settings, parse, revive, self.queue.put)
-        self.loop = asyncio.get_running_loop()
-        self.started.set()
-        await self.dispatcher.run()
+    def __init__(
+        self, context: EngineContext, urls: tuple[str, ...], names: list[str], server: ServerProcess | None = None
+    ) -> None:
+        self.context, self.urls, self.names, self.server = context, urls, names, server
+        args = context.run.finetuning
+        self.name, self.version = args.tpaw_engine, ""
+        self.facts: dict[str, Any] = {}
+        self.api_key = server.api_key if server else api_key()
+        self.text = PromptText(context.encoder.tokenizer)
+        self.stop_texts = stop_texts(context.encoder, context.stop_token_ids)
+        self.prompts_go_as = MESSAGES if context.opponent and server is None else IDS
 
-    def next(self) -> list[Any] | None:
-        """What came since; None at the end."""
-        while True:
+    def close(self) -> None:
+        """End the server that is ours."""
+        if self.server is not None:
+            self.server.close()
+
+    def answer(
+        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
+    ) -> Iterator[Answers]:
+        r"""Answer what is left; see `base.Engine`.
+
+        Raises:
+            ConfigError: If a setting cannot be passed on to the servers.
+            GenerationError: If a server serves something else, reads prompts otherwise, or none is left.
+        """
+        if not len(left):
+            return
+        calls = self._calls(self._settle(requests, left), requests, left)
+        with asyncio.Runner() as runner:
+            exchange = Exchange(
+                calls,
+                self.urls,
+                self.context.run.finetuning,
+                self.api_key,
+                self._read,
+                self.server.advice if self.server else CHECK,
+                self.server.check if self.server else lambda: None,
+            )
             try:
-                results = self.queue.get(timeout=LOOK_S)
-            except queue.Empty:
+                while results := runner.run(exchange.next()):
+                    yield results
+            finally:
+                runner.run(exchange.close())
+
+    def _calls(
+        self, bodies: Bodies, requests: PromptRequests, left: np.ndarray
+    ) -> Iterator[Call | tuple[int, Failure]]:
+        for index in left.tolist():
+            request = requests[index]
+            if self.prompts_go_as == MESSAGES:
+                try:
+                    messages = messages_of(requests.prompts.prompts.take([index // requests.samples])[0])
+                except ValueError as error:
+                    yield index, Failure(f"it cannot be sent as messages: {error}")
+                else:
+                    yield Call(index, request, CHAT, bodies.chat(request, messages))
                 continue
-            if isinstance(results, BaseException):
-                raise results
-            return results
+            prompt: list[int] | str | None = request.prompt_ids.tolist()
+            if self.prompts_go_as == TEXT:
+                prompt = self.text.of(prompt)
+            if prompt is None:
+                yield index, Failure(UNREADABLE)
+            else:
+                yield Call(index, request, COMPLETIONS, bodies.completion(request, prompt))
 
-    def call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Have the loop's thread do something, unless it has ended."""
-        self.started.wait()
-        loop = self.loop
-        if loop is not None and not loop.is_closed():
-            try:
-                loop.call_soon_threadsafe(function, self.dispatcher, *arguments)
-            except RuntimeError:
-                return  # it ended in between
+    def _read(self, call: Call, answer: Any) -> Response:
+        if call.path == CHAT:
+            return read_chat(answer, call.request)
+        stops = self.context.stop_token_ids
+        return read_completion(answer, call.request, call.body["prompt"], stops, self.stop_texts)
+
+    # --- what is checked at the start
+
+    def _settle(self, requests: PromptRequests, left: np.ndarray) -> Bodies:
+        """Ask each server what it is, serves and reads; they have to agree."""
+        context, keys = self.context, self.context.run.finetuning
+        advice = self.server.advice if self.server else START
+        inquiries = [
+            Inquiry(url, self.api_key, keys.tpaw_engine_timeout, keys.tpaw_engine_startup, advice) for url in self.urls
+        ]
+        servers = [inquiry.examine(self.names) for inquiry in inquiries]
+        first = servers[0]
+        for other in servers[1:]:
+            if (other.kind, other.version, other.model) != (first.kind, first.version, first.model):
+                raise GenerationError(
+                    f"{first.url} is {first.title} and serves {first.model}, but {other.url} is {other.title} and "
+                    f"serves {other.model}. Give addresses of servers that are alike as `tpaw_engine_url`."
+                )
+        bodies = Bodies(first.kind, first.model, context.settings, context.stop_token_ids, self.stop_texts)
+        self.version = first.title
+        if self.prompts_go_as == MESSAGES:
+            for inquiry in inquiries:
+                bodies = self._probe_chat(bodies, inquiry, requests[int(left[0])])
+        else:
+            self._refuse_long(servers, requests, left)
+            ways = {self._probe(bodies, inquiry, requests, left) for inquiry in inquiries}
+            if len(ways) > 1:
+                raise GenerationError(
+                    f"Of {', '.join(self.urls)} some take or give token ids and others do not. Give addresses of "
+                    "servers that are alike as `tpaw_engine_url`."
+                )
+            self.prompts_go_as, self.facts["responses"] = ways.pop()
+        verified = self.server is not None or all(server.verified for server in servers)
+        self.facts |= {"served": first.model, "verified": verified, "prompts": self.prompts_go_as}
+        if not verified and not context.opponent:
+            logger.warning_rank0(
+                f"{', '.join(self.urls)} ({first.title}) knows the model by the name {first.model} alone. Whether its "
+                f"weights are those of {context.model} is not known."
+            )
+        return bodies
+
+    def _refuse_long(self, servers: list[Served], requests: PromptRequests, left: np.ndarray) -> None:
+        longest = int((requests.prompt_tokens[left] + requests.new_tokens[left]).max())
+        for server in servers:
+            if server.max_tokens is not None and server.max_tokens < longest:
+                raise ConfigError(
+                    f"The server at {server.url} takes {server.max_tokens} tokens of prompt and response together, "
+                    f"but the longest request has {longest}. Serve the model with more (`--max-model-len "
+                    f"{longest}`), or lower `max_new_tokens` or `cutoff_len`."
+                )
+
+    def _probe(self, bodies: Bodies, inquiry: Inquiry, requests: PromptRequests, left: np.ndarray) -> tuple[str, str]:
+        """Have one token generated, to see how the server reads a prompt: how prompts go, and responses come."""
+        request = _short(requests[int(left[0])])
+        if bodies.kind != TRANSFORMERS:
+            ids = request.prompt_ids.tolist()
+            answer = inquiry.ask(COMPLETIONS, bodies.completion(request, ids))
+            if answer.status == 200 and count_of(answer.content, "prompt_tokens") == len(ids):
+                choices = answer.content.get("choices")
+                gives_ids = bool(choices) and isinstance(choices[0], dict) and "token_ids" in choices[0]
+                return IDS, IDS if gives_ids and choices[0]["token_ids"] is not None else TEXT
+            if answer.status in (401, 403, 404, 405) or bodies.kind == VLLM:
+                raise _refusal(inquiry, COMPLETIONS, answer)
+        readable = (requests[index] for index in left[:LOOKED_AT].tolist())
+        request = next((each for each in readable if self.text.of(each.prompt_ids) is not None), None)
+        if request is None:
+            raise GenerationError(f"None of the first prompts can be sent: {UNREADABLE}. Or use `tpaw_engine: hf`.")
+        self._probe_text(bodies, inquiry, _short(request))
+        return TEXT, TEXT
+
+    def _probe_text(self, bodies: Bodies, inquiry: Inquiry, request: Request) -> None:
+        """Have the tokens of a prompt counted, with its BOS and, where the server adds one, without."""
+        counts = []
+        for add_bos in dict.fromkeys((self.text.add_bos, True)):
+            self.text.add_bos = add_bos
+            answer = inquiry.ask(COMPLETIONS, bodies.completion(request, self.text.of(request.prompt_ids)))
+            if answer.status != 200:
+                raise _refusal(inquiry, COMPLETIONS, answer)
+            counts.append(count_of(answer.content, "prompt_tokens"))
+            if counts[-1] == len(request.prompt_ids):
+                return
+        raise GenerationError(
+            f"The server at {inquiry.url} gives no count of prompt tokens (`usage.prompt_tokens`), so it cannot be "
+            "known that it reads the prompts as this run does. Use another server."
+            if None in counts
+            else f"The server at {inquiry.url} reads a prompt of {len(request.prompt_ids)} tokens as "
+            f"{' or '.join(map(str, dict.fromkeys(counts)))}: its tokenizer is another one. Serve the checkpoint with "
+            "its own tokenizer."
+        )
+
+    def _probe_chat(self, bodies: Bodies, inquiry: Inquiry, request: Request) -> Bodies:
+        question = [{"role": "user", "content": "?"}]
+        answer = inquiry.ask(CHAT, bodies.chat(_short(request), question))
+        if answer.status == 400 and "max_completion_tokens" in answer.words:
+            bodies = dataclasses.replace(bodies, limit_key="max_completion_tokens")
+            answer = inquiry.ask(CHAT, bodies.chat(_short(request), question))
+        if answer.status != 200:
+            raise _refusal(inquiry, CHAT, answer)
+        return bodies
+
+
+def _short(request: Request) -> Request:
+    return dataclasses.replace(request, max_new_tokens=1)
+
+
+def _refusal(inquiry: Inquiry, path: str, answer: Answered) -> GenerationError:
+    advice = "Correct what it names; the same command continues."
+    if answer.status in (401, 403):
+        advice = f"Set the environment variable `{KEY_VARIABLES[0]}`."
+    elif answer.status in (404, 405) and path == CHAT:
+        advice = "What `tpaw_opponent_model` names is asked through the chat API: use a server that has it."
+    elif answer.status in (404, 405):
+        advice = (
+            "Prompts as this run writes them need `/completions`, which vLLM and `transformers serve` have; "
+            "`llamafactory-cli api` has the chat API alone, which `tpaw_opponent_model` uses."
+        )
+    return GenerationError(f"The server at {inquiry.url} answered {answer.status} to {path}: {answer.words}. {advice}")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from .base import Answers, Requests
+    from .base import Answers, PromptRequests
 
 READ_BYTES = 1 << 16
 
@@ -82,7 +82,7 @@ class DeviceEngine:
         self.batch_tokens = batch_tokens
 
     def answer(
-        self, requests: Requests, left: np.ndarray, finished: Callable[[int], object] = ignore
+        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
     ) -> Iterator[Answers]:
         r"""Hand out units until all are answered.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from .base import Answers, Requests
+    from .base import Answers, PromptRequests
 
 logger = get_logger(__name__)
 
@@ -101,7 +101,7 @@ class HfEngine:
             )
 
     def answer(
-        self, requests: Requests, left: np.ndarray, finished: Callable[[int], object] = ignore
+        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
     ) -> Iterator[Answers]:
         """Answer what is left, unit by unit: the longest prompts first, see `base.answer_units`."""
         return answer_units(self.generate, requests, left, self.batch_tokens, finished)

@@ -145,7 +145,7 @@ def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[
 def _make_engine(job: Job, context: EngineContext, argv: Sequence[str]) -> Engine:
     args = context.run.finetuning
     if args.tpaw_engine != HfEngine.name:
-        from .openai import make_engine
+        from .client import make_engine
 
         return make_engine(context, job.round.path)
     if len(context.devices) < 2:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""What a server is asked before the first prompt goes there: whether it answers, what it is, and what it serves.
 
-Standard library only, and every question is bounded by seconds, so that a preflight can ask too.
+Standard library only, so that `check` asks within seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -20,19 +21,20 @@ from urllib.parse import urlsplit
 
 from ..arguments.checks import KEY_VARIABLES
 from ..errors import ConfigError, GenerationError
+from .protocol import CHAT, COMPLETIONS, OTHER, TRANSFORMERS, VLLM
 
 
-VLLM, TRANSFORMERS, OTHER = "vLLM", "transformers serve", "a server of OpenAI's API"
-LISTED = 5
-WORDS = 300
-NAME_ADVICE = (
-    "Start it with that model. Only where it serves that very model under another name, give the name as "
-    "`tpaw_engine_model`."
-)
-ANSWER_BYTES = 16 << 20
+# What is asked, and how many seconds one answer may take. A server writes its description when it is first asked for
+# it, and may load the model for the first completion.
+ANSWER_S = {"/models": 10.0, "/version": 10.0, "/openapi.json": 60.0, COMPLETIONS: 600.0, CHAT: 600.0}
+# What is no answer yet: the question is put again.
+BUSY = {408, 425, 429, 502, 503, 504, 529}
+AGAIN_S = 2.0
+LISTED, WORDS, ANSWER_BYTES = 5, 300, 16 << 20
 # A name that no model can have, and what `transformers serve` says of it where it is pinned to another.
 NO_MODEL = "--"
 PINNED = re.compile(r"pinned to '(.+)'; requested '--'")
+START = "Start it, or correct `tpaw_engine_url`; the same command continues."
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Answered:
     @property
     def words(self) -> str:
         """What it says of an error, in one short line."""
-        return one_line(error_message(self.content))
+        return error_words(self.content)
 
 
 @dataclass(frozen=True)
@@ -87,58 +89,13 @@ def api_key() -> str | None:
     Raises:
         ConfigError: If it holds characters that no header can carry; they are not shown.
     """
-    for name in KEY_VARIABLES:
-        key = os.environ.get(name, "").strip()
-        if key:
-            if not (key.isascii() and key.isprintable()) or " " in key:
-                raise ConfigError(
-                    f"The environment variable `{name}` holds blanks or characters outside of ASCII, but a server's "
-                    "key is one plain word. Set it anew."
-                )
-            return key
-    return None
-
-
-def ask(
-    url: str, path: str, key: str | None = None, body: Mapping[str, Any] | None = None, timeout_s: float = 10.0
-) -> Answered:
-    r"""Put one question to a server.
-
-    Args:
-        url: Base address.
-        path: What is appended to it.
-        key: Bearer token.
-        body: JSON body of a POST; None is a GET.
-        timeout_s: Bound of each wait, in seconds.
-
-    Raises:
-        GenerationError: If nothing answers there.
-    """
-    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    data = None if body is None else json.dumps(body).encode()
-    if data is not None:
-        headers["Content-Type"] = "application/json"
-    request = urllib.request.Request(url.rstrip("/") + path, data=data, headers=headers)
-    proxies = urllib.request.ProxyHandler({} if on_loopback(url) else None)
-    opener = urllib.request.build_opener(_NoRedirect, proxies)
-    try:
-        try:
-            with opener.open(request, timeout=timeout_s) as response:
-                status, text = response.status, response.read(ANSWER_BYTES)
-        except urllib.error.HTTPError as error:
-            with error:
-                status, text = error.code, error.read(ANSWER_BYTES)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise GenerationError(
-            f"No server answers at {url} ({_hide(str(reason), key) or type(error).__name__}). Start it, or correct "
-            "`tpaw_engine_url`; the same command continues."
-        ) from None
-    decoded = _hide(text.decode("utf-8", errors="replace"), key)
-    try:
-        return Answered(status, json.loads(decoded))
-    except ValueError:
-        return Answered(status, decoded)
+    name, key = next(((name, key) for name in KEY_VARIABLES if (key := os.environ.get(name, "").strip())), ("", None))
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError(
+            f"The environment variable `{name}` holds blanks or characters outside of ASCII, but a server's key is "
+            "one plain word. Set it again."
+        )
+    return key
 
 
 def on_loopback(url: str) -> bool:
@@ -150,22 +107,13 @@ def on_loopback(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def error_message(content: Any) -> str:
-    """What a server says of an error in its answer's JSON; servers wrap it in different ways."""
-    found = content
+def error_words(content: Any) -> str:
+    """What a server says of an error, which servers wrap in different ways: its beginning in one line."""
     for name in ("error", "message", "detail", "message"):
-        if isinstance(found, Mapping) and found.get(name):
-            found = found[name]
-    return found if isinstance(found, str) else json.dumps(found)
-
-
-def one_line(text: str) -> str:
-    """The beginning of a server's words, in one line that can be written to any file."""
+        if isinstance(content, Mapping) and content.get(name):
+            content = content[name]
+    text = content if isinstance(content, str) else json.dumps(content)
     return " ".join(text[: 4 * WORDS].split())[:WORDS].encode(errors="replace").decode()
-
-
-def _hide(text: str, key: str | None) -> str:
-    return text.replace(key, "...") if key else text
 
 
 def names_of(given: str | None, *paths: str) -> list[str]:
@@ -181,85 +129,148 @@ def names_of(given: str | None, *paths: str) -> list[str]:
     return list(dict.fromkeys([*whole, *(os.path.basename(os.path.normpath(path)) for path in paths)]))
 
 
-def examine(url: str, names: Sequence[str], key: str | None, timeout_s: float = 10.0) -> Served:
-    r"""Ask a server what it is and whether it serves a model.
+def examine(url: str, names: Sequence[str], key: str | None, answer_s: float = 10.0) -> Served:
+    """Ask a server once what it is and whether it serves a model; see `Inquiry`."""
+    return Inquiry(url, key, answer_s).examine(names)
 
-    Args:
+
+@dataclass
+class Inquiry:
+    r"""Puts questions to one server.
+
+    Where it is there and gives no answer, or says that it is busy, the question is put again while there is time.
+    Where nothing listens at all, that is told at once.
+
+    Attributes:
         url: Base address.
-        names: Names of the model, best first.
         key: Bearer token.
-        timeout_s: Bound of each wait, in seconds.
-
-    Raises:
-        GenerationError: If it does not answer, refuses the key, or serves other models.
+        answer_s: Bound of each answer, beside that of `ANSWER_S`.
+        patience_s: For how long questions are put again, all together.
+        advice: What to do where it does not answer.
     """
-    listed = ask(url, "/models", key, timeout_s=timeout_s)
-    if listed.status in (401, 403):
-        given = "refuses the key of the environment" if key else "asks for a key"
-        raise GenerationError(
-            f"The server at {url} {given} ({listed.status}). Set the environment variable `{KEY_VARIABLES[0]}`."
+
+    url: str
+    key: str | None
+    answer_s: float
+    patience_s: float = 0.0
+    advice: str = START
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self._end = time.monotonic() + self.patience_s
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Answered:
+        r"""Put one question.
+
+        Args:
+            path: What is appended to the address; questions about the server itself go to its root.
+            body: JSON body of a POST; None is a GET.
+
+        Raises:
+            GenerationError: If it does not answer.
+        """
+        while True:
+            found = self._ask_once(path, body)
+            if isinstance(found, Answered) and found.status not in BUSY:
+                return found
+            if time.monotonic() + AGAIN_S > self._end or isinstance(found, urllib.error.URLError):
+                break
+            time.sleep(AGAIN_S)
+        if isinstance(found, Answered):
+            return found
+        reason = self._hide(str(getattr(found, "reason", None) or found)) or type(found).__name__
+        raise GenerationError(f"No server answers at {self.url} ({reason}). {self.advice}")
+
+    def _ask_once(self, path: str, body: Mapping[str, Any] | None) -> Answered | Exception:
+        root = self.url.rstrip("/")
+        headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        headers |= {"Content-Type": "application/json"} if body is not None else {}
+        request = urllib.request.Request(
+            (root.removesuffix("/v1") if path in ("/version", "/openapi.json") else root) + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers=headers,
         )
-    if _is_transformers(url, key, timeout_s):
-        return Served(url, TRANSFORMERS, "", *_pinned(url, names, key, timeout_s), None)
-    entries = listed.content.get("data") if isinstance(listed.content, Mapping) else None
-    if listed.status != 200 or not isinstance(entries, list):
-        raise GenerationError(
-            f"The server at {url} does not list its models: {url.rstrip('/')}/models answered {listed.status}. "
-            f"{_path_hint(url)}Correct `tpaw_engine_url`, the address before `/completions`."
+        proxies = urllib.request.ProxyHandler({} if on_loopback(root) else None)
+        opener = urllib.request.build_opener(_NoRedirect, proxies)
+        try:
+            try:
+                with opener.open(request, timeout=min(self.answer_s, ANSWER_S[path])) as response:
+                    status, content = response.status, response.read(ANSWER_BYTES)
+            except urllib.error.HTTPError as error:
+                with error:
+                    status, content = error.code, error.read(ANSWER_BYTES)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return error
+        text = self._hide(content.decode("utf-8", errors="replace"))
+        try:
+            return Answered(status, json.loads(text))
+        except ValueError:
+            return Answered(status, text)
+
+    def _hide(self, text: str) -> str:
+        return text.replace(self.key, "...") if self.key else text
+
+    def examine(self, names: Sequence[str]) -> Served:
+        r"""Find out what the server is and whether it serves a model.
+
+        Args:
+            names: Names of the model, best first.
+
+        Raises:
+            GenerationError: If it does not answer, refuses the key, or serves other models.
+        """
+        listed = self.ask("/models")
+        if listed.status in (401, 403):
+            given = "refuses the key of the environment" if self.key else "asks for a key"
+            raise GenerationError(
+                f"The server at {self.url} {given} ({listed.status}). Set the environment variable "
+                f"`{KEY_VARIABLES[0]}`."
+            )
+        entries = listed.content.get("data") if isinstance(listed.content, Mapping) else None
+        if isinstance(entries, list):
+            entries = [each for each in entries if isinstance(each, Mapping) and isinstance(each.get("id"), str)]
+        is_vllm = any(each.get("owned_by") == "vllm" for each in entries or [])
+        if not is_vllm and self._is_transformers():
+            return self._examine_transformers(names)
+        if listed.status != 200 or not isinstance(entries, list):
+            hint = "" if self.url.rstrip("/").endswith("/v1") else "Most servers' addresses end in /v1. "
+            raise GenerationError(
+                f"The server at {self.url} does not list its models: {self.url.rstrip('/')}/models answered "
+                f"{listed.status}. {hint}Correct `tpaw_engine_url`, the address before `/completions`."
+            )
+        # The model that has one of the names, or was loaded from one of the paths.
+        pairs = [(each, field, name) for field in ("id", "root") for name in names for each in entries]
+        entry = next((each for each, field, name in pairs if each.get(field) == name), None)
+        if entry is None:
+            shown = ", ".join(each["id"] for each in entries[:LISTED]) or "nothing"
+            raise self._other(shown + (f" and {len(entries) - LISTED} more" if len(entries) > LISTED else ""), names)
+        version = self.ask("/version").content if is_vllm else None
+        limit = entry.get("max_model_len")
+        return Served(
+            self.url,
+            VLLM if is_vllm else OTHER,
+            str(version.get("version") or "") if isinstance(version, Mapping) else "",
+            entry["id"],
+            any(os.path.isabs(name) and name in (entry["id"], entry.get("root")) for name in names),
+            limit if isinstance(limit, int) else None,
         )
-    entries = [entry for entry in entries if isinstance(entry, Mapping) and isinstance(entry.get("id"), str)]
-    entry = _find(entries, names)
-    if entry is None:
-        served = ", ".join(str(item["id"]) for item in entries[:LISTED]) or "nothing"
-        more = f" and {len(entries) - LISTED} more" if len(entries) > LISTED else ""
-        raise GenerationError(
-            f"The server at {url} serves {served}{more}, but {' or '.join(names)} is asked for. {NAME_ADVICE}"
+
+    def _is_transformers(self) -> bool:
+        """Whether it is `transformers serve`, which lists the hub's cache instead of what it serves."""
+        schema = self.ask("/openapi.json")
+        paths = schema.content.get("paths") if isinstance(schema.content, Mapping) else None
+        return isinstance(paths, Mapping) and {"/load_model", "/v1/completions"} <= set(paths)
+
+    def _examine_transformers(self, names: Sequence[str]) -> Served:
+        """It loads what it is asked for by path, unless it is pinned to one model."""
+        found = PINNED.search(self.ask(COMPLETIONS, {"model": NO_MODEL, "prompt": "?"}).words)
+        name = found[1] if found else next(filter(os.path.isabs, names), names[0])
+        if name not in names:
+            raise self._other(name, names)
+        return Served(self.url, TRANSFORMERS, "", name, os.path.isabs(name), None)
+
+    def _other(self, served: str, names: Sequence[str]) -> GenerationError:
+        return GenerationError(
+            f"The server at {self.url} serves {served}, but {' or '.join(names)} is asked for. Start it with that "
+            "model. Only where it serves that very model under another name, give the name as `tpaw_engine_model`."
         )
-    kind = VLLM if entry.get("owned_by") == "vllm" else OTHER
-    version = _version(url, key, timeout_s) if kind == VLLM else ""
-    limit = entry.get("max_model_len")
-    verified = any(os.path.isabs(name) and name in (entry["id"], entry.get("root")) for name in names)
-    return Served(url, kind, version, entry["id"], verified, limit if isinstance(limit, int) else None)
-
-
-def _path_hint(url: str) -> str:
-    return "" if url.rstrip("/").endswith("/v1") else "Most servers' addresses end in /v1. "
-
-
-def _find(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Mapping[str, Any] | None:
-    """The model that has one of the names, or was loaded from one of the paths."""
-    for field in ("id", "root"):
-        for name in names:
-            for entry in entries:
-                if entry.get(field) == name:
-                    return entry
-    return None
-
-
-def _root(url: str) -> str:
-    return url.rstrip("/").removesuffix("/v1")
-
-
-def _version(url: str, key: str | None, timeout_s: float) -> str:
-    answer = ask(_root(url), "/version", key, timeout_s=timeout_s)
-    version = answer.content.get("version") if isinstance(answer.content, Mapping) else None
-    return version if answer.status == 200 and isinstance(version, str) else ""
-
-
-def _is_transformers(url: str, key: str | None, timeout_s: float) -> bool:
-    """Whether it is `transformers serve`, which lists the hub's cache instead of what it serves."""
-    schema = ask(_root(url), "/openapi.json", key, timeout_s=timeout_s)
-    paths = schema.content.get("paths") if schema.status == 200 and isinstance(schema.content, Mapping) else None
-    return isinstance(paths, Mapping) and {"/load_model", "/v1/completions"} <= set(paths)
-
-
-def _pinned(url: str, names: Sequence[str], key: str | None, timeout_s: float) -> tuple[str, bool]:
-    """The name that `transformers serve` takes: it loads what it is asked for, unless it is pinned to one model."""
-    answer = ask(url, "/completions", key, {"model": NO_MODEL, "prompt": "?"}, timeout_s)
-    found = PINNED.search(answer.words)
-    name = found[1] if found else next(filter(os.path.isabs, names), names[0])
-    if name not in names:
-        raise GenerationError(
-            f"The server at {url} serves {name}, but {' or '.join(names)} is asked for. {NAME_ADVICE}"
-        )
-    return name, os.path.isabs(name)

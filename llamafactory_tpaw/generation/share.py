@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .base import Request, Requests, Response
+    from .base import Request, PromptRequests, Response
 
 # Set for a process that generates a part of a round.
 SHARE = "LLAMAFACTORY_TPAW_SHARE"
@@ -35,7 +35,7 @@ class Share:
 def answer_parent(
     share: Share,
     job: str,
-    requests: Requests,
+    requests: PromptRequests,
     make_generate: Callable[[], Callable[[list[Request], Callable[[int], object]], list[Response]]],
 ) -> None:
     r"""In a process for one device: answer the units that the parent sends, until it sends no more.

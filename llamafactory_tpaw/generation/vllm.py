@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's own server, `vllm serve`: its command line, its environment, and which GPUs each server has."""
+"""vLLM's own server, `vllm serve`: its command line, its environment, and what it cannot serve."""
 
 from __future__ import annotations
 
-import json
+import math
 import os
+import re
 import secrets
 import shlex
 import shutil
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,49 +17,45 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.files import read_json
 from ..errors import ConfigError, EnvironmentProblem
-from .managed import HOST, ManagedServers, ServerCommand
-from .placement import gpus_in_sight, place
+from ..lf.logs import get_logger
+from ..team.checkpoint import read_tensors
+from .process import HOST, ServerProcess
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from .base import EngineContext
 
-DEFAULT_COMMAND = "vllm"
 PYTHON = "{python}"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# What we set, and by which key of the run file, or to what; `tpaw_vllm_args` comes last, so it would win.
+# What we set, and by which key of the run file; `tpaw_vllm_args` comes last, so it would win.
+SAMPLING = "by `temperature`, `top_p`, `top_k`, `repetition_penalty`, `max_new_tokens`"
+LOCAL = "the server is for this run on this machine alone"
 OWN_OPTIONS = {
-    "--model": "by `model_name_or_path`",
-    "--tokenizer": "by `model_name_or_path`",
+    **dict.fromkeys(("--model", "--tokenizer", "--served-model-name"), "by `model_name_or_path`"),
+    **dict.fromkeys(("--host", "--port", "--uds", "--root-path", "--ssl-keyfile", "--ssl-certfile"), LOCAL),
+    **dict.fromkeys(("--generation-config", "--override-generation-config"), SAMPLING),
+    **dict.fromkeys(("--enable-lora", "--lora-modules", "--max-lora-rank"), "by `adapter_name_or_path`"),
     "--revision": "by `model_revision`",
-    "--served-model-name": "it is only a name between this run and its servers",
-    "--host": "the servers are for this machine alone",
-    "--port": "a free one is taken",
-    "--uds": "a free port is taken",
-    "--root-path": "the servers are for this run alone",
-    "--ssl-keyfile": "the servers are for this machine alone",
-    "--ssl-certfile": "the servers are for this machine alone",
     "--dtype": "by `bf16`, `fp16` or `pure_bf16`",
     "--max-model-len": "by `cutoff_len`",
     "--enable-prefix-caching": "it is on and changes no response",
-    "--generation-config": "by `temperature`, `top_p`, `top_k`, `repetition_penalty`, `max_new_tokens`",
-    "--override-generation-config": "by `temperature`, `top_p`, `top_k`, `repetition_penalty`, `max_new_tokens`",
     "--seed": "by `seed`",
-    "--enable-lora": "by `adapter_name_or_path`",
-    "--lora-modules": "by `adapter_name_or_path`",
-    "--max-lora-rank": "by `adapter_name_or_path`",
     "--trust-remote-code": "by `trust_remote_code`",
-    "--api-key": "each run makes a key of its own",
+    "--api-key": "each run makes its own key",
     "--chat-template": "by `template`",
 }
+# How a user settles which GPUs work together.
+PARALLEL = re.compile(r"--?(tp|pp|dp|(tensor|pipeline|data)[-_]parallel[-_]size)(=|$)")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# A GPU has to hold the weights and, of its memory, this much more: activations, CUDA graphs, and keys and values of
+# enough sequences at once. vLLM itself takes 0.9 of the memory.
+ROOM = 1.4
 # What the training launcher means for its own processes.
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-ADVICE = (
-    "Mend what it says; `tpaw_vllm_args` takes further arguments of `vllm serve` (`--gpu-memory-utilization 0.8`, for "
-    "example), `tpaw_vllm_command` names the vLLM of another environment."
-)
+
+logger = get_logger(__name__)
 
 
 class Adapter(NamedTuple):
@@ -69,7 +67,7 @@ class Adapter(NamedTuple):
 
 @dataclass(frozen=True)
 class ServedModel:
-    r"""What all servers of a run serve.
+    r"""What a server serves.
 
     Attributes:
         name: The name that requests use.
@@ -90,71 +88,76 @@ class ServedModel:
     seed: int
     trust_remote_code: bool = False
 
-    @classmethod
-    def of(cls, context: EngineContext) -> ServedModel:
-        """Read it from an engine's context."""
-        return cls(
-            name=context.name,
-            model=str(context.model),
-            adapter=served_adapter(context.adapters),
-            dtype=context.dtype,
-            cutoff_len=context.run.data.cutoff_len,
-            seed=context.settings.seed,
-            trust_remote_code=bool(getattr(context.run.model, "trust_remote_code", False)),
-        )
 
-
-def start_vllm(
-    context: EngineContext,
-    beside: Path,
-    say: Callable[[str], object] = lambda _: None,
-) -> ManagedServers:
-    r"""Start vLLM on every GPU in sight and wait until all servers answer.
+def start_vllm(context: EngineContext, beside: Path) -> ServerProcess:
+    r"""Start vLLM on the GPUs in sight and wait until it answers.
 
     Args:
         context: The engine's.
-        beside: The triplet file; the servers' logs lie beside it, `<its name>.server-0.log` and so on.
-        say: Is told what is started on which GPUs, and how a long start goes on.
-
-    Returns:
-        The running servers: `urls`, `revive`, `close`, `model` (what requests must name), `api_key`.
+        beside: The triplet file; the server's log lies beside it, `<its name>.server.log`.
 
     Raises:
         ConfigError: If `tpaw_vllm_args` sets what is ours to set, or the model cannot be served by vLLM.
         EnvironmentProblem: If there is no such program.
-        GenerationError: If a server does not come up.
+        GenerationError: If the server does not come up.
     """
     keys = context.run.finetuning
     extra = split_arguments(keys.tpaw_vllm_args)
     program = find_program(keys.tpaw_vllm_command)
     refuse_unsupported(context.run.model)
-    served = ServedModel.of(context)
-    groups, tensor_parallel = place(served.model, served.dtype, gpus_in_sight(context.devices), extra, say)
+    served = ServedModel(
+        name=context.name,
+        model=str(context.model),
+        adapter=served_adapter(context.adapters),
+        dtype=context.dtype,
+        cutoff_len=context.run.data.cutoff_len,
+        seed=context.settings.seed,
+        trust_remote_code=bool(getattr(context.run.model, "trust_remote_code", False)),
+    )
+    if not any(map(PARALLEL.match, extra)):
+        extra = [*parallel_arguments(served, len(context.devices)), *extra]
+    with socket.socket() as holder:
+        holder.bind((HOST, 0))
+        port = holder.getsockname()[1]
     api_key = secrets.token_hex(16)
-    name = "vLLM" if not keys.tpaw_vllm_command else f"`{keys.tpaw_vllm_command}`"
-    commands = [
-        ServerCommand(
-            name=f"{name} (server {index} of {len(groups)})" if len(groups) > 1 else name,
-            arguments=lambda port: [*program, *serve_arguments(served, port, tensor_parallel, extra)],
-            environment=server_environment(os.environ, group, api_key),
-            log=beside.with_name(f"{beside.stem}.server-{index}.log"),
-            advice=ADVICE,
-        )
-        for index, group in enumerate(groups)
-    ]
-    say(f"{name} is started: {_described(groups)}. Log: {', '.join(str(command.log) for command in commands)}.")
-    return ManagedServers(commands, keys.tpaw_engine_startup, api_key, served.name, say).start()
+    return ServerProcess(
+        [*program, *serve_arguments(served, port, extra)],
+        server_environment(os.environ, context.devices, api_key),
+        port,
+        api_key,
+        beside.with_name(f"{beside.stem}.server.log"),
+        keys.tpaw_engine_startup,
+    )
 
 
-def serve_arguments(served: ServedModel, port: int, tensor_parallel: int | None, extra: Sequence[str]) -> list[str]:
-    r"""Return the arguments of one server.
+def parallel_arguments(served: ServedModel, gpus: int) -> list[str]:
+    r"""Settle how the GPUs in sight are used: as many copies of the model as they hold, each on as few as hold it.
 
     Args:
-        served: What it serves.
-        port: Where.
-        tensor_parallel: Over how many GPUs; None leaves it to `extra`.
-        extra: Further arguments, which come last.
+        served: What is served; the size of a hub's model is not known, and it is taken to fit.
+        gpus: How many are in sight.
     """
+    import torch
+
+    if gpus < 2 or not torch.cuda.is_available():
+        return []
+    # This process may see fewer than it was told about: they are taken to be alike.
+    memory = min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
+    folder = Path(served.model)
+    tensors = read_tensors(folder) if folder.is_dir() else []
+    needed = ROOM * BYTES[served.dtype] * sum(math.prod(tensor.shape) for tensor in tensors)
+    config = read_json(folder / "config.json") if folder.is_dir() else {}
+    heads = int({**config.get("text_config", {}), **config}.get("num_attention_heads") or 0)  # 0 by any number
+    sizes = [1 << power for power in range(gpus.bit_length()) if 1 << power <= gpus and heads % (1 << power) == 0]
+    size = next((size for size in sizes if size * memory >= needed), sizes[-1])
+    if gpus % size:
+        logger.info_rank0(f"{gpus % size} of the {gpus} GPUs in sight stay idle: each copy of the model takes {size}.")
+    arguments = ["--tensor-parallel-size", str(size)] if size > 1 else []
+    return arguments + (["--data-parallel-size", str(gpus // size)] if gpus // size > 1 else [])
+
+
+def serve_arguments(served: ServedModel, port: int, extra: Sequence[str]) -> list[str]:
+    """Return the arguments of the server; `extra` are further ones, which come last."""
     base = served.name if served.adapter is None else f"{served.name}-base"
     arguments = ["serve", served.model, "--served-model-name", base, "--host", HOST, "--port", str(port)]
     arguments += ["--dtype", served.dtype, "--max-model-len", str(served.cutoff_len)]
@@ -166,13 +169,11 @@ def serve_arguments(served: ServedModel, port: int, tensor_parallel: int | None,
         arguments += ["--max-lora-rank", str(rank)]
     if served.trust_remote_code:
         arguments.append("--trust-remote-code")
-    if tensor_parallel is not None:
-        arguments += ["--tensor-parallel-size", str(tensor_parallel)]
     return [*arguments, "--seed", str(served.seed), *extra]
 
 
 def server_environment(inherited: Mapping[str, str], gpus: Sequence[str], api_key: str) -> dict[str, str]:
-    r"""Return the environment of one server.
+    r"""Return the environment of the server.
 
     Args:
         inherited: This process's environment.
@@ -204,22 +205,20 @@ def find_program(command: str | None) -> list[str]:
         ConfigError: If it is not quoted as a shell wants it.
         EnvironmentProblem: If there is no such program.
     """
-    words = _split("tpaw_vllm_command", command or DEFAULT_COMMAND)
+    words = _split("tpaw_vllm_command", command or "vllm")
     first = sys.executable if words[0] == PYTHON else os.path.expanduser(words[0])
     own_folder = [str(Path(sys.executable).parent)] if command is None else []
     found = shutil.which(first, path=os.pathsep.join([*own_folder, os.environ.get("PATH", os.defpath)]))
-    if found is None and command is None:
-        raise EnvironmentProblem(
-            "`tpaw_engine: vllm` needs the program `vllm`, which is not installed here. Install it into an "
-            "environment of its own (`python -m venv vllm-env`, then `vllm-env/bin/pip install vllm`) and set "
-            "`tpaw_vllm_command: vllm-env/bin/vllm`."
-        )
-    if found is None:
-        raise EnvironmentProblem(
-            f"`tpaw_vllm_command: {command}` begins with {words[0]}, which is no program here. Give the path of a "
-            "`vllm`, for example `vllm-env/bin/vllm`, or of a Python with `-m`."
-        )
-    return [os.path.abspath(found), *(sys.executable if word == PYTHON else word for word in words[1:])]
+    if found is not None:
+        return [os.path.abspath(found), *(sys.executable if word == PYTHON else word for word in words[1:])]
+    raise EnvironmentProblem(
+        "`tpaw_engine: vllm` needs the program `vllm`, which is not installed here. Install it into an environment of "
+        "its own (`python -m venv vllm-env`, then `vllm-env/bin/pip install vllm`) and set "
+        "`tpaw_vllm_command: vllm-env/bin/vllm`."
+        if command is None
+        else f"`tpaw_vllm_command: {command}` begins with {words[0]}, which is no program here. Give the path of a "
+        "`vllm`, for example `vllm-env/bin/vllm`, or of a Python with `-m`."
+    )
 
 
 def split_arguments(text: str | None) -> list[str]:
@@ -245,15 +244,25 @@ def split_arguments(text: str | None) -> list[str]:
     return words
 
 
+def _split(key: str, text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"`{key}: {text}` cannot be split into words: {error}. Close the quotes.") from error
+    if not words:
+        raise ConfigError(f"`{key}` is blank. Give a value or leave the key out.")
+    return words
+
+
 def refuse_unsupported(model_args: Any) -> None:
     r"""Refuse what changes θ_t when LlamaFactory loads it, since vLLM reads the checkpoint as it is.
 
     Raises:
         ConfigError: With each such key.
     """
-    keys = [key for key in ("rope_scaling", "quantization_bit", "shift_attn") if getattr(model_args, key, None)]
-    if keys:
-        listed = ", ".join(f"`{key}: {_plain(getattr(model_args, key))}`" for key in keys)
+    given = {key: getattr(model_args, key, None) for key in ("rope_scaling", "quantization_bit", "shift_attn")}
+    if any(given.values()):
+        listed = ", ".join(f"`{key}: {getattr(value, 'value', value)}`" for key, value in given.items() if value)
         raise ConfigError(
             f"{listed} changes the model when LlamaFactory loads it, but `tpaw_engine: vllm` serves the checkpoint as "
             "it is, so another model would generate than is trained. Use `tpaw_engine: hf`, or remove the key."
@@ -269,55 +278,27 @@ def served_adapter(folders: Sequence[Path]) -> Adapter | None:
     Raises:
         ConfigError: If vLLM cannot serve what they make of the model.
     """
+    if not folders:
+        return None
     if len(folders) > 1:
         raise ConfigError(
-            f"theta_t has {len(folders)} adapters ({', '.join(str(folder) for folder in folders)}), but "
-            "`tpaw_engine: vllm` serves one at a time. Merge all but the last into the model (`llamafactory-cli "
-            "export`) and start from that, or use `tpaw_engine: hf`."
+            f"theta_t has {len(folders)} adapters ({', '.join(map(str, folders))}), but `tpaw_engine: vllm` serves "
+            "one at a time. Merge all but the last into the model (`llamafactory-cli export`) and start from that, or "
+            "use `tpaw_engine: hf`."
         )
-    return _adapter(folders[0]) if folders else None
-
-
-def _adapter(folder: Path) -> Adapter:
-    config = read_json(folder / "adapter_config.json")
-    kind, rank = (
-        config.get("peft_type", "LORA"),
-        max([config.get("r", 8), *(config.get("rank_pattern") or {}).values()]),
-    )
-    problems = [
-        f"{folder} {what}, which vLLM does not serve. Merge it into the model (`llamafactory-cli export`), or use "
-        "`tpaw_engine: hf`."
-        for what, found in {
-            f"is an adapter of kind {kind}": kind != "LORA",
-            "is a DoRA adapter (`use_dora`)": config.get("use_dora"),
-            "trains biases": config.get("bias", "none") != "none",
-            f"trains whole modules, {config.get('modules_to_save')}": config.get("modules_to_save"),
-            f"has rank {rank}, above {LORA_RANKS[-1]}": rank > LORA_RANKS[-1],
-        }.items()
-        if found
-    ]
-    if problems:
-        raise ConfigError(problems)
-    return Adapter(folder, rank)
-
-
-def _split(key: str, text: str) -> list[str]:
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise ConfigError(f"`{key}: {text}` cannot be split into words: {error}. Close the quotes.") from error
-    if not words:
-        raise ConfigError(f"`{key}` is blank. Give a value or leave the key out.")
-    return words
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(getattr(value, "value", value))
-
-
-def _described(groups: Sequence[tuple[str, ...]]) -> str:
-    if groups == [()]:
-        return "one server, no GPU in sight"
-    if len(groups[0]) == 1:
-        return f"{len(groups)} server{'s' * (len(groups) > 1)}, one a GPU"
-    return f"{len(groups)} server{'s' * (len(groups) > 1)} on {len(groups[0])} GPUs each"
+    config = read_json(folders[0] / "adapter_config.json")
+    kind, rank = config.get("peft_type", "LORA"), config.get("r", 8)
+    rank = max([rank, *(config.get("rank_pattern") or {}).values()])
+    unserved = {
+        f"is an adapter of kind {kind}": kind != "LORA",
+        "is a DoRA adapter (`use_dora`)": config.get("use_dora"),
+        "trains biases": config.get("bias", "none") != "none",
+        f"trains whole modules, {config.get('modules_to_save')}": config.get("modules_to_save"),
+        f"has rank {rank}, above {LORA_RANKS[-1]}": rank > LORA_RANKS[-1],
+    }
+    if any(unserved.values()):
+        raise ConfigError(
+            f"{folders[0]} {' and '.join(what for what, found in unserved.items() if found)}, which vLLM does not "
+            "serve. Merge it into the model (`llamafactory-cli export`), or use `tpaw_engine: hf`."
+        )
+    return Adapter(folders[0], rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,8 @@ from ..data.progress import Progress
 from ..data.triplets import TripletMeta, TripletRow, read_meta, row_key, write_meta
 from ..errors import DataError, GenerationError
 from ..team.manifest import now, relative_path, versions
-from .base import Failure, SamplingSettings
-from .failures import FailedRequests
+from .base import Failure, PromptRequests, SamplingSettings
 from .partial import ANEW, NewRow, PartialFile
-from .requests import PromptRequests
 
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 # Failures in a row, beyond those that are allowed, after which the cause is taken to be no single request.
 HOPELESS = 100
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -140,74 +140,79 @@ def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
 
 
 def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine: Callable[[], Engine]) -> None:
-    """Ask for what is left until each request is answered or has failed."""
-    left = partial.left
-    failed = FailedRequests(job.failed_path)
-    what = f"D_{job.round.iteration}"
+    """Ask for what is left until each request is answered or has failed; those of an earlier run are tried again."""
+    job.failed_path.unlink(missing_ok=True)
+    open_ = np.zeros(len(requests), dtype=bool)
+    open_[partial.left] = True
+    failed: list[str] = []
+    in_vain = 0
     with contextlib.ExitStack() as stack:
         engine = make_engine()
         if hasattr(engine, "close"):
             stack.callback(engine.close)
         unit = "prompt" if job.samples == 1 else "response"
-        progress = stack.enter_context(Progress(what, len(requests), unit, partial.done, "generation"))
-        answers = stack.enter_context(contextlib.closing(engine.answer(requests, left, progress.update)))
+        progress = stack.enter_context(
+            Progress(f"D_{job.round.iteration}", len(requests), unit, partial.done, "generation")
+        )
+        answers = stack.enter_context(contextlib.closing(engine.answer(requests, partial.left, progress.update)))
         started = time.monotonic()
-        open_ = np.zeros(len(requests), dtype=bool)
-        open_[left] = True
-        in_vain = 0
         for batch in answers:
             _check_off(open_, batch, engine.name)
-            failed.add([(requests[index], answer) for index, answer in batch if isinstance(answer, Failure)])
             rows = _new_rows(job, batch)
             if rows:
                 elapsed = time.monotonic() - started
                 started += elapsed
                 partial.append(rows, elapsed, engine.version, getattr(engine, "facts", {}))
-            progress.update(partial.done + failed.count - progress.n)
+            if len(rows) < len(batch):
+                failed += _list_failed(job, requests, batch)
+            progress.update(partial.done + len(failed) - progress.n)
             in_vain = 0 if rows else in_vain + len(batch)
             if in_vain >= HOPELESS + job.max_failed:
                 raise GenerationError(
                     f"The last {in_vain} requests for {job.round.path} failed one after another, so no more are sent. "
-                    f"{failed.first()} {job.failed_path} lists all. Mend what it says; what is answered is kept: the "
+                    f"First: {', '.join(failed[:SHOWN])}. {job.failed_path} lists all: correct the cause, then the "
                     "same command continues."
                 )
-    _refuse_unanswered(job, requests, open_, failed, engine.name)
+    unanswered = np.flatnonzero(open_)
+    if len(unanswered):
+        first = requests[int(unanswered[0])]
+        raise GenerationError(
+            f"The engine `{engine.name}` ended without an answer to {len(unanswered)} of {len(requests)} requests, "
+            f"the first of them {row_key(first.id, first.sample)}. What is answered is kept: the same command asks "
+            "for the others again."
+        )
+    if len(failed) > job.max_failed:
+        raise GenerationError(
+            f"{len(failed)} of {len(requests)} responses of {job.round.path} could not be had, but "
+            f"`tpaw_max_failed: {job.max_failed}` allows {job.max_failed}. First: {', '.join(failed[:SHOWN])}. "
+            f"{job.failed_path} lists all. The others are kept: the same command tries only these again. Or raise "
+            "`tpaw_max_failed` to do without them."
+        )
 
 
 def _check_off(open_: np.ndarray, batch: Answers, engine: str) -> None:
     """Take answers as given; each request has one."""
     for index, _ in batch:
-        if not 0 <= index < len(open_):
+        if not (0 <= index < len(open_) and open_[index]):
             raise GenerationError(
-                f"The engine `{engine}` answered request {index}, but there are {len(open_)}, counted from 0. What "
-                "came before is kept. This is a bug of the engine: please report it."
-            )
-        if not open_[index]:
-            raise GenerationError(
-                f"The engine `{engine}` answered request {index} a second time, or without being asked. What came "
-                "before is kept. This is a bug of the engine: please report it."
+                f"The engine `{engine}` answered request {index} of {len(open_)} a second time, or without being "
+                "asked. What came before is kept. This is a bug of the engine: please report it."
             )
         open_[index] = False
 
 
-def _refuse_unanswered(
-    job: Job, requests: PromptRequests, open_: np.ndarray, failed: FailedRequests, engine: str
-) -> None:
-    unanswered = np.flatnonzero(open_)
-    if len(unanswered):
-        first = requests[int(unanswered[0])]
-        raise GenerationError(
-            f"The engine `{engine}` ended without an answer to {len(unanswered)} of {len(requests)} requests, the "
-            f"first of them {row_key(first.id, first.sample)}. What is answered is kept: the same command asks for "
-            "the others again."
-        )
-    if failed.count > job.max_failed:
-        raise GenerationError(
-            f"{failed.count} of {len(requests)} responses of {job.round.path} could not be had, but "
-            f"`tpaw_max_failed: {job.max_failed}` allows {job.max_failed}. {failed.first()} {job.failed_path} lists "
-            "all. The others are kept: the same command tries only these again. Or raise `tpaw_max_failed` to do "
-            "without them."
-        )
+def _list_failed(job: Job, requests: PromptRequests, batch: Answers) -> list[str]:
+    """Write a line for each request that no attempt answered, and return them as a message names them."""
+    failed = [(requests[index], answer.reason) for index, answer in batch if isinstance(answer, Failure)]
+    try:
+        with job.failed_path.open("a", encoding="utf-8", errors="replace") as stream:
+            for request, reason in failed:
+                row = {"id": request.id, "sample": request.sample, "reason": reason}
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        error.filename = str(job.failed_path)
+        raise
+    return [f"{row_key(request.id, request.sample)} ({reason.rstrip('.')})" for request, reason in failed]
 
 
 def _new_rows(job: Job, batch: Answers) -> list[NewRow]:

@@ -73,6 +73,6 @@ def test_a_server_is_started_asked_and_ended(
         "transformers serve",
         True,
     )
-    said = (tmp_path / "data" / "tpaw" / "vllm_iter0.server-0.log").read_text(encoding="utf-8")
+    said = (tmp_path / "data" / "tpaw" / "vllm_iter0.server.log").read_text(encoding="utf-8")
     assert ends_soon(int(said.partition("this is")[2].split()[0]))
     assert set(psutil.Process().children(recursive=True)) <= before

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llamafactory_tpaw.data.encoding import TurnEncoder
-    from llamafactory_tpaw.generation.base import Answers, Requests
+    from llamafactory_tpaw.generation.base import Answers, PromptRequests
 
 pytestmark = pytest.mark.integration
 
@@ -157,7 +157,7 @@ class TargetEngine:
         self.asked: dict[str, list[int]] = {}
 
     def answer(
-        self, requests: Requests, left: np.ndarray, finished: Callable[[int], object] = ignore
+        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
     ) -> Iterator[Answers]:
         asked = {index: requests[index] for index in left.tolist()}
         self.asked |= {request.id: request.prompt_ids.tolist() for request in asked.values()}

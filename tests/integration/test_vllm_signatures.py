@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 
 from llamafactory_tpaw.generation.base import Request, SamplingSettings
-from llamafactory_tpaw.generation.bodies import Bodies
-from llamafactory_tpaw.generation.served import VLLM
+from llamafactory_tpaw.generation.protocol import VLLM, Bodies
 from llamafactory_tpaw.generation.vllm import Adapter, ServedModel, serve_arguments
 
 
@@ -50,8 +49,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 def answer(python: str) -> dict[str, Any]:
     """What vLLM makes of a line of each kind and of a body of each kind."""
     lines = [
-        serve_arguments(SERVED, 4711, 2, ["--gpu-memory-utilization", "0.8"]),
-        serve_arguments(ADAPTED, 4712, 1, []),
+        serve_arguments(SERVED, 4711, ["--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.8"]),
+        serve_arguments(ADAPTED, 4712, ["--data-parallel-size", "4"]),
     ]
     asked = {"lines": lines, "bodies": [body(0.0), body(0.7)]}
     done = subprocess.run(
@@ -93,7 +92,7 @@ def test_every_argument_is_known_and_read_as_meant(answer: dict[str, Any]) -> No
         "gpu_memory_utilization": 0.8,
     }
     assert {name: plain[name] for name in expected} == {name: repr(value) for name, value in expected.items()}
-    expected = {"model_tag": "base", "enable_lora": True, "max_lora_rank": 32, "trust_remote_code": False}
+    expected = {"model_tag": "base", "enable_lora": True, "max_lora_rank": 32, "data_parallel_size": 4}
     assert {name: adapted[name] for name in expected} == {name: repr(value) for name, value in expected.items()}
     assert "name='theta_1', path='saves/lora'" in adapted["lora_modules"]
 

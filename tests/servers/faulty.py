@@ -16,28 +16,10 @@ import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 
-FAULTS = (
-    "slow",
-    "late",
-    "429",
-    "429 with a time",
-    "500",
-    "503",
-    "half a body",
-    "wrong JSON",
-    "other shape",
-    "empty text",
-    "doubled answer",
-    "answered twice",
-    "reset",
-    "death",
-)
-# These answers are valid.
-HARMLESS = {"slow", "late", "empty text", "answered twice"}
+FAULTS = ("slow", "429", "429 with a time", "500", "503", "half a body", "wrong JSON", "other shape", "reset", "death")
 STATUS = {
     "429": (429, ""),
     "429 with a time": (429, "retry-after: 0.01\r\n"),
@@ -61,21 +43,13 @@ def answer_ids(prompt: Any, seed: int | None, limit: int) -> list[int]:
     return [97 + byte % 26 for byte in digest[: 3 + digest[0] % 20]][:limit]
 
 
-def text_of(ids: Sequence[int]) -> str:
-    """What ids say."""
-    return bytes(ids).decode()
-
-
 def random_faults(prompts: Sequence[Any], seed: int, times: int) -> dict[str, list[str]]:
-    """Give each fault to so many prompts at random, a death first: no prompt is to kill the server under suspicion."""
+    """Give each fault to so many prompts at random."""
     script: dict[str, list[str]] = {}
     chosen = random.Random(seed)
     for fault in FAULTS:
         for prompt in chosen.sample(prompts, times):
             script.setdefault(key_of(prompt), []).append(fault)
-    for listed in script.values():
-        chosen.shuffle(listed)
-        listed.sort(key=lambda fault: fault != "death")
     return script
 
 
@@ -84,47 +58,29 @@ class FaultyServer:
 
     Args:
         script: Prompt's key to its faults, in order.
-        delay_s: How long an answer takes.
-        slow_s: How long a slow one takes.
         down_s: How long a dead server is gone; None until `rise`.
-        model: What it lists.
         owner: Whose it says that the model is; `vllm` makes it one that takes and gives ids.
         on_answer: Told the number of valid answers after each.
 
     Attributes:
-        answered: How often each prompt was answered validly.
         faults: How often each fault was played.
-        most_at_once: Most requests that were in work together.
         key: The last Authorization header.
-        held: Answers of requests that met the fault `held`.
         always: A fault that every request meets.
-        repeats_ids: Whether an answer names its request, as vLLM's do; else their ids are not even unique.
     """
 
     def __init__(
         self,
         script: Mapping[str, Sequence[str]] | None = None,
-        delay_s: float = 0.0,
-        slow_s: float = 0.02,
         down_s: float | None = 0.01,
-        model: str = "tiny",
-        owner: str = "tests",
+        owner: str = "vllm",
         on_answer: Callable[[int], object] = lambda _: None,
     ) -> None:
         self.script = {key: deque(faults) for key, faults in (script or {}).items()}
-        self.delay_s = delay_s
-        self.slow_s = slow_s
-        self.down_s = down_s
-        self.model = model
-        self.owner = owner
-        self.on_answer = on_answer
-        self.answered: Counter[str] = Counter()
+        self.down_s, self.owner, self.on_answer = down_s, owner, on_answer
         self.faults: Counter[str] = Counter()
-        self.requests = self.valid = self.at_work = self.most_at_once = 0
+        self.requests = self.valid = self.at_work = 0
         self.key: str | None = None
         self.always: str | None = None
-        self.repeats_ids = True
-        self.held: list[Callable[[], object]] = []
         self.connections: set[Connection] = set()
         self.listener: asyncio.Server | None = None
         self.loop = asyncio.new_event_loop()
@@ -132,8 +88,7 @@ class FaultyServer:
         self.holder = self._bind(0)
         self.port: int = self.holder.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        self.up = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
 
     @staticmethod
     def _bind(port: int) -> socket.socket:
@@ -147,38 +102,23 @@ class FaultyServer:
         self.rise()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.die()
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._die(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
         self.holder.close()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-
     def rise(self) -> None:
         """Listen (again)."""
         asyncio.run_coroutine_threadsafe(self._rise(), self.loop).result()
 
-    def release(self) -> None:
-        """Answer what was held back, and hold nothing back any more."""
-        self.always = None
-        for respond in self.held:
-            self.loop.call_soon_threadsafe(respond)
-
-    def die(self) -> None:
-        """Reset all connections and listen no more."""
-        asyncio.run_coroutine_threadsafe(self._die(), self.loop).result()
-
     async def _rise(self) -> None:
         if self.listener is None:
             self.listener = await self.loop.create_server(lambda: Connection(self), sock=self._bind(self.port))
-            self.up.set()
 
     async def _die(self) -> None:
-        self.up.clear()
+        """Reset all connections and listen no more."""
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.close()
@@ -199,24 +139,17 @@ class FaultyServer:
             self.faults[fault] += 1
         return fault
 
-    def answer(self, body: dict[str, Any], request_id: str | None, empty: bool) -> dict[str, Any]:
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """A valid answer; ids where it was asked in ids, as by vLLM."""
         limit = body.get("max_tokens", 16)
-        ids = [] if empty else answer_ids(body["prompt"], body.get("seed"), limit)
-        text = text_of(ids)
+        ids = answer_ids(body["prompt"], body.get("seed"), limit)
+        text = bytes(ids).decode()
         ids = [*ids, *body.get("stop_token_ids", [])[:1]][:limit]
-        self.valid += 1
-        self.answered[key_of(body["prompt"])] += 1
         choice = {"index": 0, "text": text, "finish_reason": "stop" if len(ids) < limit else "length"}
         if not isinstance(body["prompt"], str):
             choice |= {"token_ids": ids, "prompt_token_ids": body["prompt"]}
-        return {
-            "id": f"cmpl-{request_id if self.repeats_ids else self.valid % 7}",
-            "object": "text_completion",
-            "model": self.model,
-            "choices": [choice],
-            "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)},
-        }
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)}
+        return {"id": "cmpl-1", "object": "text_completion", "choices": [choice], "usage": usage}
 
 
 class Connection(asyncio.Protocol):
@@ -244,37 +177,29 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
-        while b"\r\n\r\n" in self.buffer:
-            head, _, rest = self.buffer.partition(b"\r\n\r\n")
-            lines = head.decode("latin-1").split("\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-            length = int(headers.get("content-length", 0))
-            if len(rest) < length:
-                return
-            self.buffer = rest[length:]
+        head, end, rest = self.buffer.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        if end and len(rest) >= int(headers.get("content-length", 0)):
+            self.buffer = b""  # clients wait for an answer before they ask again
             self.server.key = headers.get("authorization")
-            self.handle(lines[0].split()[1], rest[:length], headers.get("x-request-id"))
+            self.handle(lines[0].split()[1], rest)
 
-    def handle(self, path: str, content: bytes, request_id: str | None) -> None:
+    def handle(self, path: str, content: bytes) -> None:
         server = self.server
         if path == "/v1/models":
-            entry = {"id": server.model, "object": "model", "owned_by": server.owner}
-            return self.send(200, {"object": "list", "data": [entry]})
+            return self.send(200, {"data": [{"id": "tiny", "object": "model", "owned_by": server.owner}]})
         if path != "/v1/completions":
             return self.send(404, {"detail": "Not Found"})
         server.requests += 1
         server.at_work += 1
-        server.most_at_once = max(server.most_at_once, server.at_work)
         body = json.loads(content)
         fault = server.take(body["prompt"]) if body.get("max_tokens", 16) > 1 else None
-        delay = server.slow_s if fault == "slow" else 0.002 if fault == "late" else server.delay_s
-        if fault == "held":
-            server.held.append(lambda: self.respond(None, body, request_id))
-        elif fault != "never":
-            server.loop.call_later(delay, self.respond, fault, body, request_id)
+        if fault != "never":
+            server.loop.call_later(0.02 if fault == "slow" else 0, self.respond, fault, body)
         return None
 
-    def respond(self, fault: str | None, body: dict[str, Any], request_id: str | None) -> None:
+    def respond(self, fault: str | None, body: dict[str, Any]) -> None:
         server = self.server
         server.at_work -= 1
         if self.transport.is_closing():
@@ -290,20 +215,15 @@ class Connection(asyncio.Protocol):
             return self.send(200, b'{"choices": [{"text": "tru')
         if fault == "other shape":
             return self.send(200, {"object": "list", "data": []})
-        if fault is None or fault in HARMLESS:
-            answer = server.answer(body, request_id, empty=fault == "empty text")
-            self.send(200, answer)
-            if fault == "answered twice":
-                self.send(200, answer)
-            return server.on_answer(server.valid)
-        answer = server.answer(body, request_id, empty=False)
-        server.answered[key_of(body["prompt"])] -= 1
-        if fault == "doubled answer":
-            return self.send(200, answer | {"choices": 2 * answer["choices"]})
-        content = json.dumps(answer).encode()
-        self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content))
-        self.transport.write(content[: len(content) // 2])
-        return self.transport.close()
+        answer = server.answer(body)
+        if fault == "half a body":
+            content = json.dumps(answer).encode()
+            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content))
+            self.transport.write(content[: len(content) // 2])
+            return self.transport.close()
+        server.valid += 1
+        self.send(200, answer)
+        return server.on_answer(server.valid)
 
     def send(self, status: int, content: Any, header: str = "") -> None:
         """Write an answer."""

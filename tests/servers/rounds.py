@@ -3,27 +3,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from llamafactory_tpaw.data.encoding import digest_of_ids
 from llamafactory_tpaw.data.prompts import Prompt
 from llamafactory_tpaw.data.rounds import Round
+from llamafactory_tpaw.generation import exchange
 from llamafactory_tpaw.generation.base import SamplingSettings
-from llamafactory_tpaw.generation.openai import ServerEngine
+from llamafactory_tpaw.generation.client import ServerEngine
 from llamafactory_tpaw.generation.workflow import Job
-from tests.servers.faulty import answer_ids, text_of
+from tests.servers.faulty import answer_ids
 
 
 STOP, PROMPT_TOKENS, NEW_TOKENS = 3, 6, 32
 TARGET = np.arange(97, 103, dtype=np.int32)
-# Short waits, so that a campaign takes seconds.
-QUICK = {"backoff_s": 0.002, "longest_backoff_s": 0.05, "longest_probe_s": 0.02, "flush_s": 0.05}
 
 
 class Prompts:
@@ -56,7 +56,7 @@ class Encoder:
         self.tokenizer = SimpleNamespace(eos_token_id=STOP, bos_token=None, decode=lambda *_, **__: "")
 
     def text_of(self, ids: Sequence[int], reason: str) -> str:
-        return text_of(ids[:-1] if reason == "stop" else ids)
+        return bytes(ids[:-1] if reason == "stop" else ids).decode()
 
     def finish(self, ids: Sequence[int], _: str) -> np.ndarray:
         return np.asarray(ids, dtype=np.int32)
@@ -77,29 +77,35 @@ def make_job(path: Path, count: int, samples: int) -> Job:
     return Job(round_, prompts, {}, Encoder(), "0", "0", settings, engine, cutoff_len=100, samples=samples)
 
 
-def make_engine(job: Job, url: str, concurrency: int = 32, **changes: Any) -> ServerEngine:
-    """The engine for a round, with short waits."""
-    keys = {
-        "tpaw_engine": "openai",
-        "tpaw_engine_url": [url],
-        "tpaw_engine_model": "tiny",
-        "tpaw_engine_concurrency": concurrency,
-        "tpaw_engine_timeout": 30.0,
-        "tpaw_engine_retries": 8,
-        "tpaw_engine_startup": 60.0,
-        "tpaw_max_failed": 0,
-    }
+def keys_of(**changes: Any) -> SimpleNamespace:
+    """The keys of a run that engine `openai` reads."""
+    plain = {"engine": "openai", "engine_concurrency": 32, "engine_timeout": 30.0, "engine_retries": 8}
+    plain |= {"engine_startup": 60.0, "engine_model": "tiny"}
+    return SimpleNamespace(**{f"tpaw_{name}": value for name, value in (plain | changes).items()})
+
+
+def make_engine(job: Job, *urls: str, **changes: Any) -> ServerEngine:
+    """The engine for a round."""
     context = SimpleNamespace(
-        run=SimpleNamespace(finetuning=SimpleNamespace(**keys), model=SimpleNamespace(model_name_or_path="tiny")),
+        run=SimpleNamespace(finetuning=keys_of(**changes)),
         model="tiny",
         encoder=job.encoder,
         settings=job.settings,
         stop_token_ids=(STOP,),
         opponent="",
     )
-    engine = ServerEngine(context, (url,), ["tiny"])
-    engine.settings = dataclasses.replace(engine.settings, **(QUICK | changes))
-    return engine
+    return ServerEngine(context, urls, ["tiny"])
+
+
+@contextlib.contextmanager
+def short_waits() -> Iterator[None]:
+    """Let `openai` and the exchange wait for moments, so that a campaign takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.002)
+        patch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.05)
+        patch.setattr(exchange, "LOOK_EVERY_S", 0.02)
+        patch.setattr(exchange, "FLUSH_S", 0.05)
+        yield
 
 
 def right_ids(job: Job, index: int) -> list[int]:

@@ -10,7 +10,7 @@ import hashlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from llamafactory_tpaw.generation.workflow import Job, run_job
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from llamafactory_tpaw.generation.base import Answers, Requests
+    from llamafactory_tpaw.generation.base import Answers
 
 IDS = np.arange(8, dtype=np.int32)
 TEXT = "x" * 500
@@ -72,7 +72,7 @@ class Engine:
     def __init__(self) -> None:
         self.peak = 0
 
-    def answer(self, requests: Requests, left: np.ndarray, finished: Callable[[int], object]) -> Iterator[Answers]:
+    def answer(self, requests: Any, left: np.ndarray, finished: Callable[[int], object]) -> Iterator[Answers]:
         order = np.random.default_rng(0).permutation(left.astype(np.int32))
         for start in range(0, len(order), AT_ONCE):
             indices = order[start : start + AT_ONCE].tolist()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError
-from llamafactory_tpaw.generation import base
 from llamafactory_tpaw.generation.base import (
     UNIT_BATCHES,
     Request,
@@ -19,7 +18,7 @@ from llamafactory_tpaw.generation.base import (
     SamplingSettings,
     answer_units,
     plan_batches,
-    plan_units,
+    units_left,
 )
 
 
@@ -56,17 +55,11 @@ def cost(pairs: list[tuple[int, int]], batch: list[int]) -> int:
     return len(batch) * (max(pairs[index][0] for index in batch) + max(pairs[index][1] for index in batch))
 
 
-@pytest.mark.parametrize("planned_at_once", [1, 7, 10**6])
 @pytest.mark.parametrize("batch_tokens", [1, 40, 100, 500, 10**6])
-def test_every_request_once_within_the_bound(
-    batch_tokens: int, planned_at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_request_once_within_the_bound(batch_tokens: int) -> None:
     draw = random.Random(0)
     pairs = [(draw.randint(1, 60), draw.randint(1, 30)) for _ in range(200)]
-    whole = plan(pairs, batch_tokens)
-    monkeypatch.setattr(base, "PLANNED_AT_ONCE", planned_at_once)
     batches = plan(pairs, batch_tokens)
-    assert batches == whole
     order = [index for batch in batches for index in batch]
     assert order == sorted(range(200), key=lambda index: (-pairs[index][0], index))
     assert all(len(batch) == 1 or cost(pairs, batch) <= batch_tokens for batch in batches)
@@ -91,13 +84,14 @@ def test_longer_answers_count_for_the_whole_batch() -> None:
 
 def test_units_are_worth_many_batches() -> None:
     requests = Lengths([(10, 10)] * (40 * UNIT_BATCHES))
-    assert [len(unit) for unit in plan_units(requests, 200)] == [10 * UNIT_BATCHES] * 4
-    assert [len(unit) for unit in plan_units(requests, 1)] == [1] * len(requests)
+    everything = np.arange(len(requests))
+    assert [len(unit) for unit in units_left(requests, everything, 200)] == [10 * UNIT_BATCHES] * 4
+    assert [len(unit) for unit in units_left(requests, everything, 1)] == [1] * len(requests)
 
 
 def test_units_are_planned_over_all_requests_and_asked_for_what_is_left() -> None:
     requests = Lengths([(10 + number, 10) for number in range(9 * UNIT_BATCHES)])
-    units = [unit.tolist() for unit in plan_units(requests, 100)]
+    units = list(units_left(requests, np.arange(len(requests)), 100))
     left = np.asarray(sorted({*units[1][::2], *units[3]}))
     asked: list[list[str]] = []
     told: list[int] = []

@@ -1,333 +1,276 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client against a scripted server: what is tried again, what fails, what ends the run, and how it all stops."""
+"""Requests through servers of each kind: what is sent, what comes back, and what is refused at the start."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import logging
-import threading
+import json
+import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from llamafactory_tpaw.errors import EnvironmentProblem, GenerationError
-from llamafactory_tpaw.generation import server as server_module
-from llamafactory_tpaw.generation.base import Failure
-from llamafactory_tpaw.generation.client import Call, ClientSettings, complete
-from tests.servers.faulty import FAULTS, FaultyServer, answer_ids, text_of
+from llamafactory_tpaw.data.prompts import load_prompts
+from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem, GenerationError
+from llamafactory_tpaw.generation import served
+from llamafactory_tpaw.generation.base import EngineContext, Failure, PromptRequests, Response, SamplingSettings
+from llamafactory_tpaw.generation.client import ServerEngine, make_engine
+from tests import encoders, tiny
+from tests.runs import ADDITIONS, Project
+from tests.servers.scripted import ScriptedServer
 
 
-KEY = "sk-secret"
+ROWS, CUTOFF, NEW = 6, 160, 8
+Reply = Callable[[dict[str, Any]], tuple[int, Any]]
 
 
-def settings_of(*servers: FaultyServer | str, **changes: Any) -> ClientSettings:
-    urls = tuple(server if isinstance(server, str) else server.url for server in servers)
-    return dataclasses.replace(
-        ClientSettings(urls, concurrency=8, timeout_s=5.0, retries=3, wait_s=20.0, api_key=KEY),
-        **{"backoff_s": 0.002, "longest_backoff_s": 0.01, "longest_probe_s": 0.01, "flush_s": 0.02} | changes,
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("engine"), Path("theta_0"))
+    project.add_dataset("sft", ADDITIONS[:ROWS], columns={"prompt": "question", "response": "answer"})
+    return project
+
+
+def prepare(project: Project, urls: list[str], **changes: Any) -> tuple[ServerEngine, PromptRequests]:
+    """An engine for servers, and what it is to answer."""
+    keys = {"template": "llama3", "cutoff_len": CUTOFF, "tpaw_prompts": "sft", "max_new_tokens": NEW}
+    keys |= {"tpaw_engine": "openai", "tpaw_engine_url": urls, "tpaw_engine_retries": 0, "tpaw_engine_startup": 2}
+    run = encoders.parse(project, **(keys | changes))
+    encoder = encoders.build_encoder(run)
+    prompts = load_prompts(encoder, run.model, run.data, run.training, run.finetuning)
+    settings = SamplingSettings.of({**vars(run.generating), "seed": run.training.seed})
+    opponent = run.finetuning.tpaw_opponent_model or ""
+    context = EngineContext(
+        run,
+        "theta_0",
+        opponent or "theta_0",
+        encoder,
+        settings,
+        "float32",
+        tuple(encoder.stop_token_ids()),
+        (),
+        opponent,
     )
+    return make_engine(context, project.root / "x"), PromptRequests(prompts, 0, 1, settings.max_new_tokens, CUTOFF)
 
 
-def calls_of(prompts: Sequence[str]) -> Iterator[Call]:
-    for index, prompt in enumerate(prompts):
-        yield Call(index, {"model": "tiny", "prompt": prompt, "seed": index, "max_tokens": 16})
+def test_the_client_is_looked_for_before_a_server_is_started(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(EnvironmentProblem, match="through the package openai"):
+        prepare(project, [], tpaw_engine="vllm", tpaw_vllm_command="no-such")
 
 
-def text(call: Call, answer: dict[str, Any]) -> str:
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1:
-        raise ValueError("it has not one choice")
-    return choices[0]["text"]
-
-
-def right(prompts: Sequence[str]) -> dict[int, str]:
-    return {index: text_of(answer_ids(prompt, index, 16)) for index, prompt in enumerate(prompts)}
-
-
-def run(prompts: Sequence[str], settings: ClientSettings, **others: Any) -> dict[int, Any]:
-    pairs = [pair for part in complete(calls_of(prompts), settings, text, **others) for pair in part]
-    assert max(Counter(index for index, _ in pairs).values(), default=1) == 1
-    return dict(pairs)
-
-
-def ends(thread_name: str = "tpaw-client") -> bool:
-    return not any(thread.name == thread_name for thread in threading.enumerate())
-
-
-NAMES = [f"p{number}" for number in range(40)]
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_got_over(fault: str) -> None:
-    script = {name: [fault] * (1 if fault == "death" else 2) for name in NAMES[::9]}
-    with FaultyServer(script) as server:
-        rows = run(NAMES, settings_of(server, retries=2, concurrency=4))
-    expected = right(NAMES)
-    if fault == "empty text":
-        expected |= {NAMES.index(name): "" for name in script}
-    assert rows == expected
-    assert server.faults[fault] > 0
-    assert server.key == f"Bearer {KEY}"
-
-
-def test_retries_end_but_overloads_cost_none() -> None:
-    with FaultyServer({"p3": ["500"] * 3, "p4": ["429"] * 9, "p5": ["other shape"] * 2}) as server:
-        rows = run(NAMES, settings_of(server, retries=2))
-    assert rows.pop(3) == Failure(f"3 attempts failed, the last one because {server.url} answered 500: scripted 500")
-    assert rows == {index: row for index, row in right(NAMES).items() if index != 3}
-
-
-def test_an_overload_that_does_not_end_fails() -> None:
-    with FaultyServer() as server:
-        server.always = "503"
-        rows = run(NAMES[:2], settings_of(server, wait_s=0.05))
-    assert all("no server took it within 0.05 s" in row.reason for row in rows.values())
-
-
-def test_a_request_that_never_ends_is_cut_off() -> None:
-    with FaultyServer({"p1": ["never"]}) as server:
-        assert run(NAMES, settings_of(server, timeout_s=0.3)) == right(NAMES)
-
-
-@pytest.mark.parametrize("fault", ["401", "404", "307"])
-def test_a_denied_request_ends_the_run(fault: str) -> None:
-    with FaultyServer({"p5": [fault]}) as server, pytest.raises(GenerationError) as caught:
-        run(NAMES, settings_of(server))
-    assert f"{server.url} answered {fault}: scripted {fault}" in str(caught.value)
-    assert "TPAW_ENGINE_API_KEY" in str(caught.value)
-    assert KEY not in str(caught.value)
-    assert ends()
-
-
-def test_a_refused_request_fails_alone_and_at_once() -> None:
-    with FaultyServer({"p5": ["400"] * 9}) as server:
-        rows = run(NAMES, settings_of(server))
-    assert rows[5] == Failure(f"{server.url} answered 400: scripted 400")
-    assert server.faults["400"] == 1
-    assert sum(isinstance(row, Failure) for row in rows.values()) == 1
-
-
-def test_refusing_all_ends_the_run() -> None:
-    with FaultyServer() as server:
-        server.always = "400"
-        with pytest.raises(GenerationError, match="first 20 requests were all refused"):
-            run(NAMES, settings_of(server))
-    assert server.requests < len(NAMES)
-
-
-class Missed(logging.Handler):
-    """Has a dead server rise when the client says that it is down; keeps the lines about servers."""
-
-    def __init__(self, server: FaultyServer) -> None:
-        super().__init__(logging.INFO)
-        self.server = server
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.levelname)
-        if record.levelno == logging.WARNING:
-            self.server.rise()
-
-    def __enter__(self) -> Missed:
-        self.log = logging.getLogger(server_module.logger.name)
-        self.level = self.log.level
-        self.log.addHandler(self)
-        self.log.setLevel(logging.INFO)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.log.removeHandler(self)
-        self.log.setLevel(self.level)
-
-
-def test_a_lost_server_is_waited_for_and_costs_no_retry() -> None:
-    with FaultyServer({"p20": ["death"]}, down_s=None) as server, Missed(server) as missed:
-        assert run(NAMES, settings_of(server, retries=0, concurrency=2)) == right(NAMES)
-    assert missed.said == ["WARNING", "INFO"]
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
-def test_nobody_left_says_what_is_kept() -> None:
-    with FaultyServer({"p20": ["death"]}, down_s=None) as server, pytest.raises(GenerationError) as caught:
-        run(NAMES, settings_of(server, wait_s=0.05, concurrency=1))
-    assert "20 answers of this run came before that and are kept" in str(caught.value)
-    assert "run the same command" in str(caught.value)
-
-
-def test_others_go_on_without_a_server_that_is_gone() -> None:
-    with FaultyServer({name: ["death"] for name in NAMES}, down_s=None) as gone, FaultyServer() as other:
-        assert run(NAMES, settings_of(gone, other, wait_s=0.05)) == right(NAMES)
-
-
-def test_a_managed_server_is_restarted_under_another_url() -> None:
-    asked: list[tuple[str, bool]] = []
-    with FaultyServer({"p9": ["death"]}, down_s=None) as first, FaultyServer() as second:
-
-        def revive(url: str, hangs: bool) -> str:
-            asked.append((url, hangs))
-            return second.url
-
-        assert run(NAMES, settings_of(first, retries=0), revive=revive) == right(NAMES)
-    assert asked == [(first.url, False)]
-    assert second.valid > 0
-
-
-def test_a_managed_server_that_lives_and_answers_nothing_is_restarted() -> None:
-    asked: list[tuple[str, bool]] = []
-    with FaultyServer() as first, FaultyServer() as second:
-        first.always = "never"
-
-        def revive(url: str, hangs: bool) -> str:
-            asked.append((url, hangs))
-            return second.url
-
-        assert run(NAMES, settings_of(first, timeout_s=0.2), revive=revive) == right(NAMES)
-    assert asked == [(first.url, True)]
-
-
-def test_one_that_answers_between_requests_that_never_end_is_left_alone() -> None:
-    with FaultyServer({"p0": ["never"] * 9}, delay_s=0.03) as server:
-        rows = run(NAMES, settings_of(server, timeout_s=0.2, retries=1, concurrency=2), revive=pytest.fail)
-    assert [index for index, row in rows.items() if isinstance(row, Failure)] == [0]
-
-
-@pytest.mark.parametrize("managed", [False, True])
-def test_a_server_that_stays_silent_is_given_up(managed: bool) -> None:
-    revive = (lambda url, _: url) if managed else None
-    with FaultyServer() as server:
-        server.always = "never"
-        with pytest.raises(GenerationError, match=r"No server .*, nor any other of \d+ requests in"):
-            run(NAMES, settings_of(server, timeout_s=0.1, retries=1, wait_s=0.15), revive=revive)
-    assert ends()
-
-
-def test_a_request_that_never_ends_restarts_a_server_once() -> None:
-    asked: list[tuple[str, bool]] = []
-
-    def revive(url: str, hangs: bool) -> str:
-        asked.append((url, hangs))
-        return url
-
-    with FaultyServer({"p39": ["never"] * 9}) as server:
-        rows = run(NAMES, settings_of(server, timeout_s=0.1), revive=revive)
-        assert asked == [(server.url, True)]
-    assert "4 attempts failed" in rows[39].reason
-
-
-def test_a_restart_that_fails_ends_the_run() -> None:
-    def revive(url: str, hangs: bool) -> str:
-        raise GenerationError("vllm did not start again")
-
-    with FaultyServer({"p9": ["death"]}, down_s=None) as server, pytest.raises(GenerationError, match="did not start"):
-        run(NAMES, settings_of(server), revive=revive)
-
-
-@pytest.mark.parametrize("concurrency", [1, 8])
-def test_a_request_that_kills_the_server_each_time_fails_in_the_end(concurrency: int) -> None:
-    with FaultyServer({"p9": ["death"] * 99}, down_s=None) as server, Missed(server):
-        rows = run(NAMES, settings_of(server, retries=0, concurrency=concurrency))
-    assert "while it worked on this request" in rows.pop(9).reason
-    assert rows == {index: row for index, row in right(NAMES).items() if index != 9}
-    assert server.faults["death"] <= 4
-
-
-def test_errors_of_calls_and_of_parse_come_out() -> None:
-    def calls() -> Iterator[Call]:
-        yield from itertools.islice(calls_of(NAMES), 5)
-        raise KeyError("calls")
-
-    def parse(call: Call, answer: dict[str, Any]) -> Any:
-        raise TypeError("parse")
-
-    with FaultyServer() as server:
-        with pytest.raises(KeyError, match="calls"):
-            list(complete(calls(), settings_of(server), text))
-        with pytest.raises(TypeError, match="parse"):
-            list(complete(calls_of(NAMES), settings_of(server), parse))
-    assert ends()
-
-
-def test_a_slow_consumer_holds_the_calls_back() -> None:
-    pulled = itertools.count()
-
-    def calls() -> Iterator[Call]:
-        for call in calls_of([f"p{number}" for number in range(400)]):
-            next(pulled)
-            yield call
-
-    with FaultyServer() as server:
-        settings = settings_of(server, flush_rows=8)
-        rows = complete(calls(), settings, text)
-        first = next(rows)
-        wait_until(lambda: server.valid >= settings.concurrency + 4 * settings.flush_rows)
-        assert next(pulled) == settings.concurrency + 4 * settings.flush_rows
-        assert len(first) + sum(map(len, rows)) == 400
-
-
-def test_closing_cancels_what_is_in_flight() -> None:
-    with FaultyServer({name: ["never"] for name in NAMES[10:]}) as server:
-        rows = complete(calls_of(NAMES), settings_of(server, timeout_s=600.0), text)
-        next(rows)
-        wait_until(lambda: server.at_work > 0)
-        rows.close()
-        assert ends()
-        wait_until(lambda: not server.connections)
-
-
-def test_closing_does_not_wait_for_a_restart() -> None:
-    entered, leave = threading.Event(), threading.Event()
-
-    def revive(url: str, hangs: bool) -> str:
-        entered.set()
-        leave.wait(60)
-        return url
-
-    with FaultyServer({"p5": ["death"]}, down_s=None) as server:
-        rows = complete(calls_of(NAMES), settings_of(server, concurrency=1), text, revive)
-        next(rows)
-        assert entered.wait(60)
-        rows.close()
-        assert ends()
-        leave.set()
-
-
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "openai", None)
-    with pytest.raises(EnvironmentProblem, match=r'pip install "llamafactory-tpaw\[openai\]"'):
-        next(complete(iter([]), settings_of("http://127.0.0.1:9/v1"), text))
-
-
-def test_no_proxy_stands_before_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    with FaultyServer() as server:
-        assert run(NAMES, settings_of(server, retries=0, wait_s=0.1)) == right(NAMES)
-
-
-def test_a_slow_server_gets_less() -> None:
-    names = [f"p{number}" for number in range(300)]
+def answers_of(engine: ServerEngine, requests: PromptRequests) -> dict[int, Any]:
+    given = [pair for pairs in engine.answer(requests, np.arange(len(requests))) for pair in pairs]
+    assert len(given) == len(dict(given))
+    return dict(given)
+
+
+def serving(reply: Reply, **entry: Any) -> ScriptedServer:
+    """A server of `theta_0`; `reply` answers POST, whichever path."""
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        if method == "POST":
+            return reply(body)
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "theta_0"} | entry]}
+        return (200, {"version": "0.11.0"}) if path == "/version" else (404, {"detail": "Not Found"})
+
+    return ScriptedServer(answer)
+
+
+def completion(prompt_tokens: int | None, **choice: Any) -> tuple[int, Any]:
+    usage = {} if prompt_tokens is None else {"usage": {"prompt_tokens": prompt_tokens}}
+    return 200, {"choices": [{"index": 0, "finish_reason": "stop"} | choice], **usage}
+
+
+def like_vllm(body: dict[str, Any]) -> tuple[int, Any]:
+    ids = [65, 66, 6]
+    given = {"token_ids": ids, "prompt_token_ids": body["prompt"], "text": "ab"}
+    return completion(len(body["prompt"]), **given)
+
+
+def counting(bos: bool) -> Reply:
+    """A server of texts that counts as the run's tokenizer does, and puts a BOS before every text."""
+    tokenizer = tiny.build_tokenizer("<|begin_of_text|>")
+
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        if not isinstance(body["prompt"], str):
+            return 400, {"error": {"message": "prompt must be a string"}}
+        count = len(tokenizer.encode(body["prompt"], add_special_tokens=False)) + bos
+        return completion(count, text=body["prompt"][-3:] + "<|eot_id|>")
+
+    return reply
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[ScriptedServer]:
+    with serving(*request.param[:1], **request.param[1]) as server:
+        yield server
+
+
+VLLM = (like_vllm, {"owned_by": "vllm", "max_model_len": CUTOFF})
+
+
+@pytest.mark.parametrize("server", [VLLM], indirect=True)
+def test_vllm_takes_and_gives_ids(project: Project, server: ScriptedServer) -> None:
+    settings = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1}
+    engine, requests = prepare(project, [server.url], **settings)
+    assert answers_of(engine, requests) == dict.fromkeys(range(ROWS), Response([65, 66, 6], "stop"))
+    assert engine.version == "vLLM 0.11.0"
+    assert engine.facts == {"served": "theta_0", "verified": False, "prompts": "ids", "responses": "ids"}
+    bodies = server.bodies("/v1/completions")[1:]
+    by_prompt = {tuple(body["prompt"]): body for body in bodies}
+    for request in map(requests.__getitem__, range(ROWS)):
+        body = by_prompt[tuple(request.prompt_ids.tolist())]
+        assert {key: body[key] for key in settings} == settings
+        assert (body["max_tokens"], body["seed"]) == (NEW, request.seed(engine.context.settings.seed))
+        assert (body["return_token_ids"], body["add_special_tokens"]) == (True, False)
+        assert body["stop_token_ids"] == list(engine.context.stop_token_ids)
+    assert len({body["seed"] for body in bodies}) == ROWS
+
+
+@pytest.mark.parametrize("server", [(counting(bos), {}) for bos in (False, True)], indirect=True)
+def test_text_is_read_as_the_same_tokens(project: Project, server: ScriptedServer) -> None:
+    engine, requests = prepare(project, [server.url], template="llama3", top_k=0)
+    given = answers_of(engine, requests)
+    tokenizer = engine.context.encoder.tokenizer
+    adds_bos = engine.text.add_bos
+    for body in server.bodies("/v1/completions")[-ROWS:]:
+        ids = tokenizer.encode(body["prompt"], add_special_tokens=False)
+        assert (tokenizer.bos_token_id in ids) is not adds_bos
+        assert len(body["stop"]) <= 4
+        assert body["stop"][0] == "<|eot_id|>"
+        assert 0 <= body["seed"] < 2**31
+        # Nothing that plain servers do not know.
+        assert set(body) == {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop"}
+    assert set(given.values()) == {Response(None, "stop", given[0].text)}
+    assert engine.facts["prompts"] == engine.facts["responses"] == "text"
+
+
+def test_a_server_may_take_ids_and_give_text(project: Project) -> None:
+    with serving(lambda body: completion(len(body["prompt"]), text=" hi")) as server:
+        engine, requests = prepare(project, [server.url])
+        assert set(answers_of(engine, requests).values()) == {Response(None, "stop", " hi")}
+    assert engine.facts["prompts"] == "ids"
+    assert engine.facts["responses"] == "text"
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (lambda body: (404, {"detail": "Not Found"}), "answered 404 to /completions: Not Found.*chat API alone"),
+        (
+            lambda body: (401, {"error": "no key"}),
+            "answered 401 to /completions: no key. Set the environment variable",
+        ),
+        (
+            lambda body: completion(99, text="a"),
+            r"reads a prompt of \d+ tokens as 99: its tokenizer is another one",
+        ),
+        (lambda body: completion(None, text="a"), "gives no count of prompt tokens"),
+        (lambda body: (422, {"detail": [{"msg": "extra fields"}]}), "answered 422 to /completions.*extra fields"),
+    ],
+)
+def test_servers_that_cannot_be_used(project: Project, reply: Reply, message: str) -> None:
+    with serving(reply) as server, pytest.raises(GenerationError, match=message):
+        answers_of(*prepare(project, [server.url]))
+
+
+@pytest.mark.parametrize(
+    ("entry", "changes", "message"),
+    [
+        ({}, {"top_k": 5}, "`top_k: 5` cannot be passed on"),
+        ({}, {"repetition_penalty": 1.2}, "`repetition_penalty: 1.2` cannot be passed on.*repetition_penalty: 1`"),
+        ({"owned_by": "vllm", "max_model_len": 40}, {}, "takes 40 tokens of prompt and response together, but"),
+    ],
+)
+def test_settings_that_a_server_cannot_keep(project: Project, entry: Any, changes: Any, message: str) -> None:
+    with serving(like_vllm, **entry) as server, pytest.raises(ConfigError, match=message):
+        answers_of(*prepare(project, [server.url], **changes))
+
+
+def test_servers_must_be_alike(project: Project) -> None:
     with (
-        FaultyServer() as slow,
-        FaultyServer(on_answer=lambda count: slow.release() if count == 250 else None) as fast,
+        serving(like_vllm, owned_by="vllm") as first,
+        serving(like_vllm) as second,
+        pytest.raises(GenerationError, match=r"is vLLM 0.11.0 and serves theta_0, but .* is a server of OpenAI's API"),
     ):
-        slow.always = "held"
-        assert run(names, settings_of(slow, fast)) == right(names)
-    assert 0 < slow.valid <= 50
-    assert slow.valid + fast.valid == 300
+        answers_of(*prepare(project, [first.url, second.url]))
 
 
-def test_answers_of_nothing() -> None:
-    with FaultyServer() as server:
-        assert run([], settings_of(server)) == {}
+def test_answers_to_other_prompts_fail(project: Project) -> None:
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        return completion(len(body["prompt"]), token_ids=[6], prompt_token_ids=[1] if body["max_tokens"] > 1 else None)
+
+    with serving(reply, owned_by="vllm") as server:
+        given = answers_of(*prepare(project, [server.url]))
+    assert all(isinstance(answer, Failure) and "another prompt" in answer.reason for answer in given.values())
+
+
+def test_prompts_that_no_text_stands_for_are_not_sent(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(counting(False)) as server:
+        engine, requests = prepare(project, [server.url], tpaw_max_failed=2)
+        unreadable = {tuple(requests[index].prompt_ids.tolist()) for index in (0, 4)}
+        of = engine.text.of
+        monkeypatch.setattr(engine.text, "of", lambda ids: None if tuple(map(int, ids)) in unreadable else of(ids))
+        given = answers_of(engine, requests)
+        assert {index for index, answer in given.items() if isinstance(answer, Failure)} == {0, 4}
+        assert "takes no token ids" in given[0].reason
+
+
+def test_an_opponent_gets_messages(project: Project) -> None:
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        if "max_tokens" in body:
+            return 400, {"error": {"message": "use 'max_completion_tokens' instead"}}
+        return completion(3, message={"content": body["messages"][-1]["content"][:5]})
+
+    with serving(reply, id="gpt") as server:
+        engine, requests = prepare(project, [server.url], tpaw_opponent_model="gpt")
+        assert answers_of(engine, requests)[1] == Response(None, "stop", "Tom h")
+        bodies = server.bodies("/v1/chat/completions")
+    asked = [body["messages"] for body in bodies[-ROWS:]]
+    assert sorted(map(json.dumps, asked)) == sorted(
+        json.dumps([{"role": "user", "content": row["question"]}]) for row in ADDITIONS[:ROWS]
+    )
+    assert all(body["max_completion_tokens"] == NEW for body in bodies[-ROWS:])
+
+
+def test_a_slow_first_answer_does_not_end_the_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "AGAIN_S", 0.01)
+    monkeypatch.setitem(served.ANSWER_S, "/openapi.json", 0.1)
+    asked: list[str] = []
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        asked.append(path)
+        if path == "/openapi.json" and asked.count(path) < 3:
+            time.sleep(0.3)
+        if method == "POST":
+            return (429, "busy") if asked.count(path) == 1 else completion(len(body["prompt"]), text=" hi")
+        return (200, {"data": [{"id": "theta_0"}]}) if path == "/v1/models" else (404, "Not Found")
+
+    with ScriptedServer(answer) as server:
+        assert len(answers_of(*prepare(project, [server.url], tpaw_engine_startup=60))) == ROWS
+    assert asked[:5] == ["/v1/models", *["/openapi.json"] * 3, "/v1/completions"]
+
+
+def test_the_key_is_sent_and_never_shown(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "geheim-987"
+    monkeypatch.setenv("TPAW_ENGINE_API_KEY", secret)
+
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        return (500, {"error": f"the key {secret} failed"}) if body["max_tokens"] > 1 else like_vllm(body)
+
+    with serving(reply, owned_by="vllm") as server:
+        engine, requests = prepare(project, [server.url])
+        given = answers_of(engine, requests)
+        assert {key for *_, key in server.seen} == {f"Bearer {secret}"}
+    assert all("the key ... failed" in answer.reason for answer in given.values())
+    assert secret not in caplog.text + repr(engine.facts) + engine.version

@@ -10,17 +10,8 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError, GenerationError
-from llamafactory_tpaw.generation.served import (
-    OTHER,
-    TRANSFORMERS,
-    VLLM,
-    Answered,
-    api_key,
-    ask,
-    examine,
-    names_of,
-    on_loopback,
-)
+from llamafactory_tpaw.generation.protocol import OTHER, TRANSFORMERS, VLLM
+from llamafactory_tpaw.generation.served import Answered, Inquiry, api_key, examine, names_of, on_loopback
 from tests.servers.scripted import ScriptedServer
 
 
@@ -90,7 +81,9 @@ def test_nothing_there() -> None:
     with ScriptedServer(lambda *_: (200, {})) as server:
         url = server.url
     with pytest.raises(GenerationError, match=f"No server answers at {url} .*refused.*Start it"):
-        examine(url, ["a"], SECRET)
+        Inquiry(url, SECRET, 5.0, patience_s=600.0).examine(["a"])
+    with pytest.raises(GenerationError, match=r"refused.*\). See its log\."):
+        Inquiry(url, SECRET, 5.0, advice="See its log.").examine(["a"])
 
 
 @pytest.mark.parametrize(
@@ -114,15 +107,15 @@ def test_no_proxy_stands_before_this_machine_and_one_before_others(monkeypatch: 
         monkeypatch.delenv(name, raising=False)
     with ScriptedServer(lambda *_: (200, {})) as server, ScriptedServer(lambda *_: (200, "proxy")) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
-        assert ask(server.url, "/models").content == {}
-        assert ask("http://node1.invalid/v1", "/models").content == "proxy"
+        assert Inquiry(server.url, None, 5.0).ask("/models").content == {}
+        assert Inquiry("http://node1.invalid/v1", None, 5.0).ask("/models").content == "proxy"
         assert len(server.seen) == len(proxy.seen) == 1
 
 
 def test_the_key_goes_in_the_header_alone() -> None:
     said = {"error": {"message": f"Incorrect key {SECRET}"}}
     with ScriptedServer(lambda *_: (500, said)) as server:
-        answer = ask(server.url, "/completions", SECRET, {"prompt": "a"})
+        answer = Inquiry(server.url, SECRET, 5.0).ask("/completions", {"prompt": "a"})
         assert answer.words == "Incorrect key ..."
         assert server.seen == [("POST", "/v1/completions", {"prompt": "a"}, f"Bearer {SECRET}")]
 
@@ -130,7 +123,7 @@ def test_the_key_goes_in_the_header_alone() -> None:
 def test_a_redirect_takes_the_key_nowhere() -> None:
     with ScriptedServer(lambda *_: (200, {})) as other:
         with ScriptedServer(lambda *_: (302, other.url)) as server:
-            assert ask(server.url, "/models", SECRET).status == 302
+            assert Inquiry(server.url, SECRET, 5.0).ask("/models").status == 302
         assert other.seen == []
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,22 +28,58 @@ def adapter(folder: Path, **config: object) -> Path:
 
 
 def test_the_command_line() -> None:
-    line = vllm.serve_arguments(SERVED, 4711, 2, ["--gpu-memory-utilization", "0.8"])
+    line = vllm.serve_arguments(SERVED, 4711, ["--gpu-memory-utilization", "0.8"])
     assert " ".join(line) == (
         "serve saves/iter1 --served-model-name theta_2 --host 127.0.0.1 --port 4711 --dtype bfloat16 "
         "--max-model-len 2048 --generation-config vllm --enable-prefix-caching --uvicorn-log-level warning "
-        "--tensor-parallel-size 2 --seed 42 --gpu-memory-utilization 0.8"
+        "--seed 42 --gpu-memory-utilization 0.8"
     )
-    line = vllm.serve_arguments(ServedModel("t", "m", None, "float32", 9, 0, True), 1, None, [])
-    assert "--trust-remote-code" in line
-    assert "--tensor-parallel-size" not in line
+    assert "--trust-remote-code" in vllm.serve_arguments(ServedModel("t", "m", None, "float32", 9, 0, True), 1, [])
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServedModel:
+    """A checkpoint of 16 GB with 12 heads, on GPUs of 24 GB."""
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 12}))
+    monkeypatch.setattr(vllm, "read_tensors", lambda folder: 2 * [SimpleNamespace(shape=(4, 10**9))])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    memory = SimpleNamespace(total_memory=24 * 10**9)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: memory)
+    return replace(SERVED, model=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gpus", "arguments"),
+    [
+        ("bfloat16", 1, ""),
+        ("bfloat16", 3, "--data-parallel-size 3"),
+        ("float32", 2, "--tensor-parallel-size 2"),
+        ("float32", 5, "--tensor-parallel-size 2 --data-parallel-size 2"),
+    ],
+)
+def test_as_many_copies_as_the_gpus_hold(model: ServedModel, dtype: str, gpus: int, arguments: str) -> None:
+    assert vllm.parallel_arguments(replace(model, dtype=dtype), gpus) == arguments.split()
+
+
+def test_a_size_divides_the_heads(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "read_tensors", lambda folder: [SimpleNamespace(shape=(10**12,))])
+    assert vllm.parallel_arguments(model, 8) == "--tensor-parallel-size 4 --data-parallel-size 2".split()
+
+
+@pytest.mark.parametrize(
+    "option", ["-tp", "--tensor-parallel-size=2", "--pipeline_parallel_size", "--data-parallel-size"]
+)
+def test_what_the_user_says_of_gpus_counts(option: str) -> None:
+    assert vllm.PARALLEL.match(option)
+    assert not vllm.PARALLEL.match(option.replace("parallel", "sequence").replace("tp", "tps"))
 
 
 def test_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "lora", r=24, rank_pattern={"q": 40})
     found = vllm.served_adapter([folder])
     assert found == Adapter(folder, 40)
-    line = " ".join(vllm.serve_arguments(ServedModel("theta_1", "some/base", found, "float16", 64, 0), 1, 1, []))
+    line = " ".join(vllm.serve_arguments(ServedModel("theta_1", "some/base", found, "float16", 64, 0), 1, []))
     assert "serve some/base --served-model-name theta_1-base " in line
     assert f"--enable-lora --lora-modules theta_1={folder} --max-lora-rank 64 " in line
     assert vllm.served_adapter([]) is None
@@ -117,8 +154,8 @@ def test_without_vllm_the_message_says_how(tmp_path: Path, monkeypatch: pytest.M
         ("--max_model_len=8", "`cutoff_len`"),
         ("--max-model 8", "`cutoff_len`"),
         ("--no-enable-prefix-caching", "it is on"),
-        ("--api-key x", "each run makes a key"),
-        ("--port 1", "a free one is taken"),
+        ("--api-key x", "each run makes its own key"),
+        ("--port 1", "for this run on this machine alone"),
         ("--generation-config auto", "`temperature`"),
     ],
 )

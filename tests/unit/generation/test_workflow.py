@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel
 
-    from llamafactory_tpaw.generation.base import Answers, Requests
+    from llamafactory_tpaw.generation.base import Answers, PromptRequests
 
 
 class Interrupted(Exception):
@@ -49,7 +49,7 @@ class FakeEngine:
         self.asked: list[list[str]] = []
 
     def answer(
-        self, requests: Requests, left: np.ndarray, finished: Callable[[int], object] = ignore
+        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
     ) -> Iterator[Answers]:
         return answer_units(self.generate, requests, left, self.batch_tokens, finished)
 

@@ -25,7 +25,7 @@ from llamafactory_tpaw.generation.workflow import Job, run_job
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from llamafactory_tpaw.generation.base import Answers, Requests
+    from llamafactory_tpaw.generation.base import Answers, PromptRequests
 
 
 class Interrupted(Exception):
@@ -46,7 +46,7 @@ class Shuffled:
         self.version = ""
         self.events: list[str] = []
 
-    def answer(self, requests: Requests, left: np.ndarray, finished: Callable[[int], object]) -> Iterator[Answers]:
+    def answer(self, requests: Any, left: np.ndarray, finished: Callable[[int], object]) -> Iterator[Answers]:
         self.asked = left.tolist()
         self.version = "server 7"
         try:
@@ -59,7 +59,7 @@ class Shuffled:
         finally:
             self.events.append("answered")
 
-    def answers(self, requests: Requests) -> Iterator[Answers]:
+    def answers(self, requests: PromptRequests) -> Iterator[Answers]:
         draw = random.Random(self.order)
         order = draw.sample(self.asked, len(self.asked))
         while order:
@@ -177,9 +177,9 @@ class Forgetful(Shuffled):
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        (Doubled, r"The engine `fake` answered request \d+ a second time, or without being asked\."),
-        (Unknown, r"The engine `fake` answered request 17, but there are 17, counted from 0\."),
-        (Negative, r"The engine `fake` answered request -1, but there are 17"),
+        (Doubled, r"The engine `fake` answered request \d+ of 17 a second time, or without being asked\."),
+        (Unknown, r"The engine `fake` answered request 17 of 17 a second time, or without being asked\."),
+        (Negative, r"The engine `fake` answered request -1 of 17"),
         (Forgetful, r"The engine `fake` ended without an answer to 2 of 17 requests, the first of them \w+-0#0\."),
     ],
 )

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers' answers as responses, and what is none."""
+"""Servers' answers as responses, what is none, and prompts as messages."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from llamafactory_tpaw.generation.answers import gives_ids, prompt_count, read_chat, read_completion
-from llamafactory_tpaw.generation.base import Response
+from llamafactory_tpaw.generation.base import Request, Response
+from llamafactory_tpaw.generation.protocol import count_of, messages_of, read_chat, read_completion
 
 
 STOPS, TEXTS = (7, 8), ("<|im_end|>", "</s>")
@@ -22,8 +24,11 @@ def answer(usage: tuple[int, int] | None = None, **choice: Any) -> dict[str, Any
     return content
 
 
-def read(content: dict[str, Any], most: int = 4) -> Response:
-    return read_completion(content, 2, most, STOPS, TEXTS, [1, 2])
+ASKED = Request("a-0", np.asarray([1, 2], dtype=np.int32), 4, 0)
+
+
+def read(content: dict[str, Any]) -> Response:
+    return read_completion(content, ASKED, [1, 2], STOPS, TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +64,8 @@ def test_responses(content: dict[str, Any], response: Response) -> None:
         (answer(text="a", finish_reason=None), "finish_reason is 'None'"),
         (answer(text="a", finish_reason="content_filter"), "finish_reason is 'content_filter'"),
         (answer(text="a", finish_reason="abort"), "finish_reason is 'abort'"),
-        (answer(), "no `text`"),
-        (answer(text=["a"]), "no `text`"),
+        (answer(), "no text"),
+        (answer(text=["a"]), "no text"),
         (answer((3, 1), text="a"), "read 3 prompt tokens, but 2 were sent"),
         (answer(token_ids=[5]), "its last token is no stop token"),
         (answer(token_ids=[]), "its last token is no stop token"),
@@ -78,19 +83,22 @@ def test_what_is_no_answer(content: dict[str, Any], reason: str) -> None:
 
 
 def test_chat() -> None:
-    assert read_chat(answer(message={"content": " hi "}), 4) == Response(None, "stop", " hi ")
-    assert read_chat(answer(message={"content": "\ude00"}), 4) == Response(None, "stop", "\ufffd")
+    assert read_chat(answer(message={"content": " hi "}), ASKED) == Response(None, "stop", " hi ")
+    assert read_chat(answer(message={"content": "\ude00"}), ASKED) == Response(None, "stop", "\ufffd")
     for message in (None, {"content": None, "tool_calls": []}):
         with pytest.raises(ValueError, match="no text"):
-            read_chat(answer(message=message), 4)
+            read_chat(answer(message=message), ASKED)
     with pytest.raises(ValueError, match="lower limit"):
-        read_chat(answer((9, 3), message={"content": "a"}, finish_reason="length"), 4)
+        read_chat(answer((9, 3), message={"content": "a"}, finish_reason="length"), ASKED)
+    assert count_of({"usage": {"prompt_tokens": True}}, "prompt_tokens") is None
 
 
-def test_probes() -> None:
-    assert gives_ids(answer(token_ids=[7]))
-    assert not gives_ids(answer(text="a"))
-    assert not gives_ids({})
-    assert prompt_count(answer((3, 1))) == 3
-    assert prompt_count([]) is None
-    assert prompt_count({"usage": {"prompt_tokens": True}}) is None
+def test_prompts_as_messages() -> None:
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", " c "))]
+    plain = SimpleNamespace(messages=turns, system="s", tools="")
+    assert messages_of(plain) == [{"role": "system", "content": "s"}, *turns]
+    called = [*turns, {"role": "observation", "content": "1"}, {"role": "function", "content": "{}"}]
+    with pytest.raises(ValueError, match="it has function and observation, and only plain turns go as messages"):
+        messages_of(SimpleNamespace(messages=called, system="", tools=""))
+    with pytest.raises(ValueError, match="it has tools"):
+        messages_of(SimpleNamespace(messages=turns, system="", tools="[]"))

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server that is ours: started, waited for, and ended with all that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from typing import TYPE_CHECKING
+
+import psutil
+
+from ..errors import GenerationError
+from ..lf.logs import get_logger
+from ..lf.signals import PR_SET_PDEATHSIG
+
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+HOST = "127.0.0.1"
+POLL_S, ANSWER_S, SAY_EVERY_S = 0.2, 5.0, 30.0
+# What the server has for ending by itself, its processes on the GPUs included.
+TERMINATION_S = 20.0
+# What the system has for taking away processes that were killed: a driver frees the memory of a device first.
+KILL_S = 60.0
+TAIL_LINES, TAIL_BYTES, LINE_CHARACTERS = 15, 1 << 16, 300
+ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+logger = get_logger(__name__)
+
+
+class ServerProcess:
+    r"""A running server on a port of this machine that no other machine reaches.
+
+    On Linux it is asked to end when the thread that started it is gone, whatever ended that.
+
+    Args:
+        command: Program and arguments.
+        environment: The whole environment of the process.
+        port: Where it takes requests.
+        api_key: What requests must show.
+        log: File that takes what it writes.
+        startup_s: Seconds that it may take until it answers; `tpaw_engine_startup`.
+
+    Attributes:
+        url: Its base address.
+        api_key: As given.
+        advice: What to do where it fails.
+
+    Raises:
+        GenerationError: If it does not answer in time, or ends before.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        port: int,
+        api_key: str,
+        log: Path,
+        startup_s: float,
+    ) -> None:
+        self.url, self.api_key, self.log = f"http://{HOST}:{port}/v1", api_key, log
+        self.advice = (
+            f"This run started it: look at its log {log}, and correct what it says by `tpaw_vllm_args` (arguments of "
+            "`vllm serve`) or `tpaw_vllm_command`. The same command continues."
+        )
+        prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else lambda *_: None
+        logger.info_rank0(f"{shlex.join(command)} is started. Log: {log}.")
+        with log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,  # a terminal's Ctrl-C is for the run, which then ends it
+                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+            )
+        try:
+            self._wait(startup_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self, startup_s: float) -> None:
+        begun = said = time.monotonic()
+        while not self._answers():
+            self.check()
+            now = time.monotonic()
+            if now - begun > startup_s:
+                raise self._failed(f"did not answer within `tpaw_engine_startup: {startup_s:g}` seconds")
+            if now - said > SAY_EVERY_S:
+                said, last = now, (self._tail() or ["nothing yet"])[-1]
+                logger.info_rank0(f"The server is starting for {now - begun:.0f} s; it says: {last}")
+            time.sleep(POLL_S)
+
+    def _answers(self) -> bool:
+        # By no proxy: it is on this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with contextlib.suppress(OSError), opener.open(f"{self.url.removesuffix('/v1')}/health", timeout=ANSWER_S):
+            return True
+        return False
+
+    def check(self) -> None:
+        r"""Look whether it still runs.
+
+        Raises:
+            GenerationError: If it does not.
+        """
+        if (code := self._process.poll()) is not None:
+            raise self._failed(f"ended with exit code {code}")
+
+    def close(self) -> None:
+        r"""End the server and what it started, and wait until nothing of it is left.
+
+        Raises:
+            GenerationError: If a process cannot be ended.
+        """
+        family: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(self._process.pid)
+            family = [leader, *leader.children(recursive=True)]
+        if self._process.poll() is None:
+            self._process.terminate()
+        left = _wait_for(family, TERMINATION_S)
+        # What its children left in its session, too.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+        if left := _wait_for(left, KILL_S):
+            raise GenerationError(
+                f"The processes {', '.join(str(process.pid) for process in left)} of the server cannot be ended, so "
+                "the memory of its device may not be free. End them and start again: finished rows are kept."
+            )
+
+    def _tail(self) -> list[str]:
+        with self.log.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
+            text = ESCAPES.sub("", stream.read().decode(errors="replace")).replace(self.api_key, "***")
+        return [line.rstrip()[:LINE_CHARACTERS] for line in text.splitlines() if line.strip()][-TAIL_LINES:]
+
+    def _failed(self, what: str) -> GenerationError:
+        said = "".join(f"    {line}\n" for line in self._tail()) or "    (nothing)\n"
+        return GenerationError(f"The server at {self.url} {what}; the end of its log:\n{said}{self.advice}")
+
+
+def _wait_for(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait until processes have ended, and return those that have not; a zombie waits for its parent alone."""
+    end = time.monotonic() + seconds
+    while True:
+        left = []
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process)
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.05)
