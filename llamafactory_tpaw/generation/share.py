@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .base import Request, PromptRequests, Response
+    from .base import PromptRequests, Request, Response
 
 # Set for a process that generates a part of a round.
 SHARE = "LLAMAFACTORY_TPAW_SHARE"
