@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from . import __version__, _hook
 from .errors import TpawError
-from .hook import bootstrap, start
+from .hook import start
 from .hook.seams import seam_status
 from .lf.status import PACKAGE as LLAMAFACTORY
 from .lf.status import SUPPORTED
@@ -27,9 +27,7 @@ from .lf.status import SUPPORTED
 
 OURS = "llamafactory-tpaw"
 CHECKOUT = Path(__file__).resolve().parents[1]
-REFUSED_VARIABLES = ("USE_V1", "USE_MCA")
 LLAMAFACTORY_ENV = [sys.executable, "-m", "llamafactory.cli", "env"]
-LAST_LINES = 15
 
 
 class Finding(NamedTuple):
@@ -47,20 +45,20 @@ def examine(vllm_command: str | None = None) -> dict[str, Any]:
         vllm_command: `tpaw_vllm_command`, where another vLLM than this environment's is used.
 
     Returns:
-        `ok` (whether stage `tpaw` can run), `version`, `python`, `interpreter`, `findings`, `hook`, `seams`,
-        `packages`, `vllm`, `environment` (what `llamafactory-cli env` prints). The home folder is written `~`.
+        `ok` (whether stage `tpaw` can run), `version`, `python`, `interpreter`, `findings`, `hook` (whether it was
+        registered at the start), `seams`, `packages`, `vllm` (what starts it), `environment` (what `llamafactory-cli
+        env` prints). The home folder is written `~`.
     """
-    hook = {  # first: LlamaFactory is imported below
-        "active": _hook.active_finder() is not None,
-        "by_pythonpath": str(bootstrap.STARTUP_FOLDER) in os.environ.get("PYTHONPATH", "").split(os.pathsep),
-    }
-    findings = list(_hook_findings(hook["active"]))
-    versions, outdated = _packages()
+    hook = _hook.active_finder() is not None  # before LlamaFactory is imported
+    versions, findings = _packages()
     seams = _seams()
-    findings += [*outdated, *seam_findings(seams)]
-    vllm, problem = _vllm(vllm_command)
-    if problem:
-        findings.append(Finding("warning", problem, "pip install vllm, or name one with `tpaw_vllm_command`"))
+    findings += [*_hook_findings(hook), *seam_findings(seams)]
+    vllm = None
+    try:
+        vllm = shlex.join(importlib.import_module("llamafactory_tpaw.generation.vllm").find_program(vllm_command))
+    except TpawError as error:
+        if vllm_command:
+            findings.append(Finding("warning", str(error), "pip install vllm, and name it with `--vllm`"))
     environment = subprocess.run(LLAMAFACTORY_ENV, capture_output=True, text=True, errors="replace", check=False)
     if environment.returncode:
         last = environment.stderr.strip().rpartition("\n")[2]
@@ -76,7 +74,7 @@ def examine(vllm_command: str | None = None) -> dict[str, Any]:
         "seams": seams,
         "packages": versions,
         "vllm": vllm,
-        "environment": (environment.stdout or environment.stderr).strip().splitlines()[-LAST_LINES:],
+        "environment": environment.stdout.strip().splitlines(),
     }
     home = re.escape(json.dumps(str(Path.home()))[1:-1])
     return json.loads(re.sub(rf"{home}(?![\w.-])", "~", json.dumps(report)) if len(home) > 1 else json.dumps(report))
@@ -86,16 +84,14 @@ def text_of(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a report."""
     yield f"{OURS} {report['version']}, Python {report['python']}"
     yield f"interpreter: {report['interpreter']}"
-    hook = "registered at the interpreter's start" if report["hook"]["active"] else "not registered"
-    yield f"hook: {hook}{', by PYTHONPATH' if report['hook']['by_pythonpath'] else ''}"
+    yield f"hook: {'' if report['hook'] else 'not '}registered at the interpreter's start"
     yield f"vLLM: {report['vllm'] or 'not found'}"
-    yield "\nSeams in LlamaFactory"
+    yield f"packages: {', '.join(f'{name} {version}' for name, version in sorted(report['packages'].items()))}"
+    yield "seams in LlamaFactory:"
     for seam in report["seams"]:
         yield f"  {seam['name']:<15} {seam['state']:<8} {seam['target']}: {seam['purpose']}"
-    yield f"packages: {', '.join(f'{name} {version}' for name, version in sorted(report['packages'].items()))}"
-    yield "\nllamafactory-cli env"
+    yield "llamafactory-cli env:"
     yield from (f"  {line}" for line in report["environment"] if line)
-    yield ""
     for finding in report["findings"]:
         yield f"{finding['level']}: {finding['text']}\n  mend: {finding['fix']}"
     if report["ok"]:
@@ -109,7 +105,9 @@ def _hook_findings(active: bool) -> Iterator[Finding]:
         text = "`llamafactory-cli train` does not know stage `tpaw`, since llamafactory_tpaw.pth was not processed at "
         text += "the interpreter's start; `llamafactory-tpaw train` does."
         yield Finding("warning", text, _reinstall())
-    for name in REFUSED_VARIABLES:
+    elif reason := _hook.inactive_reason():
+        yield Finding("problem", f"The hook does not work: {reason}", _reinstall())
+    for name in ("USE_V1", "USE_MCA"):
         if os.environ.get(name, "0").lower() in ("true", "y", "1"):
             yield Finding("problem", f"{name} is set; stage `tpaw` refuses to run with it.", f"unset {name}")
 
@@ -130,8 +128,6 @@ def _seams() -> list[dict[str, Any]]:
 
 def seam_findings(seams: list[dict[str, Any]]) -> Iterator[Finding]:
     """Judge what became of the seams."""
-    if _hook.inactive_reason() and os.environ.get(_hook.SWITCH) != "0":
-        yield Finding("problem", f"The hook does not work: {_hook.inactive_reason()}", _reinstall())
     for seam in seams:
         if seam["state"] == "missing":
             text = f"Seam `{seam['name']}`, `{seam['target']}` ({seam['purpose']}), is missing: {seam['reason']}."
@@ -166,16 +162,6 @@ def _required(owner: str) -> list[str]:
     except metadata.PackageNotFoundError:
         return []
     return [line for line in lines if "extra ==" not in line or owner == OURS]
-
-
-def _vllm(command: str | None) -> tuple[str | None, str | None]:
-    """Return the command line of the vLLM that engine `vllm` would start, and what is wrong with one that is named."""
-    from .generation.vllm import find_program
-
-    try:
-        return shlex.join(find_program(command)), None
-    except TpawError as error:
-        return None, str(error) if command else None
 
 
 def _reinstall() -> str:

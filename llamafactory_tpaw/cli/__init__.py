@@ -128,7 +128,7 @@ def _lineage(arguments: argparse.Namespace) -> None:
     checks = verify(graph) if arguments.verify else iter(())
     if arguments.json:
         checks = list(checks)
-        verification = {"verification": [vars(check) for check in checks]} if arguments.verify else {}
+        verification = {"verification": [check._asdict() for check in checks]} if arguments.verify else {}
         print(json.dumps(graph.as_json() | verification, indent=2, ensure_ascii=False))
     elif arguments.mermaid:
         print(as_mermaid(graph))

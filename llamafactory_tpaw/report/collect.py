@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ from ..errors import DataError
 from ..team.manifest import read_manifest
 
 
-TRAINER_STATE = "trainer_state.json"
 Z95 = 1.959964
 
 
@@ -47,9 +46,7 @@ class Run:
     r"""One training run.
 
     Attributes:
-        folder: Its output folder.
         produces: `theta_k` where `tpaw.json` says so, otherwise the folder's name.
-        steps: Optimizer steps.
         seen: Triplets or examples that passed through training, repeats counted.
         distinct: Distinct triplets; None where the run has no `tpaw.json`.
         seconds: Seconds by part.
@@ -82,7 +79,7 @@ class Method:
     label: str
     note: str
     runs: tuple[Run, ...]
-    points: tuple[Point, ...] = field(default=())
+    points: tuple[Point, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -95,16 +92,12 @@ class Method:
         return self.points[-1] if self.points else None
 
     def series(self, key: str) -> list[list[tuple[int, float]]]:
-        """Return one metric as a list of points a run, over the steps of all; steps that did not log it are absent."""
+        """Return one metric as a list of points a run, over the steps of all; empty where none logged it."""
         lines, before = [], 0
         for run in self.runs:
             lines.append([(before + int(row["step"]), float(row[key])) for row in run.logs if key in row])
             before += run.steps
-        return lines
-
-    def has_logged(self, key: str) -> bool:
-        """Whether any step of any run logged a metric."""
-        return any(key in row for run in self.runs for row in run.logs)
+        return lines if any(lines) else []
 
 
 def collect_method(
@@ -113,10 +106,8 @@ def collect_method(
     r"""Read a method's runs and line up its measured checkpoints.
 
     Args:
-        label: Its name on the page.
-        note: What it is, in a sentence.
-        start: Checkpoint that its first run started from.
-        folders: Output folders in the order in which they ran.
+        label: Its name on the page; `note` says in a sentence what it is.
+        start: Checkpoint that its first run started from, and the output `folders` in the order in which they ran.
         accuracies: What `read_accuracies` returned; folders `checkpoint-<step>` of a run count, too.
 
     Raises:
@@ -145,7 +136,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         DataError: If the folder has no `trainer_state.json` or one without steps.
     """
-    path = folder / TRAINER_STATE
+    path = folder / "trainer_state.json"
     if not path.is_file():
         raise DataError(f"{path} does not exist. Give the `output_dir` of a finished run.")
     state = read_json(path)

@@ -31,7 +31,6 @@ OPPONENT = "opponent"
 # Keys that differ in every iteration.
 EXPECTED_CHANGES = frozenset({"tpaw_iteration", "dataset"})
 RECORDS = (Manifest, TripletMeta)
-PARTS_OF_A_RUN = (".", "checkpoint-")
 
 
 @dataclass
@@ -72,9 +71,9 @@ class ModelNode(Node):
         return int(number) if number.isdigit() else 0
 
     @property
-    def is_opponent(self) -> bool:
-        """Whether all that is known of it is that it generated triplets in place of a θ."""
-        return self.name == OPPONENT
+    def role(self) -> str:
+        """`theta`, or `opponent` where all that is known of it is that it generated triplets in place of a θ."""
+        return OPPONENT if self.name == OPPONENT else "theta"
 
 
 @dataclass
@@ -98,7 +97,7 @@ class Graph:
     def roots(self) -> list[ModelNode]:
         """Checkpoints whose parent is not known, oldest first, and after them the opponents."""
         roots = in_order(node for node in self.checkpoints.values() if node.parent is None)
-        return sorted(roots, key=lambda node: node.is_opponent)
+        return sorted(roots, key=lambda node: node.role == OPPONENT)
 
     def children(self, key: str) -> list[ModelNode]:
         """Checkpoints that were trained from this one."""
@@ -124,12 +123,9 @@ class Graph:
         parent = self.checkpoints.get(node.parent or "")
         if node.manifest is None or parent is None or parent.manifest is None:
             return []
-        before, now = (
-            {key: value for key, value in (each.settings | each.versions).items() if key not in EXPECTED_CHANGES}
-            for each in (parent.manifest, node.manifest)
-        )
+        before, now = (each.settings | each.versions for each in (parent.manifest, node.manifest))
         differing = different_settings(before, now, {name: spec.default for name, spec in FIELDS.items()})
-        return [text.removesuffix(" now") for text in differing]
+        return [text.removesuffix(" now") for text in differing if text.split("`")[1] not in EXPECTED_CHANGES]
 
     def as_json(self) -> dict[str, Any]:
         """Return the graph as plain values: nodes with what was recorded, and edges by key."""
@@ -141,9 +137,8 @@ class Graph:
         return {
             "schema": 1,
             "checkpoints": [
-                plain(node) | {"role": OPPONENT if node.is_opponent else "theta", "changed_settings": changes}
+                plain(node) | {"role": node.role, "changed_settings": self.changed_settings(node)}
                 for node in self.checkpoints.values()
-                for changes in [self.changed_settings(node)]
             ],
             "triplets": [plain(node) for node in self.triplets.values()],
             "edges": [{"from": start, "to": end, "kind": kind} for start, end, kind in self.edges()],
@@ -167,9 +162,12 @@ def trace(places: Sequence[Path]) -> Graph:
     walk = _Walk(outputs)
     for output in outputs:
         walk.add_output(output)
-    for place in places:
-        if place.is_file():
-            walk.add_file(place)
+    for place in filter(Path.is_file, places):
+        meta = read_meta(place)
+        present = walk.graph.triplets.get(meta.rows_digest)
+        if present is None or present.place is None:
+            source = {"entry": place.stem, "iteration": meta.iteration, "rows": meta.rows, "digest": meta.rows_digest}
+            walk.add_triplets(source, place).recorded = {}
     return walk.graph
 
 
@@ -192,7 +190,7 @@ class _Walk:
         state = PRUNED if manifest.status == FINISHED and read_pruned(folder) else manifest.status
         node = ModelNode(key, f"theta_{manifest.produces}", shown(folder), folder, state, manifest=manifest)
         node.recorded = (present.recorded if present is not None else {}) | _below(manifest.result, folder)
-        self._add(node)
+        self.graph.checkpoints[key] = node
         node.parent = self._refer(manifest.policy, folder)
         node.players = [self._refer(player, folder) for player in manifest.players]
         for older, newer in itertools.pairwise(node.players):
@@ -203,18 +201,6 @@ class _Walk:
         node.triplets = [self._add_source(source, folder) for source in manifest.triplets]
         return key
 
-    def add_file(self, path: Path) -> None:
-        """Add a triplet file and what generated it."""
-        meta = read_meta(path)
-        present = self.graph.triplets.get(meta.rows_digest)
-        if present is None or present.place is None:
-            source = {"entry": path.stem, "iteration": meta.iteration, "rows": meta.rows, "digest": meta.rows_digest}
-            self._add_triplets(source, path).recorded = {}
-
-    def _add(self, node: ModelNode) -> str:
-        self.graph.checkpoints[node.key] = node
-        return node.key
-
     def _refer(self, described: dict[str, Any], base: Path) -> str:
         """Add a checkpoint that a manifest or a meta file in `base` names."""
         key, path = described["fingerprint"], str(described.get("path", ""))
@@ -222,14 +208,14 @@ class _Walk:
         folder = _at(base, path) if path and _at(base, path).is_dir() else None
         node = self.graph.checkpoints.get(key)
         if node is None and key.startswith(SERVED_KEY):
-            self._add(ModelNode(key, name, path, None, SERVED))
+            self.graph.checkpoints[key] = ModelNode(key, name, path, None, SERVED)
         elif node is None or node.state in ABSENT - {SERVED}:
             self._look_for(key, name, path, folder, base)
         elif folder and node.place and folder.resolve() != node.place.resolve() and _result_of(folder) == key:
             # Of several folders with one result, only the one that is trained from is what was recorded.
             node.place, node.path, node.manifest = folder, shown(folder), read_manifest(folder)
         node = self.graph.checkpoints[key]
-        if node.is_opponent:  # A θ of the run may be an opponent, too.
+        if node.name == OPPONENT:  # A θ of the run may be an opponent, too.
             node.name = name
         node.recorded |= {part: described[part] for part in ("files",) if part in described} | _below(described, base)
         return key
@@ -247,18 +233,20 @@ class _Walk:
                 return
             state = REPLACED
         place = path if state == HUB else shown(folder or _at(base, path))
-        self._add(ModelNode(key, name, place, None if state in ABSENT else folder, state))
+        folder = None if state in ABSENT else folder
+        self.graph.checkpoints[key] = ModelNode(key, name, place, folder, state)
 
     def _add_source(self, source: dict[str, Any], base: Path) -> str:
         """Add what a manifest in `base` lists under `triplets`."""
         present = self.graph.triplets.get(source["digest"] or f"entry:{source['entry']}")
         if present is None or present.state in ABSENT:
             file = _at(base, source["path"]) if source.get("path") else None
-            present = self._add_triplets(source, file)
+            present = self.add_triplets(source, file)
         present.recorded = present.recorded or source
         return present.key
 
-    def _add_triplets(self, source: dict[str, Any], file: Path | None) -> TripletsNode:
+    def add_triplets(self, source: dict[str, Any], file: Path | None) -> TripletsNode:
+        """Add triplets as a manifest describes them, and what generated them."""
         foreign = bool(source.get("foreign"))
         key, path = source["digest"] or f"entry:{source['entry']}", shown(file) if file else source["entry"]
         file = file if file and file.is_file() else None
@@ -310,7 +298,7 @@ def _outputs(place: Path) -> list[Path]:
     return [
         path.parent
         for path in sorted(place.rglob(MANIFEST))
-        if not any(part.startswith(PARTS_OF_A_RUN) for part in path.relative_to(place).parts)
+        if not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(place).parts)
     ]
 
 

@@ -84,7 +84,7 @@ def _add_what_followed(graph: Graph, node: ModelNode, tree: Tree) -> None:
 def _checkpoint(graph: Graph, node: ModelNode) -> Text:
     parent = graph.checkpoints.get(node.parent or "")
     name = f"{node.name} at step {node.manifest.step}" if node.manifest and node.manifest.step else node.name
-    state = OPPONENT if node.is_opponent and node.state == START else node.state
+    state = OPPONENT if node.name == OPPONENT and node.state == START else node.state
     return _node(f"{name} <- {parent.name}" if parent else name, node, state, _lines_of(graph, node))
 
 
@@ -94,7 +94,7 @@ def _lines_of(graph: Graph, node: ModelNode) -> Iterator[str]:
     if manifest is None:
         return
     if manifest.finished or manifest.started:
-        yield f"finished {_time(manifest.finished)}" if manifest.finished else f"begun {_time(manifest.started)}"
+        yield f"finished {manifest.finished}" if manifest.finished else f"begun {manifest.started}"
     against = ", ".join(graph.checkpoints[key].name for key in node.players)
     data = ", ".join(graph.triplets[key].name for key in node.triplets) or "nothing"
     yield f"iteration {manifest.iteration}, {manifest.objective}{against and f' against {against}'}, on {data}"
@@ -120,9 +120,9 @@ def _triplets(graph: Graph, node: TripletsNode) -> Text:
     generator = graph.checkpoints[node.generator]
     by = generator.name
     if node.by_opponent:  # which may be a θ of another number
-        name = "" if generator.is_opponent else f"{generator.name}, "
+        name = "" if generator.name == OPPONENT else f"{generator.name}, "
         by = f"the {OPPONENT} {name}{generator.path} (in place of theta_{node.iteration})"
-    facts = [f"{node.rows} triplets of {by}", meta.created and f"generated {_time(meta.created)}"]
+    facts = [f"{node.rows} triplets of {by}", meta.created and f"generated {meta.created}"]
     facts += [f"{meta.samples} a prompt"] * (meta.samples > 1) + [f"{len(meta.failed)} failed"] * bool(meta.failed)
     sampling = {key: meta.sampling[key] for key in SAMPLING if key in meta.sampling}
     engine = f"{meta.engine.get('name')} {meta.engine.get('version')}: {_listed(sampling)}"
@@ -143,8 +143,3 @@ def _node(title: str, node: ModelNode | TripletsNode, state: str, lines: Iterabl
 
 def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _time(text: str) -> str:
-    """Write `2026-05-01T12:00:00Z` as people read it."""
-    return text.replace("T", " ").replace("Z", " UTC")

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METHOD_COLORS = ("#1b6ca8", "#c8553d", "#6b7280", "#3a7d44", "#7b4fa3")
-METHOD_MARKERS = ("o", "s", "^", "D", "v")
 PLAYER_STYLES = ("-", "--", "-.", ":")
 REWARD_PANELS = (
     ("rewards/target", "target reward"),
@@ -31,9 +30,8 @@ def draw_rewards(methods: Sequence[Method]) -> bytes:
     figure, axes = _figure(2, 2, height=6.6)
     for axis, (key, title) in zip(axes, REWARD_PANELS, strict=True):
         for index, method in enumerate(methods):
-            if method.has_logged(key):
-                color = METHOD_COLORS[index % len(METHOD_COLORS)]
-                _draw_lines(axis, method, key, color=color, label=_plain(method.label))
+            color = METHOD_COLORS[index % len(METHOD_COLORS)]
+            _draw_lines(axis, method, key, color=color, label=_plain(method.label))
         if key.startswith("rewards/"):
             axis.axhline(0, color="#222222", linewidth=0.8)
         axis.set_title(title, loc="left", fontsize=10)
@@ -64,7 +62,7 @@ def draw_accuracy(methods: Sequence[Method], what: str) -> bytes:
     for index, method in enumerate(methods):
         # Beside each other, so that intervals at the same step do not hide one another.
         shift = (index - (len(methods) - 1) / 2) * span * 0.006
-        look = {"color": METHOD_COLORS[index % len(METHOD_COLORS)], "marker": METHOD_MARKERS[index % 5]}
+        look = {"color": METHOD_COLORS[index % len(METHOD_COLORS)], "marker": "os^Dv"[index % 5]}
         at = [point.steps + (shift if point.steps else 0) for point in method.points]
         found = [point.accuracy for point in method.points]
         below = [100 * (accuracy.share - accuracy.interval[0]) for accuracy in found]
@@ -85,7 +83,7 @@ def draw_accuracy(methods: Sequence[Method], what: str) -> bytes:
 def _draw_lines(axis: Axes, method: Method, key: str, label: str | None = None, **look: Any) -> None:
     """Draw a metric's line of each run, and a dotted one where an iteration ends; what is not finite leaves a gap."""
     before = 0
-    for run, points in zip(method.runs, method.series(key), strict=True):
+    for run, points in zip(method.runs, method.series(key), strict=False):
         if points:
             steps, values = zip(*points, strict=True)
             shown = [value if math.isfinite(value) else math.nan for value in values]

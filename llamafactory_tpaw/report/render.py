@@ -11,18 +11,16 @@ from pathlib import Path
 
 from ..data.files import write_atomic
 from . import plots
-from .collect import Accuracy, Method, Point, compare, mean
+from .collect import Method, Point, compare, mean
 
 
 STYLE = """
-body { font: 16px/1.55 system-ui, sans-serif; color: #1f2933 }
-body { max-width: 60rem; margin: 2.5rem auto; padding: 0 1.2rem }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1f2933; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem }
 h1 { font-size: 1.7rem; margin: 0 0 .4rem } h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem }
-p { margin: .5rem 0 } .lead { font-size: 1.1rem } figcaption { color: #52606d; font-size: .92rem }
+p { margin: .5rem 0 } figcaption { color: #52606d; font-size: .92rem }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .9rem; width: 100% }
 th, td { text-align: right; padding: .32rem .6rem; border-bottom: 1px solid #e4e7eb; vertical-align: top }
-th { font-weight: 600; border-bottom-color: #9aa5b1 } td { font-variant-numeric: tabular-nums }
-th.text, td.text { text-align: left } .best { font-weight: 600 }
+.text { text-align: left } th, .best { font-weight: 600 } td { font-variant-numeric: tabular-nums }
 figure { margin: 1rem 0 } img { width: 100%; height: auto }
 """
 REWARD_HELP = (
@@ -40,13 +38,13 @@ WEIGHTS_HELP = (
 
 @dataclass(frozen=True)
 class Page:
-    r"""What a report says beside its numbers.
+    r"""What a report says beside its numbers, as plain text.
 
     Args:
         title: Heading of the page.
-        introduction: Paragraphs of plain text on what was done.
+        introduction: Paragraphs on what was done.
         what: What the accuracy measures, e.g. `exact answers on 1,000 test problems`.
-        noise: Paragraphs of plain text on what the numbers cannot tell.
+        noise: Paragraphs on what the numbers cannot tell.
         methods: The methods; the first is compared with the others.
     """
 
@@ -58,11 +56,7 @@ class Page:
 
 
 def write_report(page: Page, folder: Path) -> Path:
-    r"""Draw the pictures and write them and `index.html` to a folder, each file whole or not at all.
-
-    Returns:
-        The path of `index.html`.
-    """
+    """Write a page and its pictures to a folder, each file whole or not at all, and return the path of the page."""
     pictures = draw_pictures(page)
     for name, picture in pictures.items():
         write_atomic(folder / f"{name}.png", picture)
@@ -75,7 +69,7 @@ def draw_pictures(page: Page) -> dict[str, bytes]:
     main, pictures = page.methods[0], {}
     if any(method.points for method in page.methods):
         pictures["accuracy"] = plots.draw_accuracy(page.methods, page.what)
-    if any(method.has_logged("rewards/target") for method in page.methods):
+    if any(method.series("rewards/target") for method in page.methods):
         pictures["rewards"] = plots.draw_rewards(page.methods)
     if any(run.players for run in main.runs):
         pictures["weights"] = plots.draw_weights(main)
@@ -85,14 +79,11 @@ def draw_pictures(page: Page) -> dict[str, bytes]:
 def render_page(page: Page, pictures: Mapping[str, bytes]) -> str:
     """Return the page's HTML: no scripts, no links, pictures inside, every text escaped."""
     main = page.methods[0]
-    parts = [_tag("h1", page.title)]
-    if "accuracy" in pictures:
-        parts.append(_tag("p", _headline(page), "lead"))
-    parts += _paragraphs(page.introduction)
+    parts = [_tag("h1", page.title), *_paragraphs(page.introduction)]
     if "accuracy" in pictures:
         caption = f"{page.what[:1].upper()}{page.what[1:]}; the bars are 95 % intervals (Wilson)."
-        parts += [_tag("h2", "Accuracy"), _picture(pictures, "accuracy", caption), _accuracy_table(page.methods)]
-        parts += [_tag("h2", "What was compared"), *_paragraphs(map(_described, page.methods))]
+        parts += [_tag("h2", "Accuracy"), *_paragraphs(map(_described, page.methods))]
+        parts += [_picture(pictures, "accuracy", caption), _accuracy_table(page.methods)]
         parts += [_tag("h2", "How sure that is"), *_comparison(main, page.methods[1:]), *_paragraphs(page.noise)]
     if "rewards" in pictures:
         caption = "Dotted lines: a new iteration begins."
@@ -106,15 +97,6 @@ def render_page(page: Page, pictures: Mapping[str, bytes]) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
-def _headline(page: Page) -> str:
-    gains = [
-        f"{method.label} {_percent(method.points[0].accuracy.share)} → {_percent(method.last.accuracy.share)}"
-        for method in page.methods
-        if method.last is not None
-    ]
-    return f"{page.what[:1].upper()}{page.what[1:]}: {'; '.join(gains)}."
-
-
 def _accuracy_table(methods: Sequence[Method]) -> str:
     rows, best = [], set()
     for method in methods:
@@ -122,21 +104,22 @@ def _accuracy_table(methods: Sequence[Method]) -> str:
         for point in method.points:
             if point.accuracy.share == most:
                 best.add(len(rows))
-            rows.append([method.label, point.label, f"{point.steps:,}", *_cells(point.accuracy)])
+            interval = " to ".join(_percent(end) for end in point.accuracy.interval)
+            solved = f"{point.accuracy.correct:,} of {point.accuracy.n:,}"
+            rows.append(
+                [method.label, point.label, f"{point.steps:,}", solved, _percent(point.accuracy.share), interval]
+            )
     head = ("method", "checkpoint", "optimizer steps since theta_0", "correct", "accuracy", "95 % interval")
     return _table(head, rows, text=2, best=best)
 
 
-def _cells(accuracy: Accuracy) -> list[str]:
-    interval = " to ".join(_percent(end) for end in accuracy.interval)
-    return [f"{accuracy.correct:,} of {accuracy.n:,}", _percent(accuracy.share), interval]
-
-
 def _described(method: Method) -> str:
-    seen = sum(run.seen for run in method.runs)
     kind = "triplets" if any(run.players for run in method.runs) else "examples"
-    seconds = sum(sum(run.seconds.values()) for run in method.runs)
-    told = f"{method.steps:,} optimizer steps, {seen:,} {kind} seen, {seconds:,.0f} seconds"
+    seen, seconds = sum(run.seen for run in method.runs), sum(sum(run.seconds.values()) for run in method.runs)
+    gain = ""
+    if method.last is not None:
+        gain = f"{_percent(method.points[0].accuracy.share)} → {_percent(method.last.accuracy.share)}, "
+    told = f"{gain}{method.steps:,} optimizer steps, {seen:,} {kind} seen, {seconds:,.0f} seconds"
     return f"{method.label} ({told}): {method.note}"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..data.files import digest_file
 from ..data.triplets import meta_path
@@ -17,8 +17,6 @@ from .lineage import FOREIGN, HUB, MISSING, PRUNED, REPLACED, SERVED, Graph, Mod
 
 
 OK, CHANGED = "ok", "changed"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
-OVERWRITE = "`overwrite_output_dir: true`"
 # Why weights are not read, by the state of the checkpoint.
 NOT_READ = {
     MISSING: "are not here",
@@ -28,8 +26,7 @@ NOT_READ = {
 }
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     r"""One thing that was recorded.
 
     Attributes:
@@ -37,8 +34,7 @@ class Check:
         name: `theta_2` or `D_2`.
         path: Folder or file, as seen from the working folder.
         what: Which file or part of it.
-        detail: What is wrong with it.
-        advice: What to do.
+        detail: What is wrong with it, and `advice`, what to do.
     """
 
     state: str
@@ -55,18 +51,16 @@ class Check:
 
 
 def verify(graph: Graph) -> Iterator[Check]:
-    r"""Recompute the digests of a graph's checkpoints and triplets, one after the other.
+    """Recompute the digests of a graph's checkpoints and triplets; yield a check for each thing that was recorded.
 
     The fingerprints found are kept beside the cache, so that the next training refuses a change that kept a file's
     size and time.
-
-    Yields:
-        A check for each thing that was recorded, parents before children.
     """
     for node in in_order(graph.checkpoints.values()):
         advice = "Restore it from a copy: what came of it says that other weights were there."
         if node.manifest is not None:
-            advice = f"Restore it from a copy, or repeat iteration {node.manifest.iteration} with {OVERWRITE}."
+            repeat = f"repeat iteration {node.manifest.iteration} with `overwrite_output_dir: true`"
+            advice = f"Restore it from a copy, or {repeat}."
         for state, what, detail in _verify_model(graph, node):
             yield Check(state, node.name, node.path, what, detail, advice if state == CHANGED else "")
     for node in sorted(graph.triplets.values(), key=lambda node: (node.iteration or 0, node.path)):
@@ -107,7 +101,7 @@ def _compare(node: ModelNode, store: Path | None) -> Iterator[tuple[str, str]]:
             yield name, "" if known == {now[name]} else _changed(now[name], known)
         elif name in now and name != MANIFEST:  # the manifest of the newest one is not recorded yet
             yield name, "was not there when it was recorded"
-        elif name not in now and (weights or not name.endswith(WEIGHT_SUFFIXES)):
+        elif name not in now and (weights or not name.endswith((".safetensors", ".bin", ".index.json"))):
             yield name, "is not there any more"
     for part in node.recorded.get("below", ())[:1]:  # the model that an adapter was put on
         name = f"the model below ({part['path']})"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -24,7 +25,8 @@ def seams(monkeypatch: pytest.MonkeyPatch) -> list[SeamStatus]:
         SeamStatus("launch", "a.launch", "starts", True, state="applied"),
     ]
     monkeypatch.setattr(doctor, "seam_status", lambda: statuses)
-    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: None)
+    load = importlib.import_module
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: load(name) if "tpaw" in name else None)
     monkeypatch.setattr(doctor.start, "install", lambda: None)
     monkeypatch.setattr(doctor._hook, "active_finder", object)
     monkeypatch.setattr(doctor._hook, "inactive_reason", lambda: None)

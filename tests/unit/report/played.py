@@ -69,10 +69,8 @@ def play(folder: str, players: list[Path], rounds: list[Path], first: int = 0, *
     iteration = first + len(players) - 1
     output = save(folder, 1.0 + iteration + len(folder) / 100)
     team = [describe(f"theta_{first + index}", player, output) for index, player in enumerate(players)]
-    values: dict[str, Any] = {
-        "iteration": iteration,
-        "status": "finished",
-        "objective": "tpaw",
+    values: dict[str, Any] = {"iteration": iteration, "status": "finished", "objective": "tpaw"}
+    values |= {
         "policy": team[-1] | {"files": files_of(players[-1])},
         "players": team,
         "triplets": [

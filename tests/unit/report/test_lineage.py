@@ -48,8 +48,8 @@ def chain(graph: Graph) -> list[str]:
     return paths
 
 
-def text(graph: Graph, width: int = 300) -> list[str]:
-    console = Console(width=width, highlight=False, color_system=None)
+def text(graph: Graph) -> list[str]:
+    console = Console(width=300, highlight=False, color_system=None)
     with console.capture() as captured:
         for tree in as_trees(graph):
             console.print(tree)
@@ -83,14 +83,6 @@ def test_a_triplet_file_leads_to_its_generator(thetas: list[Path]) -> None:
     }
 
 
-def test_a_moved_run_is_the_same_graph(thetas: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    keys = trace([Path("saves")]).checkpoints.keys()
-    monkeypatch.chdir(tmp_path)
-    shutil.move("run", "elsewhere")
-    assert trace([Path("elsewhere/saves")]).checkpoints.keys() == keys
-    assert states("elsewhere/saves") == {f"elsewhere/{path}": state for path, state in WHOLE.items()}
-
-
 def test_a_renamed_folder_is_found_by_its_content(thetas: list[Path]) -> None:
     Path("saves/iter0").rename("saves/other_name")
     assert chain(trace([Path("saves/iter2")])) == ["saves/sft", "saves/other_name", "saves/iter1", "saves/iter2"]
@@ -112,15 +104,6 @@ def test_another_checkpoint_in_its_place_is_not_taken_for_it(thetas: list[Path])
     change_json(Path("saves/iter0/tpaw.json"), result=result | {"fingerprint": "f" * 64})
     change_json(Path("data/tpaw/d1.meta.json"), rows_digest="e" * 64)
     assert states("saves/iter2") == WHOLE | {"saves/iter0": "replaced", "data/tpaw/d1.jsonl": "replaced"}
-
-
-def test_training_and_checkpoints_on_the_way(thetas: list[Path]) -> None:
-    change_json(Path("saves/iter2/tpaw.json"), status="training", result={})
-    shutil.copytree("saves/iter2", "saves/iter1/checkpoint-5")
-    change_json(Path("saves/iter1/checkpoint-5/tpaw.json"), status="checkpoint", step=5)
-    assert states("saves")["saves/iter2"] == "training"
-    assert "saves/iter1/checkpoint-5" not in states("saves")
-    assert states("saves/iter1/checkpoint-5")["saves/iter1/checkpoint-5"] == "checkpoint"
 
 
 def test_names_of_a_hub_and_other_preference_data(thetas: list[Path]) -> None:
@@ -177,24 +160,21 @@ def test_the_tree(thetas: list[Path]) -> None:
     ]
     newest = lines_of(trace([Path("saves")]))[-4:]
     assert newest == [
-        "finished 2026-01-02 00:00:00 UTC",
+        "finished 2026-01-02T00:00:00Z",
         "iteration 2, tpaw against theta_0, theta_1, theta_2, on d0, d1, d2",
         "changed: `learning_rate` was 0.001 and is 0.0005",
         "spent: 1.0 s generating 10 tokens, 2.0 s scoring 20 tokens, 3.0 s train",
     ]
     assert lines_of(trace([Path("saves")]))[2:4] == [
-        "1 triplets of theta_0, generated 2026-01-01 00:00:00 UTC, prompts of sft",
+        "1 triplets of theta_0, generated 2026-01-01T00:00:00Z, prompts of sft",
         "hf 1: temperature 1.0, seed 0",
     ]
 
 
-def test_branches_are_one_graph_and_get_levels(thetas: list[Path]) -> None:
+def test_branches_get_levels_of_their_own(thetas: list[Path]) -> None:
     branch(thetas)
-    graph = trace([Path("saves")])
-    (first,) = graph.children(graph.roots()[0].key)
-    assert [child.path for child in graph.children(first.key)] == ["saves/alone1", "saves/iter1"]
-    lines = text(graph)
-    assert any(line.startswith("└── theta_2 <- theta_1  saves/iter1") for line in lines)
+    lines = text(trace([Path("saves")]))
+    assert any(line.startswith("├── theta_2 <- theta_1  saves/alone1") for line in lines)
     assert any(line.startswith("    └── theta_3 <- theta_2  saves/iter2") for line in lines)
 
 
@@ -232,7 +212,7 @@ def test_an_opponent_is_a_node_beside_the_run(tmp_path: Path, monkeypatch: pytes
     lines = lines_of(graph)
     assert any(line.startswith("1 triplets of the opponent models/weak (in place of theta_1), ") for line in lines)
     assert any(
-        line.startswith("1 triplets of theta_0, generated 2026-01-01 00:00:00 UTC, 3 a prompt, 2 ") for line in lines
+        line.startswith("1 triplets of theta_0, generated 2026-01-01T00:00:00Z, 3 a prompt, 2 ") for line in lines
     )
     assert all(check.state == "ok" for check in verify(graph))
     assert [node["role"] for node in graph.as_json()["checkpoints"]].count("opponent") == 1
@@ -242,16 +222,4 @@ def test_an_opponent_that_only_a_server_has(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     graph = play_two(Path("big"), opponent="org/big", generator_path="org/big", served=True)
     assert "opponent  org/big  on a server" in text(graph)
-    (check,) = (check for check in verify(graph) if check.state != "ok")
-    assert (check.name, check.state, check.detail) == (
-        "opponent",
-        "missing",
-        "were on a server and cannot be looked at",
-    )
-
-
-def test_a_theta_of_the_run_as_opponent_stays_that_theta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    graph = play_two(save("saves/sft", 0.0))
-    assert not any(node.is_opponent for node in graph.checkpoints.values())
-    assert any("of the opponent theta_0, saves/sft (in place of theta_1)" in line for line in text(graph))
+    assert [(check.name, check.state) for check in verify(graph) if check.state != "ok"] == [("opponent", "missing")]
