@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from .layout import WIDTH_MULTIPLE, LayoutCosts, Row, lay_out, pack
+from .layout import WIDTH_MULTIPLE, Layout, Row, lay_out, pack
 
 
 if TYPE_CHECKING:
@@ -173,13 +173,13 @@ class TripletCollator:
         pad_token_id: Padding id.
         grouped: Whether a sequence that several triplets have in common, such as the target of a prompt, is there once
             (`tpaw_grouping: prompt`); otherwise each triplet brings its own.
-        costs: What rows cost the model, for choosing their layout.
+        layout: How the model takes its batches.
         pad_to_multiple_of: See `lay_out`.
     """
 
     pad_token_id: int
     grouped: bool = True
-    costs: LayoutCosts = field(default_factory=LayoutCosts)
+    layout: Layout = field(default_factory=Layout)
     pad_to_multiple_of: int = WIDTH_MULTIPLE
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -195,10 +195,10 @@ class TripletCollator:
         features = features[:1] if stands_in else [feature for feature in features if STAND_IN not in feature]
         triplets = [feature["triplet"] for feature in features]
         prompts, indices = self._distinct(triplets)
-        rows = self.costs.arrange(list(prompts.values()))
+        rows = self.layout.arrange(list(prompts.values()))
         batch = (
             pack(rows)
-            if self.costs.packed
+            if self.layout.packed
             else lay_out(rows, pad_token_id=self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of)
         )
         for name, column in zip(RESPONSE_INDICES, indices, strict=False):

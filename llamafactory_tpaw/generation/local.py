@@ -15,10 +15,10 @@ from ..data.rounds import list_opponents, origin_problems, prompts_problems, spl
 from ..data.triplets import read_meta
 from ..errors import DataError, EnvironmentProblem, Findings
 from ..lf.logs import get_logger
-from ..team.forward import autocast_dtype
 from ..team.loading import load_generator
 from ..team.manifest import hardware
 from ..team.members import Team, load_opponent, load_team, served_identity
+from ..team.sharding import autocast_dtype
 from .base import EngineContext, SamplingSettings, ignore
 from .devices import DeviceEngine, command_for
 from .hf import HfEngine

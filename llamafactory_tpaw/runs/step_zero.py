@@ -17,11 +17,12 @@ from ..generation.base import Request, SamplingSettings
 from ..generation.hf import HfEngine
 from ..lf import facade
 from ..team.fingerprint import chain_fingerprints
-from ..team.forward import autocast, autocast_dtype, disable_dropout, response_logps, rounding
+from ..team.forward import autocast, disable_dropout, response_logps, rounding
 from ..team.loading import load_generator, load_policy, to_device
 from ..team.members import load_team
 from ..team.players import team_of
 from ..team.scorer import TeamScorer
+from ..team.sharding import autocast_dtype
 from ..team.shortcuts import find_shortcuts
 from ..train.setup import load_setup
 from .estimates.hours import Measured, TrainingSample

@@ -7,22 +7,22 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available
 
 from ..objectives import SequenceLogps
+from ..objectives.head import head_logps
 from ..objectives.logps import logits_at
-from .engine import Precision
-from .engine import autocast_dtype as autocast_dtype
-from .head import response_head, text_config, unwrap
-from .shared_attention import PARTS, attends_by_parts, describe_parts
+from .shared_attention import segment_mask
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from transformers import PreTrainedModel
 
     from ..arguments.parsed import RunArguments
+    from .sharding import Precision
 
 # How far two scores of one sequence may be apart in batches of different shapes, by autocast dtype: a share of the
 # larger of their size in nats and their number of tokens. Far above what was seen, far below what other weights give.
@@ -35,8 +35,8 @@ MODEL_INPUTS = ("input_ids", "position_ids")
 
 
 def response_logps(
-    model: torch.nn.Module,
-    batch: Mapping[str, torch.Tensor],
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
     context: contextlib.AbstractContextManager | None = None,
     *,
     head: bool = False,
@@ -54,7 +54,7 @@ def response_logps(
     """
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     if "segments" in batch:
-        inputs["attention_mask"] = segment_mask(batch["segments"], model)
+        inputs["attention_mask"] = segment_mask(batch["segments"], attention_of(model), unwrap(model).dtype)
     with context or contextlib.nullcontext(), response_head(model, batch) if head else contextlib.nullcontext():
         logits = model(**inputs, use_cache=False).logits
     token_logps = logits if head else logits_at(logits, batch["response_places"], batch["response_tokens"])
@@ -63,41 +63,87 @@ def response_logps(
     return SequenceLogps(sums.float(), batch["response_counts"])
 
 
-def segment_mask(segments: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    r"""Let every token see the prompt and its own response up to itself; padding sees itself alone.
+@contextlib.contextmanager
+def response_head(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[None]:
+    r"""Let the model return, as its `logits`, the log-probs of a batch's response tokens: float32 (M,).
+
+    The pass goes through the model's own forward, so that wrappers for mixed precision and several processes see it;
+    only the head is another one meanwhile.
 
     Args:
-        segments: (N, T): 0 in the prompt, k in the k-th response, -1 in the padding.
-        model: Decides the form: True where eager attention would add 0.
+        model: A model whose output embedding is one matrix, wrapped or not.
+        batch: `response_places` and `response_tokens` of `lay_out`.
 
-    Returns:
-        (N, 1, T, T); it carries the parts of the rows where they are attended apart, see `shared_attention`.
+    Raises:
+        TypeError: If the head is something else: an adapter, quantized, or with a hook.
     """
-    asking, asked = segments[:, :, None], segments[:, None, :]
-    seen = ((asked == 0) | (asked == asking)) & (asking >= 0)
-    seen = seen.tril() | torch.eye(segments.shape[1], dtype=torch.bool, device=segments.device)
-    seen = seen[:, None]
-    if attends_by_parts(segments.device, attention_of(model)):
-        setattr(seen, PARTS, describe_parts(segments))
-    if attention_of(model) != "eager":
-        return seen
-    dtype = unwrap(model).dtype
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    head = unwrap(model).get_output_embeddings()
+    if type(head) is not nn.Linear or "forward" in vars(head):
+        raise TypeError("the head is more than one matrix")
+    # What some architectures do to the scores after the head, and the values with which they do nothing.
+    scale, softcap, neutral, config = 1.0, None, [], text_config(model)
+    if isinstance(getattr(config, "final_logit_softcapping", None), int | float):  # Gemma
+        softcap = float(config.final_logit_softcapping)
+        neutral.append((config, "final_logit_softcapping", None))
+    if isinstance(getattr(config, "logits_scaling", None), int | float):  # Granite
+        scale = 1.0 / config.logits_scaling
+        neutral.append((config, "logits_scaling", 1.0))
+    # Cohere. An adapter's wrapper shows the attribute of the model inside; set on the wrapper it would change nothing.
+    for module in unwrap(model).modules():
+        if isinstance(vars(module).get("logit_scale"), int | float):
+            scale *= module.logit_scale
+            neutral.append((module, "logit_scale", 1.0))
+
+    def forward(hidden: Tensor) -> Tensor:
+        states = hidden.flatten(0, -2).index_select(0, batch["response_places"])
+        return head_logps(states, head.weight, batch["response_tokens"], head.bias, scale=scale, softcap=softcap)
+
+    values = [getattr(owner, name) for owner, name, _ in neutral]
+    head.forward = forward
+    for owner, name, value in neutral:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for (owner, name, _), value in zip(neutral, values, strict=True):
+            setattr(owner, name, value)
+        del head.forward
 
 
-def attention_of(model: torch.nn.Module) -> str:
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside of what DDP and engines put around it."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
+
+
+def text_config(model: nn.Module) -> Any:
+    """Return the configuration of the language model, also where it is part of a larger one."""
+    return unwrap(model).config.get_text_config()
+
+
+def attention_of(model: nn.Module) -> str:
     """Return the name of the model's attention implementation, e.g. `sdpa`."""
     return str(getattr(text_config(model), "_attn_implementation", None))
 
 
-def disable_dropout(model: torch.nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> None:
     """Set what makes a training pass random to 0: dropout, of layers too, and noise on the way to experts."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
             if ("drop" in name or name in ROUTING_NOISE) and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a loaded checkpoint a player: no gradients, no dropout, no recomputation."""
+    model.requires_grad_(False)
+    if getattr(model, "is_gradient_checkpointing", False):
+        model.gradient_checkpointing_disable()
+    disable_dropout(model)
+    return model.eval()
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
@@ -115,15 +161,6 @@ def rounding(dtype: torch.dtype | None, quantized: object) -> float:
     return max(ROUNDING[dtype], QUANTIZED_ROUNDING) if quantized else ROUNDING[dtype]
 
 
-def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a loaded checkpoint a player: no gradients, no dropout, no recomputation."""
-    model.requires_grad_(False)
-    if getattr(model, "is_gradient_checkpointing", False):
-        model.gradient_checkpointing_disable()
-    disable_dropout(model)
-    return model.eval()
-
-
 def numerics(run: RunArguments, precision: Precision) -> dict[str, str]:
     r"""Everything of a run, beside weights and tokens, that changes a log-prob.
 
@@ -131,29 +168,26 @@ def numerics(run: RunArguments, precision: Precision) -> dict[str, str]:
     way, so that policy and newest player agree at the first step. In how many processes, and how they hold the
     weights, changes nothing but the dtypes.
     """
-    model_args, training_args, finetuning_args = run.model, run.training, run.finetuning
+    model_args, finetuning_args = run.model, run.finetuning
     kept = finetuning_args.pure_bf16 or finetuning_args.use_badam
     weights = "as in the checkpoint" if kept else "float32"
+    attention = str(getattr(model_args.flash_attn, "value", model_args.flash_attn))
+    if attention == "fa2" and not is_flash_attn_2_available():
+        attention = "fa2, not installed"  # LlamaFactory falls back to another one
     return {
         "masking": "response tokens, end of turn included; prompt and padding masked",
         "weights": weights if precision.weights is None else _name(precision.weights),
         "autocast": "none" if precision.autocast is None else _name(precision.autocast),
-        "attention": _attention_asked(model_args.flash_attn),
+        "attention": attention,
         "rope_scaling": str(model_args.rope_scaling),
         "shift_attn": str(model_args.shift_attn),
-        "tf32": str(training_args.tf32),
+        "tf32": str(run.training.tf32),
         "upcast_layernorm": str(model_args.upcast_layernorm),
         "liger_kernel": str(model_args.enable_liger_kernel),
         "v1_kernels": str(model_args.use_v1_kernels),
-        "device": training_args.device.type,
+        "device": run.training.device.type,
     }
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _attention_asked(flash_attn: Any) -> str:
-    """Name the kernel that was asked for; without its package LlamaFactory falls back to another one."""
-    name = str(getattr(flash_attn, "value", flash_attn))
-    return f"{name}, not installed" if name == "fa2" and not is_flash_attn_2_available() else name

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ from transformers import set_seed
 
 from ..arguments.start import Start
 from ..lf import facade
-from .engine import place, precision_of, sharding_of
 from .forward import freeze
+from .sharding import cast, precision_of, sharding_of
 
 
 if TYPE_CHECKING:
@@ -39,13 +40,6 @@ class Stack(NamedTuple):
     apart: Path | None
 
 
-class _Held(NamedTuple):
-    """A model that stays in memory for the next player, with the adapters that are merged into it."""
-
-    model: PreTrainedModel
-    stack: Stack
-
-
 class PlayerLoader:
     r"""Loads players for a run.
 
@@ -58,7 +52,8 @@ class PlayerLoader:
         self.run = run
         self.tokenizer = tokenizer
         self.start = Start.of(vars(run.model) | vars(run.finetuning))
-        self._held: _Held | None = None
+        # A model that stays in memory for the next player, with what is merged into it.
+        self._held: tuple[PreTrainedModel, Stack] | None = None
 
     def stack_of(self, member: Member) -> Stack:
         """Put a player together as the policy is: LlamaFactory merges all adapters but the one that it trains."""
@@ -66,31 +61,27 @@ class PlayerLoader:
             return Stack(member.folder, member.adapters, None)
         return Stack(member.folder, member.adapters[:-1], member.adapters[-1])
 
-    def numerics_of(self, member: Member) -> dict[str, str]:
-        """What changes a player's log-probs because not all weights are trained."""
-        return method_numerics(self.run, len(member.adapters))
-
     @contextlib.contextmanager
     def open(self, member: Member, following: Member | None = None) -> Iterator[PreTrainedModel]:
         r"""Give a player for some time: frozen, in evaluation mode, on the run's device unless it is in shards.
 
         Args:
             member: The player.
-            following: Who is opened next: where both are adapters upon one model, it stays in memory.
+            following: Who is opened next: where both are adapters on one model, it stays in memory.
         """
         stack = self.stack_of(member)
         model = self._take(stack)
         yield model
         # After a failure nothing of this is done: the memory goes with the model.
         if following is not None and self._can_become(stack, self.stack_of(following)):
-            self._held = _Held(take_off(model) if stack.apart else model, stack)
+            self._held = (_take_off(model) if stack.apart else model), stack
         del model
         facade.torch_gc()
 
     def load(self, member: Member) -> PreTrainedModel:
         """Load a player by itself; it stays with the caller.
 
-        Where players are held in shards it is not on the device yet: `engine.shard` brings it there.
+        Where players are held in shards it is not on the device yet: `sharding.shard` brings it there.
         """
         self._held = None
         return self._take(self.stack_of(member))
@@ -98,18 +89,24 @@ class PlayerLoader:
     def _take(self, stack: Stack) -> PreTrainedModel:
         """Make a player of the model in memory, or load it."""
         held, self._held = self._held, None
-        if held is None or not self._can_become(held.stack, stack):
+        if held is not None and self._can_become(held[1], stack):
+            model = held[0]
+            for adapter in stack.merged[len(held[1].merged) :]:
+                model = _forget(_put_on(model, adapter).merge_and_unload())
+            if stack.apart is not None:
+                model = _put_on(model, stack.apart, trained=True)
+                for weight in model.parameters():  # as LlamaFactory does with an adapter that it trains
+                    if weight.requires_grad and not self.run.finetuning.pure_bf16:
+                        weight.data = weight.data.to(torch.float32)
+        else:
             del held
             facade.torch_gc()
             model = self._load(stack)
-        else:
-            model = held.model
-            for adapter in stack.merged[len(held.stack.merged) :]:
-                model = _forget(put_on(model, adapter).merge_and_unload())
-            if stack.apart is not None:
-                model = put_on(model, stack.apart, trained=True)
-                self._upcast(model)
-        return place(freeze(model), self.run)
+        model = freeze(model)
+        if sharding_of(self.run.training):
+            return model
+        cast(model, precision_of(self.run).weights)
+        return model.to(self.run.training.device)
 
     def _can_become(self, stack: Stack, following: Stack) -> bool:
         """Whether the model of a player can serve the next one: no more than that one's adapters is merged into it."""
@@ -119,22 +116,14 @@ class PlayerLoader:
 
     def _load(self, stack: Stack) -> PreTrainedModel:
         adapters = (*stack.merged, *((stack.apart,) if stack.apart else ()))
+        model_args = _model_args_of(self.run, stack.model, adapters)
+        if not self.start.is_lora:
+            return facade.load_model(self.tokenizer, model_args, self.run.finetuning, True)
         finetuning_args = copy.copy(self.run.finetuning)
         # Where no adapter stays apart, LlamaFactory adds one to be trained, which is taken off again.
         vars(finetuning_args).update({"create_new_adapter": False} if stack.apart else THROWAWAY)
-        model_args = model_args_of(self.run, stack.model, adapters)
-        if not self.start.is_lora:
-            return facade.load_model(self.tokenizer, model_args, self.run.finetuning, True)
         model = facade.load_model(self.tokenizer, model_args, finetuning_args, True)
-        return model if stack.apart else take_off(model)
-
-    def _upcast(self, model: PreTrainedModel) -> None:
-        """Do as LlamaFactory does with an adapter that it trains."""
-        if self.run.finetuning.pure_bf16:
-            return
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.to(torch.float32)
+        return model if stack.apart else _take_off(model)
 
 
 def load_policy(run: RunArguments, tokenizer: Any) -> PreTrainedModel:
@@ -152,10 +141,10 @@ def load_generator(
         run: The run's arguments.
         tokenizer: The tokenizer, already adapted to the template.
         model: Folder of the model.
-        adapters: Folders of the adapters upon it, in order.
+        adapters: Folders of the adapters on it, in order.
         dtype: What is computed in; quantized weights stay as they are.
     """
-    loaded = facade.load_model(tokenizer, model_args_of(run, model, adapters), run.finetuning, False)
+    loaded = facade.load_model(tokenizer, _model_args_of(run, model, adapters), run.finetuning, False)
     return to_device(loaded, run.training.device, dtype)
 
 
@@ -166,7 +155,73 @@ def to_device(model: PreTrainedModel, device: torch.device, dtype: torch.dtype |
     return model.to(device=device, dtype=dtype)
 
 
-def model_args_of(run: RunArguments, model: Path, adapters: Sequence[Path] = ()) -> Any:
+def add_player(policy: Any, adapter: Path, name: str) -> None:
+    r"""Add a player's adapter to the policy's model, frozen; it stays out of what is saved.
+
+    Args:
+        policy: A `PeftModel`.
+        adapter: The player's adapter.
+        name: Of the adapter there.
+    """
+    own = policy.active_adapter
+    trained = [weight for weight in policy.parameters() if weight.requires_grad]
+    policy.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
+    policy.set_adapter(own)
+    policy.requires_grad_(False)
+    for weight in trained:
+        weight.requires_grad_(True)
+    if "save_pretrained" not in vars(policy):
+        policy.save_pretrained = partial(policy.save_pretrained, selected_adapters=[own])
+
+
+@contextlib.contextmanager
+def switched(policy: Any, adapter: str | None) -> Iterator[None]:
+    """Let the policy's model be a player meanwhile: with another adapter, or with none."""
+    own, trained = policy.active_adapter, [weight for weight in policy.parameters() if weight.requires_grad]
+    in_training = policy.training
+    policy.eval()
+    try:
+        if adapter is None:
+            with policy.disable_adapter():
+                yield
+        else:
+            policy.base_model.set_adapter(adapter, inference_mode=True)
+            yield
+    finally:
+        policy.base_model.set_adapter(own, inference_mode=True)
+        for weight in trained:
+            weight.requires_grad_(True)
+        policy.train(in_training)
+
+
+def method_numerics(run: RunArguments, adapters: int) -> dict[str, str]:
+    r"""What changes a player's log-probs because not all weights are trained; nothing in full training.
+
+    Args:
+        run: The run's arguments.
+        adapters: How many the player has.
+    """
+    start, model_args = Start.of(vars(run.model) | vars(run.finetuning)), run.model
+    found = {}
+    cast_all = precision_of(run).weights is not None  # then all of them are in one dtype, whatever is trained
+    if start.finetuning_type == "freeze" and not cast_all and not run.finetuning.pure_bf16:
+        keys = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "use_llama_pro")
+        trained = ", ".join(f"{key} {getattr(run.finetuning, key)}" for key in keys)
+        found["weights"] = f"as in the checkpoint, float32 where trained: {trained}"
+    if start.is_lora and not cast_all:
+        found["weights"] = "as in the checkpoint"
+    if adapters:
+        found["adapters"] = "merged" if start.new_adapter else "the last one apart"
+    if model_args.quantization_bit:
+        method = getattr(model_args.quantization_method, "value", model_args.quantization_method)
+        found["quantization"] = (
+            f"{model_args.quantization_bit} bit by {method}, {model_args.quantization_type}, double "
+            f"{model_args.double_quantization}, computed in {model_args.compute_dtype}"
+        )
+    return found
+
+
+def _model_args_of(run: RunArguments, model: Path, adapters: Sequence[Path]) -> Any:
     """LlamaFactory's model arguments for another checkpoint than the policy."""
     model_args = copy.copy(run.model)
     model_args.model_name_or_path = str(model)
@@ -174,14 +229,13 @@ def model_args_of(run: RunArguments, model: Path, adapters: Sequence[Path] = ())
     return model_args
 
 
-def put_on(model: PreTrainedModel, adapter: Path, *, trained: bool = False) -> Any:
-    """Put an adapter on a model."""
+def _put_on(model: PreTrainedModel, adapter: Path, *, trained: bool = False) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, str(adapter), is_trainable=trained)
 
 
-def take_off(model: Any) -> PreTrainedModel:
+def _take_off(model: Any) -> PreTrainedModel:
     """Take an adapter off the model that it was put on, and the whole modules that came with it."""
     from peft.utils import ModulesToSaveWrapper
 
@@ -197,30 +251,3 @@ def _forget(model: PreTrainedModel) -> PreTrainedModel:
     if hasattr(model, "peft_config"):
         del model.peft_config
     return model
-
-
-def method_numerics(run: RunArguments, adapters: int) -> dict[str, str]:
-    r"""What changes a player's log-probs because not all weights are trained; nothing in full training.
-
-    Args:
-        run: The run's arguments.
-        adapters: How many the player has.
-    """
-    start, model_args = Start.of(vars(run.model) | vars(run.finetuning)), run.model
-    found = {}
-    cast = precision_of(run).weights is not None  # then all of them are in one dtype, whatever is trained
-    if start.finetuning_type == "freeze" and not cast and not run.finetuning.pure_bf16:
-        keys = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "use_llama_pro")
-        trained = ", ".join(f"{key} {getattr(run.finetuning, key)}" for key in keys)
-        found["weights"] = f"as in the checkpoint, float32 where trained: {trained}"
-    if start.is_lora and not cast:
-        found["weights"] = "as in the checkpoint"
-    if adapters:
-        found["adapters"] = "merged" if start.new_adapter else "the last one apart"
-    if model_args.quantization_bit:
-        method = getattr(model_args.quantization_method, "value", model_args.quantization_method)
-        found["quantization"] = (
-            f"{model_args.quantization_bit} bit by {method}, {model_args.quantization_type}, double "
-            f"{model_args.double_quantization}, computed in {model_args.compute_dtype}"
-        )
-    return found

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,24 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ..data.layout import LayoutCosts, Row, is_shared, lay_out, pack, padded
+from ..data.layout import Layout, Row, is_shared, lay_out, pack, padded
 from ..data.progress import Progress
 from ..errors import CacheError, EnvironmentProblem
 from ..lf.logs import get_logger
 from .cache import LogpCache, sequence_key
-from .engine import precision_of, release, shard, sharding_of
 from .fingerprint import config_digest
-from .forward import autocast, autocast_dtype, numerics, response_logps, rounding
-from .loading import PlayerLoader
+from .forward import autocast, numerics, response_logps, rounding
+from .loading import PlayerLoader, method_numerics
 from .processes import Processes
+from .sharding import autocast_dtype, precision_of, sharded, sharding_of
 from .shortcuts import Shortcuts, find_shortcuts
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from transformers import PreTrainedModel
+    from collections.abc import Sequence
 
     from ..arguments.parsed import RunArguments
     from .members import Member
@@ -38,7 +33,6 @@ if TYPE_CHECKING:
 CACHE_SCHEMA = 1
 # A part of the cache is written after this many seconds, so that a crash loses no more than that.
 FLUSH_SECONDS = 60.0
-READ_AHEAD_BYTES = 1 << 24
 # How long what another process wrote may take to be seen here.
 VISIBLE_SECONDS = 60.0
 
@@ -80,35 +74,34 @@ class TeamScorer:
     Args:
         run: The run's arguments.
         tokenizer: The tokenizer, already adapted to the template.
+        processes: Those that train; by default as the run says.
     """
 
-    def __init__(self, run: RunArguments, tokenizer: Any) -> None:
+    def __init__(self, run: RunArguments, tokenizer: Any, processes: Processes | None = None) -> None:
         self.run = run
         self.tokenizer = tokenizer
         self.device = run.training.device
         self.precision = precision_of(run)
         self.sharding = sharding_of(run.training)
-        self.processes = Processes(run.training)
+        self.processes = processes or Processes(run.training)
         self.batch_tokens = run.finetuning.tpaw_score_batch_tokens
-        self.numerics = numerics(run, self.precision)
         self.players = PlayerLoader(run, tokenizer)
         self._caches: dict[str, LogpCache] = {}
 
     def cache_of(self, member: Member) -> LogpCache:
         """The player's cache under this run's numerics, with what other processes wrote in the meantime."""
-        if member.fingerprint in self._caches:
-            return self._caches[member.fingerprint].reload()
-        key = {
-            "schema": CACHE_SCHEMA,
-            "fingerprint": member.fingerprint,
-            "config": config_digest(member.folder),
-            **self.numerics,
-            **self.players.numerics_of(member),
-        }
-        tolerance = rounding(autocast_dtype(self.run.training), self.run.model.quantization_bit)
-        cache = LogpCache(self.run.finetuning.tpaw_cache_dir, key, tolerance=tolerance)
-        self._caches[member.fingerprint] = cache.load()
-        return cache
+        if member.fingerprint not in self._caches:
+            key = {
+                "schema": CACHE_SCHEMA,
+                "fingerprint": member.fingerprint,
+                "config": config_digest(member.folder),
+                **numerics(self.run, self.precision),
+                **method_numerics(self.run, len(member.adapters)),
+            }
+            tolerance = rounding(autocast_dtype(self.run.training), self.run.model.quantization_bit)
+            cache = LogpCache(self.run.finetuning.tpaw_cache_dir, key, tolerance=tolerance)
+            self._caches[member.fingerprint] = cache
+        return self._caches[member.fingerprint].load()
 
     def fill(self, team: Sequence[Member], blocks: Sequence[Block]) -> ScoreReport:
         r"""Score what the caches of the players lack; all processes do it together.
@@ -131,7 +124,7 @@ class TeamScorer:
             for block in blocks
             for key, pair in zip(keys[block.name], zip(block.prompts, block.responses, strict=True), strict=True)
         }
-        self.processes.meet("start of scoring")
+        self.processes.meet()
         work = []
         for member in team:
             cache = self.cache_of(member)
@@ -142,12 +135,16 @@ class TeamScorer:
             todo = {key: sequences[key] for lacking in missing.values() for key in lacking}
             if todo:
                 work.append((member, todo, cache))
-        with _only_new_garbage():
-            for index, (member, todo, cache) in enumerate(work):
-                report.scored_sequences += len(todo)
-                report.scored_tokens += sum(len(prompt) + len(response) for prompt, response in todo.values())
-                self._score(member, todo, cache, following=work[index + 1][0] if work[index + 1 :] else None)
-        self.processes.meet("scores")
+        for number, (member, todo, cache) in enumerate(work, start=1):
+            report.scored_sequences += len(todo)
+            report.scored_tokens += sum(len(prompt) + len(response) for prompt, response in todo.values())
+            with (
+                self.players.open(member, work[number][0] if work[number:] else None) as model,
+                sharded(model, self.run.training, self.precision) as player,
+            ):
+                self._score(player, member, todo, cache)
+            cache.flush()
+        self.processes.meet()
         for _, todo, cache in work:
             self._wait_until_seen(cache, list(todo))
         report.seconds = time.monotonic() - started
@@ -160,8 +157,7 @@ class TeamScorer:
     def lookup(self, team: Sequence[Member], block: Block) -> np.ndarray:
         """Read the log-probs of a block from the caches: shape (n, J) in nats, players oldest first."""
         keys, tokens = block.keys(), [len(response) for response in block.responses]
-        columns = [self.cache_of(member).lookup_many(keys, tokens) for member in team]
-        return np.stack(columns, axis=1).astype(np.float32)
+        return np.stack([self.cache_of(member).lookup(keys, tokens) for member in team], axis=1)
 
     def _missing(self, cache: LogpCache, names: Sequence[bytes]) -> list[bytes]:
         """What the cache lacks as the first process sees it, each once: the same on all of them."""
@@ -173,8 +169,8 @@ class TeamScorer:
     def _wait_until_seen(self, cache: LogpCache, names: Sequence[bytes]) -> None:
         """Shared file systems show what another machine wrote a little later."""
         end = time.monotonic() + VISIBLE_SECONDS
-        while lacking := len(cache.reload().missing(names)):
-            if self.processes.count == 1 or time.monotonic() > end:
+        while lacking := len(cache.load().missing(names)):
+            if time.monotonic() > end:
                 raise CacheError(
                     f"{cache.folder} lacks {lacking} of {len(names)} sequences that were just scored by "
                     f"{self.processes.count} processes. `tpaw_cache_dir` must be in a file system that all of them "
@@ -182,33 +178,16 @@ class TeamScorer:
                 )
             time.sleep(1.0)
 
-    def _score(self, member: Member, todo: Todo, cache: LogpCache, following: Member | None) -> None:
-        # One process of a machine reads ahead for all of them.
-        reads = self.processes.rank == self.processes.node and following and following.folder != member.folder
-        ahead = following if reads else None
-        with self.players.open(member, following) as model, read_ahead(ahead), self.ready(model) as player:
-            self._score_with(player, member, todo, cache)
-        cache.flush()
-
-    @contextlib.contextmanager
-    def ready(self, model: PreTrainedModel) -> Iterator[torch.nn.Module]:
-        """Make a loaded player ready for forward passes for some time."""
-        player = shard(model, self.run.training, self.precision)
-        try:
-            yield player
-        finally:
-            release(player)
-
-    def _score_with(self, model: torch.nn.Module, member: Member, todo: Todo, cache: LogpCache) -> None:
+    def _score(self, model: torch.nn.Module, member: Member, todo: Todo, cache: LogpCache) -> None:
         shortcuts = self.shortcuts_of(model)
-        batches = self._own_batches(todo, shortcuts.costs)
+        batches = self._own_batches(todo, shortcuts.layout)
         total = sum(len(keys) for batch, counts in batches if counts for _, keys in batch)
         flushed = time.monotonic()
         with Progress(member.player.name, total, "sequence", phase="scoring") as progress:
             for batch, counts in batches:
-                rows, keys = [row for row, _ in batch], [key for _, own in batch for key in own]
+                keys = [key for _, own in batch for key in own]
                 try:
-                    sums, tokens = self.score_rows(model, rows, shortcuts)
+                    sums, tokens = self.score_rows(model, [row for row, _ in batch], shortcuts)
                 except torch.OutOfMemoryError as error:
                     cache.flush()
                     raise EnvironmentProblem(
@@ -223,13 +202,13 @@ class TeamScorer:
                     flushed = time.monotonic()
                 progress.update(len(keys))
 
-    def _own_batches(self, todo: Todo, costs: LayoutCosts) -> list[tuple[Batch, bool]]:
+    def _own_batches(self, todo: Todo, layout: Layout) -> list[tuple[Batch, bool]]:
         """The batches of this process, and whether each counts: some are only done along with the others'."""
         count, rank = self.processes.count, self.processes.rank
-        batches = plan_score_batches(todo, self.batch_tokens, costs)
+        batches = plan_score_batches(todo, self.batch_tokens, layout)
         if len(batches) < count:  # smaller ones, so that every process has one
             tokens = sum(row.length for batch in batches for row, _ in batch)
-            batches = plan_score_batches(todo, -(-tokens // count), costs)
+            batches = plan_score_batches(todo, -(-tokens // count), layout)
         own = [(batch, True) for batch in batches[rank::count]]
         if self.sharding:
             own += [(batches[-1], False)] * (-(-len(batches) // count) - len(own))
@@ -243,7 +222,8 @@ class TeamScorer:
         self, model: torch.nn.Module, rows: Sequence[Row], shortcuts: Shortcuts
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Score the S responses of some rows with a loaded player: sums (S,) and token counts (S,)."""
-        laid_out = pack(rows) if shortcuts.costs.packed else lay_out(rows, pad_token_id=self.tokenizer.pad_token_id)
+        packed = shortcuts.layout.packed
+        laid_out = pack(rows) if packed else lay_out(rows, pad_token_id=self.tokenizer.pad_token_id)
         batch = {name: value.to(self.device) for name, value in laid_out.items()}
         # Shards that are gathered in inference mode could not be used outside of it.
         with torch.no_grad() if self.sharding else torch.inference_mode():
@@ -254,15 +234,13 @@ class TeamScorer:
         return autocast(self.device, self.precision.autocast)
 
 
-def plan_score_batches(
-    todo: Mapping[bytes, tuple[np.ndarray, np.ndarray]], batch_tokens: int, costs: LayoutCosts
-) -> list[Batch]:
+def plan_score_batches(todo: Todo, batch_tokens: int, layout: Layout) -> list[Batch]:
     r"""Put sequences of like length together, longest first.
 
     Args:
         todo: Prompt and response of each sequence by its key.
         batch_tokens: Most tokens of a batch, padding included; a larger row forms a batch of its own.
-        costs: Whether the responses of a prompt share its row, and whether rows are padded at all.
+        layout: Whether the responses of a prompt share its row, and whether rows are padded at all.
 
     Returns:
         Batches of rows, each row with the keys of its responses. Rows that share a prompt are not mixed with others,
@@ -273,10 +251,9 @@ def plan_score_batches(
         by_prompt.setdefault(prompt.tobytes(), (prompt, []))[1].append(key)
     rows: list[tuple[Row, list[bytes]]] = []
     for prompt, keys in by_prompt.values():
-        left = list(keys)
-        for row in costs.arrange([Row(prompt, [todo[key][1] for key in keys])], most_tokens=batch_tokens):
-            rows.append((row, left[: len(row.responses)]))
-            left = left[len(row.responses) :]
+        left = iter(keys)
+        for row in layout.arrange([Row(prompt, [todo[key][1] for key in keys])], most_tokens=batch_tokens):
+            rows.append((row, [next(left) for _ in row.responses]))
     rows.sort(key=lambda item: (not is_shared([item[0]]), -item[0].length, item[1]))
     batches: list[Batch] = []
     width = 0
@@ -284,40 +261,6 @@ def plan_score_batches(
         fits = batches and is_shared([item[0]]) == is_shared([batches[-1][0][0]])
         if not fits or (len(batches[-1]) + 1) * width > batch_tokens:
             batches.append([])
-            width = item[0].length if costs.packed else padded(item[0].length)
+            width = item[0].length if layout.packed else padded(item[0].length)
         batches[-1].append(item)
     return batches
-
-
-@contextlib.contextmanager
-def read_ahead(member: Member | None) -> Iterator[threading.Thread | None]:
-    """Read a player's weight files meanwhile, so that the system has them in memory when it is loaded."""
-    reader = None
-    stop = threading.Event()
-    if member is not None:
-        reader = threading.Thread(target=_read_files, args=(member.folder, stop), daemon=True)
-        reader.start()
-    try:
-        yield reader
-    finally:
-        stop.set()
-        if reader is not None:
-            reader.join()
-
-
-def _read_files(folder: Path, stop: threading.Event) -> None:
-    for path in sorted(folder.glob("*.safetensors")):
-        # A file that cannot be read is reported when the player is loaded.
-        with contextlib.suppress(OSError), path.open("rb", buffering=0) as stream:
-            while not stop.is_set() and stream.read(READ_AHEAD_BYTES):
-                continue
-
-
-@contextlib.contextmanager
-def _only_new_garbage() -> Iterator[None]:
-    """Let collections meanwhile pass over what is there already: a million objects of imported modules and data."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

@@ -14,8 +14,9 @@ from ..data.collator import RESPONSE_INDICES, STAND_IN, GroupSampler, ShardedSam
 from ..errors import TpawError
 from ..lf import facade
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
-from ..team.forward import autocast_dtype, disable_dropout, response_logps, rounding
+from ..team.forward import disable_dropout, response_logps, rounding
 from ..team.processes import Processes
+from ..team.sharding import autocast_dtype
 from .metrics import FLIPPED, MetricBuffer, objective_metrics, sequence_metrics
 
 

@@ -12,12 +12,12 @@ import torch
 from ..arguments.parsed import RunArguments
 from ..data.collator import TripletCollator, TripletDataset
 from ..lf import facade
-from ..team.engine import sharding_of
 from ..team.loading import load_policy, to_device
 from ..team.members import load_members
 from ..team.online import OnlineTeam
 from ..team.processes import Processes
 from ..team.scorer import Block, ScoreReport, TeamScorer
+from ..team.sharding import sharding_of
 from ..team.shortcuts import find_shortcuts
 from .manifest import CheckpointManifests, check_earlier_work, count_tokens, finish_manifest, start_manifest
 from .metrics import with_tpaw_metrics
@@ -57,19 +57,18 @@ def run_tpaw(
     """
     run = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
     processes = Processes(training_args)
-    with processes.alive():
-        with processes.first_on_node("fingerprints"):
-            load_members(run)  # reads every byte once; what it finds is kept
-        setup = load_setup(run)
-        check_earlier_work(run, setup)
-        scorer = TeamScorer(run, setup.team.tokenizer)
-        cached = finetuning_args.tpaw_reference == "cached" and bool(setup.team.members)
-        report = scorer.fill(setup.team.members, setup.blocks()) if cached else ScoreReport()
+    with processes.first_on_node():
+        load_members(run)  # reads every byte once; what it finds is kept
+    setup = load_setup(run)
+    check_earlier_work(run, setup)
+    scorer = TeamScorer(run, setup.team.tokenizer, processes)
+    cached = finetuning_args.tpaw_reference == "cached" and bool(setup.team.members)
+    report = scorer.fill(setup.team.members, setup.blocks()) if cached else ScoreReport()
     trainer = _make_trainer(run, setup, scorer, callbacks or [])
     manifest = start_manifest(run, setup, report)
     trainer.add_callback(CheckpointManifests(manifest))
     started = time.monotonic()
-    with stop_between_steps(trainer), processes.alive():
+    with stop_between_steps(trainer):
         if training_args.do_train:
             _train(trainer, run)
         if training_args.do_eval:
@@ -81,7 +80,7 @@ def run_tpaw(
         if training_args.do_train and trainer.is_world_process_zero() and not aborted:
             finish_manifest(run, manifest, seconds=time.monotonic() - started)  # so that what is pushed says it
         facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
-        processes.meet("result")  # where a process ends the result is there, also on another machine
+        processes.meet()  # where a process ends the result is there, also on another machine
 
 
 def score_tpaw(run: RunArguments) -> ScoreReport:
@@ -122,7 +121,7 @@ def _make_trainer(
         online_team=OnlineTeam(scorer, players, policy, team.policy) if online else None,
         processor=team.processor,
         processing_class=team.tokenizer,
-        data_collator=TripletCollator(team.tokenizer.pad_token_id, grouped, shortcuts.costs),
+        data_collator=TripletCollator(team.tokenizer.pad_token_id, grouped, shortcuts.layout),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         callbacks=with_tpaw_metrics(callbacks),

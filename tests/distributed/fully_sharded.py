@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from llamafactory_tpaw.team import engine
+from llamafactory_tpaw.team import sharding
 from tests.distributed.launches import PASSES
 
 
@@ -60,7 +60,7 @@ def count_pass(run: Any, rank: int) -> None:
 
 def main() -> None:
     """Put the shards in and train."""
-    engine.sharding_of = lambda training_args: "fsdp"
+    sharding.sharding_of = lambda training_args: "fsdp"
     # They take the function above from there when they are imported.
     scorer = importlib.import_module("llamafactory_tpaw.team.scorer")
     workflow = importlib.import_module("llamafactory_tpaw.train.workflow")
@@ -69,7 +69,7 @@ def main() -> None:
     def shard_policy(policy: torch.nn.Module, training_args: Any, *rest: Any) -> Any:
         found = find_shortcuts(policy, training_args, *rest)
         assert found.head, "log-probs come in blocks of the vocabulary, also from a head in shards"
-        assert_sharded(engine.fully_sharded(policy, training_args.device))
+        assert_sharded(sharding.fully_sharded(policy, training_args.device))
         return found
 
     def score_and_count(self: Any, model: torch.nn.Module, *rest: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ...team.forward import autocast_dtype
+from ...team.sharding import autocast_dtype
 from .figures import Figure
 from .layers import size_in_training, trace_deep_training
 from .optimizers import optimizer_bytes, step_bytes

@@ -16,8 +16,9 @@ from ...data.collator import TripletCollator, TripletDataset
 from ...data.layout import Row
 from ...lf import facade
 from ...team.checkpoint import read_object
-from ...team.forward import autocast, autocast_dtype, disable_dropout, freeze, response_logps
+from ...team.forward import autocast, disable_dropout, freeze, response_logps
 from ...team.scorer import TeamScorer
+from ...team.sharding import autocast_dtype
 from ...team.shortcuts import Shortcuts, find_shortcuts
 from .head_blocks import head_on
 from .tracing import ByteTracer, Step, most_of, trace_peak, trace_phases
@@ -139,7 +140,7 @@ def whole_pass(phases: Sequence[Pass]) -> Pass:
 
 def collator_of(run: RunArguments, tokenizer: Any, shortcuts: Shortcuts) -> TripletCollator:
     """The collator that the Trainer has."""
-    return TripletCollator(tokenizer.pad_token_id, run.finetuning.tpaw_grouping == "prompt", shortcuts.costs)
+    return TripletCollator(tokenizer.pad_token_id, run.finetuning.tpaw_grouping == "prompt", shortcuts.layout)
 
 
 def trace_scoring(

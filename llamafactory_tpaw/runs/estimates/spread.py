@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...lf.given import is_on
-from ...team.engine import deepspeed_config, uses_fsdp
+from ...team.sharding import deepspeed_config, uses_fsdp
 from ..distributed import zero_stage
 
 

@@ -21,7 +21,7 @@ from llamafactory_tpaw.data.collator import (
     TripletDataset,
     count_triplets,
 )
-from llamafactory_tpaw.data.layout import LayoutCosts
+from llamafactory_tpaw.data.layout import Layout
 from llamafactory_tpaw.data.opponents import Triplet
 from tests.unit.data.writing import make_triplet
 
@@ -57,7 +57,7 @@ def collate(triplets: list[Triplet], **settings: Any) -> dict[str, torch.Tensor]
 @pytest.mark.parametrize("grouped", [False, True])
 def test_each_triplet_finds_its_responses(grouped: bool, sharing: str) -> None:
     triplets = [ROUNDS[0], ROUNDS[3], ROUNDS[2], ROUNDS[4]]
-    batch = collate(triplets, grouped=grouped, costs=LayoutCosts(sharing=sharing))
+    batch = collate(triplets, grouped=grouped, layout=Layout(sharing=sharing))
     found = sequences(batch)
     assert len(found) == (6 if grouped else 8)
     for index, triplet in enumerate(triplets):
@@ -70,7 +70,7 @@ def test_each_triplet_finds_its_responses(grouped: bool, sharing: str) -> None:
 
 
 def test_a_packed_batch_holds_the_same() -> None:
-    batch = collate(ROUNDS, costs=LayoutCosts(packed=True))
+    batch = collate(ROUNDS, layout=Layout(packed=True))
     assert batch["input_ids"].shape == (1, (4 + 3 * 3) + (4 + 2 * 4))
     assert sequences(batch) == sequences(collate(ROUNDS))
 

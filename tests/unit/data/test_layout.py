@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
-from llamafactory_tpaw.data.layout import LayoutCosts, Row, lay_out, pack, separate
+from llamafactory_tpaw.data.layout import Layout, Row, lay_out, pack, separate
 
 
 PAD = 99
@@ -68,20 +67,13 @@ def rows(prompt: int, responses: list[int]) -> list[Row]:
     return [Row(np.ones(prompt, dtype=np.int32), [np.ones(size, dtype=np.int32) for size in responses])]
 
 
-@pytest.mark.parametrize("by_parts", [False, True])
-def test_prompts_are_shared_where_it_is_clearly_cheaper(by_parts: bool) -> None:
-    costs = LayoutCosts(token=100.0, pair=0.1, sharing="cheaper", by_parts=by_parts)
-    long, short = rows(512, [192] * 4), rows(4, [192] * 4)
-    assert costs.arrange(long) == long
-    assert costs.arrange(short) == separate(short)
-    assert LayoutCosts(sharing="never").arrange(long) == separate(long)
-    always = LayoutCosts(token=100.0, pair=0.1, sharing="always")
-    assert always.arrange(short) == short
-    assert always.arrange(long, most_tokens=1000) == separate(long)
-
-
-def test_what_layouts_cost() -> None:
-    shared = rows(4, [2, 2])
-    assert LayoutCosts(token=10.0, pair=1.0).of(separate(shared)) == 2 * (6 * 10 + 6 * 6 / 2)
-    assert LayoutCosts(token=10.0, pair=1.0).of(shared) == 8 * 10 + 8 * 8
-    assert LayoutCosts(token=10.0, pair=1.0, by_parts=True).of(shared) == 8 * 10 + 4 * 4 / 2 + 2 * 2 * (4 + 2 / 2)
+def test_prompts_are_shared_where_that_saves_enough() -> None:
+    """Shares of the tokens of 0.89 and 0.81."""
+    little, enough, long = rows(32, [192] * 4), rows(64, [192] * 4), rows(1024, [1024] * 4)
+    assert Layout(sharing="cheaper").arrange(enough) == enough
+    for shared in (little, long):
+        assert Layout(sharing="cheaper").arrange(shared) == separate(shared)
+        assert Layout(sharing="always").arrange(shared) == shared
+    assert Layout(sharing="never").arrange(enough) == separate(enough)
+    assert Layout(sharing="always").arrange(enough, most_tokens=800) == separate(enough)
+    assert Layout(sharing="always").arrange(separate(enough)) == separate(enough)

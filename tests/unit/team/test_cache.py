@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from llamafactory_tpaw.errors import CacheError
-from llamafactory_tpaw.team.cache import Entry, LogpCache, sequence_key
+from llamafactory_tpaw.team.cache import LogpCache, sequence_key
 
 
 NUMERICS = {"player": "a" * 64, "dtype": "float32", "schema": 1, "autocast": None}
@@ -57,9 +57,6 @@ def test_key_is_sha256_over_lengths_and_ids() -> None:
     expected = hashlib.sha256(struct.pack("<5q", 2, 1, 7, 300_000, 5)).digest()
     assert sequence_key([7, 300_000], [5]) == expected
     assert sequence_key(np.array([7, 300_000], np.int32), (5,)) == expected
-
-
-def test_key_depends_on_the_boundary_and_the_order() -> None:
     keys = {
         sequence_key(*ids) for ids in [([1, 2], [3]), ([1], [2, 3]), ([], [1, 2, 3]), ([1, 2, 3], []), ([2, 1], [3])]
     }
@@ -76,12 +73,11 @@ def test_round_trip(tmp_path: Path) -> None:
     cache = filled(tmp_path, range(10))
     for reader in (cache, opened(tmp_path)):
         assert len(reader) == 10
-        assert reader.lookup(key_of(3), 4) == -3.5
-        assert reader.get([key_of(11), key_of(9)]) == {key_of(9): Entry(-9.5, 10)}
         assert reader.missing([key_of(12), key_of(1), key_of(11), key_of(12)]) == [key_of(12), key_of(11)]
-        found = reader.lookup_many([key_of(2), key_of(0), key_of(2)], [3, 1, 3])
+        found = reader.lookup([key_of(2), key_of(0), key_of(2)], [3, 1, 3])
         assert found.dtype == np.float32
         assert found.tolist() == [-2.5, -0.5, -2.5]
+    assert opened(tmp_path / "empty").missing([key_of(0)]) == [key_of(0)]
 
 
 def test_layout_on_disk(tmp_path: Path) -> None:
@@ -106,37 +102,22 @@ def test_other_numerics_are_another_cache(tmp_path: Path) -> None:
     assert LogpCache(tmp_path, dict(reversed(NUMERICS.items()))).load().missing([key_of(0)]) == []
 
 
-def test_buffered_entries_are_seen_but_not_written(tmp_path: Path) -> None:
-    cache = opened(tmp_path)
-    cache.add([key_of(0)], [-1.0], [2])
-    assert cache.lookup(key_of(0), 2) == -1.0
-    assert cache.missing([key_of(0)]) == []
-    assert list(tmp_path.iterdir()) == []
-    assert opened(tmp_path).missing([key_of(0)]) == [key_of(0)]
-    assert cache.flush().exists()
-    assert cache.flush() is None
-    assert opened(tmp_path).lookup(key_of(0), 2) == -1.0
-
-
-def test_reload_sees_other_processes_and_keeps_the_buffer(tmp_path: Path) -> None:
+def test_other_processes_are_seen_when_the_cache_is_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = opened(tmp_path), opened(tmp_path)
     one.add([key_of(0)], [-1.0], [2])
+    assert one.missing([key_of(0)]) == [key_of(0)], "what is buffered is not there yet"
+    assert list(tmp_path.iterdir()) == []
     one.flush()
+    assert one.flush() is None
     other.add([key_of(0), key_of(1)], [-1.0, -2.0], [2, 2])
-    other.reload()
-    assert len(other) == 2
-    other.flush()
+    other.load().flush()
     assert one.missing([key_of(1)]) == [key_of(1)]
-    assert one.reload().lookup(key_of(1), 2) == -2.0
-    assert len(one) == 2
-    assert len(other.reload()) == 2
-    assert len(list(one.folder.glob("part-*"))) == 2
-
-
-def test_reload_without_new_parts_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = filled(tmp_path, range(3)).reload()
-    monkeypatch.setattr("llamafactory_tpaw.team.cache._read_part", lambda path: pytest.fail(f"read {path}"))
-    assert cache.reload() is cache
+    assert one.load().lookup([key_of(1)], [2]).tolist() == [-2.0]
+    assert len(one) == len(other) == 2
+    monkeypatch.setattr("llamafactory_tpaw.team.cache._read_part", lambda path: pytest.fail(f"read {path} again"))
+    assert one.load() is one
 
 
 def test_keys_with_zero_bytes_are_told_apart(tmp_path: Path) -> None:
@@ -146,109 +127,70 @@ def test_keys_with_zero_bytes_are_told_apart(tmp_path: Path) -> None:
     cache.add(keys, [-1.0, -2.0, -3.0, -4.0, -5.0], [1] * 5)
     cache.flush()
     reader = opened(tmp_path)
-    assert reader.lookup_many(keys, [1] * 5).tolist() == [-1.0, -2.0, -3.0, -4.0, -5.0]
+    assert reader.lookup(keys, [1] * 5).tolist() == [-1.0, -2.0, -3.0, -4.0, -5.0]
     assert reader.missing([b"\1\1" + bytes(30), bytes(30) + b"\1\0"]) == [b"\1\1" + bytes(30), bytes(30) + b"\1\0"]
 
 
 def test_many_entries_equal_a_dict(tmp_path: Path) -> None:
     cache, expected = opened(tmp_path), {}
     for start in range(0, 3000, 500):
-        part = {key_of(i): Entry(float(np.float32(-i / 7)), i % 90) for i in range(start, start + 700)}
-        cache.add(list(part), [entry.logp for entry in part.values()], [entry.tokens for entry in part.values()])
+        part = {key_of(i): (float(np.float32(-i / 7)), i % 90) for i in range(start, start + 700)}
+        cache.add(list(part), *zip(*part.values(), strict=True))
         cache.flush()
         expected |= part
-    assert opened(tmp_path).get(list(expected)) == expected
+    logps, tokens = zip(*expected.values(), strict=True)
+    for reader in (cache, opened(tmp_path)):
+        assert reader.lookup(list(expected), tokens).tolist() == list(logps)
 
 
 def test_absent_is_an_error_and_never_a_default(tmp_path: Path) -> None:
     cache = filled(tmp_path, range(2))
     with pytest.raises(CacheError, match=f"lacks 1 of 2 sequences, the first {key_of(5).hex()}"):
-        cache.lookup_many([key_of(0), key_of(5)], [1, 1])
+        cache.lookup([key_of(0), key_of(5)], [1, 1])
     with pytest.raises(CacheError, match="lacks 1 of 1"):
-        opened(tmp_path / "empty").lookup(key_of(0), 1)
-
-
-def test_another_token_count_is_an_error(tmp_path: Path) -> None:
+        opened(tmp_path / "empty").lookup([key_of(0)], [1])
     with pytest.raises(CacheError, match=r"with 2 response tokens, but it has 3\. Delete this folder"):
-        filled(tmp_path, range(2)).lookup(key_of(1), 3)
+        cache.lookup([key_of(1)], [3])
 
 
-@pytest.mark.parametrize("logp", [math.nan, math.inf, -math.inf, 0.5, -1e39])
-def test_add_refuses_impossible_log_probs(tmp_path: Path, logp: float) -> None:
+@pytest.mark.parametrize(
+    ("keys", "logps", "tokens", "said"),
+    [
+        *(([b"0" * 32, b"1" * 32], [-1.0, logp], [2, 2], "row 1 is") for logp in (math.nan, -math.inf, 0.5, -1e39)),
+        ([b"0" * 32, b"1" * 32], [-1.0], [1, 1], "2 keys, 1 log-probs and 2 counts"),
+        ([b"0" * 32], [-1.0], [1, 1], "1 keys, 1 log-probs and 2 counts"),
+        ([b"0" * 32], [-1.0], [-1], "row 0 is -1.0 nats over -1 tokens"),
+        ([b"short"], [-1.0], [1], "must have 32 bytes"),
+    ],
+)
+def test_add_refuses_what_cannot_be(tmp_path: Path, keys: list, logps: list, tokens: list, said: str) -> None:
     cache = opened(tmp_path)
-    with pytest.raises(ValueError, match=r"`logps`, row 1 of 2"):
-        cache.add([key_of(0), key_of(1)], [-1.0, logp], [2, 2])
+    with pytest.raises(ValueError, match=said):
+        cache.add(keys, logps, tokens)
     assert cache.flush() is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_add_refuses_what_does_not_fit(tmp_path: Path) -> None:
-    cache = opened(tmp_path)
-    with pytest.raises(ValueError, match="`logps` must have one value for each of 2 keys, got 1"):
-        cache.add([key_of(0), key_of(1)], [-1.0], [1, 1])
-    with pytest.raises(ValueError, match="`tokens` must have one value for each of 1 keys, got 2"):
-        cache.add([key_of(0)], [-1.0], [1, 1])
-    with pytest.raises(ValueError, match="a count >= 0"):
-        cache.add([key_of(0)], [-1.0], [-1])
-    with pytest.raises(ValueError, match="must have 32 bytes"):
-        cache.add([b"short"], [-1.0], [1])
-    with pytest.raises(ValueError, match="`tokens` must have one value"):
-        cache.lookup_many([key_of(0)], [])
-    assert cache.flush() is None
-
-
-def test_rounding_above_0_is_allowed(tmp_path: Path) -> None:
-    cache = opened(tmp_path)
-    cache.add([key_of(0), key_of(1)], [1e-6, 0.0], [3, 0])
-    cache.flush()
-    assert len(opened(tmp_path)) == 2
-
-
-def test_agreeing_duplicates_keep_the_first_part(tmp_path: Path) -> None:
+def test_entries_of_two_parts_agree_within_the_tolerance(tmp_path: Path) -> None:
     caches = [opened(tmp_path) for _ in range(3)]
     for cache, logp in zip(caches, (-100.0, -100.01, -100.02), strict=True):
-        cache.add([key_of(0)], [logp], [40])
+        cache.add([key_of(0), key_of(1)], [logp, 1e-6], [40, 3])  # rounding may lift a log-prob above 0
         cache.flush()
     parts = sorted(caches[0].folder.glob("part-*"))
     assert len(parts) == 3
-    first = float(load_file(parts[0])["logps"][0])
-    for cache in (*(cache.reload() for cache in caches), opened(tmp_path)):
-        assert cache.lookup(key_of(0), 40) == first
-        assert len(cache) == 1
-
-
-@pytest.mark.parametrize(("logp", "tokens"), [(-100.2, 40), (-100.0, 41)])
-def test_disagreeing_duplicates_are_an_error(tmp_path: Path, logp: float, tokens: int) -> None:
-    one, other = opened(tmp_path), opened(tmp_path)
-    one.add([key_of(7), key_of(0)], [-5.0, -100.0], [40, 40])
-    parts = [one.flush().name]
-    message = f"two log-probs of sequence {key_of(0).hex()}.*Delete the folder"
-    with pytest.raises(CacheError, match=message):
-        one.add([key_of(0)], [logp], [tokens])
-    other.add([key_of(0)], [logp], [tokens])
-    with pytest.raises(CacheError, match=message):
-        other.add([key_of(0)], [-100.0], [40])
-    parts.append(other.flush().name)
-    with pytest.raises(CacheError, match=message) as error:
-        opened(tmp_path)
-    assert all(part in str(error.value) for part in parts)
-
-
-def test_a_buffered_entry_that_disagrees_with_another_process_is_an_error(tmp_path: Path) -> None:
-    one, other = opened(tmp_path), opened(tmp_path)
-    for cache, logp in ((one, -100.0), (other, -103.0)):
-        cache.add([key_of(0)], [logp], [40])
-    one.flush()
+    reader = opened(tmp_path)
+    rows = load_file(parts[0])
+    assert len(reader) == 2
+    assert reader.lookup([key_of(0)], [40]).item() in rows["logps"], "the first part's is kept"
+    for logp, tokens in ((-100.2, 40), (-100.0, 41)):
+        reader.add([key_of(0)], [logp], [tokens])
+        with pytest.raises(CacheError, match=f"two log-probs of sequence {key_of(0).hex()}.*delete the folder"):
+            reader.flush()
+    wider = LogpCache(tmp_path, NUMERICS, tolerance=1e-2).load()
+    wider.add([key_of(0)], [-100.9], [40])
+    wider.flush()
     with pytest.raises(CacheError, match="two log-probs of sequence"):
-        other.reload()
-
-
-def test_tolerance_can_be_wider(tmp_path: Path) -> None:
-    cache = LogpCache(tmp_path, NUMERICS, tolerance=1e-2).load()
-    cache.add([key_of(0)], [-100.0], [40])
-    cache.add([key_of(0)], [-100.9], [40])
-    with pytest.raises(CacheError):
-        cache.add([key_of(0)], [-101.5], [40])
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "rename"])
@@ -279,7 +221,7 @@ def test_damaged_part_is_named_and_deleting_it_is_enough(tmp_path: Path, damage:
         ({"logps": np.array([-math.inf, -1.0], np.float32)}, "row 0 is -inf nats"),
         ({"logps": np.array([-1.0, 0.1], np.float32)}, "row 1 is 0.1"),
         ({"tokens": np.array([-1, 1], np.int32)}, "row 0 is -1.0 nats over -1 tokens"),
-        ({"logps": np.array([-1.0], np.float32)}, "it holds"),
+        ({"logps": np.array([-1.0], np.float32)}, "2 keys, 1 log-probs and 2 counts"),
         ({"logps": np.array([-1.0, -1.0], np.float64)}, "it holds"),
         ({"keys": np.zeros((2, 31), np.uint8)}, "it holds"),
         ({"more": np.zeros(2)}, "it holds"),
@@ -324,7 +266,7 @@ def score_in_process(root: str, first: int) -> None:
         cache.add([key_of(i) for i in numbers], [-float(i) for i in numbers], list(numbers))
         cache.flush()
         if part % 5 == 0:
-            cache.reload()
+            cache.load()
 
 
 def test_several_processes_write_one_cache(tmp_path: Path) -> None:
@@ -337,7 +279,7 @@ def test_several_processes_write_one_cache(tmp_path: Path) -> None:
     assert [worker.exitcode for worker in workers] == [0] * 4
     cache = opened(tmp_path)
     assert len(cache) == 200
-    assert cache.lookup_many([key_of(i) for i in range(1, 201)], range(1, 201)).tolist() == [-i for i in range(1, 201)]
+    assert cache.lookup([key_of(i) for i in range(1, 201)], range(1, 201)).tolist() == [-i for i in range(1, 201)]
     assert not list(cache.folder.glob(".*"))
 
 

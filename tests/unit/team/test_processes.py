@@ -1,105 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How training processes wait for each other: threads that share a store stand for them."""
+"""How training processes wait for each other and agree, in real processes over gloo."""
 
 from __future__ import annotations
 
+import datetime
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 
-from llamafactory_tpaw.errors import EnvironmentProblem
+from llamafactory_tpaw.team import processes as module
 from llamafactory_tpaw.team.processes import Processes
 
 
-def make(rank: int, count: int, store: dist.Store | None, *, per_node: int = 4, patience: float = 60.0) -> Processes:
-    training_args = SimpleNamespace(
-        world_size=count,
-        process_index=rank,
-        local_process_index=rank % per_node,
-        device=torch.device("cpu"),
-        ddp_timeout=patience,
-    )
-    processes = Processes(training_args)
-    processes.store = store
-    return processes
+def make(rank: int, count: int) -> Processes:
+    ranks = {"world_size": count, "process_index": rank, "local_process_index": rank}
+    return Processes(SimpleNamespace(**ranks, device=torch.device("cpu"), ddp_timeout=1))
 
 
-def together(count: int, work: Callable[[Processes], Any], **settings: Any) -> list[Any]:
-    """What each of the processes returns."""
-    store = dist.HashStore()
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, [make(rank, count, store, **settings) for rank in range(count)]))
+def start(rank: int, folder: Path, count: int, work: Callable[[Processes, Path], None]) -> None:
+    torch.set_num_threads(1)
+    # The timeout of training's own group is shorter than what is waited for here.
+    patience = datetime.timedelta(seconds=2)
+    dist.init_process_group("gloo", f"file://{folder}/store", patience, rank=rank, world_size=count)
+    work(make(rank, count), folder)
 
 
-def test_nobody_goes_on_before_all_are_there() -> None:
-    arrived: list[list[int]] = [[], []]
-
-    def work(processes: Processes) -> list[int]:
-        seen = []
-        for number in range(2):
-            arrived[number].append(processes.rank)
-            processes.meet("scores")
-            seen.append(len(arrived[number]))
-        return seen
-
-    assert together(5, work) == [[5, 5]] * 5
+def together(folder: Path, work: Callable[[Processes, Path], None], count: int = 3) -> None:
+    multiprocessing.start_processes(start, (folder, count, work), nprocs=count, start_method="fork")
 
 
-def test_the_first_of_each_node_goes_first_every_time() -> None:
-    order: list[int] = []
-
-    def work(processes: Processes) -> None:
-        for _ in range(3):
-            with processes.first_on_node("fingerprints"):
-                order.append(processes.rank)
-            processes.meet("turn")
-
-    together(4, work, per_node=2)
-    for number in range(3):
-        turn = order[4 * number : 4 * number + 4]
-        assert turn.index(0) < turn.index(1)
-        assert turn.index(2) < turn.index(3)
+def first_then_others(processes: Processes, folder: Path) -> None:
+    for turn in range(2):
+        with processes.first_on_node():
+            if processes.rank == 0:
+                time.sleep(3 * (turn == 0))
+                (folder / f"done_{turn}").touch()
+            assert (folder / f"done_{turn}").exists()
+    (folder / f"arrived_{processes.rank}").touch()
+    processes.meet()
+    assert len(list(folder.glob("arrived_*"))) == processes.count
+    assert processes.as_first(np.array([processes.rank == 0, False])).tolist() == [True, False]
+    assert processes.largest(torch.tensor([1.0, processes.rank])).tolist() == [1.0, 2.0]
 
 
-def test_where_the_first_fails_the_others_find_out_by_themselves() -> None:
-    def work(processes: Processes) -> str:
-        try:
-            with processes.first_on_node("fingerprints"):
-                raise ValueError(f"{processes.rank} found it")
-        except ValueError as error:
-            return str(error)
-
-    assert together(2, work) == ["0 found it", "1 found it"]
+def the_first_fails(processes: Processes, folder: Path) -> None:
+    with pytest.raises(ValueError, match=f"{processes.rank} found it"), processes.first_on_node():
+        raise ValueError(f"{processes.rank} found it")
 
 
-def test_a_process_without_a_sign_of_life_is_named() -> None:
-    """It is waited for as long as it lives, however long that is."""
-    store, gone = dist.HashStore(), Event()
-    waiting, other = (make(rank, 2, store, patience=0.2) for rank in range(2))
-
-    def live_a_little() -> None:
-        with other.alive():
-            gone.wait(5 * other.patience)
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(live_a_little)
-        with pytest.raises(EnvironmentProblem, match=r"Process 1 of 2 .*`ddp_timeout: 0`.*waits for its scores"):
-            waiting.meet("scores")
-        assert store.add("alive/1", 0) > 5
-        gone.set()
+def one_does_not_come(processes: Processes, folder: Path) -> None:
+    if processes.rank == 1:
+        time.sleep(3)
+        return
+    with pytest.raises(RuntimeError, match="monitoredBarrier"):
+        processes.meet()
 
 
-def test_one_process_waits_for_nobody() -> None:
-    alone = make(0, 1, None)
-    alone.meet("scores")
-    with alone.first_on_node("fingerprints"), alone.alive():
-        marks = np.array([True, False])
+@pytest.mark.parametrize("work", [first_then_others, the_first_fails])
+def test_they_wait_for_each_other(tmp_path: Path, work: Callable[[Processes, Path], None]) -> None:
+    together(tmp_path, work)
+
+
+def test_one_that_does_not_come_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 1)
+    together(tmp_path, one_does_not_come, count=2)
+
+
+def test_one_process_waits_for_no_other() -> None:
+    alone = make(0, 1)
+    with alone.first_on_node():
+        alone.meet()
+    marks = np.array([True, False])
     assert alone.as_first(marks) is marks
     assert float(alone.largest(torch.tensor(2.0))) == 2.0

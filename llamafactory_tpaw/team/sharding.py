@@ -17,14 +17,9 @@ from ..data.files import read_json
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from ..arguments.parsed import RunArguments
 
-Sharding = Literal["zero3", "fsdp"] | None
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Settings of a DeepSpeed config that say how a player is held and computed with.
-KEPT_SECTIONS = ("bf16", "fp16")
+# What of a DeepSpeed config says how a player's shards are held.
 KEPT_ZERO = ("offload_param", "stage3_param_persistence_threshold", "stage3_max_live_parameters", "sub_group_size")
 
 
@@ -50,8 +45,10 @@ def precision_of(run: RunArguments) -> Precision:
     """
     config = deepspeed_config(run)
     if config is not None:
-        halves = [dtype for name, dtype in HALVES.items() if _is_enabled(config, name, getattr(run.training, name))]
-        return Precision(halves[0] if halves else None, None)
+        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+            if _is_enabled(config, name, getattr(run.training, name)):
+                return Precision(dtype, None)
+        return Precision(None, None)
     dtype = autocast_dtype(run.training)
     with_fsdp = run.training.device.type != "cpu" and (run.engine.get("fsdp") or uses_fsdp(run.training))
     return Precision(dtype if with_fsdp else None, dtype)
@@ -66,7 +63,7 @@ def deepspeed_config(run: RunArguments) -> dict[str, Any] | None:
     return read_json(Path(given)) if isinstance(given, str) else given
 
 
-def sharding_of(training_args: Any) -> Sharding:
+def sharding_of(training_args: Any) -> Literal["zero3", "fsdp"] | None:
     """Say whether each process holds only a part of the policy's weights, and by whom it is cut."""
     config = getattr(training_args, "hf_deepspeed_config", None)
     if config is not None:
@@ -82,19 +79,9 @@ def uses_fsdp(training_args: Any) -> bool:
     return bool(getattr(training_args, "fsdp", None)) or by_launcher
 
 
-def place(model: PreTrainedModel, run: RunArguments) -> PreTrainedModel:
-    """Bring a loaded player to the run's device in the policy's dtype, unless it is held in shards."""
-    if sharding_of(run.training):
-        return model
-    cast(model, precision_of(run).weights)
-    return model.to(run.training.device)
-
-
 def cast(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
     """Cast the weights of a player as DeepSpeed casts the policy's, which leaves buffers alone."""
-    if dtype is None:
-        return
-    for weight in model.parameters():
+    for weight in model.parameters() if dtype is not None else ():
         if weight.is_floating_point():
             weight.data = weight.data.to(dtype)
 
@@ -111,12 +98,23 @@ def unsharded(training_args: Any) -> Iterator[None]:
             set_hf_deepspeed_config(config)
 
 
+@contextlib.contextmanager
+def sharded(model: torch.nn.Module, training_args: Any, precision: Precision) -> Iterator[torch.nn.Module]:
+    """Make a player ready for passes for some time, see `shard`."""
+    player = shard(model, training_args, precision)
+    try:
+        yield player
+    finally:
+        if hasattr(player, "destroy"):
+            player.destroy()
+
+
 def shard(model: torch.nn.Module, training_args: Any, precision: Precision) -> torch.nn.Module:
     r"""Make a player that LlamaFactory loaded ready for forward passes that all processes do together.
 
     Args:
         model: The player, frozen. Under ZeRO-3 its weights are in shards already; under FSDP only the first process
-            needs to have them.
+            needs to have them. Where nothing is held in shards it stays as it is.
         training_args: LlamaFactory's.
         precision: What its weights are cast to.
     """
@@ -124,49 +122,33 @@ def shard(model: torch.nn.Module, training_args: Any, precision: Precision) -> t
     if kind == "zero3":
         import deepspeed
 
-        config = player_config(training_args.hf_deepspeed_config.config)
-        engine = deepspeed.initialize(model=model, config=config)[0]
+        engine = deepspeed.initialize(model=model, config=player_config(training_args.hf_deepspeed_config.config))[0]
         engine.eval()
         return engine
-    if kind == "fsdp":
-        return fully_sharded(model, training_args.device, precision.weights)
-    return model
-
-
-def release(model: torch.nn.Module) -> None:
-    """Take apart what `shard` put around a player."""
-    if hasattr(model, "destroy"):
-        model.destroy()
+    return fully_sharded(model, training_args.device, precision.weights) if kind == "fsdp" else model
 
 
 def player_config(config: dict[str, Any]) -> dict[str, Any]:
     """Derive the DeepSpeed config of a player: the policy's without all that is about training."""
     zero = config.get("zero_optimization", {})
-    kept = {name: zero[name] for name in KEPT_ZERO if name in zero and zero[name] != "auto"}
-    sections = {name: {"enabled": True} for name in KEPT_SECTIONS if _is_enabled(config, name, False)}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": copy.deepcopy(kept) | {"stage": 3},
-        **sections,
-    }
+    kept = {name: copy.deepcopy(zero[name]) for name in KEPT_ZERO if zero.get(name, "auto") != "auto"}
+    halves = {name: {"enabled": True} for name in ("bf16", "fp16") if _is_enabled(config, name, False)}
+    return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": kept | {"stage": 3}, **halves}
 
 
-def fully_sharded(
-    model: torch.nn.Module, device: torch.device, dtype: torch.dtype | None = None, mesh: Any = None
-) -> torch.nn.Module:
+def fully_sharded(model: torch.nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> torch.nn.Module:
     r"""Cut a model into shards by torch's `fully_shard`: each of its layers, and the rest.
 
     Args:
         model: On the CPU; only the first process needs its weights, the others get theirs from it.
         device: Where the shards go.
         dtype: What is gathered is cast to this.
-        mesh: One dimension of devices; by default all processes'.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = mesh or init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     weights = model.state_dict() if torch.distributed.get_rank() == 0 else {}
     policy = MixedPrecisionPolicy(param_dtype=dtype)
     layers = set(getattr(model, "_no_split_modules", None) or ())

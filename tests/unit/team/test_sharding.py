@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llamafactory_tpaw.arguments.parsed import RunArguments
-from llamafactory_tpaw.team.engine import (
+from llamafactory_tpaw.team.sharding import (
     Precision,
     cast,
     deepspeed_config,
