@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,11 +59,26 @@ def test_functions_of_the_algorithm_exist(name: str) -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
-@pytest.mark.parametrize("name", re.findall(r"`(tests/[\w/]+\.py::\w+)`", read(ROOT / "docs" / "algorithm.md")))
-def test_tests_of_the_algorithm_exist(name: str) -> None:
+NAMED_TESTS = {name for page in PAGES for name in re.findall(r"`(tests/[\w/]+\.py::\w+)`", read(page))}
+
+
+@pytest.mark.parametrize("name", sorted(NAMED_TESTS))
+def test_tests_that_a_page_names_exist(name: str) -> None:
     path, _, function = name.partition("::")
     tree = ast.parse(read(ROOT / path))
     assert function in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_example_of_an_objective_applies(tmp_path: Path) -> None:
+    """The patch in docs/architecture.md fits the code, and its own test passes."""
+    (patch,) = re.findall(r"```diff\n(.*?)```", read(ROOT / "docs" / "architecture.md"), re.DOTALL)
+    for folder in ("llamafactory_tpaw", "tests/unit/objectives"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(["git", "apply", "-"], input=patch, text=True, cwd=tmp_path, check=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/objectives/test_hinge.py"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
