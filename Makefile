@@ -51,7 +51,7 @@ docs: $(VENV)/.tpaw-installed
 run-files: $(VENV)/.tpaw-installed
 	@$(RUN) -m llamafactory_tpaw.runs.families
 
-# The environment is made here and not in a rule of its own: an interrupted `venv` leaves a python without pip behind.
+# The environment is made here and not in a separate rule: an interrupted `venv` leaves a python without pip behind.
 $(VENV)/.tpaw-installed: $(PACKAGING)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed and was not found. Name it: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)

@@ -51,7 +51,7 @@ def prepare(place: Layout, progress: dict[str, str]) -> None:
 
 
 def train(place: Layout, run: str, number: int, progress: dict[str, str]) -> float:
-    r"""Run one training in a process of its own; its output goes to a log.
+    r"""Run one training in a child process; its output goes to a log.
 
     Returns:
         Seconds that it took; 0 where it was done before.

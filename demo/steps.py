@@ -46,7 +46,7 @@ class Layout:
 
 
 def layout(seed: int) -> Layout:
-    """Return the folders of a seed: those of the committed run files for 0, otherwise folders of its own."""
+    """Return the folders of a seed: those of the committed run files for 0, otherwise its own folders."""
     if seed == 0:
         return Layout(0, SAVES, DATA, Path("demo_report"))
     saves = SAVES.with_name(f"{SAVES.name}-seed{seed}")
@@ -54,7 +54,7 @@ def layout(seed: int) -> Layout:
 
 
 def prepare_data_folder(place: Layout) -> None:
-    """Give a further seed a `dataset_dir` of its own, with the committed entries of the demo."""
+    """Give a further seed its own `dataset_dir`, with the committed entries of the demo."""
     if place.data == DATA:
         return
     entries = json.loads((DATA / "dataset_info.json").read_text(encoding="utf-8"))

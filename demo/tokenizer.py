@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's own tokenizer: a closed vocabulary of whole words, with every digit a token of its own.
+"""The demo's own tokenizer: a closed vocabulary of whole words, with every digit one token.
 
 The pieces carry their spaces (` has`, ` `, `3`, `4`), and no sequence of pieces spells the same text as another one.
 So text that was decoded from tokens encodes to the same tokens again, whatever the model sampled.

@@ -96,7 +96,7 @@ def refusal(project: Project) -> str:
     from llamafactory_tpaw.arguments.parsed import parse_single_process
     from llamafactory_tpaw.train.setup import load_setup
 
-    settings = project.settings(2, output_dir="saves/anew", **COMMON)
+    settings = project.settings(2, output_dir="saves/again", **COMMON)
     try:
         with launcher.prepare(settings):
             load_setup(parse_single_process(launcher.before_parse(settings)))

@@ -25,7 +25,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 
 def save(folder: str, number: float) -> Path:
-    """Save a checkpoint of its own; all that differs is `number`."""
+    """Save a checkpoint; all that differs is `number`."""
     saved = save_single(
         Path(folder), {name: (tensor + number).to(tensor.dtype) for name, tensor in make_tensors().items()}
     )

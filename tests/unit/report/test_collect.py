@@ -35,7 +35,7 @@ def test_points_are_every_measured_checkpoint_in_order(project):
         ("theta_1", 10, 3),
         ("theta_2", 30, 7),
     ]
-    # The checkpoint of the last step is the result itself, so it is no point of its own.
+    # The checkpoint of the last step is the result itself, so it is no separate point.
     assert [(point.label, point.steps) for point in plain.points] == [("theta_0", 0), ("step 12", 12), ("end", 30)]
     assert (team.steps, plain.steps, team.last.accuracy.share) == (30, 30, 0.7)
 
