@@ -16,19 +16,10 @@ from ..data.files import digest_file
 from ..data.opponents import Triplet, count_repeated
 from ..errors import DataError
 from ..lf.logs import get_logger
+from ..team import manifest as files
 from ..team.checkpoint import PRUNED, weight_dtype
 from ..team.fingerprint import digest_other_files, fingerprint_checkpoint, hash_weights, identity
-from ..team.manifest import (
-    MANIFEST,
-    Manifest,
-    hardware,
-    moved_manifest,
-    now,
-    read_manifest,
-    relative_path,
-    versions,
-    write_manifest,
-)
+from ..team.manifest import MANIFEST, Manifest, read_manifest, relative_path, write_manifest
 
 
 if TYPE_CHECKING:
@@ -41,9 +32,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-# What makes the triplets of an interrupted training the same: not where they are now.
-IDENTITY = ("entry", "iteration", "rows", "digest", "generator", "foreign")
-
 
 def check_earlier_work(run: RunArguments, setup: IterationSetup) -> None:
     r"""See that an iteration which continues is trained on the same data to its end.
@@ -51,23 +39,19 @@ def check_earlier_work(run: RunArguments, setup: IterationSetup) -> None:
     Raises:
         DataError: If the triplets are not those with which it was begun.
     """
-    if not run.training.do_train or not run.training.resume_from_checkpoint:
-        return
-    earlier = read_manifest(run.training.output_dir)
+    continues = run.training.do_train and run.training.resume_from_checkpoint
+    earlier = read_manifest(run.training.output_dir) if continues else None
     if earlier is None:
         return
+    # By content, not by where the files are now.
     then, now = (
-        [{name: source.get(name) for name in IDENTITY} for source in sources]
+        ", ".join(f"{source['entry']} {source['digest'][:12] or source['rows']}" for source in sources)
         for sources in (earlier.triplets, setup.sources)
     )
     if then != now:
-        was, is_now = (
-            ", ".join(f"{source['entry']} {source['digest'][:12] or source['rows']}" for source in sources)
-            for sources in (then, now)
-        )
         raise DataError(
             f"`output_dir: {run.training.output_dir}` holds an interrupted training, and its triplets changed since "
-            f"it was begun: {was} then and {is_now} now. Restore them, or set `overwrite_output_dir: true` to train "
+            f"it was begun: {then} then and {now} now. Restore them, or set `overwrite_output_dir: true` to train "
             "from the start."
         )
 
@@ -86,17 +70,14 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
         tokenizer=team.encoder.tokenizer_digest,
         template={"name": str(run.data.template), "digest": team.encoder.template_digest},
         settings=recorded_settings(run.finetuning.tpaw_given),
-        versions=versions(),
-        hardware=hardware(run.training.device, run.training.world_size),
+        versions=files.versions(),
+        hardware=files.hardware(run.training.device, run.training.world_size),
         seconds={"generate": generated.seconds if generated else 0.0, "score": round(report.seconds, 3)},
         counts={
             "train_triplets": len(setup.train),
             "held_out_triplets": len(setup.held_out),
             "repeated_triplets": count_repeated([*setup.train, *setup.held_out]),
-            "blocks": report.blocks,
-            "scored_blocks": report.scored_blocks,
-            "scored_sequences": report.scored_sequences,
-            "scored_tokens": report.scored_tokens,
+            **{name: count for name, count in vars(report).items() if name != "seconds"},
             "generated_tokens": generated.counts["generated_tokens"] if generated else 0,
             "epoch_tokens": count_tokens(setup.train),
         },
@@ -105,7 +86,7 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
             "data_seed": run.training.data_seed,
             "tpaw_prompts_seed": run.finetuning.tpaw_prompts_seed,
         },
-        started=now(),
+        started=files.now(),
         cache=relative_path(store, folder),
     )
     if run.training.do_train and run.training.should_save:
@@ -136,7 +117,7 @@ def finish_manifest(run: RunArguments, manifest: Manifest, seconds: float) -> No
         "files": {name: digest for name, digest in _files(folder, store).items() if name != MANIFEST},
     }
     manifest.seconds["train"] = round(manifest.seconds.get("train", 0.0) + seconds, 3)
-    manifest.finished = now()
+    manifest.finished = files.now()
     manifest.status = "finished"
     write_manifest(folder, manifest)
 
@@ -160,8 +141,8 @@ class CheckpointManifests(TrainerCallback):
             return
         trained = self.manifest.seconds.get("train", 0.0) + time.monotonic() - self.begun
         seconds = self.manifest.seconds | {"train": round(trained, 3)}
-        changes = {"status": "checkpoint", "step": state.global_step, "seconds": seconds, "finished": now()}
-        write_manifest(checkpoint, moved_manifest(self.manifest, folder, checkpoint, **changes))
+        changes = {"status": "checkpoint", "step": state.global_step, "seconds": seconds, "finished": files.now()}
+        write_manifest(checkpoint, files.moved_manifest(self.manifest, folder, checkpoint, **changes))
 
 
 def count_tokens(triplets: Sequence[Triplet]) -> int:
@@ -183,16 +164,12 @@ def _add_earlier_work(manifest: Manifest, earlier: Manifest | None, checkpoint: 
 
 
 def _describe(member: Member, folder: Path) -> dict[str, Any]:
-    described = {
-        "name": member.player.name,
-        "path": relative_path(member.player.path, folder),
-        "fingerprint": member.fingerprint,
-    }
-    below = [
-        {"path": relative_path(name, folder), "fingerprint": fingerprint}
-        for name, fingerprint in zip(member.player.below, member.below, strict=True)
-    ]
-    return described | ({"below": below} if below else {})
+    places = (*member.player.below, member.player.path)
+    *below, own = (
+        {"path": relative_path(place, folder), "fingerprint": fingerprint}
+        for place, fingerprint in zip(places, (*member.below, member.fingerprint), strict=True)
+    )
+    return {"name": member.player.name, **own} | ({"below": below} if below else {})
 
 
 def _files(folder: Path, store: Path) -> dict[str, str]:

@@ -25,15 +25,24 @@ ACCURACY_ALIAS = "rewards/accuracies"
 METRIC = re.compile(r"(eval_)?(rewards|weights|logps|length|generated)/")
 
 
-def objective_metrics(out: TpawLoss | TspinLoss, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    r"""Describe a batch of B triplets.
+def batch_metrics(
+    out: TpawLoss | TspinLoss,
+    names: Sequence[str],
+    target: SequenceLogps,
+    generated: SequenceLogps,
+    batch: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    r"""Describe a batch of B triplets: log-probs in nats, lengths in tokens, rewards of all players and of each.
 
     Args:
         out: What the objective returned.
         names: Names of the J players, oldest first; none under T-SPIN, whose rewards are those of the policy alone.
+        target: Log-probs of the targets.
+        generated: The same of the generated responses.
+        batch: What the collator made.
 
     Returns:
-        One value a triplet, (B,): means over the players, and each player's own.
+        One value a triplet, (B,), for each key.
     """
     margins = out.target_rewards - out.generated_rewards
     rewards = {
@@ -42,28 +51,23 @@ def objective_metrics(out: TpawLoss | TspinLoss, names: Sequence[str]) -> dict[s
         "rewards/margin": margins,
         "rewards/accuracy": (margins > 0).float(),
     }
-    if not names:
-        return rewards if out.proto_rewards is None else rewards | {"rewards/proto": out.proto_rewards}
-    metrics = {key: values.mean(1) for key, values in rewards.items()}
-    metrics["weights/target_eta_fraction"] = (out.target_rewards <= 0).float().mean(1)
-    for column, name in enumerate(names):
-        metrics |= {f"{key}/{name}": values[:, column] for key, values in rewards.items()}
-        metrics[f"weights/player/{name}"] = out.player_weights[:, column]
-    return metrics
-
-
-def sequence_metrics(
-    target: SequenceLogps, generated: SequenceLogps, batch: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Describe the responses of a batch: log-probs in nats, lengths in tokens, truncated and equal ones, (B,) each."""
-    return {
-        "logps/target": target.sums.detach(),
-        "logps/generated": generated.sums.detach(),
+    metrics = {
+        "logps/target": target.sums,
+        "logps/generated": generated.sums,
         "length/target": target.token_counts.float(),
         "length/generated": generated.token_counts.float(),
         "generated/truncated_fraction": batch["truncated"].float(),
         "generated/equal_fraction": batch["equal"].float(),
     }
+    if not names:
+        proto = {} if out.proto_rewards is None else {"rewards/proto": out.proto_rewards}
+        return metrics | rewards | proto
+    metrics |= {key: values.mean(1) for key, values in rewards.items()}
+    metrics["weights/target_eta_fraction"] = (out.target_rewards <= 0).float().mean(1)
+    for column, name in enumerate(names):
+        metrics |= {f"{key}/{name}": values[:, column] for key, values in rewards.items()}
+        metrics[f"weights/player/{name}"] = out.player_weights[:, column]
+    return metrics
 
 
 class MetricBuffer:

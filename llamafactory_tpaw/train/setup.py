@@ -6,29 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..data import opponents, rounds
 from ..data.files import digest_file
-from ..data.opponents import (
-    FOREIGN,
-    Limits,
-    Triplet,
-    encoding_problems,
-    first_prompts,
-    is_exact,
-    load_foreign,
-    load_triplets,
-    split_by_prompt,
-    with_proto,
-)
-from ..data.rounds import (
-    Opponents,
-    Round,
-    list_opponents,
-    opponent_problems,
-    origin_problems,
-    prompts_problems,
-    round_problems,
-    split_names,
-)
+from ..data.opponents import FOREIGN, Triplet
+from ..data.rounds import Opponents, split_names
 from ..data.source import Entry, find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, meta_path, opponent_place, read_meta
 from ..errors import ConfigError, DataError, Findings
@@ -78,67 +59,60 @@ def load_setup(run: RunArguments) -> IterationSetup:
     Raises:
         TpawError: If anything is missing or does not fit.
     """
-    opponents = list_opponents(run.finetuning, split_names(run.data.dataset), run.data.dataset_dir)
-    if opponents.ignored:
-        logger.info_rank0(
-            f"Ignored, beyond the team's {len(opponents.rounds)} rounds: {', '.join(opponents.ignored)}."
-        )
+    listed = rounds.list_opponents(run.finetuning, split_names(run.data.dataset), run.data.dataset_dir)
+    if listed.ignored:
+        logger.info_rank0(f"Ignored, beyond the team's {len(listed.rounds)} rounds: {', '.join(listed.ignored)}.")
+    parts, sources = [], []
     with Findings() as findings:
         team = load_team(run, findings)
-        metas = _checked_metas(run, team, opponents, findings)
-        findings.raise_noted()
-        triplets, proto = [], []
-        for round_, meta in metas:
+        metas = _checked_metas(run, team, listed, findings)
+        for entry, meta in [*metas, *((entry, None) for entry in listed.foreign)]:
             with findings.note():
-                _warn_of(round_, meta, team)
-                (proto if round_ is opponents.proto else triplets).extend(_read(run, team, round_.entry, meta))
-        sources = [_describe(run, round_.entry, meta, meta.rows) for round_, meta in metas]
-        for entry in opponents.foreign:
-            with findings.note():
-                foreign = _read(run, team, entry)
-                sources.append(_describe(run, entry, None, len(foreign)))
-                triplets += foreign
-    if opponents.proto is not None:
-        name = opponents.proto.entry.name
-        triplets, dropped = with_proto(triplets, proto, name, metas[-1][1].failed)
+                parts.append(_read(run, team, entry, meta))
+                sources.append(_describe(run, entry, meta, len(parts[-1])))
+    proto = parts.pop(len(listed.rounds)) if listed.proto else None
+    triplets = [triplet for part in parts for triplet in part]
+    if proto is not None:
+        entry, meta = metas[-1]
+        triplets, dropped = opponents.with_proto(triplets, proto, entry.name, meta.failed)
         if dropped:
             logger.warning_rank0(
-                f"`tpaw_proto: {name}` has no response to {dropped} prompts, because generation failed: their "
+                f"`tpaw_proto: {entry.name}` has no response to {dropped} prompts, because generation failed: their "
                 "triplets are left out."
             )
-    generates = bool(run.finetuning.tpaw_prompts)
-    if not generates:
-        triplets = first_prompts(triplets, run.data.max_samples)
-    train, held_out = split_by_prompt(triplets, run.data.val_size)
+    own = metas[len(listed.rounds) - 1][1] if run.finetuning.tpaw_prompts and listed.rounds else None
+    if not run.finetuning.tpaw_prompts:
+        triplets = opponents.first_prompts(triplets, run.data.max_samples)
+    train, held_out = opponents.split_by_prompt(triplets, run.data.val_size)
     if not run.training.do_train:
         train = []
-    held_out += _read_eval(run, team, train)
-    own = metas[len(opponents.rounds) - 1][1] if generates and opponents.rounds else None
-    return IterationSetup(team, train, held_out, sources, own)
+    return IterationSetup(team, train, held_out + _read_eval(run, team, train), sources, own)
 
 
 def _checked_metas(
-    run: RunArguments, team: Team, opponents: Opponents, findings: Findings
-) -> list[tuple[Round, TripletMeta]]:
+    run: RunArguments, team: Team, listed: Opponents, findings: Findings
+) -> list[tuple[Entry, TripletMeta]]:
     """Hold the rounds, y_0's the last, to the players, prompts, tokenizer and template of this run, all at once."""
-    used = [*opponents.rounds, *([opponents.proto] if opponents.proto else [])]
-    problems = [problem for round_ in used for problem in round_problems(round_, may_be_generated=False)]
+    used = [*listed.rounds, *([listed.proto] if listed.proto else [])]
+    problems = [problem for round_ in used for problem in rounds.round_problems(round_, may_be_generated=False)]
     if problems:
         raise DataError(problems)
     metas = [(round_, read_meta(round_.path)) for round_ in used]
-    rounds = metas[: len(opponents.rounds)]
-    problems = prompts_problems({round_.entry.name: (meta.prompts_digest, meta.prompts) for round_, meta in rounds})
+    played = metas[: len(listed.rounds)]
+    problems = rounds.prompts_problems(
+        {round_.entry.name: (meta.prompts_digest, meta.prompts) for round_, meta in played}
+    )
     players = {member.player.theta: (member.player.path, member.fingerprint) for member in team.readers}
-    problems += origin_problems(rounds, players)
+    problems += rounds.origin_problems(played, players)
     named = run.finetuning.tpaw_opponent_model
-    for round_, meta in rounds:
+    for round_, meta in played:
         if round_.iteration == run.finetuning.tpaw_iteration:
             fingerprint = opponent_fingerprint(named, Path(run.finetuning.tpaw_cache_dir))
-            problems += opponent_problems(round_, meta, named, fingerprint)
+            problems += rounds.opponent_problems(round_, meta, named, fingerprint)
     if run.finetuning.tpaw_prompts:  # without, the triplets are only borrowed
         files = [(round_.path, meta) for round_, meta in metas]
-        problems += encoding_problems(files, team.encoder, str(run.data.template))
-    if opponents.proto is not None:
+        problems += opponents.encoding_problems(files, team.encoder, str(run.data.template))
+    if listed.proto is not None:
         # y_0 is what θ_0 of this run generated: the iteration before trained on the same file.
         newest, (round_, meta) = team.readers[-1], metas[-1]
         manifest = read_manifest(newest.folder)
@@ -149,31 +123,28 @@ def _checked_metas(
                 "iteration 0 of this run."
             )
     findings.refuse(DataError, problems)
-    return metas
+    findings.raise_noted()
+    return [(round_.entry, meta) for round_, meta in metas]
 
 
-def _warn_of(round_: Round, meta: TripletMeta, team: Team) -> None:
-    """Say what is unusual about a round."""
+def _read(run: RunArguments, team: Team, entry: Entry, meta: TripletMeta | None) -> list[Triplet]:
+    """Read triplets with their meta and say what is unusual about them, or read any other ranking data."""
+    limits = opponents.Limits(run.data.cutoff_len, run.finetuning.tpaw_min_response, run.finetuning.tpaw_max_bad_rows)
+    folder = Path(run.finetuning.tpaw_cache_dir) / "tokens"
+    if meta is None:
+        logger.info_rank0(f"`{entry.name}` is ranking data of another source: no lineage is checked.")
+        return opponents.load_foreign(entry, team.encoder, limits, run.model, run.data, run.training, folder)
     notes = []
-    if not is_exact(meta, team.encoder):
+    if not opponents.is_exact(meta, team.encoder):
         notes.append("was generated with another tokenizer or template: its responses are encoded from their texts")
     if meta.failed:
         notes.append(f"lacks {len(meta.failed)} responses, which failed and were allowed to (`tpaw_max_failed`)")
     if meta.opponent:
-        place = opponent_place(round_.path, meta)
-        notes.append(f"was generated by the opponent {place}, not by theta_{round_.iteration}")
+        place = opponent_place(entry.path, meta)
+        notes.append(f"was generated by the opponent {place}, not by theta_{meta.iteration}")
     for note in notes:
-        logger.warning_rank0(f"{round_.path} {note}.")
-
-
-def _read(run: RunArguments, team: Team, entry: Entry, meta: TripletMeta | None = None) -> list[Triplet]:
-    """Read triplets with their meta, or any other ranking data."""
-    limits = Limits(run.data.cutoff_len, run.finetuning.tpaw_min_response, run.finetuning.tpaw_max_bad_rows)
-    folder = Path(run.finetuning.tpaw_cache_dir) / "tokens"
-    if meta is not None:
-        return load_triplets(entry, meta, team.encoder, limits, folder)
-    logger.info_rank0(f"`{entry.name}` is ranking data of another source: no lineage is checked.")
-    return load_foreign(entry, team.encoder, limits, run.model, run.data, run.training, folder)
+        logger.warning_rank0(f"{entry.path} {note}.")
+    return opponents.load_triplets(entry, meta, team.encoder, limits, folder)
 
 
 def _read_eval(run: RunArguments, team: Team, train: list[Triplet]) -> list[Triplet]:
@@ -200,9 +171,9 @@ def _read_eval(run: RunArguments, team: Team, train: list[Triplet]) -> list[Trip
     return triplets
 
 
-def _describe(run: RunArguments, entry: Entry, meta: TripletMeta | None, rows: int) -> dict[str, Any]:
+def _describe(run: RunArguments, entry: Entry, meta: TripletMeta | None, triplets: int) -> dict[str, Any]:
     """Describe a dataset for `tpaw.json`: what it holds, who generated it, and where it is."""
-    described = {"entry": entry.name, "iteration": FOREIGN, "rows": rows, "digest": "", "generator": ""}
+    described = {"entry": entry.name, "iteration": FOREIGN, "rows": triplets, "digest": "", "generator": ""}
     described |= {"samples": 1, "failed": 0, "opponent": "", "foreign": meta is None}
     if entry.path is not None:
         described["path"] = relative_path(entry.path, run.training.output_dir)
@@ -212,6 +183,7 @@ def _describe(run: RunArguments, entry: Entry, meta: TripletMeta | None, rows: i
     opponent = opponent_place(entry.path, meta)
     return described | {
         "iteration": meta.iteration,
+        "rows": meta.rows,
         "digest": meta.rows_digest,
         "generator": meta.generator,
         "samples": meta.samples,

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
 from ..lf.logs import get_logger
-from ..lf.signals import Terminated, Termination, termination_deferred
+from ..lf.signals import Terminated, Termination
 
 
 if TYPE_CHECKING:
@@ -64,18 +62,4 @@ class StopBetweenSteps(TrainerCallback):
                 "continues. A second signal ends this at once."
             )
             self.trainer.accelerator.wait_for_everyone()  # torchrun ends all processes when the first one ends
-            raise Terminated
-
-
-@contextlib.contextmanager
-def stop_between_steps(trainer: Trainer) -> Iterator[None]:
-    r"""Let SIGTERM end training between two steps, and not at all what comes after: it would be for nothing.
-
-    Raises:
-        Terminated: At the end, if there was one.
-    """
-    with termination_deferred() as termination:
-        trainer.add_callback(StopBetweenSteps(trainer, termination))
-        yield
-        if termination.asked:
             raise Terminated

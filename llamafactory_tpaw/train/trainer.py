@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from ..data.collator import RESPONSE_INDICES, STAND_IN, GroupSampler, ShardedSampler, count_triplets
@@ -17,7 +18,7 @@ from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_lo
 from ..team.forward import disable_dropout, response_logps, rounding
 from ..team.processes import Processes
 from ..team.sharding import autocast_dtype
-from .metrics import FLIPPED, MetricBuffer, objective_metrics, sequence_metrics
+from .metrics import FLIPPED, MetricBuffer, batch_metrics
 
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ class TpawTrainer(Trainer):
         shortcuts: What the policy's forward pass does without.
         player_names: Names of the players, oldest first; empty for T-SPIN.
         online_team: Players that score every batch, or None where the batches carry cached log-probs.
-        processor: Saved beside the checkpoints where the model has one.
         **kwargs: Of `transformers.Trainer`.
     """
 
@@ -76,7 +76,6 @@ class TpawTrainer(Trainer):
         shortcuts: Shortcuts,
         player_names: Sequence[str],
         online_team: OnlineTeam | None = None,
-        processor: Any = None,
         **kwargs: Any,
     ) -> None:
         disable_dropout(kwargs["model"])
@@ -92,8 +91,6 @@ class TpawTrainer(Trainer):
         self.shared_order: ShardedSampler | None = None
         self.add_callback(_Progress(self))
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
-        if processor is not None:
-            self.add_callback(facade.SaveProcessorCallback(processor))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Create the optimizer that LlamaFactory's options ask for."""
@@ -101,9 +98,7 @@ class TpawTrainer(Trainer):
             self.optimizer = facade.create_custom_optimizer(self.model, self.args, self.finetuning_args)
         return super().create_optimizer(*args, **kwargs)
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create the schedule that LlamaFactory's options ask for."""
         facade.create_custom_scheduler(self.args, num_training_steps, optimizer)
         return super().create_scheduler(num_training_steps, optimizer)
@@ -139,9 +134,7 @@ class TpawTrainer(Trainer):
             return order
         return ShardedSampler(order, self.args.eval_batch_size, self.processes.count)
 
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[Any, Tensor]:
         """Collect the micro-batches of one step and count their triplets over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         count = torch.tensor(sum(count_triplets(batch) for batch in batches), device=device)
@@ -150,10 +143,10 @@ class TpawTrainer(Trainer):
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: Mapping[str, torch.Tensor],
+        inputs: Mapping[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, TpawLoss | TspinLoss]:
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, TpawLoss | TspinLoss]:
         r"""Compute the loss of B triplets.
 
         Args:
@@ -167,20 +160,42 @@ class TpawTrainer(Trainer):
         # Of each triplet the target, the generated response and, where there is one, y_0, each (B,).
         indices = [inputs[name] for name in RESPONSE_INDICES if name in inputs]
         target, generated, *proto = (SequenceLogps(logps.sums[index], logps.token_counts[index]) for index in indices)
+        is_newest = model.training and not self.policy_moved
         try:
-            out, metrics = self._objective(target, generated, *proto, inputs=inputs)
+            if self.finetuning_args.tpaw_objective == "tspin":
+                out = shown = tspin_loss(
+                    target.sums,
+                    generated.sums,
+                    proto[0].sums if proto else None,
+                    scale=self.finetuning_args.tpaw_scale,
+                    history_weight=self.finetuning_args.tpaw_history_weight,
+                )
+            else:
+                player_target, player_generated = self._player_logps(inputs)
+                out = tpaw_loss(
+                    target.sums,
+                    generated.sums,
+                    self._anchored(target, player_target) if is_newest else player_target,
+                    player_generated,
+                    reward_scale=self.finetuning_args.tpaw_reward_scale,
+                    eta=self.finetuning_args.tpaw_eta,
+                    gamma=self.finetuning_args.tpaw_gamma,
+                )
+                measured = self.finetuning_args.tpaw_reward_scale * (target.sums.detach()[:, None] - player_target)
+                shown = out._replace(target_rewards=measured)
         except ValueError as error:
             raise TpawError(
                 f"At step {self.state.global_step} {error} Lower `learning_rate` or set `max_grad_norm`, and start "
                 "again from the last checkpoint; with fp16 use `bf16` where the device can."
             ) from error
-        metrics |= sequence_metrics(target, generated, inputs)
-        losses = out.losses
+        metrics, losses = batch_metrics(shown, self.player_names, target, generated, inputs), out.losses
         if STAND_IN in inputs:  # it takes part in the pass that all processes do together, and counts for nothing
             metrics, losses = {name: values[:0] for name, values in metrics.items()}, 0.0 * losses
         mode = "train" if model.training else "eval"
         if mode == "eval":
             metrics["loss"] = losses.detach()[: count_triplets(inputs)]
+        elif self.player_names and self.state.global_step == 0:
+            metrics[FLIPPED] = (metrics[f"rewards/target/{self.player_names[-1]}"] > 0).float()
         self._buffers[mode].add(metrics)
         loss = losses.mean()
         if num_items_in_batch is not None:
@@ -188,45 +203,14 @@ class TpawTrainer(Trainer):
             loss = losses.sum() / num_items_in_batch * self.processes.count
         return (loss, out) if return_outputs else loss
 
-    def _objective(
-        self,
-        target: SequenceLogps,
-        generated: SequenceLogps,
-        proto: SequenceLogps | None = None,
-        *,
-        inputs: Mapping[str, torch.Tensor],
-    ) -> tuple[TpawLoss | TspinLoss, dict[str, torch.Tensor]]:
-        if self.finetuning_args.tpaw_objective == "tspin":
-            out = tspin_loss(
-                target.sums,
-                generated.sums,
-                None if proto is None else proto.sums,
-                scale=self.finetuning_args.tpaw_scale,
-                history_weight=self.finetuning_args.tpaw_history_weight,
-            )
-            return out, objective_metrics(out, ())
+    def _player_logps(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The players' log-probs of the targets and of the generated responses, (B, J) each."""
         if self.online_team is None:
-            player_target, player_generated = inputs["player_target_logps"], inputs["player_generated_logps"]
-        else:
-            scores = self.online_team.score(inputs)
-            player_target, player_generated = scores[inputs["target_index"]], scores[inputs["generated_index"]]
-        is_newest = self.model.training and not self.policy_moved
-        out = tpaw_loss(
-            target.sums,
-            generated.sums,
-            self._anchored(target, player_target) if is_newest else player_target,
-            player_generated,
-            reward_scale=self.finetuning_args.tpaw_reward_scale,
-            eta=self.finetuning_args.tpaw_eta,
-            gamma=self.finetuning_args.tpaw_gamma,
-        )
-        measured = self.finetuning_args.tpaw_reward_scale * (target.sums.detach()[:, None] - player_target)
-        metrics = objective_metrics(out._replace(target_rewards=measured), self.player_names)
-        if is_newest and self.state.global_step == 0:
-            metrics[FLIPPED] = (measured[:, -1] > 0).float()
-        return out, metrics
+            return inputs["player_target_logps"], inputs["player_generated_logps"]
+        scores = self.online_team.score(inputs)
+        return scores[inputs["target_index"]], scores[inputs["generated_index"]]
 
-    def _anchored(self, target: SequenceLogps, player_target: torch.Tensor) -> torch.Tensor:
+    def _anchored(self, target: SequenceLogps, player_target: Tensor) -> Tensor:
         r"""Give the newest player the policy's own log-probs of the targets, until the first update that moves it.
 
         Policy and newest player are the same weights then, so the reward is 0 and the target weight eta. What was

@@ -12,6 +12,7 @@ import torch
 from ..arguments.parsed import RunArguments
 from ..data.collator import TripletCollator, TripletDataset
 from ..lf import facade
+from ..lf.signals import Terminated, termination_deferred
 from ..team.loading import load_policy, to_device
 from ..team.members import load_members
 from ..team.online import OnlineTeam
@@ -22,7 +23,7 @@ from ..team.shortcuts import find_shortcuts
 from .manifest import CheckpointManifests, check_earlier_work, count_tokens, finish_manifest, start_manifest
 from .metrics import with_tpaw_metrics
 from .setup import IterationSetup, load_setup
-from .stopping import stop_between_steps
+from .stopping import StopBetweenSteps
 from .trainer import TpawTrainer
 
 
@@ -42,18 +43,11 @@ def run_tpaw(
     generating_args: Any,
     callbacks: list[TrainerCallback] | None = None,
 ) -> None:
-    r"""Train one iteration; called by LlamaFactory's dispatch with its arguments.
-
-    Args:
-        model_args: LlamaFactory's model arguments; the model is θ_t.
-        data_args: Its data arguments.
-        training_args: Its training arguments.
-        finetuning_args: Its fine-tuning arguments with the `tpaw_*` keys.
-        generating_args: Its generating arguments.
-        callbacks: LlamaFactory's callbacks.
+    r"""Train one iteration; called by LlamaFactory's dispatch with its five groups of arguments and its callbacks.
 
     Raises:
         TpawError: If settings, checkpoints, triplets or cache do not fit; before any model is loaded.
+        Terminated: If SIGTERM came: between two steps of training, else once the result is saved.
     """
     run = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
     processes = Processes(training_args)
@@ -68,7 +62,8 @@ def run_tpaw(
     manifest = start_manifest(run, setup, report)
     trainer.add_callback(CheckpointManifests(manifest))
     started = time.monotonic()
-    with stop_between_steps(trainer):
+    with termination_deferred() as termination:
+        trainer.add_callback(StopBetweenSteps(trainer, termination))
         if training_args.do_train:
             _train(trainer, run)
         if training_args.do_eval:
@@ -81,6 +76,8 @@ def run_tpaw(
             finish_manifest(run, manifest, seconds=time.monotonic() - started)  # so that what is pushed says it
         facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
         processes.meet()  # where a process ends the result is there, also on another machine
+        if termination.asked:
+            raise Terminated
 
 
 def score_tpaw(run: RunArguments) -> ScoreReport:
@@ -112,6 +109,7 @@ def _make_trainer(
         policy = to_device(policy, run.training.device)  # where it is left elsewhere, the Trainer would move it
     grouped = run.finetuning.tpaw_grouping == "prompt"
     shortcuts = find_shortcuts(policy, run.training, run.finetuning)
+    savers = [facade.SaveProcessorCallback(team.processor)] if team.processor is not None else []
     return TpawTrainer(
         model=policy,
         shortcuts=shortcuts,
@@ -119,12 +117,11 @@ def _make_trainer(
         finetuning_args=run.finetuning,
         player_names=[member.player.name for member in players],
         online_team=OnlineTeam(scorer, players, policy, team.policy) if online else None,
-        processor=team.processor,
         processing_class=team.tokenizer,
         data_collator=TripletCollator(team.tokenizer.pad_token_id, grouped, shortcuts.layout),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
-        callbacks=with_tpaw_metrics(callbacks),
+        callbacks=with_tpaw_metrics(callbacks) + savers,
     )
 
 
