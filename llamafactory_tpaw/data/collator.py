@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from .layout import WIDTH_MULTIPLE, Layout, Row, lay_out, pack
+from .layout import Layout, Row, lay_out, pack
 
 
 if TYPE_CHECKING:
@@ -29,24 +29,13 @@ PADDING = -1
 BUCKET_BATCHES = 50
 
 
+@dataclass(eq=False)
 class TripletDataset(Dataset):
-    r"""Triplets with, for cached players, their log-probs.
+    """Triplets with, for cached players, their log-probs: sums in nats, shape (n, J), players oldest first."""
 
-    Args:
-        triplets: The triplets.
-        player_target_logps: Sums in nats, shape (n, J), players oldest first; None where players score online.
-        player_generated_logps: The same for the generated responses.
-    """
-
-    def __init__(
-        self,
-        triplets: Sequence[Triplet],
-        player_target_logps: np.ndarray | None = None,
-        player_generated_logps: np.ndarray | None = None,
-    ) -> None:
-        self.triplets = triplets
-        self.player_target_logps = player_target_logps
-        self.player_generated_logps = player_generated_logps
+    triplets: Sequence[Triplet]
+    player_target_logps: np.ndarray | None = None
+    player_generated_logps: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.triplets)
@@ -64,20 +53,13 @@ class TripletDataset(Dataset):
     def _shortest(self) -> int:
         return min(range(len(self)), key=lambda index: _length(self.triplets, [index]))
 
-    def groups(self) -> list[list[int]]:
-        """Indices of the triplets that share prompt and target, in the order in which the first of each stands."""
-        found: dict[str, list[int]] = {}
-        for index, triplet in enumerate(self.triplets):
-            found.setdefault(triplet.id, []).append(index)
-        return list(found.values())
-
 
 class GroupSampler(Sampler[int]):
     r"""Visits the triplets of a group one after another; one that does not fit a batch is continued in the next.
 
     Args:
         dataset: The triplets.
-        batch_size: Triplets in a batch, for bucketing.
+        batch_size: Triplets in a batch, for `by_length`.
         seed: With the epoch's number it gives the order of the groups.
         grouped: Whether triplets with the same prompt and target form a group; otherwise each is one by itself.
         shuffle: Whether the groups are shuffled, in each epoch differently.
@@ -94,7 +76,10 @@ class GroupSampler(Sampler[int]):
         shuffle: bool = True,
         by_length: bool = False,
     ) -> None:
-        self.groups = dataset.groups() if grouped else [[index] for index in range(len(dataset))]
+        groups: dict[str | int, list[int]] = {}  # in the order in which the first of each stands
+        for index, triplet in enumerate(dataset.triplets):
+            groups.setdefault(triplet.id if grouped else index, []).append(index)
+        self.groups = list(groups.values())
         self.lengths = [_length(dataset.triplets, group) for group in self.groups] if by_length else None
         self.bucket = BUCKET_BATCHES * batch_size
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
@@ -149,8 +134,7 @@ class ShardedSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order comes next."""
-        if hasattr(self.order, "set_epoch"):
-            self.order.set_epoch(epoch)
+        self.order.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
         yield from itertools.islice(self.order, self.triplets)
@@ -167,20 +151,13 @@ def _length(triplets: Sequence[Triplet], group: Sequence[int]) -> int:
 
 @dataclass
 class TripletCollator:
-    r"""Make a batch of B triplets with S sequences.
-
-    Attributes:
-        pad_token_id: Padding id.
-        grouped: Whether a sequence that several triplets have in common, such as the target of a prompt, is there once
-            (`tpaw_grouping: prompt`); otherwise each triplet brings its own.
-        layout: How the model takes its batches.
-        pad_to_multiple_of: See `lay_out`.
-    """
+    """Make a batch of B triplets with S sequences."""
 
     pad_token_id: int
+    # Whether a sequence that several triplets have in common, such as the target of a prompt, is there once
+    # (`tpaw_grouping: prompt`); otherwise each triplet brings its own.
     grouped: bool = True
     layout: Layout = field(default_factory=Layout)
-    pad_to_multiple_of: int = WIDTH_MULTIPLE
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         r"""Collate items of `TripletDataset`.
@@ -196,11 +173,7 @@ class TripletCollator:
         triplets = [feature["triplet"] for feature in features]
         prompts, indices = self._distinct(triplets)
         rows = self.layout.arrange(list(prompts.values()))
-        batch = (
-            pack(rows)
-            if self.layout.packed
-            else lay_out(rows, pad_token_id=self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of)
-        )
+        batch = pack(rows) if self.layout.packed else lay_out(rows, pad_token_id=self.pad_token_id)
         for name, column in zip(RESPONSE_INDICES, indices, strict=False):
             batch[name] = torch.from_numpy(column.copy())
         batch["truncated"] = torch.tensor([triplet.truncated for triplet in triplets])

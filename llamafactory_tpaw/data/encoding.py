@@ -40,15 +40,11 @@ class TurnEncoder:
     Args:
         tokenizer: The tokenizer, already adapted to the template by LlamaFactory.
         template: LlamaFactory's template object.
-
-    Attributes:
-        end_of_turn: Token ids that the template writes after a response's text, the final EOS of templates that use
-            an `efficient_eos` included.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Any) -> None:
-        self.tokenizer = tokenizer
-        self.template = template
+        self.tokenizer, self.template = tokenizer, template
+        # What the template writes after a response's text, the final EOS of an `efficient_eos` template included.
         self.end_of_turn: list[int] = []
         question = {"role": "user", "content": "?"}
         turns = [self.encode([question], {"role": "assistant", "content": text})[1].tolist() for text in _PROBES]
@@ -60,16 +56,16 @@ class TurnEncoder:
     def encode(
         self, prompt: Sequence[Message], response: Message, system: str | None = None, tools: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        r"""Encode a prompt and its response, end of turn included; nothing is cut.
+        r"""Encode a prompt, its last message from the user's side, and its response, end of turn included.
 
         Args:
-            prompt: Messages with `role` and `content`, the last one from the user's side.
+            prompt: Messages with `role` and `content`.
             response: The message that answers.
             system: System text, or None for the template's default.
             tools: Tool descriptions as LlamaFactory keeps them, a JSON text.
 
         Returns:
-            Prompt ids and response ids, int32.
+            Prompt ids and response ids, int32. Nothing is cut.
 
         Raises:
             UNENCODABLE: One of these, if the template cannot write a message or the tools.

@@ -25,23 +25,13 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     r"""Write a file so that a reader, also one that comes after a crash, sees the old or the new one, never a part.
 
     The content goes to a temporary file in the same folder (`.<name>.<random>.tmp`), is flushed to the disk and
-    renamed. Missing parent folders are made. Text is written as UTF-8.
-
-    Raises:
-        OSError: If the folder cannot be written to; the temporary file is removed.
+    renamed; after an error it is removed. Missing parent folders are made. Text is written as UTF-8.
     """
     write_parts_atomic(path, [content.encode() if isinstance(content, str) else content])
 
 
 def write_parts_atomic(path: str | Path, parts: Iterable[bytes]) -> str:
-    r"""Write a file as `write_atomic` does, but from parts, of which one at a time is in memory.
-
-    Returns:
-        The SHA-256 of the file's bytes as 64 hex digits.
-
-    Raises:
-        OSError: If the folder cannot be written to; the temporary file is removed.
-    """
+    """Write a file as `write_atomic` does from parts, of which one at a time is in memory; return its SHA-256."""
     path, digest = Path(path), hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMP_SUFFIX}")
@@ -69,21 +59,12 @@ def write_parts_atomic(path: str | Path, parts: Iterable[bytes]) -> str:
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
-    r"""Write `value` as indented JSON, as `write_atomic` does.
-
-    Raises:
-        ValueError: If a number is NaN or inf, which JSON does not have.
-        TypeError: If `value` holds something that JSON does not have.
-    """
+    """Write `value` as indented JSON, as `write_atomic` does; NaN and inf are a ValueError."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    r"""Read a JSON file.
-
-    Raises:
-        DataError: If the file is missing, cannot be read or is not JSON.
-    """
+    """Read a JSON file; one that is missing, cannot be read or is not JSON is a `DataError`."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -94,13 +75,8 @@ def read_json(path: str | Path) -> Any:
 def parse_json(content: bytes, where: str, advice: str) -> Any:
     r"""Read JSON that is UTF-8.
 
-    Args:
-        content: The bytes of a file or of one row.
-        where: What they are, for messages.
-        advice: What to do about them.
-
     Raises:
-        DataError: If they are not, naming the place.
+        DataError: If it is not, with `where`, the place in it, and `advice`.
     """
     try:
         return json.loads(content.decode("utf-8-sig"))
@@ -118,11 +94,7 @@ def parse_json(content: bytes, where: str, advice: str) -> Any:
 
 
 def parse_row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
-    r"""Read one line of a JSON lines file.
-
-    Raises:
-        DataError: If it is no JSON object, naming the file and the row.
-    """
+    """Read one line of a JSON lines file; one that is no JSON object is a `DataError` that names file and row."""
     where, advice = f"{path}, row {number}", "Repair the row, or delete the file."
     row = parse_json(line.rstrip(b"\r\n"), where, advice)
     if not isinstance(row, dict):
@@ -149,11 +121,7 @@ def sha256_hex(content: bytes) -> str:
 
 
 def digest_file(path: str | Path) -> str:
-    r"""Return the SHA-256 of a file's bytes as 64 hex digits.
-
-    Raises:
-        DataError: If the file is missing or cannot be read.
-    """
+    """Return the SHA-256 of a file's bytes as 64 hex digits; one that cannot be read is a `DataError`."""
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -162,23 +130,14 @@ def digest_file(path: str | Path) -> str:
 
 
 def digest_json(value: Any) -> str:
-    r"""Return the SHA-256 of a value's canonical JSON: sorted keys, no spaces, ASCII. 1 and 1.0 differ.
-
-    Raises:
-        ValueError: If a number is NaN or inf.
-        TypeError: If `value` holds something that JSON does not have.
-    """
+    """Return the SHA-256 of a value's canonical JSON: sorted keys, no spaces, ASCII, no NaN. 1 and 1.0 differ."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return sha256_hex(text.encode("ascii"))
 
 
 @contextlib.contextmanager
 def locked(path: Path, subject: str) -> Iterator[None]:
-    r"""Be the only process that writes a file or folder; the lock ends with its process, however that ends.
-
-    Args:
-        path: What is written. The lock is `.<name>.lock` beside it.
-        subject: How the message calls it, as the beginning of a sentence.
+    r"""Be the only process that writes `path`; the lock, `.<name>.lock` beside it, ends with its process.
 
     Raises:
         InUseError: If another process does.

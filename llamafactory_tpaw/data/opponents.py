@@ -29,27 +29,16 @@ FOREIGN = -1
 
 @dataclass(frozen=True, slots=True)
 class Triplet:
-    """A prompt with its target and one generated response, as int32 token ids ready for training.
+    """A prompt with its target and one generated response, as int32 token ids ready for training."""
 
-    Attributes:
-        id: The prompt's id.
-        iteration: Which θ generated the response; `FOREIGN` for other ranking data.
-        prompt_ids: The prompt, uncut.
-        target_ids: The target, cut to what the prompt leaves of `cutoff_len`.
-        generated_ids: The generated response by the same rule.
-        truncated: Whether the generated response has no end of turn.
-        proto_ids: y_0, the response of θ_0 to the prompt (T-SPIN), or None.
-        sample: Which of the round's responses to the prompt it is, from 0.
-    """
-
-    id: str
-    iteration: int
-    prompt_ids: np.ndarray
-    target_ids: np.ndarray
-    generated_ids: np.ndarray
-    truncated: bool
-    proto_ids: np.ndarray | None = None
-    sample: int = 0
+    id: str  # of the prompt
+    iteration: int  # which θ generated the response; `FOREIGN` for other ranking data
+    prompt_ids: np.ndarray  # uncut
+    target_ids: np.ndarray  # cut to what the prompt leaves of `cutoff_len`
+    generated_ids: np.ndarray  # likewise
+    truncated: bool  # whether the generated response has no end of turn
+    proto_ids: np.ndarray | None = None  # y_0, the response of θ_0 to the prompt (T-SPIN)
+    sample: int = 0  # which of the round's responses to the prompt it is
 
     @property
     def responses(self) -> tuple[np.ndarray, ...]:
@@ -69,13 +58,7 @@ def is_exact(meta: TripletMeta, encoder: TurnEncoder) -> bool:
 
 
 def encoding_problems(metas: Sequence[tuple[Path, TripletMeta]], encoder: TurnEncoder, template: str) -> list[str]:
-    r"""Check that triplets of this run were generated from the tokens that it trains on.
-
-    Args:
-        metas: Triplet files with their meta.
-        encoder: Tokenizer and template of the run.
-        template: The template's name, for the message.
-    """
+    """Check that triplet files, with their meta, were generated from the tokens that this run trains on."""
     problems = []
     for path, meta in metas:
         if is_exact(meta, encoder):
@@ -102,15 +85,8 @@ def load_triplets(
     r"""Read a triplet file as token ids.
 
     The sampled ids are used where tokenizer and template are those of the file's meta; otherwise texts are encoded,
-    and prompts are named by the content that they have now.
-
-    Args:
-        entry: The file's entry.
-        meta: Its meta.
-        encoder: Tokenizer and template of the run.
-        limits: How rows are cut and when they are dropped.
-        folder: Where the file of token ids is made, see `TokenFile`.
-        first: How many rows are read, for a look at a file that is not checked against its meta; all by default.
+    and prompts are named by the content that they have now. `folder` is for the file of token ids. For a look at the
+    `first` rows the file is not checked against its meta.
 
     Raises:
         DataError: If a row's prompt does not encode to the tokens it was generated from, or rows are bad.
@@ -199,9 +175,7 @@ def _collect(
 def with_proto(
     triplets: list[Triplet], proto: list[Triplet], entry_name: str, failed: Collection[str] = ()
 ) -> tuple[list[Triplet], int]:
-    r"""Give each triplet y_0: of what θ_0 generated for the same prompt, the response of the same number.
-
-    Where `proto` has no response of that number, y_0 is the prompt's first one.
+    r"""Give each triplet y_0: of what θ_0 generated for the same prompt, the response of the same number or the first.
 
     Args:
         triplets: Triplets of any number of rounds.
@@ -229,8 +203,7 @@ def with_proto(
         )
     kept = []
     for triplet in triplets:
-        if triplet.id in responses:
-            own = responses[triplet.id]
+        if own := responses.get(triplet.id):
             kept.append(replace(triplet, proto_ids=own.get(triplet.sample, own[min(own)])))
     return kept, len(prompts.keys() - responses.keys())
 
@@ -250,14 +223,10 @@ def first_prompts(triplets: list[Triplet], count: int | None) -> list[Triplet]:
 
 
 def split_by_prompt(triplets: list[Triplet], val_size: float) -> tuple[list[Triplet], list[Triplet]]:
-    r"""Hold out prompts with all their triplets.
+    r"""Split into training and held-out triplets, all those of a prompt on one side.
 
-    Args:
-        triplets: Triplets of any number of rounds.
-        val_size: Number of prompts, or their share when below 1, as LlamaFactory's `val_size`.
-
-    Returns:
-        Training and held-out triplets. The choice follows a hash of the prompts, so it is the same in every iteration.
+    `val_size` is a number of prompts, or their share when below 1. The choice follows a hash of the prompts, so it is
+    the same in every iteration.
     """
     contents = {content_of(triplet.id): None for triplet in triplets}
     ordered = sorted(contents, key=lambda content: hashlib.sha256(content.encode()).hexdigest())

@@ -91,25 +91,15 @@ def check_bad_rows(what: str, bad_rows: Sequence[BadRow], allowed: int) -> None:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One SFT row as a prompt and its target.
+    """One SFT row as a prompt and its target."""
 
-    Attributes:
-        id: Content hash and occurrence number, see `encoding.prompt_id`.
-        messages: The conversation up to the user's last turn.
-        system: System text of the row, empty for the template's default.
-        tools: Tool descriptions of the row, empty for none.
-        target: The SFT response, a message.
-        prompt_ids: Prompt token ids, never cut.
-        target_ids: Target token ids, end of turn included, uncut.
-    """
-
-    id: str
-    messages: list[Message]
-    system: str
-    tools: str
+    id: str  # see `encoding.prompt_id`
+    messages: list[Message]  # the conversation up to the user's last turn
+    system: str  # empty for the template's default
+    tools: str  # empty for none
     target: Message
-    prompt_ids: np.ndarray
-    target_ids: np.ndarray
+    prompt_ids: np.ndarray  # never cut
+    target_ids: np.ndarray  # end of turn included, uncut
 
 
 class Prompts(Sequence[Prompt]):
@@ -120,10 +110,6 @@ class Prompts(Sequence[Prompt]):
         turn: `tpaw_turn`.
         encoded: Row of each prompt, counted from 1, with the token ids of prompt and target.
         folder: Where the file of token ids is made.
-
-    Attributes:
-        prompt_tokens: Number of prompt token ids of each prompt, int32.
-        target_tokens: The same for the targets.
     """
 
     def __init__(
@@ -137,6 +123,7 @@ class Prompts(Sequence[Prompt]):
             self._places.append(number - 1)
             self.ids.append(prompt_id(*both, seen))
             self._tokens.append(*both)
+        # Number of token ids of each prompt and of each target, int32.
         self.prompt_tokens, self.target_tokens = self._tokens.lengths.reshape(-1, 2).T
 
     def __len__(self) -> int:
@@ -171,19 +158,12 @@ class Prompts(Sequence[Prompt]):
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts that all iterations of a run answer.
-
-    Attributes:
-        entry: Where they come from.
-        prompts: The usable ones, in the order of the dataset's rows.
-        bad_rows: The dropped ones.
-        digest: SHA-256 over the ids in order.
-    """
+    """The prompts that all iterations of a run answer."""
 
     entry: Entry
-    prompts: Prompts
-    bad_rows: list[BadRow]
-    digest: str
+    prompts: Prompts  # the usable ones, in the order of the dataset's rows
+    bad_rows: list[BadRow]  # the dropped ones
+    digest: str  # SHA-256 over the ids in order
 
     @property
     def prompt_tokens(self) -> np.ndarray:
@@ -201,13 +181,7 @@ def load_prompts(
 ) -> PromptSet:
     r"""Read `tpaw_prompts` and encode what `tpaw_max_prompts` and `tpaw_prompts_seed` choose of it.
 
-    Args:
-        encoder: Tokenizer and template of the run.
-        model_args: LlamaFactory's model arguments.
-        data_args: LlamaFactory's data arguments (`dataset_dir`, `cutoff_len`, `max_samples`).
-        training_args: The training arguments.
-        tpaw_args: The `tpaw_*` keys.
-        first: For a look at the first rows: encode so many, whatever would be chosen, and refuse no bad row.
+    For a look at the `first` rows so many are encoded, whatever would be chosen, and no bad row is refused.
 
     Raises:
         ConfigError: If the entry is a ranking set or asks for `num_samples`.
@@ -224,9 +198,9 @@ def load_prompts(
         places = array("L", sorted(random.Random(tpaw_args.tpaw_prompts_seed).sample(places, most)))
     limits = Limits(data_args.cutoff_len, tpaw_args.tpaw_min_response, tpaw_args.tpaw_max_bad_rows)
     turn, bad_rows = tpaw_args.tpaw_turn, []
-    read = zip((place + 1 for place in places), read_rows(rows, places), strict=True)
-    read = track(read, f"encoding the prompts of {entry.name}", total=len(places))
-    encoded = encode_rows(read, functools.partial(_encode_row, encoder, limits, turn), bad_rows)
+    read = track(read_rows(rows, places), f"encoding the prompts of {entry.name}", total=len(places))
+    numbered = zip((place + 1 for place in places), read, strict=True)
+    encoded = encode_rows(numbered, functools.partial(_encode_row, encoder, limits, turn), bad_rows)
     prompts = Prompts(rows, turn, encoded, folder if first is None else None)
     if first is None:
         name = f"`tpaw_prompts: {entry.name}` ({entry.path or 'on the hub'})"
@@ -246,27 +220,21 @@ def load_first_prompts(
 
 
 def selection(given: Mapping[str, Any]) -> dict[str, Any]:
-    r"""The keys that settle which prompts there are, for a triplet file's meta.
-
-    Args:
-        given: Keys of a run with their values; one that is absent counts as its default.
-    """
-    defaults = {name: FIELDS[name].default for name in SELECTION if name in FIELDS}
-    return {name: given.get(name, defaults.get(name)) for name in SELECTION}
+    """The keys that settle which prompts there are, for a triplet file's meta; one that is absent has its default."""
+    return {name: given.get(name, FIELDS[name].default if name in FIELDS else None) for name in SELECTION}
 
 
 def _find_prompts(tpaw_args: Any, data_args: Any) -> Entry:
     entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir, "tpaw_prompts")
-    problems = []
+    name, problems = f"`tpaw_prompts: {entry.name}`", []
     if entry.ranking:
         problems.append(
-            f"`tpaw_prompts: {entry.name}` is a ranking set, but prompts come from an SFT set. Name an entry without "
-            "`ranking: true`."
+            f"{name} is a ranking set, but prompts come from an SFT set. Name an entry without `ranking: true`."
         )
     if entry.attributes.get("num_samples") is not None:
         problems.append(
-            f"`tpaw_prompts: {entry.name}` has `num_samples`, which would choose other rows with every `seed`. Remove "
-            "it and set `tpaw_max_prompts`."
+            f"{name} has `num_samples`, which would choose other rows with every `seed`. Remove it and set "
+            "`tpaw_max_prompts`."
         )
     if problems:
         raise ConfigError(problems)

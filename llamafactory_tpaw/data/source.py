@@ -34,17 +34,11 @@ BLOCK_ROWS = 1000
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of `dataset_info.json`.
-
-    Attributes:
-        name: Its key.
-        attributes: Its value.
-        path: The local file or folder it names, or None where it names a hub, a script or a cloud file.
-    """
+    """One entry of `dataset_info.json`."""
 
     name: str
     attributes: dict[str, Any]
-    path: Path | None
+    path: Path | None  # the local file or folder it names; None where it names a hub, a script or a cloud file
 
     @property
     def ranking(self) -> bool:
@@ -86,12 +80,7 @@ def planned_entries(entries: Mapping[str, dict[str, Any]]) -> Iterator[None]:
 
 
 def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
-    r"""Look up an entry.
-
-    Args:
-        name: Its name.
-        dataset_dir: Folder of `dataset_info.json`.
-        key: The key that names it, for messages.
+    r"""Look up the entry that `key` names.
 
     Raises:
         ConfigError: If `dataset_dir` is not a folder with a `dataset_info.json`, or the entry is not in it or wrong.
@@ -114,16 +103,12 @@ def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
             f'"{name}": {example}'
         )
     attributes = info[name]
-    if not isinstance(attributes, dict):
+    if not isinstance(attributes, dict) or not any(isinstance(attributes.get(source), str) for source in SOURCES):
         raise ConfigError(
-            f"`{name}` in {info_path} is {attributes!r}, but must be an object, for example: {example}. Correct it."
+            f"`{name}` in {info_path} must be an object that says where its rows are, with one of "
+            f"{', '.join(SOURCES)} and a text, for example: {example}. Correct it."
         )
     file_name = attributes.get("file_name")
-    if not any(isinstance(attributes.get(source), str) for source in SOURCES):
-        raise ConfigError(
-            f"`{name}` in {info_path} does not say where its rows are: it has none of {', '.join(SOURCES)} with a "
-            f"text, for example: {example}. Correct it."
-        )
     local = file_name is not None and not any(key.endswith("_url") for key in attributes)
     return Entry(name, attributes, Path(dataset_dir) / file_name if local else None)
 
@@ -134,13 +119,7 @@ def triplet_entry(name: str) -> dict[str, Any]:
         "file_name": f"tpaw/{name}.jsonl",
         "formatting": "sharegpt",
         "ranking": True,
-        "columns": {
-            "messages": "conversations",
-            "chosen": "chosen",
-            "rejected": "rejected",
-            "system": "system",
-            "tools": "tools",
-        },
+        "columns": {"messages": "conversations"} | {name: name for name in ("chosen", "rejected", "system", "tools")},
     }
 
 
@@ -160,16 +139,7 @@ def is_triplet_file(path: Path) -> bool:
 
 
 def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any) -> Any:
-    r"""Read an entry through LlamaFactory's loader and converters, in the order of its rows.
-
-    Args:
-        entry: The entry; alpaca, sharegpt or openai format, local or hub.
-        model_args: LlamaFactory's model arguments (hub tokens and cache folder).
-        data_args: LlamaFactory's data arguments; `max_samples` keeps its meaning of the first rows.
-        training_args: The training arguments.
-
-    Returns:
-        The dataset, for `read_rows`, with the rows that no prompt can be made of.
+    r"""Read an entry through LlamaFactory's loader and converters: a dataset for `read_rows`, with the bad rows.
 
     Raises:
         DataError: If the file is absent, empty or not JSON objects (naming the row), lacks a column the entry names,

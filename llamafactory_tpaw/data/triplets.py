@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 META_SCHEMA = 1
 ANEW = "Restore the file, or delete it and its meta file to generate it anew."
-FINISH_REASONS = ("stop", "length")
 # How the identity of a model begins that only a server has.
 SERVED = "served:"
 
@@ -33,31 +32,18 @@ TAG_TO_ROLE = {tag: role for role, tag in ROLE_TO_TAG.items()}
 
 @dataclass(frozen=True)
 class TripletRow:
-    """One row of a triplet file.
+    """One row of a triplet file."""
 
-    Attributes:
-        id: The prompt's id.
-        iteration: Which θ generated it.
-        messages: The prompt's messages, with LlamaFactory's roles.
-        system: System text, empty for the template's default.
-        tools: Tool descriptions, empty for none.
-        target: The SFT response.
-        generated: The generated response's text.
-        finish_reason: `stop` or `length`.
-        generated_ids: The ids as sampled, stop token included; empty where a server gave text only.
-        sample: Which of the prompt's responses this is, from 0 (`tpaw_samples_per_prompt`).
-    """
-
-    id: str
-    iteration: int
-    messages: list[Message]
-    system: str
-    tools: str
-    target: Message
+    id: str  # of the prompt
+    iteration: int  # which θ generated it
+    messages: list[Message]  # the prompt, with LlamaFactory's roles
+    system: str  # empty for the template's default
+    tools: str  # empty for none
+    target: Message  # the SFT response
     generated: str
-    finish_reason: str
-    generated_ids: list[int]
-    sample: int = 0
+    finish_reason: str  # `stop` or `length`
+    generated_ids: list[int]  # as sampled, stop token included; empty where a server gave text only
+    sample: int = 0  # which of the prompt's responses this is (`tpaw_samples_per_prompt`)
 
     @property
     def key(self) -> str:
@@ -73,11 +59,7 @@ class TripletRow:
         return cls(*given, text, finish_reason, [int(token) for token in ids], sample)
 
     def to_json(self, samples: int = 1) -> str:
-        r"""One line of the file: a sharegpt ranking row that LlamaFactory's other stages read as well.
-
-        Args:
-            samples: Responses a prompt has in the file; `sample` is written where there are several.
-        """
+        """One line of a file with so many responses a prompt: a sharegpt ranking row, as other stages read it."""
         row = {
             "id": self.id,
             "iteration": self.iteration,
@@ -94,13 +76,11 @@ class TripletRow:
 
     @classmethod
     def from_json(cls, row: dict[str, Any], where: str) -> TripletRow:
-        r"""Read one line.
-
-        Raises:
-            DataError: If a column is missing or has a value it cannot have; `where` names file and row.
-        """
+        """Read one line; one that is no triplet is a `DataError` with `where`, which names file and row."""
         try:
-            parsed = cls(
+            if row["finish_reason"] not in ("stop", "length"):
+                raise ValueError(f"`finish_reason` is {row['finish_reason']!r}, but must be `stop` or `length`")
+            return cls(
                 id=row["id"],
                 iteration=int(row["iteration"]),
                 messages=[_from_tag(message) for message in row["conversations"]],
@@ -116,79 +96,46 @@ class TripletRow:
             raise DataError(f"{where} is not a triplet: it lacks {error}. {ANEW}") from error
         except (TypeError, ValueError) as error:
             raise DataError(f"{where} is not a triplet: a value is wrong ({error}). {ANEW}") from error
-        if parsed.finish_reason not in FINISH_REASONS:
-            raise DataError(
-                f"{where}: `finish_reason` is {parsed.finish_reason!r}, but must be `stop` or `length`. {ANEW}"
-            )
-        return parsed
 
 
 @dataclass(frozen=True)
 class TripletMeta:
-    """What a triplet file came from, kept beside it as `<name>.meta.json`.
+    """What a triplet file came from, kept beside it as `<name>.meta.json`."""
 
-    Attributes:
-        iteration: Which θ generated it.
-        generator: SHA-256 fingerprint of the generator's weights; of an opponent that only a server has, `served:` and
-            a digest of its name there.
-        generator_path: Where it was, from the file's folder (older files: from the folder of the command). For
-            messages and `lineage`; identity is the fingerprint.
-        tokenizer: Digest of the tokenizer of the run, with which the prompts were encoded.
-        template: Digest of its template.
-        prompts_entry: Entry of the prompts.
-        prompts_digest: SHA-256 over the prompts' ids in order.
-        selection: The keys that settled which rows are prompts.
-        sampling: Sampling settings, `seed` included.
-        cutoff_len: `cutoff_len` under which it was sampled.
-        engine: Name and version of the engine, its dtype, and what else it says of itself.
-        rows: Number of rows.
-        rows_digest: SHA-256 of the file's bytes.
-        counts: How many rows stopped, ran into the limit, equal their target; bad rows; tokens.
-        seconds: Time spent on sampling.
-        created: When the file was finished, UTC.
-        template_name: Name of the template.
-        hardware: Device and processor that sampled.
-        versions: Versions of the packages that matter.
-        samples: Responses a prompt, numbered from 0.
-        failed: Keys of the responses that were allowed to fail, in the order of the file: there is no row for them.
-        ids_digest: SHA-256 over the rows' keys in order; empty where every prompt has its one row, so that
-            `prompts_digest` says it all.
-        opponent: `tpaw_opponent_model`, a path from the file's folder; empty where θ of this iteration generated.
-    """
-
-    iteration: int
+    iteration: int  # which θ generated it
+    # SHA-256 fingerprint of the generator's weights; `served:` and a digest of its name where only a server has it.
     generator: str
+    # Where it was, from the file's folder (older files: from the folder of the command). Identity is the fingerprint.
     generator_path: str
+    # Digests of what the prompts were encoded with: those of the run, also where an opponent has other tokens.
     tokenizer: str
     template: str
     prompts_entry: str
-    prompts_digest: str
-    selection: dict[str, Any]
-    sampling: dict[str, Any]
+    prompts_digest: str  # over the prompts' ids in order
+    selection: dict[str, Any]  # the keys that settled which rows are prompts
+    sampling: dict[str, Any]  # settings, `seed` included
     cutoff_len: int
-    engine: dict[str, Any]
+    engine: dict[str, Any]  # its name, version and dtype, and what else it says of itself
     rows: int
-    rows_digest: str
-    counts: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    created: str = ""
+    rows_digest: str  # SHA-256 of the file's bytes
+    counts: dict[str, int] = field(default_factory=dict)  # rows that stopped, ran into the limit, …; bad rows; tokens
+    seconds: float = 0.0  # spent on sampling
+    created: str = ""  # when the file was finished, UTC
     template_name: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    samples: int = 1
+    samples: int = 1  # responses a prompt, numbered from 0
+    # Keys of the responses that were allowed to fail, in the order of the file: there is no row for them.
     failed: list[str] = field(default_factory=list)
+    # Over the rows' keys in order; empty where every prompt has its one row, so that `prompts_digest` says it all.
     ids_digest: str = ""
-    opponent: str = ""
+    opponent: str = ""  # `tpaw_opponent_model`, a path from the file's folder; empty where θ itself generated
     schema: int = META_SCHEMA
 
     @property
     def prompts(self) -> int:
         """Number of prompts, those included whose responses all failed."""
         return (self.rows + len(self.failed)) // self.samples
-
-
-# Left out of a meta file that has no use for them.
-OPTIONAL = {"samples": 1, "failed": [], "ids_digest": "", "opponent": ""}
 
 
 def row_key(prompt_id: str, sample: int) -> str:
@@ -204,18 +151,14 @@ def meta_path(path: Path) -> Path:
 def write_meta(path: Path, meta: TripletMeta) -> None:
     """Write the meta file of the triplet file `path`; its presence says that the file is whole."""
     content = asdict(meta)
-    for key, default in OPTIONAL.items():
+    for key, default in {"samples": 1, "failed": [], "ids_digest": "", "opponent": ""}.items():
         if content[key] == default:
             del content[key]
     write_json_atomic(meta_path(path), content)
 
 
 def read_meta(path: Path) -> TripletMeta:
-    r"""Read the meta file of the triplet file `path`.
-
-    Raises:
-        DataError: If it is missing, unreadable or of another schema.
-    """
+    """Read the meta file of the triplet file `path`; one that is missing, damaged or too new is a `DataError`."""
     where = meta_path(path)
     if not where.is_file():
         raise DataError(
@@ -259,12 +202,8 @@ def opponent_place(path: Path, meta: TripletMeta) -> str:
 def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[TripletRow]:
     r"""Read a triplet file row by row.
 
-    Args:
-        path: The file.
-        meta: Its meta, to check the file against before the first row.
-
     Raises:
-        DataError: If the file is not the one the meta describes, or a row cannot be read.
+        DataError: If a row cannot be read, or the file is not the one that `meta` describes.
     """
     if meta is not None and digest_file(path) != meta.rows_digest:
         rows = sum(1 for _ in read_triplets(path))  # a row that is broken is named

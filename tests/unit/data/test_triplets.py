@@ -82,7 +82,10 @@ def test_llamafactorys_pairs_have_the_same_tokens(project: Project, template: st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"finish_reason": "eos"}, r"d0, row 7: `finish_reason` is 'eos', but must be `stop` or `length`"),
+        (
+            {"finish_reason": "eos"},
+            r"d0, row 7 is not a triplet: .*`finish_reason` is 'eos', but must be `stop` or `length`",
+        ),
         (
             {"chosen": {"from": "nobody", "value": "x"}},
             r"d0, row 7 is not a triplet: a value is wrong \(`from` is 'nobody', but must be one of human, gpt",
