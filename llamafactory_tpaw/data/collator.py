@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # Which of a batch's sequences are a triplet's target, generated response and y_0.
 RESPONSE_INDICES = ("target_index", "generated_index", "proto_index")
-# Marks an item, and a batch of such items, that only stands in where a process has no triplet left.
-STAND_IN = "stand_in"
+# Marks an item, and a batch of such items, of a process that has no triplet left.
+IS_PADDING = "is_padding"
 # An index of no triplet, of which `TripletDataset` makes such an item.
 PADDING = -1
 # Groups are sorted by length within as many batches as this, so that epochs still differ.
@@ -42,7 +42,7 @@ class TripletDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index == PADDING:
-            return self[self._shortest] | {STAND_IN: True}
+            return self[self._shortest] | {IS_PADDING: True}
         item: dict[str, Any] = {"triplet": self.triplets[index]}
         if self.player_target_logps is not None:
             item["player_target_logps"] = self.player_target_logps[index]
@@ -166,10 +166,10 @@ class TripletCollator:
             The sequences as `lay_out` or `pack` write them; `target_index`, `generated_index` and, with y_0,
             `proto_index`, (B,): which of the S sequences are a triplet's; `truncated` and `equal`, bool (B,);
             `player_target_logps` and `player_generated_logps`, float32 (B, J), where the players are cached. Items
-            that stand in for no triplet are left out; of a batch of nothing else one is kept, with `stand_in`.
+            of padding are left out; of a batch of nothing else one is kept, with `is_padding`.
         """
-        stands_in = all(STAND_IN in feature for feature in features)
-        features = features[:1] if stands_in else [feature for feature in features if STAND_IN not in feature]
+        is_padding = all(IS_PADDING in feature for feature in features)
+        features = features[:1] if is_padding else [feature for feature in features if IS_PADDING not in feature]
         triplets = [feature["triplet"] for feature in features]
         prompts, indices = self._distinct(triplets)
         rows = self.layout.arrange(list(prompts.values()))
@@ -181,8 +181,8 @@ class TripletCollator:
         for key in ("player_target_logps", "player_generated_logps"):
             if key in features[0]:
                 batch[key] = torch.stack([torch.from_numpy(feature[key]) for feature in features])
-        if stands_in:
-            batch[STAND_IN] = torch.ones(())
+        if is_padding:
+            batch[IS_PADDING] = torch.ones(())
         return batch
 
     def _distinct(self, triplets: Sequence[Triplet]) -> tuple[dict[bytes, Row], np.ndarray]:
@@ -207,5 +207,5 @@ class TripletCollator:
 
 
 def count_triplets(batch: Mapping[str, torch.Tensor]) -> int:
-    """How many triplets a batch of `TripletCollator` has; 0 where it only stands in."""
-    return 0 if STAND_IN in batch else len(batch["equal"])
+    """How many triplets a batch of `TripletCollator` has; 0 where all is padding."""
+    return 0 if IS_PADDING in batch else len(batch["equal"])

@@ -11,7 +11,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from ..data.collator import RESPONSE_INDICES, STAND_IN, GroupSampler, ShardedSampler, count_triplets
+from ..data.collator import RESPONSE_INDICES, IS_PADDING, GroupSampler, ShardedSampler, count_triplets
 from ..errors import TpawError
 from ..lf import facade
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
@@ -189,7 +189,7 @@ class TpawTrainer(Trainer):
                 "again from the last checkpoint; with fp16 use `bf16` where the device can."
             ) from error
         metrics, losses = batch_metrics(shown, self.player_names, target, generated, inputs), out.losses
-        if STAND_IN in inputs:  # it takes part in the pass that all processes do together, and counts for nothing
+        if IS_PADDING in inputs:  # it takes part in the pass that all processes do together, and counts for nothing
             metrics, losses = {name: values[:0] for name, values in metrics.items()}, 0.0 * losses
         mode = "train" if model.training else "eval"
         if mode == "eval":
