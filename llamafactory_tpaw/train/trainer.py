@@ -11,7 +11,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from ..data.collator import RESPONSE_INDICES, IS_PADDING, GroupSampler, ShardedSampler, count_triplets
+from ..data.collator import IS_PADDING, RESPONSE_INDICES, GroupSampler, ShardedSampler, count_triplets
 from ..errors import TpawError
 from ..lf import facade
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss

@@ -13,8 +13,8 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
 from llamafactory_tpaw.data.collator import (
-    PADDING,
     IS_PADDING,
+    PADDING,
     GroupSampler,
     ShardedSampler,
     TripletCollator,
