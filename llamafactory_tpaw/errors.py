@@ -72,12 +72,19 @@ class Findings:
     Each check runs under `note()`. Leaving the `with` of the findings raises what was noted, together with an error
     that kept the rest from being checked.
 
+    Attributes:
+        errors: What ends the run.
+        warnings: What may go wrong, but need not.
+        remarks: What is good to know.
+
     Raises:
-        TpawError: Of the kind of the errors where they are of one kind, else a `ConfigError`.
+        TpawError: Of the kind with the smallest exit code: settings first, since the rest depends on them.
     """
 
     def __init__(self) -> None:
         self.errors: list[TpawError] = []
+        self.warnings: list[str] = []
+        self.remarks: list[str] = []
 
     @contextlib.contextmanager
     def note(self) -> Iterator[None]:
@@ -92,15 +99,24 @@ class Findings:
         if problems:
             self.errors.append(kind(problems))
 
+    @property
+    def problems(self) -> dict[str, int]:
+        """Every problem, once, with its exit code."""
+        return {problem: error.exit_code for error in self.errors for problem in error.problems}
+
+    @property
+    def exit_code(self) -> int:
+        """The smallest of the errors, 0 for none."""
+        return min(self.problems.values(), default=0)
+
     def raise_noted(self) -> None:
         """Raise what was noted so far, where what comes next needs that all is well."""
-        errors, self.errors = self.errors, []
+        errors, problems = self.errors, list(self.problems)
+        self.errors = []
         if len(errors) == 1:
             raise errors[0]
         if errors:
-            kinds = {type(error) for error in errors}
-            problems = dict.fromkeys(problem for error in errors for problem in error.problems)
-            raise (kinds.pop() if len(kinds) == 1 else ConfigError)(list(problems)) from errors[0]
+            raise type(min(errors, key=lambda error: error.exit_code))(problems) from errors[0]
 
     def __enter__(self) -> "Findings":
         return self

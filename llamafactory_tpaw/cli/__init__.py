@@ -12,8 +12,7 @@ from pathlib import Path
 from ..errors import EXIT_CODES, ConfigError, DataError, EnvironmentProblem, TpawError
 from ..hook import bootstrap
 from ..lf import signals
-from ..lf.failures import explained, settings_in
-from ..lf.reporting import report
+from ..lf.failures import explained
 from .parsers import COMMANDS, build_parsers
 
 
@@ -36,17 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in AS_LLAMAFACTORY and not rest:
         parsers[name].error("a run file is needed, and none was given")
     try:
-        with signals.raise_on_signals(), explained(lambda: settings_in(rest)):
+        with signals.raise_on_signals(), explained({}):
             if name in AS_LLAMAFACTORY:
                 code = AS_LLAMAFACTORY[name](rest)
             else:
                 code = PARSED[name](parsers[name].parse_intermixed_args(rest))
         sys.stdout.flush()
         return code or 0
-    except TpawError as error:
-        return report(error)
-    except KeyboardInterrupt as stop:
-        return signals.report(stop)
+    except (TpawError, KeyboardInterrupt) as error:
+        return signals.report(error)
     except BrokenPipeError:
         # What reads the output, such as `head`, has closed it. Python would fail again when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,43 +75,36 @@ def _init(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    import psutil
-
     from .output import quiet_libraries, tell_check
 
     bootstrap.activate()
     with quiet_libraries() as show:
         result = importlib.import_module("llamafactory_tpaw.runs.check").check(
-            [arguments.run_file, *arguments.overrides],
-            with_model=arguments.model,
-            started=psutil.Process().create_time(),
-            say=show,
+            [arguments.run_file, *arguments.overrides], with_model=arguments.model, say=show
         )
     if arguments.json:
         print(json.dumps(result.as_dict(), indent=2))
     else:
         tell_check(result)
-    return result.report.exit_code
+    return result.findings.exit_code
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from .output import tell_progress, tell_stop, tell_summary
 
-    signals.end_with_parent()
     bootstrap.activate()
-    playlist = importlib.import_module("llamafactory_tpaw.runs.playlist")
-    loop = importlib.import_module("llamafactory_tpaw.runs.player_loop")
-    files, overrides = playlist.split_words(arguments.words)
+    loop = importlib.import_module("llamafactory_tpaw.runs.loop")
+    files, overrides = loop.split_words(arguments.words)
     if not files:
         raise ConfigError(f"No run file is given, only {' '.join(overrides)}. Name the YAML files to play, in order.")
-    items = playlist.read_playlist(files, overrides)
+    items = loop.read_items(files, overrides)
     stream = sys.stderr if arguments.json else sys.stdout
-    play = loop.Play(items, lambda index, text: tell_progress(play.outcomes, index, text, stream), arguments.json)
+    play = loop.Play(items, lambda index, text: tell_progress(items, index, text, stream), arguments.json)
     try:
         play.play()
     finally:
-        tell_summary([loop.summarize(outcome) for outcome in play.outcomes], arguments.json)
-        tell_stop(play.outcomes, [*arguments.words, *(["--json"] if arguments.json else [])])
+        tell_summary([loop.summarize(item) for item in items], arguments.json)
+        tell_stop(items, [*arguments.words, *(["--json"] if arguments.json else [])])
     return play.exit_code
 
 

@@ -55,14 +55,10 @@ def quiet_libraries() -> Iterator[Callable[[str], None]]:
 def tell_check(result: Any) -> None:
     """Print the findings of `check` and its estimates."""
     output = _console()
-    for finding in result.report.findings:
-        output.print(Text.assemble((f"{finding.level}: ", STYLES[finding.level]), finding.message))
-    if result.step_zero is not None:
-        zero = result.step_zero
-        output.print(
-            f"Step 0: policy and newest player differ by at most {zero.largest:.3g} nats over {zero.responses} "
-            f"responses, a reward of {zero.reward:.3g}; rounding allows {zero.allowed:.3g} nats."
-        )
+    for level, _, message in result.lines:
+        output.print(Text.assemble((f"{level}: ", STYLES[level]), message))
+    if result.measured is not None and result.measured.reward is not None:
+        output.print(f"Step 0: the newest player's target reward is {result.measured.reward:.3g}.")
     device = result.device
     on = f" ({device.name}: {device.total / 2**30:.1f} GiB)" if device else ""
     tables = {f"Memory for {part}{on}": figures for part, figures in result.memory.items()}
@@ -71,15 +67,15 @@ def tell_check(result: Any) -> None:
             output.print(title)
         for figure in figures:
             output.print(Text(f"  {figure.name}: {figure.readable()} ({figure.how})"))
-    errors, warnings = len(result.report.errors), len(result.report.warnings)
+    errors, warnings = len(result.findings.problems), len(result.findings.warnings)
     output.print(f"{errors} error{'s' if errors != 1 else ''}, {warnings} warning{'s' if warnings != 1 else ''}.")
 
 
-def tell_progress(outcomes: Sequence[Any], index: int, text: str, stream: TextIO) -> None:
+def tell_progress(items: Sequence[Any], index: int, text: str, stream: TextIO) -> None:
     """Print a line on what becomes of a run file, before the child's own output."""
-    outcome = outcomes[index]
-    took = f" ({duration(outcome.seconds)})" if outcome.seconds else ""
-    print(f"[{index + 1}/{len(outcomes)}] {outcome.item.file}: {text}{took}", file=stream, flush=True)
+    item = items[index]
+    took = f" ({duration(item.seconds)})" if item.seconds else ""
+    print(f"[{index + 1}/{len(items)}] {item.file}: {text}{took}", file=stream, flush=True)
 
 
 def tell_summary(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -102,19 +98,19 @@ def tell_summary(rows: list[dict[str, Any]], as_json: bool) -> None:
     _print_trimmed(table)
 
 
-def tell_stop(outcomes: Sequence[Any], words: Sequence[str]) -> None:
+def tell_stop(items: Sequence[Any], words: Sequence[str]) -> None:
     """Say on stderr which run file stopped the others, and which command goes on; nothing where all are done."""
-    index = next((index for index, outcome in enumerate(outcomes) if not outcome.is_done), None)
+    index = next((index for index, item in enumerate(items) if not item.is_done), None)
     if index is None:
         return
-    stopped = outcomes[index]
+    stopped = items[index]
     what = f"{stopped.status} after {duration(stopped.seconds)}"
-    kept = f"{sum(outcome.is_done for outcome in outcomes)} of {len(outcomes)} run files are done."
+    kept = f"{sum(item.is_done for item in items)} of {len(items)} run files are done."
     if stopped.exit_code:
         what += f" with exit code {stopped.exit_code}"
         command = shlex.join(["llamafactory-tpaw", "run", *words])
         kept += f" What is done is kept; once this is mended, the same command continues: {command}"
-    for line in (f"[{index + 1}/{len(outcomes)}] {stopped.item.file}: {what}. {stopped.reason}".rstrip(), kept):
+    for line in (f"[{index + 1}/{len(items)}] {stopped.file}: {what}. {stopped.reason}".rstrip(), kept):
         sys.stderr.write(f"llamafactory-tpaw: {line}\n")
 
 

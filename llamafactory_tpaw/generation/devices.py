@@ -17,12 +17,10 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..data.progress import SILENT
 from ..errors import GenerationError
-from ..lf.logs import get_logger
 from ..lf.signals import end_like_child, exit_code, started_child
 from .base import Response, ignore, units_left
-from .share import SHARE, Share
+from .share import Share
 
 
 if TYPE_CHECKING:
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from .base import Answers, PromptRequests
 
 READ_BYTES = 1 << 16
-
-logger = get_logger(__name__)
 
 
 def devices_in_sight(environment: Mapping[str, str]) -> list[str]:
@@ -56,7 +52,7 @@ class DeviceEngine:
     Args:
         name: Of the engine in the processes.
         version: Of it.
-        command: Starts a process that calls `share.answer_parent`.
+        hand: Writes the plan for a process that is to call `share.answer_parent`, and returns its file.
         file: The round's file, by which the process knows its round.
         job: Digest of what is generated, in which the processes must agree with this one.
         devices: A value of `CUDA_VISIBLE_DEVICES` for each process.
@@ -67,7 +63,7 @@ class DeviceEngine:
         self,
         name: str,
         version: str,
-        command: Sequence[str],
+        hand: Callable[..., contextlib.AbstractContextManager[str]],
         file: str,
         job: str,
         devices: Sequence[str],
@@ -75,7 +71,7 @@ class DeviceEngine:
     ) -> None:
         self.name = name
         self.version = version
-        self.command = command
+        self.hand = hand
         self.file = file
         self.job = job
         self.devices = devices
@@ -121,9 +117,10 @@ class DeviceEngine:
         own, others = socket.socketpair()
         stack.callback(own.close)
         with others:
-            share = json.dumps(asdict(Share(self.file, others.fileno())))
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device, SHARE: share, SILENT: "1"}
-            started = started_child(self.command, environment, pass_fds=[others.fileno()])
+            plan_file = stack.enter_context(self.hand(share=asdict(Share(self.file, others.fileno()))))
+            command = [sys.executable, "-m", "llamafactory_tpaw", "generate", plan_file]
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+            started = started_child(command, environment, pass_fds=[others.fileno()])
             return _Child(stack.enter_context(started), own, device)
 
     def _compare(self, job: str, child: _Child) -> None:
@@ -172,7 +169,7 @@ class _Child:
 
     def check_end(self) -> None:
         """Wait for the process and end as it did, unless it was done."""
-        end_like_child(exit_code(self.process), logger.warning_rank0)
+        end_like_child(exit_code(self.process), "generates")
         if self._busy:
             raise GenerationError(
                 f"The process for device {self.device} ended before it had answered. What is done is kept: the same "
@@ -185,8 +182,3 @@ def _terminate(children: Sequence[_Child]) -> None:
     for child in children:
         if child.process.poll() is None:
             child.process.terminate()
-
-
-def command_for(argv: Sequence[str]) -> list[str]:
-    """The command that generates by a run file and its overrides."""
-    return [sys.executable, "-m", "llamafactory_tpaw", "generate", *argv]

@@ -20,7 +20,7 @@ from ..team.manifest import hardware
 from ..team.members import Team, load_opponent, load_team, served_identity
 from ..team.sharding import autocast_dtype
 from .base import EngineContext, SamplingSettings, ignore
-from .devices import DeviceEngine, command_for
+from .devices import DeviceEngine
 from .hf import HfEngine
 from .share import answer_parent
 from .workflow import Job, run_job
@@ -28,6 +28,7 @@ from .workflow import Job, run_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from ..arguments.parsed import RunArguments
     from ..data.prompts import PromptSet
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from ..data.triplets import TripletMeta
     from .base import Engine, Request, Response
     from .share import Share
+
+    Hand = Callable[..., AbstractContextManager[str]]
 
 logger = get_logger(__name__)
 
@@ -53,14 +56,14 @@ class _OutOfMemoryAdvice(HfEngine):
 
 
 def generate_round(
-    run: RunArguments, round_: Round, argv: Sequence[str] = (), devices: Sequence[str] = ()
+    run: RunArguments, round_: Round, hand: Hand | None = None, devices: Sequence[str] = ()
 ) -> TripletMeta:
     r"""Sample D_t from θ_t, or from the model that stands in for it, and write its files.
 
     Args:
         run: The run's arguments, parsed for one process.
         round_: The round whose file is missing or half done.
-        argv: The command line's run file and overrides, for processes on further devices.
+        hand: Writes the plan for a process on a further device, and returns its file.
         devices: The devices in sight, as `CUDA_VISIBLE_DEVICES` names them.
 
     Raises:
@@ -68,7 +71,7 @@ def generate_round(
             sampling fails.
     """
     job, context = _prepare(run, round_, devices)
-    meta = run_job(job, lambda: _make_engine(job, context, argv))
+    meta = run_job(job, lambda: _make_engine(job, context, hand))
     logger.info_rank0(
         f"{round_.path}: {meta.rows} triplets of {context.name}, {meta.counts['stop']} ended, "
         f"{meta.counts['length']} ran into the limit, {meta.counts['equal']} equal their target."
@@ -142,7 +145,7 @@ def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[
     return job, context
 
 
-def _make_engine(job: Job, context: EngineContext, argv: Sequence[str]) -> Engine:
+def _make_engine(job: Job, context: EngineContext, hand: Hand | None) -> Engine:
     args = context.run.finetuning
     if args.tpaw_engine != HfEngine.name:
         from .client import make_engine
@@ -153,7 +156,7 @@ def _make_engine(job: Job, context: EngineContext, argv: Sequence[str]) -> Engin
     return DeviceEngine(
         HfEngine.name,
         HfEngine.version,
-        command_for(argv),
+        hand,
         str(job.round.path),
         digest_json(job.identity()),
         context.devices,

@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from .base import PromptRequests, Request, Response
-
-# Set for a process that generates a part of a round.
-SHARE = "LLAMAFACTORY_TPAW_SHARE"
 
 
 @dataclass(frozen=True)
@@ -24,12 +21,6 @@ class Share:
 
     file: str
     channel: int
-
-    @classmethod
-    def given(cls, environment: Mapping[str, str]) -> Share | None:
-        """Read it from the environment; None in a process that is no child of this kind."""
-        value = environment.get(SHARE)
-        return None if value is None else cls(**json.loads(value))
 
 
 def answer_parent(

@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from ..arguments.fields import TpawArguments
 from ..errors import ConfigError
+from ..lf.given import STAGE
 from ..lf.status import check
 
 
-STAGE = "tpaw"
 BACKENDS = ("use_hyper_parallel", "use_mca", "use_megatron_bridge")
 BACKEND_PROBLEM = (
     "`{key}` is true, but stage `tpaw` trains with transformers' Trainer only. "

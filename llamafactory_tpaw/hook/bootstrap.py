@@ -7,7 +7,6 @@ from pathlib import Path
 
 from .. import _hook
 from ..errors import ConfigError
-from ..lf.signals import end_with_parent
 from ..lf.status import PACKAGE
 from . import start
 
@@ -34,7 +33,6 @@ def activate() -> None:
 
 def train(arguments: list[str]) -> None:
     """Do what `llamafactory-cli train` does with these arguments."""
-    end_with_parent()
     activate()
     sys.argv = ["llamafactory-cli", "train", *arguments]
     from llamafactory.cli import main

@@ -7,20 +7,20 @@ checks saw stage `tpaw`, the arguments travel to `run_ppo` as stage `ppo` with a
 accident: it needs a reward model.
 """
 
-import contextlib
 import functools
-import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from ..errors import ConfigError, TpawError
-from ..lf import facade, failures, given, signals
-from ..lf.reporting import report
+from ..lf import given
+from ..lf.failures import explained
+from ..lf.given import STAGE
+from ..lf.signals import raise_on_signals, report
 from ..lf.status import check_function, missing_message, require_seams
 from . import ranks
-from .arguments import STAGE, backend_problems
+from .arguments import backend_problems
 
 
 CARRIER = "ppo"
@@ -51,11 +51,10 @@ def guard_tuner(module: ModuleType) -> None:
         return
 
     @functools.wraps(original)
-    def run_exp(*positional: Any, **named: Any) -> Any:
-        args = positional[0] if positional else named.get("args")
-        if given.stage_of(sys.argv[1:] if args is None else args) == STAGE:
+    def run_exp(args: Any = None, *rest: Any, **named: Any) -> Any:
+        if _ours(sys.argv[1:] if args is None else args) is not None:
             raise ConfigError(missing_message() or "Stage `tpaw` is not available.")
-        return original(*positional, **named)
+        return original(args, *rest, **named)
 
     module.run_exp = run_exp
 
@@ -70,19 +69,20 @@ def extend_launcher(module: ModuleType) -> None:
 
     @functools.wraps(original)
     def launch() -> Any:
-        arguments = sys.argv[2:]
+        command, arguments = sys.argv[1:2], sys.argv[2:]
         try:
-            if sys.argv[1:2] != ["train"] or _asks_help(arguments) or given.stage_of(arguments) != STAGE:
+            settings = _ours(arguments) if command == ["train"] else None
+            if settings is None:
                 return original()
-            with (
-                signals.reported(),
-                failures.explained(lambda: failures.settings_in(arguments)),
-                _prepared(arguments),
-                ranks.collect_error(),
-                ranks.watched_torchrun(module),
-            ):
-                return original()
-        except TpawError as error:
+            _require_backend()
+            from ..runs.launcher import prepared
+
+            file = arguments[0] if arguments[0].endswith(given.FILE_ENDINGS) else ""
+            with raise_on_signals(), explained(settings), prepared(settings, file) as plan_file:
+                sys.argv[2:] = [plan_file]  # what LlamaFactory reads, here or in the processes that it starts
+                with ranks.awaited(module, plan_file):
+                    return original()
+        except (TpawError, KeyboardInterrupt) as error:
             sys.exit(report(error))
 
     module.launch = launch
@@ -98,48 +98,36 @@ def extend_v1_launcher(module: ModuleType) -> None:
 
     @functools.wraps(original)
     def launch() -> Any:
-        arguments = sys.argv[2:]
-        if sys.argv[1:2] == ["train"] and not _asks_help(arguments) and given.stage_of(arguments) == STAGE:
+        if sys.argv[1:2] == ["train"] and _ours(sys.argv[2:]) is not None:
             sys.exit(report(ConfigError("USE_V1 is set, but its trainers do not know stage `tpaw`. Unset USE_V1.")))
         return original()
 
     module.launch = launch
 
 
-@contextlib.contextmanager
-def _prepared(arguments: list[str]) -> Iterator[None]:
+def _ours(args: Any) -> dict[str, Any] | None:
+    """What was given where it asks for this stage, and not for help."""
+    asks_help = isinstance(args, list) and ("-h" in args or "--help" in args)
+    return None if asks_help else given.read_if_ours(args)
+
+
+def _require_backend() -> None:
     require_seams()
-    if arguments[0].endswith(".json"):
-        raise ConfigError(
-            f"{arguments[0]} is a JSON file, which LlamaFactory cannot read as a run file. "
-            "JSON is YAML too: give the file a name that ends with `.yaml`."
-        )
-    _refuse_backend_switch()
-    with _iteration_launcher().prepare(arguments):
-        yield
-
-
-def _iteration_launcher() -> ModuleType:
-    return importlib.import_module("llamafactory_tpaw.runs.launcher")
-
-
-def _asks_help(args: Any) -> bool:
-    return isinstance(args, list) and ("-h" in args or "--help" in args)
-
-
-def _refuse_backend_switch() -> None:
-    if given.is_on("USE_MCA"):
-        raise ConfigError("USE_MCA is set, but stage `tpaw` trains with transformers' Trainer only. Unset USE_MCA.")
+    for variable in ("USE_MCA", "USE_MEGATRON_BRIDGE"):
+        if given.is_on(variable):
+            raise ConfigError(
+                f"{variable} is set, but stage `tpaw` trains with transformers' Trainer only. Unset {variable}."
+            )
 
 
 def _wrap_run_exp(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def run_exp(*positional: Any, **named: Any) -> Any:
-        args = positional[0] if positional else named.get("args")
-        if not ranks.is_rank() or given.stage_of(sys.argv[1:] if args is None else args) != STAGE:
-            return original(*positional, **named)
-        with ranks.as_rank():
-            return original(*positional, **named)
+    def run_exp(args: Any = None, callbacks: Any = None) -> Any:
+        settings = _ours(sys.argv[1:] if args is None else args) if ranks.is_rank() else None
+        if settings is None:
+            return original(args, callbacks)
+        with ranks.as_rank(settings.get(given.HANDED)):
+            return original(settings, callbacks)
 
     return run_exp
 
@@ -147,28 +135,28 @@ def _wrap_run_exp(original: Callable[..., Any]) -> Callable[..., Any]:
 def _wrap_get_train_args(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def get_train_args(args: dict[str, Any] | list[str] | None = None) -> Any:
-        resolved = sys.argv[1:] if args is None else args
-        if _asks_help(resolved) or given.stage_of(resolved) != STAGE:
+        found = _ours(sys.argv[1:] if args is None else args)
+        if found is None:
             return _refuse_unseen_stage(original(args))
-        with ranks.record_error(), failures.explained(lambda: given.read_given(resolved)):
-            return _parse(original, facade.read_args() if args is None else args)
+        settings, handed = given.take_handed(found)
+        with ranks.recorded(handed), explained(settings):
+            return _parse(original, settings, handed)
 
     return get_train_args
 
 
-def _parse(original: Callable[..., Any], settings: dict[str, Any] | list[str]) -> Any:
+def _parse(original: Callable[..., Any], settings: dict[str, Any], handed: dict[str, Any] | None) -> Any:
     """Check, let LlamaFactory parse stage `tpaw`, and load the parsed arguments onto the carrier."""
-    require_seams()
-    _refuse_backend_switch()
-    settings_given = given.read_given(settings)
-    parsed = original(_iteration_launcher().before_parse(settings))
+    from ..runs.launcher import before_training
+
+    _require_backend()
+    parsed = original(before_training(settings, handed))
     finetuning_args = parsed[FINETUNING_ARGS]
     if problems := backend_problems(finetuning_args):
         raise ConfigError(problems)
-    if finetuning_args.stage == STAGE:
-        finetuning_args.tpaw_given = settings_given  # what `tpaw.json` records: no defaults
-        finetuning_args.stage = CARRIER
-        setattr(finetuning_args, MARK, True)
+    finetuning_args.tpaw_given = settings  # what `tpaw.json` records: no defaults
+    finetuning_args.stage = CARRIER
+    setattr(finetuning_args, MARK, {"handed": handed})
     return parsed
 
 
@@ -183,20 +171,16 @@ def _wrap_run_ppo(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def run_ppo(*args: Any, **named: Any) -> Any:
         finetuning_args = args[FINETUNING_ARGS] if len(args) > FINETUNING_ARGS else named.get("finetuning_args")
-        if not getattr(finetuning_args, MARK, False):
+        mark = getattr(finetuning_args, MARK, None)
+        if mark is None:
             return original(*args, **named)
+        from ..runs.launcher import hold_output
+        from ..train.workflow import run_tpaw
+
         finetuning_args.stage = STAGE
         delattr(finetuning_args, MARK)
-        with (
-            ranks.record_error(),
-            failures.explained(lambda: _flat([*args, *named.values()])),
-            _iteration_launcher().hold_output(finetuning_args.tpaw_given),
-        ):
-            return importlib.import_module("llamafactory_tpaw.train.workflow").run_tpaw(*args, **named)
+        settings, handed = finetuning_args.tpaw_given, mark["handed"]
+        with ranks.recorded(handed), explained(settings), hold_output(settings, handed):
+            return run_tpaw(*args, **named)
 
     return run_ppo
-
-
-def _flat(groups: list[Any]) -> dict[str, Any]:
-    """The keys of LlamaFactory's groups of arguments in one dict."""
-    return {key: value for group in groups if hasattr(group, "__dict__") for key, value in vars(group).items()}

@@ -1,73 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that torchrun starts for a command: how they agree, and how what ends one reaches the command.
-
-torchrun itself ends with 1, whatever happened.
-"""
-
-from __future__ import annotations
+"""How what ends a training process reaches the command that waits for it: torchrun ends with 1, whatever happened."""
 
 import contextlib
-import functools
 import json
 import os
-import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from subprocess import CalledProcessError
 from types import ModuleType
 from typing import Any
 
-from ..errors import INTERRUPTED, TERMINATED, ConfigError, TpawError
+from ..errors import INTERRUPTED, TERMINATED, TpawError
 from ..lf import signals
 
 
-# Set by the command for the processes that it starts: the file in which one of them writes its error.
-ERROR_FILE = "LLAMAFACTORY_TPAW_ERROR_FILE"
-FAILURE_ENDING = ".failure"
-TORCHRUN = "llamafactory_tpaw.hook.torchrun"
-DECISION = "llamafactory_tpaw/decision"
-
-
-@dataclass(frozen=True)
-class Failure:
-    r"""How the first of the ranks that failed ended.
-
-    Attributes:
-        rank: Its number among all, from 0.
-        exit_code: As `subprocess` has it: -n where signal n ended it.
-        pid: Its process.
-        host: Where.
-    """
-
-    rank: int
-    exit_code: int
-    pid: int
-    host: str
-
-    @property
-    def by_signal(self) -> int | None:
-        """The signal that ended it, unless it was one that asks."""
-        number = -self.exit_code
-        return number if number > 0 and number not in (signal.SIGTERM, signal.SIGINT) else None
-
-    def explain(self) -> TpawError:
-        """Return the error of the command."""
-        who = f"Rank {self.rank} (process {self.pid} on {self.host})"
-        kept = "All ranks were ended. What is done is kept: the same command continues."
-        if self.by_signal is None:
-            error = TpawError(f"{who} failed with exit code {self.exit_code}; its output above says why. {kept}")
-            error.exit_code = max(self.exit_code, 1)
-            return error
-        error = TpawError(
-            f"{who} was ended by signal {self.by_signal}. Signal 9 without your doing is the system's want of memory. "
-            f"{kept}"
-        )
-        error.exit_code = 128 + self.by_signal
-        return error
+ERROR_FILE = "error.json"
 
 
 def is_rank() -> bool:
@@ -76,127 +24,71 @@ def is_rank() -> bool:
 
 
 @contextlib.contextmanager
-def record_error() -> Iterator[None]:
-    """In a training process: leave a user's error, or a stop, in the command's file, and pass it on."""
-    try:
-        yield
-    except TpawError as error:
-        _leave(error.problems, error.exit_code)
-        raise
-    except KeyboardInterrupt as stop:
-        _leave([], TERMINATED if isinstance(stop, signals.Terminated) else INTERRUPTED)
-        raise
-
-
-@contextlib.contextmanager
-def collect_error() -> Iterator[None]:
-    """In the command: raise the error that a training process left instead of torchrun's failure."""
-    before = os.environ.get(ERROR_FILE)
-    with tempfile.TemporaryDirectory(prefix="llamafactory-tpaw-") as folder:
-        path = Path(folder) / "error.json"
-        os.environ[ERROR_FILE] = str(path)
-        try:
-            yield
-        except CalledProcessError as failure:
-            found = _collected(path)
-            if found is None:
-                raise
-            raise found from failure
-        finally:
-            if before is None:
-                del os.environ[ERROR_FILE]
-            else:
-                os.environ[ERROR_FILE] = before
-
-
-def leave_failure(failure: Failure) -> None:
-    """In torchrun: say to the command which rank failed."""
-    path = os.environ.get(ERROR_FILE)
-    if path and Path(path).parent.is_dir():
-        Path(path + FAILURE_ENDING).write_text(json.dumps(asdict(failure)), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def as_rank() -> Iterator[None]:
+def as_rank(handed: Mapping[str, Any] | None) -> Iterator[None]:
     r"""In a process that torchrun started: end as a command ends, with one message and no traceback.
 
-    Where the command waits it tells the error itself, and this process ends with torchrun.
+    Args:
+        handed: What the command handed over, which then tells the message; None where there is none.
 
     Raises:
-        SystemExit: Then.
+        SystemExit: With the exit code of the error or the signal.
     """
     signals.end_with_parent()
-    _forget_earlier_attempts()
+    if handed and os.environ["RANK"] == "0":
+        Path(handed["folder"], ERROR_FILE).unlink(missing_ok=True)  # of an attempt before torchrun's restart
     try:
-        with signals.raise_on_signals(), record_error():
+        with signals.raise_on_signals(), recorded(handed):
             yield
-    except KeyboardInterrupt as stop:
-        silent = os.environ.get("RANK") != "0"
-        raise SystemExit(signals.report(stop, silent)) from None
-    except TpawError as error:
-        if not signals.is_waited_for():
-            for problem in error.problems:
-                sys.stderr.write(f"llamafactory-tpaw: rank {os.environ.get('RANK')}: {problem}\n")
-        raise SystemExit(error.exit_code) from None
+    except (TpawError, KeyboardInterrupt) as error:
+        silent = handed or (isinstance(error, KeyboardInterrupt) and os.environ["RANK"] != "0")
+        raise SystemExit(_code(error) if silent else signals.report(error)) from None
 
 
 @contextlib.contextmanager
-def watched_torchrun(launcher: ModuleType) -> Iterator[None]:
-    """Let LlamaFactory's launcher start `torchrun` as this package does."""
+def recorded(handed: Mapping[str, Any] | None) -> Iterator[None]:
+    """In a training process: leave a user's error, or a stop, where the command finds it, and pass it on."""
+    try:
+        yield
+    except (TpawError, KeyboardInterrupt) as error:
+        path = Path(handed["folder"] if handed else "", ERROR_FILE)
+        if handed and path.parent.is_dir():
+            record = {"problems": getattr(error, "problems", []), "exit_code": _code(error)}
+            own = path.with_name(f"{ERROR_FILE}.{os.getpid()}")
+            own.write_text(json.dumps(record), encoding="utf-8")
+            with contextlib.suppress(FileExistsError):
+                os.link(own, path)  # the first error counts: the others' may come of it
+            own.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def awaited(launcher: ModuleType, plan_file: str) -> Iterator[None]:
+    r"""In the command: let torchrun's processes save before they end, and raise what one of them left.
+
+    Args:
+        launcher: LlamaFactory's module that starts torchrun.
+        plan_file: What the training processes were handed.
+    """
     launcher.subprocess = _Subprocess()
     try:
         yield
+    except Exception as failure:
+        path = Path(plan_file).with_name(ERROR_FILE)
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if not record["problems"]:
+                raise signals.Terminated if record["exit_code"] == TERMINATED else KeyboardInterrupt from None
+            error = TpawError(record["problems"])
+            error.exit_code = record["exit_code"]
+            raise error from failure
+        if isinstance(failure, subprocess.CalledProcessError):
+            raise TpawError(
+                f"torchrun ended with exit code {failure.returncode}; its output above says which rank failed first "
+                "and how. What is done is kept: the same command continues."
+            ) from failure
+        raise
     finally:
         launcher.subprocess = subprocess
-
-
-def decided_once(decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    r"""Have the first of the training processes decide, and all of them do what it decided.
-
-    Args:
-        decide: Returns what JSON can hold. Alone, the process decides for itself.
-
-    Raises:
-        TpawError: In every process, if deciding raised one.
-        SystemExit: In the same way.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        return decide()
-    key = f"{DECISION}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if os.environ["RANK"] != "0":
-        return _obey(json.loads(_store().get(key)))
-    answer: dict[str, Any] = {"exit_code": 1, "problems": ["The first training process failed; it says why."]}
-    try:
-        decision = decide()
-        answer = {"decision": decision}
-        return decision
-    except TpawError as error:
-        answer = {"exit_code": error.exit_code, "problems": error.problems}
-        raise
-    except SystemExit as stop:
-        answer = {"exit_code": stop.code, "problems": []}
-        raise
-    finally:
-        _store().set(key, json.dumps(answer))
-
-
-def _obey(answer: dict[str, Any]) -> dict[str, Any]:
-    if "decision" in answer:
-        return answer["decision"]
-    if not answer["problems"]:
-        raise SystemExit(answer["exit_code"])
-    error = ConfigError(answer["problems"])
-    error.exit_code = answer["exit_code"]
-    raise error
-
-
-@functools.cache
-def _store() -> Any:
-    """The store at which the processes meet; kept, since the first process may be its server."""
-    from torch.distributed import rendezvous
-
-    store, _, _ = next(rendezvous("env://"))
-    return store
 
 
 class _Subprocess:
@@ -205,59 +97,20 @@ class _Subprocess:
     def __getattr__(self, name: str) -> Any:
         return getattr(subprocess, name)
 
-    def run(
-        self, command: Sequence[str], env: Mapping[str, str] | None = None, check: bool = False, **named: Any
-    ) -> Any:
-        """Run `torchrun` so that signals and failures of its ranks are seen to; anything else as ever."""
-        if command[0] != "torchrun":
-            return subprocess.run(command, env=env, check=check, **named)
-        words = [sys.executable, "-m", TORCHRUN, *command[1:]]
-        code = signals.run_child(words, os.environ if env is None else env, signals.SAVING_S, **named)
+    def run(self, command: Sequence[str], env: Mapping[str, str] | None = None, check: bool = False) -> Any:
+        """Run `torchrun` in this interpreter's environment, so that its ranks are asked to end before it is."""
+        environment = dict(os.environ if env is None else env)
+        if environment.get("MAX_RESTARTS", "0") != "0":
+            # Ranks that are started again would meet in the store of the first ones, and read where those were.
+            environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+        words = [sys.executable, "-m", "torch.distributed.run", *command[1:]]
+        code = signals.run_child(words, environment, patience_s=signals.SAVING_S, through=True)
         if code and check:
-            raise CalledProcessError(code, command)
+            raise subprocess.CalledProcessError(code, command)
         return subprocess.CompletedProcess(command, code)
 
 
-def _leave(problems: list[str], exit_code: int) -> None:
-    """The first error counts: the others' may come of it."""
-    path = os.environ.get(ERROR_FILE)
-    if not path or not Path(path).parent.is_dir():
-        return
-    own = Path(f"{path}.{os.getpid()}")
-    record = {"problems": problems, "exit_code": exit_code, "attempt": _attempt(), "rank": os.environ.get("RANK")}
-    own.write_text(json.dumps(record), encoding="utf-8")
-    with contextlib.suppress(FileExistsError):
-        os.link(own, path)
-    own.unlink()
-
-
-def _collected(path: Path) -> BaseException | None:
-    """What ended the ranks: a signal that killed one, an error, a stop, or what only its output tells."""
-    left = Path(str(path) + FAILURE_ENDING)
-    failure = Failure(**json.loads(left.read_text(encoding="utf-8"))) if left.is_file() else None
-    if failure is not None and failure.by_signal is not None:
-        return failure.explain()
-    if path.is_file():
-        return _stop_or_error(json.loads(path.read_text(encoding="utf-8")))
-    return None if failure is None else failure.explain()
-
-
-def _stop_or_error(record: dict[str, Any]) -> BaseException:
-    if record["problems"]:
-        error = ConfigError(record["problems"])
-        error.exit_code = record["exit_code"]
-        return error
-    return signals.Terminated() if record["exit_code"] == TERMINATED else KeyboardInterrupt()
-
-
-def _forget_earlier_attempts() -> None:
-    """What ended the ranks that torchrun started before is mended by starting them again."""
-    path = Path(os.environ.get(ERROR_FILE, ""))
-    if not path.is_file():
-        return
-    if json.loads(path.read_text(encoding="utf-8"))["attempt"] < _attempt():
-        path.unlink(missing_ok=True)
-
-
-def _attempt() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def _code(error: TpawError | KeyboardInterrupt) -> int:
+    if isinstance(error, TpawError):
+        return error.exit_code
+    return TERMINATED if isinstance(error, signals.Terminated) else INTERRUPTED

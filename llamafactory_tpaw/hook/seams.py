@@ -5,126 +5,110 @@ import functools
 import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
-from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import NamedTuple
 
 from ..errors import TpawError
-from ..lf.given import mentions_stage
-from ..lf.signals import exit_at_signals
-from ..lf.status import RECORD, SeamMissing, SeamStatus, missing_message, require_seams
+from ..lf.status import PACKAGE, RECORD, SeamMissing, SeamStatus, missing_message
 from . import board, dispatch, stages
 from .arguments import extend_arguments
 
 
-__all__ = ["callbacks", "require_seams", "seam_status"]
-
-# How LlamaFactory's command line is started: its two scripts, and `python -m llamafactory.cli`.
-PROGRAMS = ("llamafactory-cli", "lmf", "-m", "cli")
+Extend = Callable[[ModuleType], None]
 
 
 class Seam(NamedTuple):
-    """What `callbacks` turns into a `SeamStatus` and a callback."""
+    """What `callbacks` turns into a `SeamStatus` and a callback; `target` is below `llamafactory`."""
 
     name: str
     target: str
     purpose: str
-    required: bool
-    apply: Callable[[ModuleType], None]
-    fallback: Callable[[ModuleType], None] | None = None
+    apply: Extend
+    required: bool = False
     board: bool = False
+    fallback: Extend | None = None
+
+    def status(self) -> SeamStatus:
+        """Its state while LlamaFactory has not imported the module."""
+        return SeamStatus(self.name, f"{PACKAGE}.{self.target}", self.purpose, self.required, self.board)
 
 
 SEAMS = (
     Seam(
         "arguments",
-        "llamafactory.hparams.finetuning_args.FinetuningArguments",
+        "hparams.finetuning_args.FinetuningArguments",
         "the `tpaw_*` keys",
-        True,
         extend_arguments,
+        required=True,
     ),
     Seam(
         "dispatch",
-        "llamafactory.train.tuner._training_function",
+        "train.tuner._training_function",
         "starts the stage's training",
-        True,
         dispatch.extend_tuner,
-        dispatch.guard_tuner,
+        required=True,
+        fallback=dispatch.guard_tuner,
     ),
     Seam(
         "launch",
-        "llamafactory.launcher.launch",
+        "launcher.launch",
         "generates before the training processes start",
-        True,
         dispatch.extend_launcher,
+        required=True,
     ),
     Seam(
         "launch_v1",
-        "llamafactory.v1.launcher.launch",
+        "v1.launcher.launch",
         "says that stage `tpaw` does not run with USE_V1",
-        False,
         dispatch.extend_v1_launcher,
     ),
-    Seam(
-        "stages",
-        "llamafactory.extras.constants.TRAINING_STAGES",
-        "LlamaBoard's list of stages",
-        False,
-        stages.extend_stages,
-    ),
+    Seam("stages", "extras.constants.TRAINING_STAGES", "LlamaBoard's list of stages", stages.extend_stages),
     Seam(
         "board_words",
-        "llamafactory.webui.locales.LOCALES",
+        "webui.locales.LOCALES",
         "the texts of LlamaBoard's tab",
-        False,
         board.extend_words,
         board=True,
     ),
     Seam(
         "board_runner",
-        "llamafactory.webui.runner.Runner",
+        "webui.runner.Runner",
         "what LlamaBoard's Start, Abort and Preview do",
-        False,
         board.extend_runner,
         board=True,
     ),
     Seam(
         "board_train",
-        "llamafactory.webui.components.train.create_train_tab",
+        "webui.components.train.create_train_tab",
         "LlamaBoard's tab for the `tpaw_*` keys",
-        False,
         board.extend_train_tab,
         board=True,
     ),
     Seam(
         "board_tabs",
-        "llamafactory.webui.components.footer.create_footer",
+        "webui.components.footer.create_footer",
         "LlamaBoard's triplet browser and chat",
-        False,
         board.extend_tabs,
         board=True,
     ),
     Seam(
         "board_top",
-        "llamafactory.webui.components.top.get_model_info",
+        "webui.components.top.get_model_info",
         "what LlamaBoard knows of a model whose configuration is loaded",
-        False,
         board.extend_top,
         board=True,
     ),
     Seam(
         "board_data",
-        "llamafactory.webui.components.data.can_preview",
+        "webui.components.data.can_preview",
         "LlamaBoard's choice of triplets that are not there yet",
-        False,
         board.extend_data,
         board=True,
     ),
     Seam(
         "board_settings",
-        "llamafactory.webui.common.save_config",
+        "webui.common.save_config",
         "keeps LlamaBoard's own settings whole while they are read",
-        False,
         board.extend_settings,
         board=True,
     ),
@@ -133,30 +117,24 @@ SEAMS = (
 
 def seam_status() -> list[SeamStatus]:
     """Return what became of each seam; all are `waiting` while LlamaFactory is not imported."""
-    return list(RECORD.values()) or [_waiting(seam) for seam in SEAMS]
+    return list(RECORD.values()) or [seam.status() for seam in SEAMS]
 
 
-def callbacks(package: ModuleType) -> dict[str, Callable[[ModuleType], None]]:
+def callbacks(package: ModuleType) -> dict[str, Extend]:
     """Start the record anew and return what is to run after each module's body.
 
     Args:
         package: The module `llamafactory`, before its body runs.
     """
-    if Path(sys.argv[0]).stem in PROGRAMS and sys.argv[1:2] == ["train"] and mentions_stage(sys.argv[2:]):
-        exit_at_signals()  # until the command takes over: importing LlamaFactory takes a while
     RECORD.clear()
-    found = {}
+    found: dict[str, Extend] = {}
     for seam in SEAMS:
-        status = RECORD[seam.name] = _waiting(seam)
+        status = RECORD[seam.name] = seam.status()
         if _exists(status.module, package):
             found[status.module] = functools.partial(_apply, seam, status)
         else:
             _miss(status, f"there is no module `{status.module}`")
     return found
-
-
-def _waiting(seam: Seam) -> SeamStatus:
-    return SeamStatus(seam.name, seam.target, seam.purpose, seam.required, board=seam.board)
 
 
 def _apply(seam: Seam, status: SeamStatus, module: ModuleType) -> None:

@@ -4,8 +4,8 @@
 import sys
 from types import ModuleType
 
+from ..lf.given import STAGE
 from ..lf.status import PACKAGE, check
-from .arguments import STAGE
 
 
 LABEL = "TPAW"

@@ -8,7 +8,7 @@ import importlib
 from typing import Any
 
 from ..errors import ConfigError
-from .status import PACKAGE, SUPPORTED, installed_version, way_out
+from .status import PACKAGE, lacks
 
 
 # Our name -> (LlamaFactory's module, its name there).
@@ -37,6 +37,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "get_template_and_fix_tokenizer": ("data.template", "get_template_and_fix_tokenizer"),
     "get_train_args": ("hparams.parser", "get_train_args"),
     "load_aligned_dataset": ("data.loader", "_load_single_dataset"),
+    "load_config": ("model.loader", "load_config"),
     "load_model": ("model.loader", "load_model"),
     "load_tokenizer": ("model.loader", "load_tokenizer"),
     "plot_loss": ("extras.ploting", "plot_loss"),
@@ -55,22 +56,15 @@ def __getattr__(name: str) -> Any:
         module = importlib.import_module(full_name)
         value = getattr(module, attribute)
     except AttributeError:
-        raise ConfigError(_missing(f"{full_name}.{attribute}")) from None
+        raise ConfigError(lacks(f"`{full_name}.{attribute}`")) from None
     except ModuleNotFoundError as error:
         # Only LlamaFactory's own modules are LlamaFactory's fault.
         if error.name is None or not full_name.startswith(error.name):
             raise
-        raise ConfigError(_missing(full_name)) from None
+        raise ConfigError(lacks(f"`{full_name}`")) from None
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted(NAMES)
-
-
-def _missing(name: str) -> str:
-    return (
-        f"Stage `tpaw` needs LlamaFactory {SUPPORTED}, but {installed_version()} is installed and has no `{name}`. "
-        f"{way_out()}"
-    )

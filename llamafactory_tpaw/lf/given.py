@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user gave to `train`, as a plain dict, and which of its keys nobody knows."""
+"""What the user gave to `train`, as a plain dict, and which of its keys have no meaning or a wrong value."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import json
 import math
 import os
 import re
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,31 +19,16 @@ from ..errors import ConfigError
 
 YAML_ENDINGS = (".yaml", ".yml")
 FILE_ENDINGS = (*YAML_ENDINGS, ".json")
-PREFIX = "tpaw_"
+STAGE, PREFIX = "tpaw", "tpaw_"
+# The key of a handed file that holds what its reader needs beside the settings.
+HANDED = "tpaw_handed"
 # How the YAML parser calls text that comes from no file.
 YAML_SOURCE = '"<unicode string>"'
 OVERRIDE = re.compile(r"[^-=\s][^=]*=")
+STAGE_IN_TEXT = re.compile(r"""^\s*["']?stage["']?\s*:\s*["']?tpaw\b""", re.MULTILINE)
 KEYS_HINT = "`llamafactory-cli train -h` lists every key."
-CHECKED_ELSEWHERE = ("stage", "finetuning_type")
 AT_LEAST_ONE = ("cutoff_len", "gradient_accumulation_steps", "per_device_train_batch_size")
 Args = list[str] | dict[str, Any] | None
-
-
-def stage_of(args: Args) -> str | None:
-    """Return the stage that the arguments ask for, without importing torch and without an error of its own.
-
-    A run file that cannot be read has no stage, unless its text says `stage: tpaw`: then it is ours to complain about.
-    """
-    if isinstance(args, dict):
-        stage = args.get("stage")
-    elif args and args[0].endswith(FILE_ENDINGS):
-        try:
-            stage = _read_file(args[0], args[1:]).get("stage")
-        except ConfigError:
-            stage = "tpaw" if mentions_stage(args) else None
-    else:
-        stage = _last_flag(args or [], "--stage")
-    return None if stage is None else str(stage)
 
 
 def read_given(args: Args) -> dict[str, Any]:
@@ -60,59 +47,108 @@ def read_given(args: Args) -> dict[str, Any]:
     return _read_file(args[0], args[1:]) if args[0].endswith(FILE_ENDINGS) else _read_flags(args)
 
 
-def known_keys() -> set[str]:
-    """Return every key of LlamaFactory's `train`, the `tpaw_*` ones included."""
-    from . import facade
+def read_if_ours(args: Args) -> dict[str, Any] | None:
+    r"""Return what the user gave where it asks for stage `tpaw`, else None, reading the run file once.
 
-    return {spec.name for kind in facade.TRAIN_ARGS for spec in dataclasses.fields(kind) if spec.init}
+    Raises:
+        ConfigError: If it cannot be read and asks for the stage.
+    """
+    if isinstance(args, dict) or not args:
+        given = read_given(args)
+    elif not args[0].endswith(FILE_ENDINGS):
+        return read_given(args) if _last_flag(args, "--stage") == STAGE else None
+    else:
+        try:
+            given = _read_file(args[0], args[1:])
+        except ConfigError:
+            overrides = [word for word in args if word.startswith("stage=")]
+            if overrides[-1:] == ["stage=tpaw"] or (not overrides and _text_asks_for_us(args[0])):
+                raise
+            return None  # LlamaFactory's own error for a stage of its own
+    return given if given.get("stage") == STAGE else None
 
 
-def unknown_key_problems(given: dict[str, Any]) -> list[str]:
+def _text_asks_for_us(path: str) -> bool:
+    try:
+        return STAGE_IN_TEXT.search(Path(path).read_text(encoding="utf-8", errors="replace")) is not None
+    except OSError:
+        return False
+
+
+def take_handed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the settings and what was handed with them by the process that started this one; None for nothing."""
+    settings = {key: value for key, value in given.items() if key != HANDED}
+    return settings, given.get(HANDED)
+
+
+@contextlib.contextmanager
+def handed_file(settings: Mapping[str, Any], **handed: Any) -> Iterator[str]:
+    r"""Write settings to a file that a process started by this one is given as its run file.
+
+    Args:
+        settings: The keys, which may hold secrets: only this user can read the file.
+        handed: What else the process needs to know; where there is any, it must be a process of this package.
+
+    Yields:
+        The file's path; it is removed at the end. JSON is YAML too, so LlamaFactory can read it.
+    """
+    with tempfile.TemporaryDirectory(prefix="llamafactory-tpaw-") as folder:
+        path = Path(folder) / "plan.yaml"
+        if handed:
+            handed |= {"cwd": os.getcwd(), "folder": folder}
+        path.write_text(json.dumps({**settings, **({HANDED: handed} if handed else {})}), encoding="utf-8")
+        yield str(path)
+
+
+def unknown_key_problems(given: Mapping[str, Any]) -> list[str]:
     r"""Return a message for each key that nothing reads, naming the nearest key there is.
 
     With LlamaFactory's ALLOW_EXTRA_ARGS only the keys that begin with `tpaw_` are looked at.
     """
-    known = known_keys()
-    unknown = [key for key in given if key not in known]
-    if is_on("ALLOW_EXTRA_ARGS"):
-        unknown = [key for key in unknown if key.startswith(PREFIX)]
+    from . import facade
+
+    known = {spec.name for kind in facade.TRAIN_ARGS for spec in dataclasses.fields(kind) if spec.init}
+    allowed = is_on("ALLOW_EXTRA_ARGS")
+    unknown = [key for key in given if key not in known and (key.startswith(PREFIX) or not allowed)]
     return [_unknown_message(key, known) for key in unknown]
 
 
-def value_problems(given: dict[str, Any], checked: Collection[str] = ()) -> list[str]:
+def _unknown_message(key: str, known: set[str]) -> str:
+    ours = key.startswith(PREFIX)
+    choices = sorted(name for name in known if name.startswith(PREFIX) or not ours)
+    nearest = difflib.get_close_matches(key, choices, n=1, cutoff=0.0 if ours else 0.6)
+    advice = f"Did you mean `{nearest[0]}`? " if nearest else ""
+    return f"`{key}` is not a key of `train`. {advice}Correct or remove it; {KEYS_HINT}"
+
+
+def value_problems(given: Mapping[str, Any], checked: Collection[str] = ()) -> list[str]:
     r"""Return a message for each of LlamaFactory's numbers, switches and choices that is given as something else.
 
     LlamaFactory takes the values of a run file as they are; a wrong one ends the run where it is used, hours later.
 
     Args:
         given: What the user gave.
-        checked: Keys that have a check of their own.
+        checked: Keys that have a check of their own, beside `stage`, `finetuning_type` and the `tpaw_*` ones.
     """
-    kinds = _kinds()
-    problems = []
-    for key, value in given.items():
-        if key in checked:
-            continue
-        wanted = None if value is None else _wanted(kinds.get(key), value)
-        if wanted is None and key in AT_LEAST_ONE and isinstance(value, int) and value < 1:
-            wanted = "at least 1"
-        if wanted is not None:
-            problems.append(f"`{key}` is {value!r}, but must be {wanted}. {_correction(kinds.get(key), value)}")
-    return problems
-
-
-def _kinds() -> dict[str, type | tuple[str, ...]]:
-    """Keys of LlamaFactory that take an int, a float, a bool or one of several words."""
     from transformers.hf_argparser import string_to_bool
 
-    kinds = {int: int, float: float, string_to_bool: bool}
-    found = {
+    kinds: dict[Any, Any] = {int: int, float: float, string_to_bool: bool}
+    known = {
         action.dest: tuple(action.choices) if action.choices else kinds[action.type]
         for action in _train_parser()._actions
         if action.choices or action.type in kinds
     }
-    # The others have checks of their own.
-    return {key: kind for key, kind in found.items() if not key.startswith(PREFIX) and key not in CHECKED_ELSEWHERE}
+    elsewhere = {*checked, "stage", "finetuning_type"}
+    problems = []
+    for key, value in given.items():
+        if value is None or key in elsewhere or key.startswith(PREFIX):
+            continue
+        wanted = _wanted(known.get(key), value)
+        if wanted is None and key in AT_LEAST_ONE and isinstance(value, int) and value < 1:
+            wanted = "at least 1"
+        if wanted is not None:
+            problems.append(f"`{key}` is {value!r}, but must be {wanted}. {_correction(known.get(key), value)}")
+    return problems
 
 
 def _wanted(kind: type | tuple[str, ...] | None, value: Any) -> str | None:
@@ -130,22 +166,10 @@ def _correction(kind: type | tuple[str, ...] | None, value: Any) -> str:
     if isinstance(kind, tuple):
         nearest = difflib.get_close_matches(value, map(str, kind), n=1)
         return f"Did you mean `{nearest[0]}`?" if nearest else "Choose one of them."
-    return "Write it without quotes." if _is_number(value) else "Correct the value."
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False
-
-
-def _unknown_message(key: str, known: set[str]) -> str:
-    ours = key.startswith(PREFIX)
-    choices = sorted(name for name in known if name.startswith(PREFIX) or not ours)
-    nearest = difflib.get_close_matches(key, choices, n=1, cutoff=0.0 if ours else 0.6)
-    advice = f"Did you mean `{nearest[0]}`? " if nearest else ""
-    return f"`{key}` is not a key of `train`. {advice}Correct or remove it; {KEYS_HINT}"
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str) and math.isfinite(float(value)):
+            return "Write it without quotes."
+    return "Correct the value."
 
 
 def is_true(given: Mapping[str, Any], key: str) -> bool:
@@ -170,7 +194,7 @@ def _read_file(path: str, overrides: list[str]) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
         settings = OmegaConf.create(json.loads(text)) if path.endswith(".json") else OmegaConf.create(text)
     except UnicodeDecodeError as error:
-        line = file.read_bytes().count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"The run file {path} is not UTF-8 in line {line}. Save it as UTF-8.") from None
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         cause = _one_line(error).replace(YAML_SOURCE, path)
@@ -204,18 +228,6 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def mentions_stage(args: list[str]) -> bool:
-    """Guess from the text of the arguments and the run file whether they ask for stage `tpaw`, in no time."""
-    overrides = [word for word in args if word.startswith("stage=")]
-    if overrides or not args:
-        return overrides[-1:] == ["stage=tpaw"]
-    try:
-        text = Path(args[0]).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return _last_flag(args, "--stage") == "tpaw"
-    return re.search(r"""^\s*["']?stage["']?\s*:\s*["']?tpaw\b""", text, re.MULTILINE) is not None
-
-
 def _last_flag(args: list[str], flag: str) -> str | None:
     value = None
     for index, item in enumerate(args):
@@ -239,15 +251,11 @@ def _train_parser() -> Any:
 
 
 def _read_flags(args: list[str]) -> dict[str, Any]:
+    """Read flags as LlamaFactory does; one that it does not know becomes a key, so that it can be named."""
     parser = _train_parser()
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     namespace, rest = parser.parse_known_args(args)
-    return vars(namespace) | _unknown_flags(rest)
-
-
-def _unknown_flags(rest: list[str]) -> dict[str, Any]:
-    """Read `--key value`, `--key=value`, `--key v1 v2` and `--key`; a word without a flag becomes a key itself."""
     found: dict[str, Any] = {}
     current = None
     for item in rest:
@@ -257,6 +265,5 @@ def _unknown_flags(rest: list[str]) -> dict[str, Any]:
         elif current is None:
             found[item] = True
         else:
-            before = found[current]
-            found[current] = item if before is True else f"{before} {item}"
-    return found
+            found[current] = item if found[current] is True else f"{found[current]} {item}"
+    return vars(namespace) | found

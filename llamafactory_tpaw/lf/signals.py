@@ -9,54 +9,79 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..errors import EXIT_CODES, INTERRUPTED, TERMINATED
+from ..errors import EXIT_CODES, INTERRUPTED, TERMINATED, TpawError
 
 
-# Set for a child: the process that waits for it, without which it has nothing to do, and which speaks for it.
-PARENT = "LLAMAFACTORY_TPAW_PARENT"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Ctrl-C reaches every process of a terminal, and a parent then ends its child as well: of several signals in so many
-# seconds the first one counts. Whoever presses Ctrl-C again later wants the process to end at once.
+# seconds the first one counts. A later one ends the process at once.
 PATIENCE_S = 5.0
 TERMINATION_S = 15.0
 # A process that trains saves a checkpoint first, to a disk that may be slow.
 SAVING_S = 1800.0
-WATCH_S = 1.0
 PR_SET_PDEATHSIG = 1
-KILLED = 137  # as a shell says it of a process that SIGKILL ended
+LIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as an exception that takes Ctrl-C's way out."""
 
 
+@dataclass
+class Termination:
+    """What `termination_deferred` yields: whether SIGTERM came."""
+
+    asked: bool = False
+
+
 @contextlib.contextmanager
 def raise_on_signals() -> Iterator[None]:
     """Turn the first SIGINT into `KeyboardInterrupt` and the first SIGTERM into `Terminated`; for the main thread."""
-    if threading.current_thread() is not threading.main_thread():
+
+    def interrupt(number: int) -> None:
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    with _handled(SIGNALS, interrupt):
         yield
-        return
+
+
+@contextlib.contextmanager
+def termination_deferred() -> Iterator[Termination]:
+    """Note the first SIGTERM instead of ending by it, until the block is left; for the main thread."""
+    termination = Termination()
+
+    def note(number: int) -> None:
+        termination.asked = True
+
+    with _handled((signal.SIGTERM,), note):
+        yield termination
+
+
+@contextlib.contextmanager
+def _handled(numbers: Sequence[signal.Signals], handle: Any) -> Iterator[None]:
+    """Handle the first of these signals; one that comes `PATIENCE_S` later or more ends the process."""
+    # What `nohup` or a shell's `&` ignores stays ignored.
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
     first: float | None = None
 
-    def interrupt(number: int, _: FrameType | None) -> None:
+    def receive(number: int, _: FrameType | None) -> None:
         nonlocal first
         if first is None:
             first = time.monotonic()
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        if time.monotonic() - first > PATIENCE_S:
+            handle(number)
+        elif time.monotonic() - first > PATIENCE_S:
             os._exit(128 + number)
 
-    # What `nohup` or a shell's `&` ignores stays ignored.
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for number in before:
-        signal.signal(number, interrupt)
+        signal.signal(number, receive)
     try:
         yield
     finally:
@@ -64,136 +89,70 @@ def raise_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@dataclass
-class Termination:
-    r"""What `termination_deferred` yields.
+def report(error: TpawError | KeyboardInterrupt) -> int:
+    r"""Write to stderr what ended the command: every problem, or that what is done is kept.
 
-    Attributes:
-        asked: Whether SIGTERM came.
-    """
-
-    asked: bool = False
-
-
-@contextlib.contextmanager
-def termination_deferred() -> Iterator[Termination]:
-    """Note the first SIGTERM instead of ending by it, until the block is left; for the main thread."""
-    termination = Termination()
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
-        yield termination
-        return
-    first = 0.0
-
-    def note(number: int, _: FrameType | None) -> None:
-        nonlocal first
-        if not termination.asked:
-            termination.asked, first = True, time.monotonic()
-        elif time.monotonic() - first > PATIENCE_S:
-            os._exit(128 + number)
-
-    signal.signal(signal.SIGTERM, note)
-    try:
-        yield termination
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def reported() -> Iterator[None]:
-    r"""End a command with the message and the exit code where a signal stops it.
-
-    Raises:
-        SystemExit: Then.
-    """
-    try:
-        with raise_on_signals():
-            yield
-    except KeyboardInterrupt as stop:
-        raise SystemExit(report(stop)) from None
-
-
-def exit_at_signals() -> None:
-    """While modules are still being imported, end at once with the message; nothing is at work yet."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        if not is_waited_for():
-            os.write(2, _message(128 + number).encode())
-        os._exit(128 + number)
-
-    if threading.current_thread() is threading.main_thread():
-        for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-            if signal.getsignal(number) is default:
-                signal.signal(number, end)
-
-
-def report(stop: KeyboardInterrupt, silent: bool = False) -> int:
-    r"""Say that what is done is kept, unless the process that waits for this one says it.
-
-    Args:
-        stop: What ended the work.
-        silent: Whether another process says it.
+    A traceback of an error is shown where LLAMAFACTORY_VERBOSITY is DEBUG.
 
     Returns:
         The exit code.
     """
-    code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-    if not silent and not is_waited_for():
-        sys.stderr.write(_message(code))
-        sys.stderr.flush()
+    if isinstance(error, KeyboardInterrupt):
+        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        if not getattr(error, "reported", False):
+            line = "\n" if sys.stderr.isatty() else ""  # off the line of a progress bar
+            what = EXIT_CODES[code].partition(":")[0]
+            sys.stderr.write(f"{line}llamafactory-tpaw: {what}. What is done is kept: the same command continues.\n")
+    else:
+        code = error.exit_code
+        if os.environ.get("LLAMAFACTORY_VERBOSITY", "").upper() == "DEBUG":
+            import traceback
+
+            traceback.print_exception(error)
+        for message in error.problems:
+            sys.stderr.write(f"llamafactory-tpaw: error: {message}\n")
+    sys.stderr.flush()
     return code
 
 
-def _message(code: int) -> str:
-    line = "\n" if sys.stderr.isatty() else ""  # off the line of a progress bar
-    what = EXIT_CODES[code].partition(":")[0]
-    return f"{line}llamafactory-tpaw: {what}. What is done is kept: the same command continues.\n"
-
-
-def is_waited_for() -> bool:
-    """Whether this process was started by `run_child`."""
-    return os.environ.get(PARENT) == str(os.getppid())
-
-
-def run_child(
-    command: Sequence[str], environment: Mapping[str, str], patience_s: float | None = None, **streams: Any
-) -> int:
-    r"""Run a command to its end; where this process is interrupted, end it first.
-
-    Args:
-        command: Program and arguments. A program of this package ends when this process is killed, see
-            `end_with_parent`.
-        environment: Its environment.
-        patience_s: How long it may take to end when it is asked to, before it is killed; by default a moment.
-        streams: `stdout` and `stderr`, as `subprocess.Popen` takes them.
+def run_child(command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any) -> int:
+    r"""Run a command to its end; where this process is interrupted, end it first, see `started_child`.
 
     Returns:
         Its exit code, 128 + n where signal n ended it.
     """
-    with started_child(command, environment, patience_s, **streams) as process:
+    with started_child(command, environment, **options) as process:
         return exit_code(process)
 
 
 @contextlib.contextmanager
 def started_child(
-    command: Sequence[str], environment: Mapping[str, str], patience_s: float | None = None, **options: Any
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    patience_s: float = TERMINATION_S,
+    through: bool = False,
+    **options: Any,
 ) -> Iterator[subprocess.Popen[bytes]]:
     r"""Start a command, and end it where it still runs when the block is left.
 
-    The thread that starts it must live as long: a child ends with it, see `end_with_parent`.
+    On Linux it is killed when the thread that starts it ends, `kill -9` included, so that none works on unseen.
 
     Args:
         command: Program and arguments.
         environment: Its environment.
-        patience_s: How long it may take to end when it is asked to, before it is killed; by default a moment.
+        patience_s: How long it may take to end by SIGTERM before it is killed.
+        through: Whether SIGTERM goes to its own children in its place: torchrun would leave them 30 seconds.
         options: Of `subprocess.Popen`.
     """
-    process = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())}, **options)
+    process = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent, **options)
     try:
         yield process
+    except KeyboardInterrupt as stop:
+        _end(process, patience_s, through)
+        stop.reported = exit_code(process) in (INTERRUPTED, TERMINATED)  # a child of this package said so itself
+        raise
     finally:
-        if process.poll() is None:
-            _end(process, TERMINATION_S if patience_s is None else patience_s)
+        _end(process, patience_s, through)
 
 
 def exit_code(process: subprocess.Popen[bytes]) -> int:
@@ -202,72 +161,48 @@ def exit_code(process: subprocess.Popen[bytes]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def end_like_child(code: int, warn: Callable[[str], object]) -> None:
-    r"""End this process as the child ended that generates for it; 0 lets it go on.
+def end_like_child(code: int, what: str) -> None:
+    r"""End this process as the child ended on whose result it depends; 0 lets it go on.
 
     Args:
         code: Its exit code. It has told the reason itself, unless a signal ended it.
-        warn: Told so then.
+        what: What it did, for the message then.
 
     Raises:
         KeyboardInterrupt: If the child was interrupted or terminated.
         SystemExit: With its code, if it failed.
     """
-    if code == TERMINATED:
-        raise Terminated
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
+    if code in (INTERRUPTED, TERMINATED):
+        stop = Terminated() if code == TERMINATED else KeyboardInterrupt()
+        stop.reported = True
+        raise stop
     if code > 128:
-        warn(
-            f"The process that generates was ended by signal {code - 128}. Signal 9 without your doing is the "
-            "system's want of memory. What is done is kept: the same command continues."
+        sys.stderr.write(
+            f"llamafactory-tpaw: the process that {what} was ended by signal {code - 128}. Signal 9 often means that "
+            "the machine ran out of memory; what is done is kept, and the same command continues.\n"
         )
     if code != 0:
         raise SystemExit(code)
 
 
-def _end(process: subprocess.Popen[bytes], patience_s: float) -> None:
-    """Ask, and where that does not help, kill. One that ends by the same Ctrl-C already does not mind being asked."""
-    process.terminate()
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent ends; on Linux only."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes], patience_s: float, through: bool) -> None:
+    """Ask, and where that does not help, kill."""
+    if process.poll() is not None:
+        return
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children() if through else []
+        for asked in children or [process]:
+            asked.terminate()
     try:
         process.wait(patience_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def end_with_parent() -> None:
-    r"""End this process when the one that waits for it is killed, so that none works on unseen.
-
-    Raises:
-        SystemExit: If it is gone already.
-    """
-    parent = os.environ.get(PARENT)
-    if parent is None or (os.getppid() != int(parent) and _is_alive(int(parent))):
-        return  # nobody waits, or the variable was meant for a process between
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
-    if os.getppid() != int(parent):
-        raise SystemExit(KILLED)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(WATCH_S)
-    os._exit(KILLED)
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether the process still runs; one that has ended waits as a zombie until its own parent asks how."""
-    try:
-        os.kill(pid, 0)
-        if not sys.platform.startswith("linux"):
-            return True
-        # The state is the first field after the name, which may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-    except PermissionError:
-        return True

@@ -2,11 +2,13 @@
 """What became of each seam, and the message for stage `tpaw` where one is missing."""
 
 import importlib
+import inspect
 import os
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .. import _hook
 from ..errors import ConfigError
 
 
@@ -15,7 +17,6 @@ SUPPORTED = ">=0.9.5,<0.9.6"
 # LlamaFactory imports torchaudio, whose last release (2.11) refuses a torch built for another CUDA than 13.0.
 TORCH = "<2.15"
 PACKAGE = "llamafactory"
-OTHER_STAGES = "Other stages are not affected."
 
 
 class SeamMissing(Exception):
@@ -31,18 +32,18 @@ class SeamStatus:
         target: Full name of what is extended.
         purpose: What it is for, in a few words.
         required: Whether stage `tpaw` cannot run without it.
+        board: Whether LlamaBoard alone needs it, so that nothing else imports its module.
         state: `waiting` until LlamaFactory imports the module.
         reason: What is wrong, where the state is `missing`.
-        board: Whether LlamaBoard alone needs it, so that nothing else imports its module.
     """
 
     name: str
     target: str
     purpose: str
     required: bool
+    board: bool = False
     state: Literal["waiting", "applied", "missing"] = "waiting"
     reason: str | None = None
-    board: bool = False
 
     @property
     def module(self) -> str:
@@ -55,8 +56,11 @@ class SeamStatus:
         if os.environ.get("LLAMAFACTORY_VERBOSITY", "").upper() == "DEBUG":
             sys.stderr.write(f"llamafactory-tpaw: debug: seam `{self.name}` ({self.target}) is missing: {reason}\n")
 
+    def __str__(self) -> str:
+        return f"seam `{self.name}`, `{self.target}` ({self.purpose}): {self.reason}"
 
-# The one install record; `seams.callbacks` fills it when LlamaFactory is imported.
+
+# The one install record; `hook.seams.callbacks` fills it when LlamaFactory is imported.
 RECORD: dict[str, SeamStatus] = {}
 
 
@@ -73,21 +77,18 @@ def installed_version() -> str:
         return "an unknown version"
 
 
-def way_out() -> str:
-    """Return what to install when LlamaFactory is not as expected."""
-    return f'Run `pip install "{PACKAGE}{SUPPORTED}"`, or install a newer llamafactory-tpaw. {OTHER_STAGES}'
+def lacks(what: str) -> str:
+    """Return the message where LlamaFactory is not as expected."""
+    return (
+        f"Stage `tpaw` needs LlamaFactory {SUPPORTED}, but {installed_version()} is installed and lacks {what}. Run "
+        f'`pip install "{PACKAGE}{SUPPORTED}"`, or install a newer llamafactory-tpaw; other stages are not affected.'
+    )
 
 
 def missing_message() -> str | None:
     """Return the message for stage `tpaw` if a seam it needs is missing, else None."""
-    missing = [seam for seam in RECORD.values() if seam.required and seam.state == "missing"]
-    if not missing:
-        return None
-    listed = "; ".join(f"seam `{seam.name}`, `{seam.target}` ({seam.purpose}): {seam.reason}" for seam in missing)
-    return (
-        f"Stage `tpaw` needs LlamaFactory {SUPPORTED}, but {installed_version()} is installed and lacks "
-        f"what the stage builds on: {listed}. {way_out()}"
-    )
+    missing = [str(seam) for seam in RECORD.values() if seam.required and seam.state == "missing"]
+    return lacks(f"what the stage builds on: {'; '.join(missing)}") if missing else None
 
 
 def require_seams() -> None:
@@ -96,8 +97,6 @@ def require_seams() -> None:
     Raises:
         ConfigError: If the hook is not active or a seam is missing; names the seams and the supported versions.
     """
-    from .. import _hook
-
     importlib.import_module(PACKAGE)  # fills the record
     reason = _hook.inactive_reason()
     if reason:
@@ -113,13 +112,13 @@ def require_seams() -> None:
 
 def _warn_untested() -> None:
     """Say once, for stage `tpaw` only, that a version was never tried or that a seam of convenience is missing."""
+    import logging
+
     from packaging.specifiers import SpecifierSet
     from packaging.version import InvalidVersion, Version
 
     notices = [
-        f"seam `{seam.name}`, `{seam.target}` ({seam.purpose}) is missing: {seam.reason}. Training is not affected."
-        for seam in RECORD.values()
-        if seam.state == "missing" and not seam.board
+        f"{seam}. Training is not affected." for seam in RECORD.values() if seam.state == "missing" and not seam.board
     ]
     version = installed_version()
     try:
@@ -129,18 +128,12 @@ def _warn_untested() -> None:
     if not tested:
         notices.append(f"LlamaFactory {version} was not tested with stage `tpaw`; {SUPPORTED} was.")
     for notice in notices:
-        _log_once(notice)
+        if notice not in _said:
+            _said.add(notice)
+            logging.getLogger(f"{PACKAGE}.tpaw").warning(notice)
 
 
 _said: set[str] = set()
-
-
-def _log_once(notice: str) -> None:
-    import logging
-
-    if notice not in _said:
-        _said.add(notice)
-        logging.getLogger(f"{PACKAGE}.tpaw").warning(notice)
 
 
 def check(condition: Any, problem: str) -> None:
@@ -161,15 +154,11 @@ def check_function(module: Any, name: str, *, parameters: tuple[str, ...] = (), 
     Raises:
         SeamMissing: If it is not there or differs.
     """
-    import inspect
-
     function = getattr(module, name, None)
     check(inspect.isfunction(function), f"there is no function `{name}` in `{module.__name__}`")
     found = tuple(inspect.signature(function).parameters)
-    check(
-        found[: len(parameters)] == parameters,
-        f"`{name}` takes ({', '.join(found)}) instead of ({', '.join(parameters)}, ...)",
-    )
+    expected = f"({', '.join(parameters)}, ...)"
+    check(found[: len(parameters)] == parameters, f"`{name}` takes ({', '.join(found)}) instead of {expected}")
     absent = [used for used in uses if used not in function.__code__.co_names]
     check(not absent, f"`{name}` no longer refers to {' and '.join(f'`{used}`' for used in absent)}")
     return function

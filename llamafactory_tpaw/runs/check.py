@@ -3,48 +3,39 @@
 
 from __future__ import annotations
 
-import math
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..arguments.parsed import RunArguments, parse_reading, parse_single_process
-from ..data.opponents import encoding_problems
-from ..data.rounds import prompts_problems
-from ..data.triplets import read_meta
-from ..errors import ConfigError, DataError, EnvironmentProblem
+from ..arguments.parsed import RunArguments, parse_single_process
+from ..errors import EXIT_CODES, ConfigError, EnvironmentProblem, Findings, TpawError
 from ..lf.given import read_given
-from ..lf.logs import get_logger
 from ..team.members import Member, check_tokenizers, load_encoder
 from ..team.players import team_of
-from .engine_check import check_engine
-from .estimates.disk import check_disk, disk_spaces, nearest_folder, saved_bytes
-from .estimates.figures import Figure, readable_bytes
-from .estimates.hours import Basis, describe_measured, measure_speed, time_figures
-from .estimates.lacking import count_lacking
-from .estimates.memory import DEVICE_SHARE, Device, Traced, device_of, memory_figures, trace_run
-from .estimates.storage import measure_storage
-from .estimates.workload import Sample, Workload, describe_workload, take_sample
-from .findings import Report
-from .preflight import Plan, finished_manifest, key_problems, make_plan, refuse_other_stage, with_defaults
-from .round_trip import round_trip_problems
+from .checks import check_engine, check_rounds, check_sample
+from .estimates import Figure, check_disk, estimate_hours, estimate_memory, readable_bytes
+from .launcher import refuse_start
+from .plan import Plan, make_plan, refuse_other_stage
+from .sample import Sample, take_sample
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from .measure import Measured
 
-    from ..data.encoding import TurnEncoder
-    from ..data.prompts import BadRow
-    from .step_zero import StepZero
+SCHEMA = 2
+ROWS = 512
+# What the driver, kernels and the allocator's rounding leave of a device's memory.
+DEVICE_SHARE = 0.9
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+LOWER = {"generation": "`tpaw_generate_batch_tokens`", "scoring": "`tpaw_score_batch_tokens`"}
 
-SCHEMA = 1
-# Rows that `check` looks at, and those at the start of `train`.
-ROWS, FEW_ROWS = 512, 8
-ROUND_TRIPS = 32
-# At the start of `train` a larger set is not opened: generation, which comes next, reads it whole.
-QUICK_BYTES = 64 << 20
+
+class Device(NamedTuple):
+    """Where the run computes: what it is called and how many bytes it has."""
+
+    name: str
+    total: int
 
 
 @dataclass
@@ -52,32 +43,42 @@ class CheckResult:
     r"""What `check` found.
 
     Attributes:
-        report: Findings.
+        findings: Problems, warnings and remarks.
         device: Where the run computes; None where it did not come to that.
         memory: Figures for `generation`, `scoring` and `training`.
         disk: Figures of what is written.
         time: Figures of how long it takes.
-        step_zero: What `--model` showed, or None.
+        measured: What `--model` showed, or None.
     """
 
-    report: Report = field(default_factory=Report)
+    findings: Findings = field(default_factory=Findings)
     device: Device | None = None
     memory: dict[str, list[Figure]] = field(default_factory=dict)
     disk: list[Figure] = field(default_factory=list)
     time: list[Figure] = field(default_factory=list)
-    step_zero: StepZero | None = None
+    measured: Measured | None = None
+
+    @property
+    def lines(self) -> list[tuple[str, str, str]]:
+        """Level, kind and message of each finding: errors first, then warnings and remarks."""
+        found = [
+            ("error", EXIT_CODES[code].partition(":")[0], problem) for problem, code in self.findings.problems.items()
+        ]
+        found += [("warning", "warning", text) for text in dict.fromkeys(self.findings.warnings)]
+        return found + [("note", "note", text) for text in dict.fromkeys(self.findings.remarks)]
 
     def as_dict(self) -> dict[str, Any]:
-        """What `--json` prints; docs/estimates.md describes it."""
+        """What `--json` prints."""
+        zero = self.measured and {"reward": self.measured.reward, "fingerprints": self.measured.fingerprints}
         return {
             "schema": SCHEMA,
-            "exit_code": self.report.exit_code,
-            "findings": [finding.as_dict() for finding in self.report.findings],
+            "exit_code": self.findings.exit_code,
+            "findings": [dict(zip(("level", "kind", "message"), line, strict=True)) for line in self.lines],
             "device": self.device and {"name": self.device.name, "bytes": self.device.total},
             "memory": {part: [figure.as_dict() for figure in figures] for part, figures in self.memory.items()},
             "disk": [figure.as_dict() for figure in self.disk],
             "time": [figure.as_dict() for figure in self.time],
-            "step_zero": self.step_zero and self.step_zero.as_dict(),
+            "step_zero": zero,
         }
 
 
@@ -85,244 +86,121 @@ def check(
     argv: list[str] | dict[str, Any],
     *,
     with_model: bool = False,
-    started: float | None = None,
     say: Callable[[str], object] = lambda text: None,
 ) -> CheckResult:
     r"""Check an iteration.
 
     Args:
         argv: A run file and overrides, or the settings.
-        with_model: Load θ_t, too: fingerprints anew, its zero reward, a warm-up sample.
-        started: When this process started, in seconds since 1970; now by default.
+        with_model: Load θ_t, too: its fingerprint again, its zero reward, one batch of each step.
         say: Told what is being done.
 
     Returns:
         Findings and estimates; nothing is raised that a user can cause, but for a run file that cannot be read.
     """
-    started = time.time() if started is None else started
     given = read_given(argv)
     result = CheckResult()
-    report = result.report
-    say("settings")
-    with report.collect():
+    findings = result.findings
+    try:
+        say("settings")
         refuse_other_stage(given, "check")
-    if report.errors:
-        return result
-    plan = _plan(given, report)
-    from .launcher import refuse_start  # which imports this module
-
-    with report.collect():
-        refuse_start(given)
-    if plan is not None:
+        with findings.note():
+            refuse_start(given)
+        plan = make_plan(given)
+        if plan.is_finished:
+            findings.remarks.append(
+                f"{given['output_dir']} holds theta_{plan.earlier.produces}, finished with these settings: `train` "
+                "has nothing to do."
+            )
+            return result
         say("engine")
-        check_engine(plan, report)
-    run = _parse(given, report) if plan is not None else None
-    if plan is None or run is None:
-        return result
-    say("tokenizers and data")
-    found = _read_data(run, plan, report, ROWS)
-    startup = time.time() - started
-    workload = found.workload if found else None
-    keys = with_defaults(given) | vars(plan.tpaw_args)
-    spaces = disk_spaces(plan, keys, workload)
-    result.disk = [space.figure for space in spaces]
-    check_disk(spaces, report)
-    if found is None or workload is None:
-        return result
-    say("memory and time")
-    traced = _trace(run, plan, found, report)
-    if traced is None:
-        return result
-    result.device = device_of(run)
-    result.memory = memory_figures(run, traced, len(found.encoder.tokenizer))
-    _check_memory(result)
-    measured = None
-    if with_model and not report.errors:
-        from .step_zero import examine
-
-        with report.collect():
-            result.step_zero = examine(run, plan, workload, traced, found.sample, say)
-            measured = result.step_zero.measured
-            report.note(describe_measured(measured))
-    speed = measure_speed(run.training.device, run.model.compute_dtype)
-    storage = measure_storage(nearest_folder(Path(run.training.output_dir)))
-    basis = Basis(traced, speed, storage, startup, measured)
-    result.time = time_figures(run, workload, basis, saved_bytes(plan, keys, workload))
+        with findings.note():
+            check_engine(plan, findings)
+        run = _parse(given)
+        say("tokenizers and data")
+        sample = None
+        with findings.note():
+            sample = _read_data(run, plan, findings)
+        result.disk = check_disk(plan, sample, findings)
+        if sample is None or not sample.triplets:
+            return result
+        say("memory and time")
+        result.device, result.memory = _device_of(run), estimate_memory(run, plan, sample)
+        result.time = estimate_hours(plan, sample)
+        if with_model and not findings.errors:
+            _measure(result, run, plan, sample, say)
+        _check_memory(result)
+    except TpawError as error:
+        findings.errors.append(error)
     return result
 
 
-def check_start(plan: Plan) -> None:
-    r"""Do at the start of `train` what costs a few seconds: the round trip of some rows, and disk.
-
-    Warnings are logged.
-
-    Raises:
-        TpawError: With every problem found.
-    """
-    report = Report()
-    with report.collect():
-        model_args, data_args = parse_reading(plan.given)
-        workload = None
-        if _is_quick(plan, data_args.dataset_dir):
-            # Stands in for the training arguments, whose parsing would occupy the device.
-            alone = SimpleNamespace(local_process_index=0, seed=0, dataloader_num_workers=0)
-            run = RunArguments(model_args, data_args, alone, plan.tpaw_args, None)
-            encoder = load_encoder(run)[2]
-            sample = take_sample(plan, encoder, model_args, data_args, alone, FEW_ROWS)
-            _check_sample(sample, plan, encoder, data_args.template, report)
-            if sample.prompts:
-                workload = describe_workload(plan, encoder, sample, data_args)
-        check_disk(disk_spaces(plan, with_defaults(plan.given) | vars(plan.tpaw_args), workload), report)
-    logger = get_logger(__name__)
-    for finding in report.warnings:
-        logger.warning_rank0(finding.message)
-    report.raise_errors()
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What reading tokenizers and data gave."""
-
-    tokenizer: Any
-    encoder: TurnEncoder
-    sample: Sample
-    workload: Workload
-
-
-def _plan(given: dict[str, Any], report: Report) -> Plan | None:
-    with report.collect():
-        if not key_problems(given):
-            manifest = finished_manifest(given)
-            if manifest is not None and manifest.status == "finished":
-                report.note(
-                    f"{given['output_dir']} holds theta_{manifest.produces}, finished with these settings: `train` "
-                    "has nothing to do."
-                )
-    with report.collect():
-        return make_plan(given)
-    return None
-
-
-def _parse(given: dict[str, Any], report: Report) -> RunArguments | None:
+def _parse(given: dict[str, Any]) -> RunArguments:
+    """Let LlamaFactory parse the settings, whose own checks have no kind of error that is ours."""
     try:
         return parse_single_process(given)
-    except ImportError as error:
-        report.error(EnvironmentProblem, f"LlamaFactory refuses the settings: {_one_line(error)}")
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        report.error(ConfigError, f"LlamaFactory refuses the settings: {_one_line(error)} Correct the key it names.")
-    return None
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        text = f"LlamaFactory refuses the settings: {' '.join(str(error).split())}"
+        if isinstance(error, ImportError):
+            raise EnvironmentProblem(text) from error
+        raise ConfigError(f"{text} Correct the key it names.") from error
 
 
-def _read_data(run: RunArguments, plan: Plan, report: Report, rows: int) -> _Found | None:
-    with report.collect():
-        tokenizer, _, encoder = load_encoder(run)
-        with report.collect():
-            check_tokenizers(_local_members(plan), run, encoder)
-        _check_rounds(plan, encoder, run, report)
-        sample = take_sample(plan, encoder, run.model, run.data, run.training, rows)
-        _check_sample(sample, plan, encoder, run.data.template, report)
-        if sample.prompts or sample.triplets:
-            lacking = None
-            if plan.tpaw_args.tpaw_objective == "tpaw" and plan.tpaw_args.tpaw_reference == "cached":
-                lacking = count_lacking(run, plan, encoder, sample, rows)
-            return _Found(tokenizer, encoder, sample, describe_workload(plan, encoder, sample, run.data, lacking))
-    return None
+def _read_data(run: RunArguments, plan: Plan, findings: Findings) -> Sample:
+    encoder = load_encoder(run)[2]
+    # The team's checkpoints that are folders here; a hub's are not fetched for this.
+    team = [player for player in team_of(plan.players, plan.tpaw_args.rounds_played) if player.is_local]
+    members = [Member(each, Path(each.base), "", tuple(map(Path, each.parts[1:]))) for each in team]
+    with findings.note():
+        check_tokenizers(members, run, encoder)
+    template = str(run.data.template)
+    check_rounds(plan, encoder, template, findings)
+    sample = take_sample(plan, encoder, run.model, run.data, run.training, ROWS)
+    check_sample(sample, plan, encoder, template, findings)
+    return sample
 
 
-def _local_members(plan: Plan) -> list[Member]:
-    """The team's checkpoints that are folders here, without their fingerprints; a hub's are not fetched."""
-    team = team_of(plan.players, plan.tpaw_args.rounds_played)
-    return [
-        Member(player, Path(player.base), "", tuple(Path(part) for part in player.parts[1:]))
-        for player in team
-        if player.is_local
-    ]
+def _measure(result: CheckResult, run: RunArguments, plan: Plan, sample: Sample, say: Callable[[str], object]) -> None:
+    from .measure import measure
+
+    with result.findings.note():
+        result.measured = measure(run, plan, sample, say)
+        result.time = result.measured.hours
+        for part, peak in result.measured.peaks.items():
+            result.memory[part].insert(-1, peak)
 
 
-def _check_rounds(plan: Plan, encoder: TurnEncoder, run: RunArguments, report: Report) -> None:
-    """Hold the rounds that are there to one another and to the run's tokenizer and template, by their metas."""
-    metas = [(round_, read_meta(round_.path)) for round_ in plan.opponents.rounds if round_.complete]
-    problems = prompts_problems({round_.entry.name: (meta.prompts_digest, meta.prompts) for round_, meta in metas})
-    if plan.tpaw_args.tpaw_prompts:
-        files = [(round_.path, meta) for round_, meta in metas]
-        problems += encoding_problems(files, encoder, str(run.data.template))
-    for problem in problems:
-        report.error(DataError, problem)
+def _device_of(run: RunArguments) -> Device:
+    """The device that the run computes on, with its memory."""
+    import psutil
+    import torch
 
-
-def _check_sample(sample: Sample, plan: Plan, encoder: TurnEncoder, template: str, report: Report) -> None:
-    if sample.bad_rows:
-        _report_bad_rows(sample, plan, report)
-    for problem in round_trip_problems(_spread(sample.prompts, ROUND_TRIPS), encoder, template):
-        report.error(ConfigError, problem)
-    if plan.tpaw_args.tpaw_prompts and not sample.prompts and not report.errors:
-        report.error(
-            DataError,
-            f"`tpaw_prompts: {plan.tpaw_args.tpaw_prompts}`: no row can be used among {sample.how}. Correct the rows.",
-        )
-
-
-def _report_bad_rows(sample: Sample, plan: Plan, report: Report) -> None:
-    """Refuse what training would refuse; which rows `tpaw_max_prompts` chooses is not looked at here."""
-    args = plan.tpaw_args
-    first: BadRow = sample.bad_rows[0]
-    path = sample.path or "its file"
-    text = (
-        f"`tpaw_prompts: {args.tpaw_prompts}`: {len(sample.bad_rows)} bad among {sample.how}, and `tpaw_max_bad_rows` "
-        f"allows {args.tpaw_max_bad_rows}. First: {path}, row {first.row}, because {first.reason}."
-    )
-    if len(sample.bad_rows) <= args.tpaw_max_bad_rows or args.tpaw_max_prompts is not None:
-        report.warn(f"{text} Bad rows are dropped.")
-    else:
-        report.error(DataError, f"{text} Correct the rows, or raise `tpaw_max_bad_rows` to drop them.")
-
-
-def _trace(run: RunArguments, plan: Plan, found: _Found, report: Report) -> Traced | None:
-    """Trace the passes; an architecture that cannot be traced has no estimates, which is no problem of the run."""
-    try:
-        return trace_run(run, plan, found.tokenizer, found.workload)
-    except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError, ImportError) as error:
-        report.warn(
-            "Memory and time cannot be estimated: the model's passes cannot be traced without data "
-            f"({type(error).__name__}: {_one_line(error)}). Watch the first steps of the run."
-        )
-    return None
+    if run.training.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(run.training.device)
+        return Device(properties.name, properties.total_memory)
+    total = psutil.virtual_memory().total
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else "max"
+    return Device("the CPU", min(total, int(limit)) if limit.isdigit() else total)
 
 
 def _check_memory(result: CheckResult) -> None:
-    device, report = result.device, result.report
+    """Refuse what cannot fit, and warn of what may not."""
+    device, findings = result.device, result.findings
     for part, figures in result.memory.items():
         peak = figures[-1].amount
-        fixed = sum(figure.amount for figure in figures[:-1] if figure.name in ("weights", "optimizer"))
-        keys = {"generation": "`tpaw_generate_batch_tokens`", "scoring": "`tpaw_score_batch_tokens`"}
+        fixed = sum(figure.amount for figure in figures[:-1] if figure.name in ("process", "weights", "optimizer"))
         text = (
             f"{part.capitalize()} needs about {readable_bytes(peak)} at its peak, but {device.name} has "
-            f"{readable_bytes(device.total)}."
+            f"{readable_bytes(device.total)}"
         )
-        lower = keys.get(part, "`per_device_train_batch_size` or `cutoff_len`")
         if fixed > device.total:
-            report.error(
+            findings.refuse(
                 EnvironmentProblem,
-                f"{text} {readable_bytes(fixed)} of it are weights and optimizer, so no smaller batch helps. Use a "
-                "larger device, a smaller model, `pure_bf16: true`, or an `optim` that keeps less.",
+                [
+                    f"{text}, and {readable_bytes(fixed)} of it are weights and optimizer, which no smaller "
+                    "batch makes less. Use a larger device, a smaller model, `pure_bf16: true`, or another `optim`."
+                ],
             )
         elif peak > DEVICE_SHARE * device.total:
-            report.warn(f"{text} It may run out of memory: lower {lower}.")
-
-
-def _is_quick(plan: Plan, dataset_dir: str) -> bool:
-    from ..data.source import find_entry
-
-    if not plan.tpaw_args.tpaw_prompts:
-        return False
-    path: Path | None = find_entry(plan.tpaw_args.tpaw_prompts, dataset_dir).path
-    return path is not None and path.is_file() and path.stat().st_size <= QUICK_BYTES
-
-
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Take at most `count` items, evenly."""
-    return list(items[:: max(math.ceil(len(items) / count), 1)])
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+            lower = LOWER.get(part, "`per_device_train_batch_size` or `cutoff_len`")
+            findings.warnings.append(f"{text}. It may run out of memory: lower {lower}.")

@@ -17,15 +17,14 @@ from typing import Any
 from ..arguments.checks import read_tpaw_args
 from ..arguments.start import Start
 from ..data.files import locked
-from ..errors import InUseError, TpawError
+from ..errors import TpawError
 from ..lf.given import YAML_ENDINGS, is_true, read_given
 from ..lf.logs import get_logger
 from ..report.collect import read_accuracies
 from ..team.checkpoint import Pruned, write_pruned
 from ..team.manifest import MANIFEST, Manifest, now, read_manifest
 from ..team.players import Player, list_players, team_of
-from .estimates.figures import readable_bytes
-from .nodes import node_rank
+from .estimates import readable_bytes
 
 
 WEIGHTS = (
@@ -44,8 +43,8 @@ Reasons = dict[Path, str]
 logger = get_logger(__name__)
 
 
-def prune(given: Mapping[str, Any], run_file: Path | None = None) -> int:
-    r"""Remove the weights and the trainer's checkpoints that are needed no more, if the run asks for it.
+def prune(given: Mapping[str, Any], run_file: str = "") -> int:
+    r"""Remove the weights and the trainer's checkpoints that are not needed any more, if the run asks for it.
 
     Args:
         given: Settings of an iteration that has finished.
@@ -56,21 +55,28 @@ def prune(given: Mapping[str, Any], run_file: Path | None = None) -> int:
     """
     tpaw_args, _ = read_tpaw_args(given)
     folder = Path(str(given.get("output_dir") or ""))
-    if tpaw_args.tpaw_keep_checkpoints == "all" or node_rank() or not is_true(given, "do_train"):
+    others_task = any(os.environ.get(name, "0") != "0" for name in ("RANK", "NODE_RANK"))
+    if tpaw_args.tpaw_keep_checkpoints == "all" or others_task or not is_true(given, "do_train"):
         return 0
     manifest = read_manifest(folder)
     if manifest is None or manifest.status != "finished":
         return 0
     players = list_players(tpaw_args, Start.of(given))
     run = {player.theta: Path(player.path) for player in players[1:] if _holds(player)}
-    kept = _needed(players, tpaw_args.rounds_played) | _best([*run.values(), folder])
+    # θ_0, and the team of the iteration that has just finished: all that the next one needs, and to repeat it.
+    kept = _parts([players[0]], "theta_0") | _parts(
+        team_of(players, tpaw_args.rounds_played), "a player of this iteration"
+    )
+    kept |= _best([*run.values(), folder])
     kept |= _named_elsewhere({folder.resolve(), *(path.resolve() for path in run.values())}, folder)
-    kept |= _in_run_files(run_file)
+    kept |= _in_run_files(Path(run_file)) if run_file else {}
     freed = 0
     for theta, path in run.items():
-        with _at_work(path) as free:
-            if free:
+        try:
+            with locked(path, str(path)):
                 freed += _prune_one(path, theta, folder, kept)
+        except TpawError as error:
+            logger.info_rank0(f"{path} is not pruned: {error}")
     if freed:
         logger.info_rank0(f"`tpaw_keep_checkpoints: needed` made {readable_bytes(freed)} free.")
     return freed
@@ -79,21 +85,18 @@ def prune(given: Mapping[str, Any], run_file: Path | None = None) -> int:
 def _holds(player: Player) -> bool:
     """Whether an iteration of stage `tpaw` made it, and finished it."""
     path = Path(player.path)
-    if path.is_symlink() or not path.is_dir():
-        return False
-    try:
-        manifest = read_manifest(path)
-    except TpawError:
-        return False
+    manifest = None if path.is_symlink() or not path.is_dir() else _manifest_or_none(path)
     return manifest is not None and manifest.status == "finished" and manifest.produces == player.theta
 
 
-def _needed(players: list[Player], rounds: int) -> Reasons:
-    """θ_0, and the team of the iteration that has just finished: all that the next one needs, and to repeat it."""
-    kept = dict.fromkeys((Path(part).resolve() for part in players[0].parts), "theta_0")
-    for player in team_of(players, rounds):
-        kept |= dict.fromkeys((Path(part).resolve() for part in player.parts), "a player of this iteration")
-    return kept
+def _manifest_or_none(folder: Path) -> Manifest | None:
+    with contextlib.suppress(TpawError):
+        return read_manifest(folder)
+    return None
+
+
+def _parts(players: list[Player], why: str) -> Reasons:
+    return {Path(part).resolve(): why for player in players for part in player.parts}
 
 
 def _best(folders: list[Path]) -> Reasons:
@@ -104,11 +107,8 @@ def _best(folders: list[Path]) -> Reasons:
                 known = read_accuracies(file)
                 own = [folder.resolve() for folder in folders if folder.resolve() in known]
                 if len(own) > 1:
-                    return {
-                        max(
-                            own, key=lambda folder: known[folder].correct / max(known[folder].n, 1)
-                        ): f"the best by {file.name}"
-                    }
+                    best = max(own, key=lambda each: known[each].correct / max(known[each].n, 1))
+                    return {best: f"the best by {file.name}"}
     return {}
 
 
@@ -116,56 +116,30 @@ def _named_elsewhere(own: set[Path], folder: Path) -> Reasons:
     """What a `tpaw.json` outside this run names: another run plays on from it, or against it."""
     kept: Reasons = {}
     root = folder.resolve().parents[min(LEVELS_UP, len(folder.resolve().parents)) - 1]
-    for path in _manifests(root, LEVELS_DOWN):
-        if any(path == each or path.is_relative_to(each) for each in own):
-            continue
-        try:
-            manifest = read_manifest(path)
-        except TpawError:
-            continue
-        for place in _places_in(manifest, path):
-            kept[place] = f"{os.path.relpath(path / MANIFEST)} names it"
+    for level in range(LEVELS_DOWN + 1):
+        for path in (file.parent for file in root.glob(f"{'*/' * level}{MANIFEST}")):
+            manifest = None if any(path.is_relative_to(each) for each in own) else _manifest_or_none(path)
+            if manifest is None:
+                continue
+            described = [manifest.policy, *manifest.players]
+            described += [part for each in described for part in each.get("below") or ()]
+            named = [str(each.get("path") or "") for each in described]
+            named += [str(source.get("opponent") or "") for source in manifest.triplets]
+            kept |= {(path / name).resolve(): f"{os.path.relpath(path / MANIFEST)} names it" for name in named if name}
     return kept
 
 
-def _manifests(root: Path, levels: int) -> Iterator[Path]:
-    if (root / MANIFEST).is_file():
-        yield root
-    if levels:
-        with contextlib.suppress(OSError):
-            for path in sorted(root.iterdir()):
-                if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-                    yield from _manifests(path, levels - 1)
-
-
-def _places_in(manifest: Manifest | None, folder: Path) -> Iterator[Path]:
-    if manifest is None:
-        return
-    described = [manifest.policy, *manifest.players, *(manifest.policy.get("below") or ())]
-    described += [part for player in manifest.players for part in player.get("below") or ()]
-    paths = [str(each.get("path") or "") for each in described]
-    paths += [str(source.get("opponent") or "") for source in manifest.triplets]
-    for path in filter(None, paths):
-        yield (folder / path).resolve()
-
-
-def _in_run_files(run_file: Path | None) -> Reasons:
+def _in_run_files(run_file: Path) -> Reasons:
     """What run files beside this one need that are not finished: other stages, other runs, other teams."""
     kept: Reasons = {}
-    files = sorted(run_file.parent.iterdir()) if run_file is not None and run_file.is_file() else []
-    for file in files:
-        if not file.name.endswith(YAML_ENDINGS):
-            continue
+    files = sorted(run_file.parent.iterdir()) if run_file.is_file() else []
+    for file in (file for file in files if file.name.endswith(YAML_ENDINGS)):
         with contextlib.suppress(TpawError, OSError, ValueError):
             given = read_given([str(file)])
-            if not _is_finished(given):
+            manifest = read_manifest(str(given.get("output_dir") or "")) if given.get("stage") == "tpaw" else None
+            if manifest is None or manifest.status != "finished":
                 kept |= dict.fromkeys((Path(name).resolve() for name in _names_in(given)), f"{file} names it")
     return kept
-
-
-def _is_finished(given: Mapping[str, Any]) -> bool:
-    manifest = read_manifest(str(given.get("output_dir") or "")) if given.get("stage") == "tpaw" else None
-    return manifest is not None and manifest.status == "finished"
 
 
 def _names_in(given: Mapping[str, Any]) -> Iterator[str]:
@@ -181,21 +155,7 @@ def _names_in(given: Mapping[str, Any]) -> Iterator[str]:
 def _reason(path: Path, kept: Reasons) -> str | None:
     """Why a folder is kept, for itself or for something in it; None where nothing needs it."""
     own = path.resolve()
-    return next((why for place, why in kept.items() if place == own or place.is_relative_to(own)), None)
-
-
-@contextlib.contextmanager
-def _at_work(path: Path) -> Iterator[bool]:
-    """Hold a folder while it is pruned; False where another process is at work on it."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(path, str(path)))
-        except TpawError as error:
-            why = "in use" if isinstance(error, InUseError) else "not to be locked"
-            logger.info_rank0(f"{path} is {why}, and not pruned.")
-            yield False
-            return
-        yield True
+    return next((why for place, why in kept.items() if place.is_relative_to(own)), None)
 
 
 def _prune_one(path: Path, theta: int, by: Path, kept: Reasons) -> int:

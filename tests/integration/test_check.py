@@ -20,7 +20,7 @@ from llamafactory_tpaw.runs.check import check, check_start
 from llamafactory_tpaw.runs.estimates.hours import measure_speed
 from llamafactory_tpaw.runs.estimates.passes import collator_of
 from llamafactory_tpaw.runs.estimates.workload import describe_workload, take_sample, worst_batch
-from llamafactory_tpaw.runs.preflight import make_plan
+from llamafactory_tpaw.runs.plan import make_plan
 from llamafactory_tpaw.team.forward import disable_dropout, response_logps
 from llamafactory_tpaw.team.members import load_encoder
 from llamafactory_tpaw.team.shortcuts import find_shortcuts

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from llamafactory_tpaw import cli
-from llamafactory_tpaw.runs.preflight import make_plan
+from llamafactory_tpaw.runs.plan import make_plan
 from llamafactory_tpaw.runs.scaffold import machine
 from llamafactory_tpaw.runs.scaffold.machine import Machine
 from tests.runs import ADDITIONS

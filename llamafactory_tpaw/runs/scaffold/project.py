@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import ConfigError, Findings
 from ...lf import facade
 from ..families import GPU_OUTPUT, lora_training, self_play_training, sft_training
-from ..preflight import key_problems
+from ..plan import key_problems
 from ..run_files import Change, Family, Method, dataset_entries, run_files
 from .dataset import SftSet, find_sft_set
 from .lengths import USELESS_SHARE, Lengths, measure

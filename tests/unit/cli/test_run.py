@@ -14,9 +14,8 @@ import pytest
 from llamafactory_tpaw import cli
 from llamafactory_tpaw.cli.output import duration
 from llamafactory_tpaw.errors import ConfigError
-from llamafactory_tpaw.runs import player_loop, playlist
-from llamafactory_tpaw.runs.player_loop import Outcome
-from llamafactory_tpaw.runs.playlist import Item
+from llamafactory_tpaw.runs import loop
+from llamafactory_tpaw.runs.loop import Item
 
 
 SUMMARY = {
@@ -32,7 +31,7 @@ SUMMARY = {
 @pytest.fixture(autouse=True)
 def _light(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llamafactory_tpaw.hook.bootstrap.activate", lambda: None)
-    monkeypatch.setattr(player_loop, "_result", lambda folder: SUMMARY)
+    monkeypatch.setattr(loop, "_result", lambda folder: SUMMARY)
 
 
 @pytest.fixture
@@ -41,21 +40,21 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def read(files: list[str], overrides: list[str]) -> list[Item]:
         given = {"stage": "tpaw", "tpaw_iteration": 0}
-        return [Item(file, tuple(overrides), given | {"output_dir": f"saves/{file[0]}"}) for file in files]
+        return [Item(file, given | {"output_dir": f"saves/{file[0]}"}) for file in files]
 
     def call(effects: dict[str, Any], *words: str) -> int:
-        def play_one(self: Any, index: int, outcome: Outcome) -> None:
-            effect = effects[outcome.item.file]
+        def play_one(self: Any, index: int, item: Item) -> None:
+            effect = effects[item.file]
             self.tell(index, "begins.")
-            outcome.seconds = 12.34
+            item.seconds = 12.34
             if isinstance(effect, BaseException):
-                outcome.status = "interrupted"
+                item.status = "interrupted"
                 raise effect
-            outcome.status, outcome.exit_code = effect, 3 if effect == "failed" else 0
+            item.status, item.exit_code = effect, 3 if effect == "failed" else 0
             self.tell(index, f"{effect}.")
 
-        monkeypatch.setattr(playlist, "read_playlist", read)
-        monkeypatch.setattr(player_loop.Play, "_play_one", play_one)
+        monkeypatch.setattr(loop, "read_items", read)
+        monkeypatch.setattr(loop.Play, "_play_one", play_one)
         return cli.main(["run", *words])
 
     return call

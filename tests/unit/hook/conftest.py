@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,12 +24,18 @@ class Calls(SimpleNamespace):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Replace `runs.launcher` and `train.workflow` by modules that write down how they are called."""
-    seen = Calls(prepare=[], before_parse=[], run_tpaw=[])
+    seen = Calls(prepared=[], before_training=[], run_tpaw=[])
+
+    @contextlib.contextmanager
+    def prepared(given: dict[str, Any], run_file: str) -> Iterator[str]:
+        seen.prepared.append((given, run_file))
+        yield "plan.yaml"
+
     launcher = ModuleType("llamafactory_tpaw.runs.launcher")
-    launcher.prepare = lambda argv: contextlib.nullcontext(seen.prepare.append(argv))
-    launcher.hold_output = lambda given: contextlib.nullcontext()
+    launcher.prepared = prepared
+    launcher.hold_output = lambda given, handed: contextlib.nullcontext()
     launcher.generate = launcher.score = lambda argv: 0
-    launcher.before_parse = lambda args: seen.before_parse.append(args) or args
+    launcher.before_training = lambda given, handed: seen.before_training.append((given, handed)) or given
     workflow = ModuleType("llamafactory_tpaw.train.workflow")
     workflow.run_tpaw = lambda *args: seen.run_tpaw.append(args)
     for module in (launcher, workflow):

@@ -147,7 +147,7 @@ def test_stages_of_another_shape_are_left_alone() -> None:
 
 def test_run_exp_runs_our_workflow(tuner: ModuleType, settings: dict[str, Any], calls: Any) -> None:
     tuner.run_exp(dict(settings))
-    assert calls.before_parse == [settings]
+    assert calls.before_training == [(settings, None)]
     ((model_args, data_args, training_args, finetuning_args, generating_args, callbacks),) = calls.run_tpaw
     assert (finetuning_args.stage, finetuning_args.tpaw_eta) == ("tpaw", 2.5)
     assert not hasattr(finetuning_args, dispatch.MARK)
@@ -162,7 +162,7 @@ def test_changed_settings_are_what_is_trained(
     tuner: ModuleType, settings: dict[str, Any], calls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launcher = sys.modules["llamafactory_tpaw.runs.launcher"]
-    monkeypatch.setattr(launcher, "before_parse", lambda args: args | {"tpaw_eta": 7})
+    monkeypatch.setattr(launcher, "before_training", lambda given, handed: given | {"tpaw_eta": 7})
     tuner.run_exp(dict(settings))
     assert calls.run_tpaw[0][3].tpaw_eta == 7.0
 
@@ -170,10 +170,10 @@ def test_changed_settings_are_what_is_trained(
 def test_finished_run_exits_before_the_parse(
     tuner: ModuleType, settings: dict[str, Any], calls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finished(args: dict[str, Any]) -> None:
+    def finished(given: dict[str, Any], handed: None) -> None:
         raise SystemExit(0)
 
-    monkeypatch.setattr(sys.modules["llamafactory_tpaw.runs.launcher"], "before_parse", finished)
+    monkeypatch.setattr(sys.modules["llamafactory_tpaw.runs.launcher"], "before_training", finished)
     with pytest.raises(SystemExit) as caught:
         tuner.run_exp(settings | {"dataset": None})
     assert caught.value.code == 0
@@ -183,7 +183,7 @@ def test_finished_run_exits_before_the_parse(
 def test_other_stages_pass_untouched(tuner: ModuleType, settings: dict[str, Any], calls: Any) -> None:
     parsed = tuner.get_train_args(settings | {"stage": "dpo"})
     assert parsed[3].stage == "dpo"
-    assert calls.before_parse == []
+    assert calls.before_training == []
     assert facade.get_train_args(settings)[3].stage == "tpaw"
 
 
@@ -295,16 +295,10 @@ def test_launch_prepares_stage_tpaw_only(launch: Any, calls: Any, tmp_path: Path
     ]
     for argv in commands:
         started = launch(argv)
-    assert started == commands
-    assert calls.prepare == [[ours, "seed=1"], ["--stage", "tpaw"]]
-
-
-def test_launch_refuses_json(launch: Any, calls: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        launch(["train", _write(tmp_path / "run.json", '{"stage": "tpaw"}')])
-    assert caught.value.code == 2
-    assert "ends with `.yaml`" in capsys.readouterr().err
-    assert calls.prepare == []
+    prepared = ["train", "plan.yaml"]
+    assert started == [prepared, *commands[1:5], prepared]
+    given = {"stage": "tpaw"}
+    assert calls.prepared == [(given | {"seed": 1}, ours), (given, "")]
 
 
 def test_launch_prints_errors_without_traceback(
@@ -355,7 +349,9 @@ def test_optional_seam_is_a_notice(
     monkeypatch.setattr(status, "_said", set())
     monkeypatch.setattr(status, "installed_version", lambda: "0.10.0")
     monkeypatch.setitem(
-        status.RECORD, "stages", status.SeamStatus("stages", "a.b", "the list", False, "missing", "it moved")
+        status.RECORD,
+        "stages",
+        status.SeamStatus("stages", "a.b", "the list", False, state="missing", reason="it moved"),
     )
     logger = logging.getLogger("llamafactory.tpaw")
     monkeypatch.setattr(logger, "propagate", False)
@@ -369,28 +365,7 @@ def test_optional_seam_is_a_notice(
 
 
 def test_required_seam_is_an_error(all_applied: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    missed = status.SeamStatus("dispatch", "a.b", "starts it", True, "missing", "there is no `b`")
+    missed = status.SeamStatus("dispatch", "a.b", "starts it", True, state="missing", reason="there is no `b`")
     monkeypatch.setitem(status.RECORD, "dispatch", missed)
     with pytest.raises(ConfigError, match=r"needs LlamaFactory >=0\.9\.5,<0\.9\.6.*seam `dispatch`.*no `b`"):
         status.require_seams()
-
-
-@pytest.mark.parametrize(
-    ("argv", "armed"),
-    [
-        (["/bin/llamafactory-cli", "train", "--stage", "tpaw"], True),
-        (["-m", "train", "--stage", "tpaw"], True),
-        (["/bin/lmf", "train", "--stage", "sft"], False),
-        (["/bin/lmf", "webui"], False),
-        (["mine.py", "train", "--stage", "tpaw"], False),
-    ],
-)
-def test_signals_during_the_import_end_the_command_only(
-    monkeypatch: pytest.MonkeyPatch, argv: list[str], armed: bool
-) -> None:
-    calls: list[bool] = []
-    monkeypatch.setattr(seams, "exit_at_signals", lambda: calls.append(True))
-    monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(seams, "RECORD", {})
-    seams.callbacks(sys.modules["llamafactory"])
-    assert bool(calls) == armed

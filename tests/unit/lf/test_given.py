@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -85,41 +86,72 @@ def test_absent_run_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "stage"),
+    ("args", "ours"),
     [
-        (None, None),
-        ([], None),
-        ({"stage": "tpaw"}, "tpaw"),
-        ({"model_name_or_path": "x"}, None),
-        (["--stage", "tpaw"], "tpaw"),
-        (["--stage=sft", "--stage=tpaw"], "tpaw"),
-        (["--tpaw_eta", "3", "--stage"], None),
-        (["absent.yaml"], None),
-        (["absent.yaml", "stage=tpaw"], "tpaw"),
+        (None, False),
+        ([], False),
+        ({"stage": "tpaw"}, True),
+        ({"model_name_or_path": "x"}, False),
+        (["--stage", "tpaw"], True),
+        (["--stage=sft", "--stage=tpaw"], True),
+        (["--tpaw_eta", "3", "--stage"], False),
+        (["absent.yaml"], False),
+        (["run.yaml"], True),
+        (["run.yaml", "stage=dpo"], False),
+        (["sft.yaml"], False),
+        (["sft.yaml", "stage=tpaw"], True),
+        (["broken_sft.yaml"], False),
     ],
 )
-def test_stage_of(args: object, stage: str | None) -> None:
-    assert given.stage_of(args) == stage
+def test_what_is_ours(args: object, ours: bool, run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_file.parent)
+    Path("sft.yaml").write_text("stage: sft\n# stage: tpaw\n")
+    Path("broken_sft.yaml").write_text("stage: sft\nlist: [\n")
+    settings = given.read_if_ours(args)
+    assert (settings is not None) == ours
+    assert not ours or settings["stage"] == "tpaw"
 
 
-def test_stage_of_run_files(run_file: Path, tmp_path: Path) -> None:
-    assert given.stage_of([str(run_file)]) == "tpaw"
-    assert given.stage_of([str(run_file), "stage=dpo"]) == "dpo"
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("stage: tpaw\nlist: [\n", encoding="utf-8")
-    assert given.stage_of([str(broken)]) == "tpaw"
-    broken.write_text("stage: sft\nlist: [\n", encoding="utf-8")
-    assert given.stage_of([str(broken)]) is None
+@pytest.mark.parametrize("words", [["absent.yaml", "stage=tpaw"], ["broken.yaml"]])
+def test_what_cannot_be_read_but_asks_for_us_is_told(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.yaml").write_text("### method\nstage: 'tpaw'  # ours\nbroken: [\n")
+    with pytest.raises(ConfigError, match=words[0]):
+        given.read_if_ours(words)
 
 
-def test_stage_of_a_run_file_imports_nothing_heavy(run_file: Path) -> None:
+def test_reading_a_run_file_imports_nothing_heavy(run_file: Path) -> None:
     code = (
-        "import sys; from llamafactory_tpaw.lf.given import stage_of; "
-        f"assert stage_of([{str(run_file)!r}]) == 'tpaw'; "
+        "import sys; from llamafactory_tpaw.lf.given import read_if_ours; "
+        f"assert read_if_ours([{str(run_file)!r}])['stage'] == 'tpaw'; "
         "print([name for name in ('torch', 'transformers', 'llamafactory') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_handed_file_is_read_as_a_run_file_by_us_and_by_llamafactory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamafactory_tpaw.lf import facade
+
+    settings = {
+        "stage": "tpaw",
+        "learning_rate": 1.0e-07,
+        "seed": 7,
+        "tpaw_players": ["a", "b"],
+        "x": None,
+        "y": "1e-3",
+    }
+    with given.handed_file(settings, planned=True, share=3) as file:
+        found, handed = given.take_handed(given.read_given([file]))
+        assert found == settings
+        assert (handed["planned"], handed["share"], handed["cwd"]) == (True, 3, str(Path.cwd()))
+        assert stat.S_IMODE(Path(file).parent.stat().st_mode) == 0o700
+        monkeypatch.setattr(sys, "argv", ["llamafactory-cli", file])
+        assert given.take_handed(facade.read_args()) == (settings, handed)
+    assert not Path(file).exists()
+    with given.handed_file(settings) as file:
+        assert given.read_given([file]) == settings
 
 
 def test_a_second_run_file_is_no_override(run_file: Path) -> None:
@@ -178,29 +210,3 @@ def test_extra_keys_allowed_still_checks_ours(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("ALLOW_EXTRA_ARGS", "1")
     (problem,) = given.unknown_key_problems({"tpaw_gama": 1, "learning_rat": 2})
     assert "tpaw_gamma" in problem
-
-
-def test_known_keys_are_llamafactorys_and_ours() -> None:
-    assert {"stage", "tpaw_eta", "per_device_train_batch_size", "ray_num_workers"} <= given.known_keys()
-
-
-@pytest.mark.parametrize(
-    ("words", "ours"),
-    [
-        ([], False),
-        (["--stage", "tpaw"], True),
-        (["--stage=sft"], False),
-        (["run.yaml"], True),
-        (["run.yaml", "stage=sft"], False),
-        (["sft.yaml"], False),
-        (["sft.yaml", "stage=tpaw"], True),
-        (["nope.yaml"], False),
-    ],
-)
-def test_stage_is_guessed_from_the_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], ours: bool
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("run.yaml").write_text("### method\nstage: 'tpaw'  # ours\nbroken: [\n")
-    Path("sft.yaml").write_text("stage: sft\n# stage: tpaw\n")
-    assert given.mentions_stage(words) == ours

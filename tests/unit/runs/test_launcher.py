@@ -3,20 +3,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.errors import ConfigError, DataError, InUseError, TpawError
-from llamafactory_tpaw.generation.share import SHARE, Share
+from llamafactory_tpaw.arguments.checks import read_tpaw_args
+from llamafactory_tpaw.data.rounds import Round
+from llamafactory_tpaw.data.source import Entry
+from llamafactory_tpaw.data.triplets import meta_path
+from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem, InUseError
+from llamafactory_tpaw.generation.share import Share
+from llamafactory_tpaw.lf.given import HANDED, handed_file, read_given
 from llamafactory_tpaw.lf.signals import Terminated
 from llamafactory_tpaw.runs import launcher
+from llamafactory_tpaw.runs.plan import Plan
+from llamafactory_tpaw.team.manifest import Manifest
 from tests.unit.team.checkpoints import make_tensors, save_single
 from tests.unit.team.test_manifest import make_manifest
 
@@ -34,12 +41,17 @@ def save_checkpoint(output: Path, step: int, *, optimizer: bool = True, state: s
     return folder
 
 
+def plan_of(given: dict[str, Any], earlier: Manifest | None) -> Plan:
+    return Plan(given, read_tpaw_args(given)[0], [], None, earlier)
+
+
 def continue_in(output: Path, **given: Any) -> dict[str, Any]:
-    return launcher._where_to_continue({"output_dir": str(output)} | given, make_manifest(status="training"))
+    plan = plan_of({"output_dir": str(output)} | given, make_manifest(status="training"))
+    return launcher._where_to_continue(plan)
 
 
 def test_new_iteration_begins(output: Path) -> None:
-    assert launcher._where_to_continue({"output_dir": str(output)}, None) == {}
+    assert launcher._where_to_continue(plan_of({"output_dir": str(output)}, None)) == {}
 
 
 def test_interrupted_iteration_without_checkpoint_begins_again(output: Path) -> None:
@@ -77,68 +89,19 @@ def test_choice_of_the_user_is_left_alone(output: Path) -> None:
     assert (output / "checkpoint-4").is_dir()
 
 
-class TestChild:
-    @pytest.fixture
-    def commands(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
-        """Commands that would be started; they end with `code`."""
-        found: list[tuple[list[str], dict[str, str]]] = []
-
-        def run(command: list[str], environment: dict[str, str]) -> int:
-            found.append((command, environment))
-            return self.code
-
-        monkeypatch.setattr(launcher, "run_child", run)
-        return found
-
-    code = 0
-
-    def test_sees_the_devices_that_the_command_sees(
-        self, commands: list[Any], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-        launcher._generate_in_child(["run.yaml", "seed=1"])
-        ((command, environment),) = commands
-        assert command == [sys.executable, "-m", "llamafactory_tpaw", "generate", "run.yaml", "seed=1"]
-        assert environment["CUDA_VISIBLE_DEVICES"] == "3,1"
-
-    @pytest.mark.parametrize("code", [1, 3, 137])
-    def test_failure_ends_the_command(
-        self, commands: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
-    ) -> None:
-        monkeypatch.setattr(TestChild, "code", code)
-        warnings: list[str] = []
-        monkeypatch.setattr(launcher.logger, "warning_rank0", warnings.append, raising=False)
-        with pytest.raises(SystemExit) as caught:
-            launcher._generate_in_child([])
-        assert caught.value.code == code
-        assert ["ended by signal 9" in text for text in warnings] == ([True] if code == 137 else [])
-
-    @pytest.mark.parametrize(("code", "stop"), [(130, KeyboardInterrupt), (143, Terminated)])
-    def test_its_interruption_is_the_commands(
-        self, commands: list[Any], monkeypatch: pytest.MonkeyPatch, code: int, stop: type[KeyboardInterrupt]
-    ) -> None:
-        monkeypatch.setattr(TestChild, "code", code)
-        with pytest.raises(KeyboardInterrupt) as caught:
-            launcher._generate_in_child([])
-        assert caught.type is stop
-
-
 class TestLock:
-    """One process an output folder."""
+    """One command an output folder."""
 
     @pytest.fixture
     def given(self, output: Path) -> dict[str, Any]:
         return {"do_train": True, "output_dir": str(output)}
 
-    def test_second_one_is_refused(self, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_second_one_is_refused(self, given: dict[str, Any]) -> None:
         with launcher.hold_output(given):
-            with launcher.hold_output(given):  # another part of the same command
+            with launcher.hold_output(given, handed={"planned": True}):  # another process of the same command
                 pass
-            with monkeypatch.context() as patch:
-                patch.delenv(launcher.HELD)
-                with pytest.raises(InUseError, match=r"`output_dir: .*out` is in use: another process"):
-                    launcher.hold_output(given).__enter__()
-        assert launcher.HELD not in os.environ
+            with pytest.raises(InUseError, match=r"`output_dir: .*out` is in use"), launcher.hold_output(given):
+                pass
         with launcher.hold_output(given):
             pass
 
@@ -148,135 +111,124 @@ class TestLock:
     ) -> None:
         monkeypatch.setenv(rank, "0")
         with launcher.hold_output(given):
-            with monkeypatch.context() as patch:
-                patch.delenv(launcher.HELD)
-                patch.setenv(rank, "1")
-                with launcher.hold_output(given):
-                    pass
+            monkeypatch.setenv(rank, "1")
+            with launcher.hold_output(given):
+                pass
 
     def test_nothing_is_locked_where_nothing_is_trained(self, given: dict[str, Any], output: Path) -> None:
-        for changed in (given | {"do_train": False}, given | {"output_dir": None}):
-            with launcher.hold_output(changed):
-                assert launcher.HELD not in os.environ
-        assert list(output.parent.iterdir()) == []
+        with launcher.hold_output(given | {"do_train": False}):
+            assert list(output.parent.iterdir()) == []
 
 
-class TestProcesses:
-    @pytest.fixture(autouse=True)
-    def _one_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("FORCE_TORCHRUN", "NNODES", "NPROC_PER_NODE", "USE_RAY", "USE_KT"):
-            monkeypatch.delenv(name, raising=False)
-
-    @pytest.mark.parametrize("there", [True, False])
-    def test_ray_is_refused_before_generation_where_it_cannot_work(
-        self, monkeypatch: pytest.MonkeyPatch, there: bool
-    ) -> None:
-        monkeypatch.setattr(launcher, "find_spec", lambda name: object() if there else None)
-        launcher._refuse_ray({})  # without USE_RAY nobody reads it
-        monkeypatch.setenv("USE_RAY", "1")
-        with contextlib.nullcontext() if there else pytest.raises(TpawError, match="Ray is not installed"):
-            launcher._refuse_ray({"ray_num_workers": 2})
-
-    def test_a_run_that_does_nothing_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match=r"Neither `do_train` nor `do_eval` is true"):
-            launcher._refuse_idle({"do_train": "false"})
-        launcher._refuse_idle({"do_eval": True})
-
-
-GIVEN = {"stage": "tpaw", "do_train": True, "output_dir": "out"}
+GIVEN = {"stage": "tpaw", "do_train": True, "output_dir": "out", "dataset": "d"}
+ROUND = SimpleNamespace(path=Path("d.jsonl"), complete=False)
 
 
 class TestSteps:
-    """`prepare`, `before_parse` and `generate` around a plan that is given."""
+    """The steps around a plan that is given."""
 
     @pytest.fixture
     def plan(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         monkeypatch.chdir(tmp_path)
-        plan = SimpleNamespace(
-            to_generate=[],
-            given={},
-            tpaw_args=SimpleNamespace(tpaw_prompts="additions"),
-        )
+        tpaw_args = SimpleNamespace(tpaw_prompts="additions", tpaw_engine_startup=0.0)
+        plan = SimpleNamespace(to_generate=[], given=GIVEN, tpaw_args=tpaw_args, earlier=None, is_finished=False)
         monkeypatch.setattr(launcher, "make_plan", lambda given: plan)
+        monkeypatch.setattr(launcher, "handed_plan", lambda given: plan)
         monkeypatch.setattr(launcher, "check_start", lambda plan: None)
-        monkeypatch.setattr(launcher, "key_problems", lambda given: [])
-        monkeypatch.setattr(launcher, "finished_manifest", lambda given: None)
         return plan
 
-    def test_missing_triplets_are_generated_by_the_command(
-        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        started: list[Any] = []
-        monkeypatch.setattr(launcher, "_generate_in_child", started.append)
-        with launcher.prepare(GIVEN):
-            assert started == []
-            assert os.environ[launcher.HELD] == str(Path("out").resolve())
-        plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
-        with launcher.prepare(GIVEN):
-            assert started == [GIVEN]
+    @pytest.fixture
+    def children(self, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        """Commands that would be started; each ends with `self.code`."""
+        started: list[list[str]] = []
 
-    def test_a_worker_on_ray_works_where_the_command_was_started(
+        def run(command: list[str]) -> int:
+            assert read_given([command[-1]])[HANDED]["planned"]
+            started.append(command)
+            return self.code
+
+        monkeypatch.setattr(launcher, "run_child", run)
+        return started
+
+    code = 0
+
+    def test_missing_triplets_are_generated_first_by_a_child_with_the_plan(
+        self, plan: SimpleNamespace, children: list[list[str]]
+    ) -> None:
+        with launcher.prepared(GIVEN):
+            assert children == []
+        plan.to_generate = [ROUND]
+        with launcher.prepared(GIVEN) as plan_file:
+            assert children == [[sys.executable, "-m", "llamafactory_tpaw", "generate", plan_file]]
+        assert not Path(plan_file).exists()
+
+    @pytest.mark.parametrize(
+        ("code", "kind"), [(3, SystemExit), (137, SystemExit), (130, KeyboardInterrupt), (143, Terminated)]
+    )
+    def test_the_command_ends_as_the_child_does(
+        self,
+        plan: SimpleNamespace,
+        children: list[list[str]],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        code: int,
+        kind: type[BaseException],
+    ) -> None:
+        monkeypatch.setattr(TestSteps, "code", code)
+        plan.to_generate = [ROUND]
+        with pytest.raises(kind) as caught, launcher.prepared(GIVEN):
+            raise AssertionError("it went on")
+        assert caught.type is kind
+        assert getattr(caught.value, "code", code) == code
+        assert ("ended by signal 9" in capsys.readouterr().err) == (code == 137)
+
+    def test_a_process_with_a_plan_goes_on_where_the_command_was_started(
         self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(launcher, "_refuse_ray", lambda given: None)
-        monkeypatch.setenv("USE_RAY", "1")
         (tmp_path / "elsewhere").mkdir()
-        with launcher.prepare(GIVEN):
-            assert launcher.HELD not in os.environ
-            monkeypatch.chdir("elsewhere")
-            assert launcher.before_parse(GIVEN) == GIVEN
-            assert Path.cwd() == tmp_path
-            os.environ[launcher.STARTED_IN] = str(tmp_path / "on another node")
-            launcher.before_parse(GIVEN)
-            assert Path.cwd() == tmp_path
-        assert launcher.STARTED_IN not in os.environ
+        monkeypatch.chdir("elsewhere")
+        assert launcher.before_training(GIVEN, {"cwd": str(tmp_path)}) == GIVEN
+        assert Path.cwd() == tmp_path
+        launcher.before_training(GIVEN, {"cwd": "/not/on/this/node"})
+        assert Path.cwd() == tmp_path
 
     def test_missing_triplets_are_told_where_training_is_started_otherwise(self, plan: SimpleNamespace) -> None:
-        assert launcher.before_parse(GIVEN) == GIVEN
-        plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
-        with pytest.raises(DataError, match=r"d\.jsonl is not there yet.*run `llamafactory-tpaw generate`"):
-            launcher.before_parse(GIVEN)
-        with pytest.raises(DataError, match=r"d\.jsonl is not there yet"):
-            launcher.score(GIVEN)
+        assert launcher.before_training(GIVEN, None) == GIVEN
+        plan.to_generate = [ROUND]
+        with pytest.raises(DataError, match=r"d\.jsonl is not there yet.*Run `llamafactory-tpaw generate`"):
+            launcher.before_training(GIVEN, None)
+        with handed_file(GIVEN) as file, pytest.raises(DataError, match=r"d\.jsonl is not there yet"):
+            launcher.score([file])
 
-    @pytest.mark.parametrize("step", [lambda given: launcher.prepare(given).__enter__(), launcher.before_parse])
-    def test_finished_iteration_ends_well(
-        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, step: Any
-    ) -> None:
-        monkeypatch.setattr(launcher, "finished_manifest", lambda given: make_manifest())
-        plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
+    @pytest.mark.parametrize(
+        "step",
+        [lambda given: launcher.prepared(given).__enter__(), lambda given: launcher.before_training(given, None)],
+    )
+    def test_finished_iteration_ends_well(self, plan: SimpleNamespace, step: Any) -> None:
+        plan.is_finished, plan.earlier, plan.to_generate = True, make_manifest(), [ROUND]
         with pytest.raises(SystemExit) as caught:
             step(GIVEN)
         assert caught.value.code == 0
 
-    def test_wrong_keys_are_told_before_the_output_folder_is_looked_at(
-        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(launcher, "finished_manifest", lambda given: make_manifest())
-        monkeypatch.setattr(launcher, "key_problems", lambda given: ["`x` is wrong."])
-        with launcher.prepare(GIVEN):  # and make_plan raises
-            pass
+    def test_a_run_that_does_nothing_is_refused(self, plan: SimpleNamespace) -> None:
+        with pytest.raises(ConfigError, match=r"Neither `do_train` nor `do_eval` is true"):
+            launcher.prepared(GIVEN | {"do_train": "false"}).__enter__()
 
     @pytest.mark.parametrize("command", ["generate", "score"])
     def test_run_files_of_other_stages_are_refused(self, command: str) -> None:
         message = f"`stage: sft` is not `tpaw`, but `llamafactory-tpaw {command}` is for an iteration of self-play."
-        with pytest.raises(ConfigError, match=message):
-            getattr(launcher, command)(GIVEN | {"stage": "sft"})
+        with handed_file(GIVEN | {"stage": "sft"}) as file, pytest.raises(ConfigError, match=message):
+            getattr(launcher, command)([file])
 
     @pytest.mark.parametrize(
         ("visible", "device", "first", "devices"),
-        [
-            (None, "cpu", "0", []),
-            ("3,1", "cuda", "3", ["3", "1"]),
-            ("3,1", "cpu", "3", []),
-            ("", "cpu", "", []),
-        ],
+        [("3,1", "cuda", "3", ["3", "1"]), ("3,1", "cpu", "3", []), ("", "cpu", "", [])],
     )
     def test_one_device_is_used_and_all_are_told(
         self,
         plan: SimpleNamespace,
         monkeypatch: pytest.MonkeyPatch,
-        visible: str | None,
+        visible: str,
         device: str,
         first: str,
         devices: list[str],
@@ -285,42 +237,96 @@ class TestSteps:
         run = SimpleNamespace(training=SimpleNamespace(device=SimpleNamespace(type=device)))
         monkeypatch.setattr("llamafactory_tpaw.arguments.parsed.parse_single_process", lambda given: run)
         monkeypatch.setattr("llamafactory_tpaw.generation.local.generate_round", lambda *given: told.append(given))
-        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-        if visible is None:
-            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-        plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"))]
-        assert launcher.generate(GIVEN) == 0
-        assert told == [(run, plan.to_generate[0], GIVEN, devices)]
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        plan.to_generate = [ROUND]
+        with handed_file(GIVEN) as file:
+            assert launcher.generate([file]) == 0
+        ((got, round_, hand, seen),) = told
+        assert (got, round_, seen) == (run, ROUND, devices)
+        with hand(share={"file": "d.jsonl", "channel": 7}) as file:
+            assert read_given([file])[HANDED]["share"] == {"file": "d.jsonl", "channel": 7}
         assert os.environ["CUDA_VISIBLE_DEVICES"] == first
 
-    def test_a_process_for_one_device_answers_for_its_round_alone(
+    def test_a_process_for_one_device_answers_its_share(
         self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         told: list[Any] = []
-        share = Share("e.jsonl", 7)
         run = SimpleNamespace(training=SimpleNamespace(device=SimpleNamespace(type="cuda")))
-        monkeypatch.setenv(SHARE, json.dumps({"file": "e.jsonl", "channel": 7}))
         monkeypatch.setattr("llamafactory_tpaw.arguments.parsed.parse_single_process", lambda given: run)
         monkeypatch.setattr("llamafactory_tpaw.generation.local.generate_round", None)
         monkeypatch.setattr("llamafactory_tpaw.generation.local.answer_share", lambda *given: told.append(given))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-        plan.to_generate = [SimpleNamespace(path=Path(name)) for name in ("d.jsonl", "e.jsonl")]
-        assert launcher.generate(GIVEN) == 0
-        assert told == [(run, plan.to_generate[1], share)]
+        plan.to_generate = [ROUND]
+        with handed_file(GIVEN, planned=True, share={"file": "d.jsonl", "channel": 7}) as file:
+            assert launcher.generate([file]) == 0
+        assert told == [(run, ROUND, Share("d.jsonl", 7))]
 
     def test_nothing_to_generate(self, plan: SimpleNamespace) -> None:
-        assert launcher.generate(GIVEN) == 0
-        plan.tpaw_args.tpaw_prompts = None
-        with pytest.raises(ConfigError, match="`tpaw_prompts` is missing, so there is nothing to generate"):
-            launcher.generate(GIVEN)
+        with handed_file(GIVEN) as file:
+            assert launcher.generate([file]) == 0
+            plan.tpaw_args.tpaw_prompts = None
+            with pytest.raises(ConfigError, match="`tpaw_prompts` is missing, so there is nothing to generate"):
+                launcher.generate([file])
+
+
+class TestNodes:
+    """Node 0 generates; the others wait for its triplets."""
+
+    @pytest.fixture(autouse=True)
+    def _second_of_two(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(launcher, "POLL_S", 0.005)
+        monkeypatch.setenv("NNODES", "2")
+        monkeypatch.setenv("NODE_RANK", "1")
+        return
+
+    @pytest.mark.parametrize(
+        ("variables", "rank"),
+        [
+            ({}, None),
+            ({"NNODES": "1", "NODE_RANK": "0"}, None),
+            ({"NNODES": "2"}, 0),
+            ({"NNODES": "4", "NODE_RANK": "3"}, 3),
+            ({"NNODES": "1", "MIN_NNODES": "1", "MAX_NNODES": "4", "NODE_RANK": "2"}, 2),
+        ],
+    )
+    def test_rank_is_llamafactorys(
+        self, variables: dict[str, str], rank: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("NNODES", "NODE_RANK"):
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert launcher.node_rank() == rank
+
+    def test_waits_while_rows_become_more(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        round_ = Round(0, Entry("d0", {}, tmp_path / "d0.jsonl"))
+        partial = tmp_path / "d0.jsonl.partial"
+        polls = 0
+
+        def work(_: float) -> None:
+            nonlocal polls
+            polls += 1
+            partial.write_text("row\n" * polls)
+            if polls == 5:
+                round_.path.touch()
+                meta_path(round_.path).touch()
+
+        clock = iter(range(0, 1000, 4))
+        monkeypatch.setattr(launcher.time, "sleep", work)
+        monkeypatch.setattr(launcher.time, "monotonic", lambda: next(clock))
+        launcher._wait_for(round_, patience_s=9.0)
+        assert polls == 5
+
+    def test_gives_up_where_no_row_comes(self, tmp_path: Path) -> None:
+        round_ = Round(0, Entry("d0", {}, tmp_path / "d0.jsonl"))
+        with pytest.raises(EnvironmentProblem, match="must be on a file system that all nodes share"):
+            launcher._wait_for(round_, patience_s=0.05)
 
 
 def test_interrupted_run_resumes_by_the_given_settings(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = save_checkpoint(output, 4)
     given = {"stage": "tpaw", "do_train": True, "output_dir": str(output)}
-    monkeypatch.setattr(launcher, "make_plan", lambda given: SimpleNamespace(to_generate=[]))
-    monkeypatch.setattr(launcher, "key_problems", lambda given: [])
-    monkeypatch.setattr(launcher, "finished_manifest", lambda given: make_manifest(status="training"))
-    assert launcher.before_parse(given) == given | {"resume_from_checkpoint": str(checkpoint)}
+    plan = SimpleNamespace(to_generate=[], given=given, earlier=make_manifest(status="training"), is_finished=False)
+    monkeypatch.setattr(launcher, "make_plan", lambda given: plan)
+    assert launcher.before_training(given, None) == given | {"resume_from_checkpoint": str(checkpoint)}
     assert json.loads((checkpoint / "trainer_state.json").read_text()) == {}

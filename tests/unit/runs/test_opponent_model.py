@@ -13,11 +13,11 @@ import pytest
 from llamafactory_tpaw.data.files import write_atomic
 from llamafactory_tpaw.data.triplets import meta_path
 from llamafactory_tpaw.errors import ConfigError
-from llamafactory_tpaw.runs.preflight import finished_manifest, make_plan
+from llamafactory_tpaw.runs.plan import make_plan
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from tests.runs import Project
-from tests.unit.runs.test_preflight import finish, problems_of, write_triplets
-from tests.unit.runs.test_preflight import project as project
+from tests.unit.runs.test_plan import finish, problems_of, write_triplets
+from tests.unit.runs.test_plan import project as project
 
 
 def generated(**changes: Any) -> Path:
@@ -33,7 +33,7 @@ def test_other_samples_than_the_file_has(project: Project) -> None:
     (problem,) = problems_of(project.settings(0, tpaw_samples_per_prompt=4))
     assert problem == (
         f"{path} was made with other settings: `tpaw_samples_per_prompt` was 1 and is 4 now. Restore them, or delete "
-        "the file and its meta file to sample anew."
+        "the file and its meta file to sample it again."
     )
     generated(samples=2, rows=2, ids_digest="x")
     assert make_plan(project.settings(0, tpaw_samples_per_prompt=2)).to_generate == []
@@ -67,11 +67,11 @@ def test_an_opponent_that_is_not_there(project: Project) -> None:
 def test_a_finished_iteration_knows_its_opponent(project: Project) -> None:
     own = {"entry": "play_iter0", "iteration": 0, "generator": "served:1", "opponent": "big"}
     given = finish(project, triplets=[own])
-    assert finished_manifest(given | {"tpaw_opponent_model": "big"}).status == "finished"
+    assert make_plan(given | {"tpaw_opponent_model": "big"}).is_finished
     with pytest.raises(ConfigError, match=r"`tpaw_opponent_model` was big and is none \(theta_0\) now"):
-        finished_manifest(given)
+        make_plan(given)
     with pytest.raises(ConfigError, match="`tpaw_opponent_model`: the opponent was big and is small now"):
-        finished_manifest(given | {"tpaw_opponent_model": "small"})
+        make_plan(given | {"tpaw_opponent_model": "small"})
 
 
 def test_a_finished_iteration_knows_its_opponent_by_its_weights(project: Project) -> None:
@@ -80,15 +80,15 @@ def test_a_finished_iteration_knows_its_opponent_by_its_weights(project: Project
     fingerprint = fingerprint_checkpoint(Path("weak"), Path("saves/.tpaw_cache"))
     own = {"entry": "play_iter0", "iteration": 0, "generator": fingerprint, "opponent": "../../weak"}
     given = finish(project, triplets=[own])
-    assert finished_manifest(given | {"tpaw_opponent_model": "moved"}).status == "finished"
+    assert make_plan(given | {"tpaw_opponent_model": "moved"}).is_finished
     with pytest.raises(ConfigError, match=r"`tpaw_opponent_model` was weak and is none \(theta_0\) now"):
-        finished_manifest(given)
+        make_plan(given)
 
 
 def test_a_finished_iteration_without_an_opponent(project: Project) -> None:
     given = finish(project, triplets=[{"entry": "play_iter0", "iteration": 0, "generator": "g"}])
-    assert finished_manifest(given).status == "finished"
+    assert make_plan(given).is_finished
     with pytest.raises(ConfigError, match=r"`tpaw_opponent_model` was none \(theta_0\) and is big now"):
-        finished_manifest(given | {"tpaw_opponent_model": "big"})
+        make_plan(given | {"tpaw_opponent_model": "big"})
     with pytest.raises(ConfigError, match="`tpaw_samples_per_prompt` was 1 and is 2 now"):
-        finished_manifest(given | {"tpaw_samples_per_prompt": 2})
+        make_plan(given | {"tpaw_samples_per_prompt": 2})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which weights are removed after an iteration, and which stay because somebody still needs them."""
+"""Which weights are removed after an iteration, and which stay because something still needs them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ import yaml
 from llamafactory_tpaw.arguments.recorded import recorded_settings
 from llamafactory_tpaw.data.files import locked
 from llamafactory_tpaw.errors import DataError
-from llamafactory_tpaw.report.lineage import trace
-from llamafactory_tpaw.report.lineage_text import as_trees
-from llamafactory_tpaw.report.verify import verify
 from llamafactory_tpaw.runs import pruning
-from llamafactory_tpaw.runs.launcher import _stop_if_finished
+from llamafactory_tpaw.runs.plan import make_plan
 from llamafactory_tpaw.team.checkpoint import PRUNED, check_checkpoint_complete
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
@@ -72,7 +69,7 @@ class Run:
         } | changes
 
     def prune(self, iteration: int = 4, run_file: Path | None = None, **changes: Any) -> int:
-        return pruning.prune(self.settings(iteration, **changes), run_file)
+        return pruning.prune(self.settings(iteration, **changes), str(run_file or ""))
 
     @property
     def whole(self) -> list[int]:
@@ -193,32 +190,12 @@ def test_a_crash_on_the_way_leaves_nothing_that_passes_for_whole(run: Run, monke
     assert run.whole == [0, 3, 4, 5]
 
 
-def test_the_others_know_of_it(run: Run) -> None:
-    """Lineage prints and verifies, and a finished iteration is still finished."""
+def test_a_finished_iteration_is_still_finished(run: Run) -> None:
     run.prune()
-    graph = trace([run.folders[5]])
-    assert [node.state for node in graph.checkpoints.values() if node.name in ("theta_1", "theta_2")] == ["pruned"] * 2
-    assert any("weights pruned" in str(line) for line in _lines(as_trees(graph)))
-    checks = {(check.name, check.what): check for check in verify(graph)}
-    assert (checks["theta_1", "weights"].state, checks["theta_1", "weights"].detail) == (
-        "missing",
-        "were pruned and are not here",
-    )
-    with pytest.raises(SystemExit) as stop:
-        _stop_if_finished(run.settings(0) | REQUIRED)
-    assert stop.value.code == 0
+    assert make_plan(run.settings(0) | REQUIRED).is_finished
 
 
 def test_a_damaged_one_is_not_taken_for_pruned(run: Run) -> None:
     (run.folders[1] / "model.safetensors").unlink()
     with pytest.raises(DataError, match="damaged since"):
-        _stop_if_finished(run.settings(0) | REQUIRED)
-
-
-def _lines(trees: list[Any]) -> list[str]:
-    from rich.console import Console
-
-    console = Console(record=True, width=200, file=open("/dev/null", "w"))
-    for tree in trees:
-        console.print(tree)
-    return console.export_text().splitlines()
+        make_plan(run.settings(0) | REQUIRED)

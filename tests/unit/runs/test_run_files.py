@@ -41,7 +41,7 @@ from llamafactory.data.parser import get_dataset_list
 from llamafactory.hparams.parser import _TRAIN_ARGS
 from llamafactory_tpaw.arguments.start import Start
 from llamafactory_tpaw.data.rounds import list_opponents
-from llamafactory_tpaw.runs.preflight import key_problems
+from llamafactory_tpaw.runs.plan import key_problems
 from llamafactory_tpaw.team.players import list_players
 from omegaconf import OmegaConf
 from transformers import HfArgumentParser

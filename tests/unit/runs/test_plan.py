@@ -15,7 +15,7 @@ from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, write_meta
 from llamafactory_tpaw.errors import ConfigError, DataError, TpawError
 from llamafactory_tpaw.generation.workflow import Job
-from llamafactory_tpaw.runs.preflight import finished_manifest, key_problems, make_plan
+from llamafactory_tpaw.runs.plan import handed_plan, key_problems, make_plan
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint, hash_weights
 from llamafactory_tpaw.team.manifest import write_manifest
 from tests.runs import Project
@@ -41,7 +41,7 @@ def project(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def write_triplets(iteration: int = 0, sampling: dict[str, Any] = SAMPLING, **chosen: Any) -> Path:
-    """Write the files of a round; nobody looks at the rows here."""
+    """Write the files of a round, whose rows are not read here."""
     chosen = selection(chosen)
     path = Path(f"data/tpaw/play_iter{iteration}.jsonl")
     path.parent.mkdir(exist_ok=True)
@@ -76,6 +76,12 @@ class TestPlan:
         assert [player.name for player in plan.players] == ["theta_0"]
         write_triplets()
         assert make_plan(project.settings(0)).to_generate == []
+
+    def test_a_handed_plan_is_the_same_without_its_checks(self, project: Project) -> None:
+        plan = make_plan(project.settings(0))
+        assert handed_plan(plan.given) == plan
+        Path("saves/sft/model.safetensors").unlink()
+        assert handed_plan(plan.given) == plan
 
     def test_half_done_round_is_to_be_continued(self, project: Project) -> None:
         path = write_triplets()
@@ -188,45 +194,45 @@ class TestOutput:
 class TestFinished:
     def test_same_settings(self, project: Project) -> None:
         given = finish(project)
-        assert finished_manifest(given).status == "finished"
+        assert make_plan(given).is_finished
         same = given | {
             "logging_steps": 7,
-            "learning_rate": "1e-3",
+            "learning_rate": 1e-3,
             "tpaw_eta": 6,
             "model_name_or_path": "./saves/sft",
         }
-        assert finished_manifest(same).status == "finished"
+        assert make_plan(same).is_finished
 
     def test_nothing_there_or_to_be_overwritten(self, project: Project) -> None:
-        assert finished_manifest(project.settings(0)) is None
+        assert make_plan(project.settings(0)).earlier is None
         given = finish(project)
-        assert finished_manifest(given | {"overwrite_output_dir": True, "tpaw_eta": 3.0}) is None
+        assert make_plan(given | {"overwrite_output_dir": True, "tpaw_eta": 3.0}).earlier is None
 
     def test_other_settings(self, project: Project) -> None:
         given = finish(project)
         with pytest.raises(ConfigError, match=r"other settings: `tpaw_eta` was 6\.0 and is 3\.0 now"):
-            finished_manifest(given | {"tpaw_eta": 3.0})
+            make_plan(given | {"tpaw_eta": 3.0})
 
     def test_begun_ones_matter_once_there_is_a_checkpoint(self, project: Project) -> None:
         given = finish(project, status="training") | {"tpaw_eta": 3.0}
-        assert finished_manifest(given).status == "training"
+        assert make_plan(given).earlier.status == "training"
         Path("saves/play_iter0/checkpoint-2").mkdir()
         with pytest.raises(ConfigError, match="was begun with other settings"):
-            finished_manifest(given)
+            make_plan(given)
 
     def test_policy_of_the_same_content_may_move(self, project: Project) -> None:
         given = finish(project)
         shutil.move("saves/sft", "elsewhere")
         moved = given | {"model_name_or_path": "elsewhere", "tpaw_players": "elsewhere"}
-        assert finished_manifest(moved).status == "finished"
+        assert make_plan(moved).is_finished
 
     def test_policy_may_be_deleted_afterwards(self, project: Project) -> None:
         given = finish(project)
         shutil.rmtree("saves/sft")
-        assert finished_manifest(given).status == "finished"
+        assert make_plan(given).is_finished
         other = given | {"model_name_or_path": "saves/none", "tpaw_players": "saves/none"}
         with pytest.raises(ConfigError, match=r"theta_0 was saves/sft and is saves/none now"):
-            finished_manifest(other)
+            make_plan(other)
 
     def test_policy_of_other_content(self, project: Project) -> None:
         given = finish(project)
@@ -237,20 +243,20 @@ class TestFinished:
         with pytest.raises(
             ConfigError, match=r"the weights of theta_0 \(saves/sft\) had fingerprint \w+ and have \w+ now"
         ):
-            finished_manifest(given)
+            make_plan(given)
 
     def test_damaged_since(self, project: Project) -> None:
         given = finish(project)
         Path("saves/play_iter0/model.safetensors").unlink()
         with pytest.raises(DataError, match=r"holds theta_1, finished, but damaged since: saves/play_iter0 holds no"):
-            finished_manifest(given)
+            make_plan(given)
 
     def test_result_that_was_changed_since(self, project: Project) -> None:
         files = hash_weights(Path("saves/sft"), None).files
         fingerprint = fingerprint_checkpoint(Path("saves/sft"), Path("saves/.tpaw_cache"))
         result = {"name": "theta_1", "fingerprint": fingerprint, "files": files}
         given = finish(project, result=result)
-        assert finished_manifest(given).status == "finished"
+        assert make_plan(given).is_finished
         weights = Path("saves/play_iter0/model.safetensors")
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
@@ -260,9 +266,9 @@ class TestFinished:
             match=r"`output_dir: saves/play_iter0` holds theta_1, finished, but model\.safetensors changed since: the "
             rf"fingerprint is \w{{12}} now, and tpaw\.json says {fingerprint[:12]}\. Restore the file",
         ):
-            finished_manifest(given)
+            make_plan(given)
 
     def test_entries_of_other_runs_do_not_matter(self, project: Project) -> None:
         given = finish(project)
         project.add_entry("other", triplet_entry("other"))
-        assert finished_manifest(given).produces == 1
+        assert make_plan(given).earlier.produces == 1

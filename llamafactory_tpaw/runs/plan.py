@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Plan of an iteration: its settings, read and checked once, its players and rounds, and how far it is.
+
+Everything that can be known from the settings and from the names and headers of files is checked here, every problem
+at once. Processes that a command starts are handed the plan and do not read the run file again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..arguments.checks import SAMPLING_NUMBERS, read_tpaw_args, setting_problems
+from ..arguments.fields import parse_value
+from ..arguments.recorded import different_settings
+from ..arguments.start import Start, same_place
+from ..data.prompts import selection
+from ..data.rounds import Opponents, Round, list_opponents, opponent_problems, round_problems, split_names
+from ..data.source import find_entry
+from ..data.triplets import read_meta
+from ..errors import ConfigError, DataError, EnvironmentProblem, Findings, TpawError
+from ..generation.base import SamplingSettings
+from ..lf import facade
+from ..lf.failures import nearest_folder, places_of
+from ..lf.given import is_true, unknown_key_problems, value_problems
+from ..team.checkpoint import check_checkpoint_complete, read_pruned
+from ..team.fingerprint import chain_fingerprints, hash_weights, identity
+from ..team.manifest import MANIFEST, Manifest, read_manifest
+from ..team.members import OpponentPlayer, opponent_fingerprint, opponent_folder_problems
+from ..team.players import Player, list_players, player_problems, team_of
+
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from ..arguments.fields import TpawArguments
+
+# Keys on which players and rounds depend; where one is wrong, what would be said of those is not to be relied on.
+LAYOUT_KEYS = ("tpaw_iteration", "tpaw_team_size", "tpaw_objective")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An iteration whose settings hold together.
+
+    Attributes:
+        given: The settings that the user gave: what `tpaw.json` records, and what other processes are handed.
+        tpaw_args: The `tpaw_*` keys.
+        players: All checkpoints listed, oldest first; the last is θ_t.
+        opponents: The datasets.
+        earlier: What `output_dir` holds of this very iteration, finished or begun; None where it is new or is to be
+            overwritten.
+    """
+
+    given: dict[str, Any]
+    tpaw_args: TpawArguments
+    players: list[Player]
+    opponents: Opponents | None
+    earlier: Manifest | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether θ_{t+1} is there, made with these settings: nothing else was checked then."""
+        return self.earlier is not None and self.earlier.status == "finished"
+
+    @property
+    def to_generate(self) -> list[Round]:
+        """Rounds whose triplets are missing and can be sampled: that of this iteration."""
+        missing = self.opponents.missing if self.opponents else []
+        return [round_ for round_ in missing if round_.iteration == self.tpaw_args.tpaw_iteration]
+
+    @property
+    def store(self) -> Path:
+        """Where log-probs and fingerprints are kept."""
+        return Path(self.tpaw_args.tpaw_cache_dir)
+
+
+def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:
+    r"""Check the settings of an iteration and find its players and datasets.
+
+    Args:
+        given: What the user gave, see `lf.given.read_given`.
+        expected: Resolved paths of checkpoints and triplet files that an earlier run will make: that they are not
+            there yet is no problem.
+
+    Raises:
+        TpawError: With every problem found.
+    """
+    args, _ = read_tpaw_args(given)
+    plan = Plan(given, args, [], None)
+    with Findings() as findings:
+        problems = key_problems(given)
+        findings.refuse(ConfigError, problems)
+        if not problems and is_true(given, "do_train"):
+            plan = dataclasses.replace(plan, earlier=_earlier(plan))
+            if plan.is_finished:
+                return plan
+        reliable = not any(parse_value(key, given[key])[1] for key in LAYOUT_KEYS if key in given)
+        if reliable and given.get("model_name_or_path"):
+            with findings.note():
+                plan = dataclasses.replace(plan, players=list_players(args, Start.of(given)))
+                findings.refuse(DataError, player_problems(team_of(plan.players, args.rounds_played), expected))
+        findings.refuse(ConfigError, _output_problems(plan))
+        findings.refuse(EnvironmentProblem, _folder_problems(given))
+        if reliable and given.get("dataset"):
+            with findings.note():
+                opponents = list_opponents(args, split_names(given["dataset"]), _dataset_dir(given))
+                plan = dataclasses.replace(plan, opponents=opponents)
+                _check_opponents(plan, expected, findings)
+            _check_entries("eval_dataset", split_names(given.get("eval_dataset")), given, findings)
+    return plan
+
+
+def handed_plan(given: dict[str, Any]) -> Plan:
+    """Return the plan of settings that the process which started this one has checked."""
+    args, _ = read_tpaw_args(given)
+    opponents = list_opponents(args, split_names(given["dataset"]), _dataset_dir(given))
+    earlier = None if is_true(given, "overwrite_output_dir") else read_manifest(given["output_dir"])
+    return Plan(given, args, list_players(args, Start.of(given)), opponents, earlier)
+
+
+def key_problems(given: dict[str, Any]) -> list[str]:
+    """Say what is wrong with the keys by themselves: unknown, out of range, or not for this stage."""
+    return [
+        *unknown_key_problems(given),
+        *value_problems(given, SAMPLING_NUMBERS),
+        *read_tpaw_args(given)[1],
+        *setting_problems(given),
+        *_template_problems(given),
+    ]
+
+
+def refuse_other_stage(given: dict[str, Any], command: str) -> None:
+    r"""Refuse a run file that is no iteration of self-play.
+
+    Raises:
+        ConfigError: Then.
+    """
+    stage = given.get("stage")
+    if stage != "tpaw":
+        what = "`stage` is missing" if stage is None else f"`stage: {stage}` is not `tpaw`"
+        raise ConfigError(
+            f"{what}, but `llamafactory-tpaw {command}` is for an iteration of self-play. Give the run file of one."
+        )
+
+
+def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """The run's keys, those that are not given or empty with their defaults."""
+    defaults = {
+        spec.name: spec.default
+        for kind in facade.TRAIN_ARGS
+        for spec in dataclasses.fields(kind)
+        if spec.default is not dataclasses.MISSING
+    }
+    return defaults | {key: value for key, value in given.items() if value is not None}
+
+
+def _dataset_dir(given: dict[str, Any]) -> str:
+    return str(given.get("dataset_dir", "data"))
+
+
+def _template_problems(given: dict[str, Any]) -> list[str]:
+    name = given.get("template")
+    if not name or name in facade.TEMPLATES:
+        return []
+    nearest = difflib.get_close_matches(str(name), list(facade.TEMPLATES), n=1)
+    advice = f"Did you mean `{nearest[0]}`?" if nearest else "LlamaFactory's README lists them; correct the key."
+    return [f"`template: {name}` is not a template of LlamaFactory. {advice}"]
+
+
+def _output_problems(plan: Plan) -> list[str]:
+    """Refuse to write over a player, or over a model that no iteration made."""
+    given, folder = plan.given, str(plan.given.get("output_dir") or "")
+    if not folder:
+        return []
+    for player in plan.players:
+        if player.is_local and any(same_place(part, folder) for part in player.parts):
+            return [
+                f"`output_dir: {folder}` is the folder of {player.name}, which would be overwritten. Choose another "
+                "folder."
+            ]
+    occupied = any(any(Path(folder).glob(pattern)) for pattern in ("checkpoint-*", "*.safetensors", "*.bin"))
+    allowed = is_true(given, "overwrite_output_dir") or given.get("resume_from_checkpoint")
+    if not occupied or allowed or (Path(folder) / MANIFEST).is_file():
+        return []
+    return [
+        f"`output_dir: {folder}` holds a model or checkpoints, but no {MANIFEST}, so no iteration of stage `tpaw` "
+        "wrote them. Choose another folder, or set `overwrite_output_dir: true` to write over them."
+    ]
+
+
+def _folder_problems(given: dict[str, Any]) -> list[str]:
+    """Say which of a run's folders cannot be made or written to; nothing is made."""
+    problems = []
+    for name, path in places_of(given, ("output_dir", "tpaw_cache_dir")).items():
+        nearest = nearest_folder(path)
+        shown = os.path.relpath(nearest) if nearest.is_relative_to(Path.cwd()) else nearest
+        if not nearest.is_dir():
+            problems.append(f"{name} cannot be a folder: {shown} is a file. Move it, or choose another folder.")
+        elif not os.access(nearest, os.W_OK | os.X_OK):
+            problems.append(
+                f"{name} cannot be written to: {shown} does not let this user write. Give yourself the right to, or "
+                "choose another folder."
+            )
+    return problems
+
+
+# -- rounds of triplets
+
+
+def _check_opponents(plan: Plan, expected: Collection[Path], findings: Findings) -> None:
+    args, opponents = plan.tpaw_args, plan.opponents
+    for round_ in [*opponents.rounds, *([opponents.proto] if opponents.proto else [])]:
+        if round_.path.resolve() in expected:
+            continue
+        newest = round_.iteration == args.tpaw_iteration
+        own = newest and args.tpaw_prompts is not None
+        found = _meta_problems(round_) or round_problems(round_, may_be_generated=own)
+        findings.refuse(DataError, found)
+        if own and not round_.complete:
+            _check_entries("tpaw_prompts", [str(args.tpaw_prompts)], plan.given, findings)
+            findings.refuse(DataError, _missing_opponent(args, expected))
+        elif own and not found:
+            findings.refuse(ConfigError, _origin_problems(round_, plan))
+        if not found and round_.complete and newest:
+            findings.refuse(DataError, _other_generator(round_, plan))
+
+
+def _meta_problems(round_: Round) -> list[str]:
+    """Refuse to write over triplets that lost their meta file; while they are generated it is not there yet."""
+    partial = round_.path.with_name(round_.path.name + ".partial")
+    if not round_.path.is_file() or partial.exists():
+        return []
+    try:
+        read_meta(round_.path)
+    except DataError as error:
+        return [str(error)]
+    return []
+
+
+def _check_entries(key: str, names: list[str], given: dict[str, Any], findings: Findings) -> None:
+    """Check that datasets are known and, where they are local, there."""
+    for name in names:
+        with findings.note():
+            entry = find_entry(name, _dataset_dir(given), key)
+            if entry.path is not None and not entry.path.exists():
+                raise DataError(
+                    f"`{key}: {name}` names {entry.path}, which does not exist. Put the file there, or correct "
+                    "`file_name` in dataset_info.json."
+                )
+
+
+def _origin_problems(round_: Round, plan: Plan) -> list[str]:
+    """A finished file whose prompts were chosen, or whose responses were sampled, otherwise than asked for now."""
+    try:
+        meta, asked = read_meta(round_.path), SamplingSettings.of(plan.given).as_dict()
+    except TpawError as error:
+        return error.problems
+    except ValueError:
+        return []  # what is wrong with the keys is said of the keys
+    known = with_defaults(plan.given) | vars(plan.tpaw_args)
+    asked |= {"tpaw_prompts": plan.tpaw_args.tpaw_prompts, "cutoff_len": known["cutoff_len"], **selection(known)}
+    asked["tpaw_samples_per_prompt"] = plan.tpaw_args.tpaw_samples_per_prompt
+    made = {**meta.sampling, "tpaw_prompts": meta.prompts_entry, "cutoff_len": meta.cutoff_len, **meta.selection}
+    made["tpaw_samples_per_prompt"] = meta.samples
+    differing = [
+        f"`{key}` was {made.get(key)} and is {asked[key]} now" for key in asked if made.get(key) != asked[key]
+    ]
+    if not differing:
+        return []
+    return [
+        f"{round_.path} was made with other settings: {'; '.join(differing)}. Restore them, or delete the file and "
+        "its meta file to sample it again."
+    ]
+
+
+def _missing_opponent(args: TpawArguments, expected: Collection[Path]) -> list[str]:
+    """Say that the model which is to generate is not there; names of servers and hubs are not looked up."""
+    named = args.tpaw_opponent_model
+    if not named or Path(named).resolve() in expected:
+        return []
+    player = OpponentPlayer(args.tpaw_iteration, str(named))
+    if not player.is_local or (args.tpaw_engine == "openai" and not Path(named).is_dir()):
+        return []
+    return opponent_folder_problems(str(named))
+
+
+def _other_generator(round_: Round, plan: Plan) -> list[str]:
+    """A finished file that another model generated than the run names: an opponent model, or θ_t itself."""
+    named = plan.tpaw_args.tpaw_opponent_model
+    try:
+        return opponent_problems(round_, read_meta(round_.path), named, opponent_fingerprint(named, plan.store))
+    except TpawError:
+        return []  # said of the files themselves
+
+
+# -- what an earlier command left in the output folder
+
+
+def _earlier(plan: Plan) -> Manifest | None:
+    """Look whether `output_dir` holds this very iteration, finished or begun.
+
+    Raises:
+        ConfigError: If the folder holds a run with other settings or checkpoints, naming the keys.
+        DataError: If the iteration is finished, but its checkpoint is damaged.
+    """
+    given, folder = plan.given, Path(str(plan.given["output_dir"]))
+    manifest = None if is_true(given, "overwrite_output_dir") else read_manifest(folder)
+    if manifest is None:
+        return None
+    differing = different_settings(manifest.settings, given, with_defaults({}))
+    differing += _different_checkpoints(manifest, plan)
+    if differing and (manifest.status == "finished" or any(folder.glob("checkpoint-*"))):
+        state = "finished" if manifest.status == "finished" else "begun"
+        raise ConfigError(
+            f"`output_dir: {folder}` holds a run that was {state} with other settings: {'; '.join(differing)}. "
+            "Restore them, choose another `output_dir`, or set `overwrite_output_dir: true` to repeat the iteration."
+        )
+    if manifest.status == "finished" and read_pruned(folder) is None:
+        _check_result(folder, manifest, plan.store)
+    return manifest
+
+
+def _check_result(folder: Path, manifest: Manifest, store: Path) -> None:
+    """See that a finished checkpoint is whole and still the one that was saved."""
+    mend = "Restore the file, or set `overwrite_output_dir: true` to repeat the iteration."
+    what = f"`output_dir: {folder}` holds theta_{manifest.produces}, finished, but"
+    damaged = check_checkpoint_complete(folder)
+    if damaged:
+        raise DataError(f"{what} damaged since: {damaged[0]} {mend}")
+    weights = hash_weights(folder, store)
+    now, recorded = identity(weights.fingerprint, manifest.result), manifest.result.get("fingerprint")
+    if now != recorded:
+        files = manifest.result.get("files", {})
+        changed = [name for name, digest in weights.files.items() if files and files.get(name) != digest]
+        raise DataError(
+            f"{what} {', '.join(changed) or 'weights'} changed since: the fingerprint is {now[:12]} now, and "
+            f"{MANIFEST} says {str(recorded)[:12]}. {mend}"
+        )
+
+
+def _different_checkpoints(manifest: Manifest, plan: Plan) -> list[str]:
+    """Compare θ_t, the other players and the model that generated with the recorded ones."""
+    start = Start.of(plan.given)
+    key = "adapter_name_or_path" if start.adapters else "model_name_or_path"
+    differing = _difference(key, manifest.policy, (start.model, *start.adapters), plan)
+    differing += _different_opponent(manifest, plan)
+    if manifest.objective != "tpaw":
+        return differing
+    asked = team_of(list_players(plan.tpaw_args, start), plan.tpaw_args.tpaw_team_size)
+    # The newest player is θ_t; another number of players comes with another `tpaw_iteration` or `tpaw_team_size`.
+    for recorded, player in zip(manifest.players[:-1], asked[:-1], strict=False):
+        differing += _difference("tpaw_players", recorded, player.parts, plan)
+    return differing
+
+
+def _different_opponent(manifest: Manifest, plan: Plan) -> list[str]:
+    own = next((source for source in manifest.triplets if source.get("iteration") == manifest.iteration), {})
+    then, now = str(own.get("opponent") or ""), str(plan.tpaw_args.tpaw_opponent_model or "")
+    if not own or not (then or now):
+        return []
+    if then and now:
+        recorded = {"name": "the opponent", "path": then, "fingerprint": own["generator"]}
+        return _difference("tpaw_opponent_model", recorded, (now,), plan)
+    was, is_ = (name or f"none (theta_{manifest.iteration})" for name in (_recorded_place(then, plan), now))
+    return [f"`tpaw_opponent_model` was {was} and is {is_} now"]
+
+
+def _difference(key: str, recorded: dict[str, Any], parts: Sequence[str], plan: Plan) -> list[str]:
+    """Compare by content where it is at hand, else by place: a player may be deleted once it is not needed."""
+    then_at = [_recorded_place(part["path"], plan) for part in (*recorded.get("below", ()), recorded)]
+    places = zip(then_at, parts, strict=False)
+    in_place = len(then_at) == len(parts) and all(
+        was == is_ or Path(was).resolve() == Path(is_).resolve() for was, is_ in places
+    )
+    place, path, name = "+".join(then_at), "+".join(parts), recorded["name"]
+    if not all(Path(part).is_dir() and not check_checkpoint_complete(Path(part)) for part in parts):
+        return [] if in_place else [f"`{key}`: {name} was {place} and is {path} now"]
+    then, now = recorded["fingerprint"], chain_fingerprints([Path(part) for part in parts], plan.store)[-1]
+    if now == then:
+        return []
+    if in_place:
+        return [
+            f"`{key}`: the weights of {name} ({path}) had fingerprint {then[:12]} and have {now[:12]} now (once they "
+            "are restored, `llamafactory-tpaw lineage --verify` reads them again)"
+        ]
+    return [f"`{key}`: {name} was {place} with fingerprint {then[:12]} and is {path} with {now[:12]}"]
+
+
+def _recorded_place(path: str, plan: Plan) -> str:
+    """Where a path leads that was recorded as seen from the output folder, whose siblings most players are."""
+    if not path.startswith(os.pardir):
+        return path  # names of a hub or a server stay as they are
+    return os.path.relpath((Path(plan.given["output_dir"]) / path).resolve())
