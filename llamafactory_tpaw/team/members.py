@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..arguments.start import Start
 from ..data.encoding import TurnEncoder, tokenizer_digest
-from ..data.files import digest_json
+from ..data.files import digest_json, read_json
 from ..data.triplets import SERVED
 from ..errors import ConfigError, DataError, Findings
 from ..lf import facade
 from .checkpoint import check_checkpoint_complete
-from .compatibility import base_problems, parent_problems, position_problems, stacking_problems, vocabulary_problems
 from .fingerprint import chain_fingerprints, fingerprint_checkpoint
+from .manifest import MANIFEST, Manifest, read_manifest
 from .players import Player, lineage_problems, list_players, player_problems, team_of
 
 
@@ -139,11 +141,7 @@ def load_members(run: RunArguments) -> tuple[list[Member], Member]:
     problems = player_problems(needed)
     if problems:
         raise DataError(problems)
-    store = Path(run.finetuning.tpaw_cache_dir)
-    members = [member_of(player, run.model, store) for player in needed]
-    problems = base_problems(members, store)
-    if problems:
-        raise DataError(problems)
+    members = [member_of(player, run.model, Path(run.finetuning.tpaw_cache_dir)) for player in needed]
     return (members if team else []), members[-1]
 
 
@@ -175,9 +173,39 @@ def check_parents(members: Sequence[Member]) -> None:
         if not member.player.is_local  # the others were looked at before any was downloaded
         for problem in lineage_problems(member.player, member.home)
     ]
-    problems = problems or stacking_problems(members) or parent_problems(members)
     if problems:
         raise DataError(problems)
+    manifests = [read_manifest(member.home) if member.player.theta > 0 else None for member in members]
+    for member, manifest in zip(members, manifests, strict=True):
+        # A checkpoint that training saved on its way has no result.
+        if manifest is not None and manifest.result.get("fingerprint", member.fingerprint) != member.fingerprint:
+            problems.append(_changed(member, manifest))
+    for (parent, _), (child, manifest) in itertools.pairwise(zip(members, manifests, strict=True)):
+        if manifest is not None and manifest.policy["fingerprint"] != parent.fingerprint:
+            problems.append(
+                f"{child.player.name} ({child.player.path}) was trained from a checkpoint with fingerprint "
+                f"{manifest.policy['fingerprint'][:12]}, but `tpaw_players` has {parent.player.path} with "
+                f"{parent.fingerprint[:12]} as {parent.player.name}. Name the checkpoint it was trained from."
+            )
+    if problems:
+        raise DataError(problems)
+
+
+def _changed(member: Member, manifest: Manifest) -> str:
+    """Say that a player is another one than its iteration saved, or is put on something else."""
+    player, below = member.player, manifest.result.get("below")
+    if below and below[-1]["fingerprint"] != (member.below or ("",))[-1]:
+        was = "+".join(os.path.normpath(member.home / part["path"]) for part in below)
+        return (
+            f"{player.name}: {player.path} was trained on {was} with fingerprint {below[-1]['fingerprint'][:12]} (its "
+            f"{MANIFEST} says so), but is put on {'+'.join(player.below)}. Write the player as it was trained, the "
+            f"model and its adapters in order: `{was}+{player.path}`."
+        )
+    return (
+        f"{player.name} ({player.path}) has fingerprint {member.fingerprint[:12]}, but its {MANIFEST} says "
+        f"{manifest.result['fingerprint'][:12]}: the weights were changed after the iteration. Restore them, or "
+        f"repeat iteration {manifest.iteration} with `overwrite_output_dir: true`."
+    )
 
 
 def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: TurnEncoder) -> None:
@@ -202,9 +230,54 @@ def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: Turn
                 "players must share one; copy the tokenizer files of the SFT model into the checkpoint, or use "
                 "checkpoints of one run."
             )
-    problems += vocabulary_problems({member.player.name: member.folder for member in members}, len(encoder.tokenizer))
+    sizes = {member.player.name: int(_text_config(member.folder).get("vocab_size", 0)) for member in members}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        problems.append(
+            f"The players' vocabularies differ ({listed}), so they cannot judge the same tokens; `resize_vocab` does "
+            "not help. Use checkpoints of one model."
+        )
+    too_small = [name for name, size in sizes.items() if size < len(encoder.tokenizer)]
+    if too_small:
+        problems.append(
+            f"The tokenizer has {len(encoder.tokenizer)} tokens, but {', '.join(too_small)} only "
+            f"{min(sizes.values())}: `resize_vocab` would give each player other random rows, so stage `tpaw` "
+            "refuses. Choose a template whose tokens are in the vocabulary and leave `add_tokens` out, or resize and "
+            "train the tokens in the `sft` stage first."
+        )
     if problems:
         raise DataError(problems)
+
+
+def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
+    r"""Refuse rotary positions that depend on the longest row of a batch: a log-prob would depend on its neighbours.
+
+    Args:
+        path: The checkpoint, as the user names it.
+        folder: Where it is.
+        cutoff_len: Most tokens of a row.
+    """
+    config = _text_config(folder)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    by_kind = {}
+    for part in (rope, *rope.values()):  # there may be one a layer type
+        if isinstance(part, dict):
+            by_kind[part.get("rope_type") or part.get("type")] = part
+    limit = "original_max_position_embeddings"
+    limit = by_kind.get("longrope", {}).get(limit) or config.get(limit)
+    problems = []
+    if "dynamic" in by_kind:
+        problems.append(
+            f"{path} has rotary positions of type `dynamic`, which depend on the longest row of a batch, so its "
+            "log-probs would depend on their neighbours. Use another type (`rope_type` in its config.json)."
+        )
+    if "longrope" in by_kind and limit and cutoff_len > limit:
+        problems.append(
+            f"`cutoff_len` is {cutoff_len}, but {path} changes its rotary positions (`longrope`) for all rows of "
+            f"a batch where one is longer than {limit}, so log-probs would depend on their neighbours. Set "
+            f"`cutoff_len` to {limit} or less."
+        )
+    return problems
 
 
 def load_opponent(run: RunArguments, policy: Member, encoder: TurnEncoder) -> Member | None:
@@ -275,3 +348,9 @@ def _load_tokenizer(model_args: Any, whose: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise DataError(f"{whose}: the tokenizer in {folder} cannot be loaded ({cause}). {advice}") from error
+
+
+def _text_config(folder: Path) -> dict[str, Any]:
+    """The language model's part of a checkpoint's config."""
+    config = read_json(folder / "config.json")
+    return config.get("text_config") or config

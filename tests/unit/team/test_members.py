@@ -7,14 +7,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
 from llamafactory_tpaw.errors import DataError, Findings
-from llamafactory_tpaw.team.compatibility import base_problems, position_problems, vocabulary_problems
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
 from llamafactory_tpaw.team.members import (
@@ -25,13 +23,12 @@ from llamafactory_tpaw.team.members import (
     load_members,
     load_opponent,
     load_team,
-    member_of,
     opponent_fingerprint,
+    position_problems,
     served_identity,
 )
 from llamafactory_tpaw.team.players import Player
 from tests import tiny
-from tests.unit.team.checkpoints import make_tensors, save_adapter, save_single
 from tests.unit.team.test_manifest import make_manifest
 
 
@@ -192,38 +189,20 @@ def test_an_opponent_with_another_tokenizer_needs_a_server(with_opponent: Callab
     assert served_identity("weak").startswith("served:")
 
 
-def test_an_adapter_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    tensors = make_tensors()
-    for name in ("m", "copy"):
-        save_single(Path(name), tensors)
-    save_single(Path("changed"), tensors | {"model.count": tensors["model.count"] + 1})
-    adapter = save_adapter(Path("of_copy"), base_model_name_or_path="copy")
-
-    def problems(model: str) -> list[str]:
-        return base_problems([member_of(Player(1, str(adapter), (model,)), SimpleNamespace(), Path("c"))], Path("c"))
-
-    assert problems("m") == [], "the same weights in another folder"
-    (problem,) = problems("changed")
-    assert "of_copy was trained on copy with fingerprint" in problem
-    assert problem.endswith("write the player out: `copy+of_copy`.")
-    shutil.rmtree("copy")
-    assert problems("changed") == [], "of a model that is not here nothing is known"
-
-
-def test_vocabularies(tmp_path: Path) -> None:
-    folders = {f"theta_{index}": tmp_path / str(index) for index in range(3)}
-    configs = [{"vocab_size": 400}, {"vocab_size": 400}, {"text_config": {"vocab_size": 400}}]
-    for folder, config in zip(folders.values(), configs, strict=True):
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(config))
-    assert vocabulary_problems(folders, 400) == []
-    (problem,) = vocabulary_problems(folders, 401)
-    assert problem.startswith("The tokenizer has 401 tokens, but theta_0, theta_1, theta_2 only 400")
-    (folders["theta_1"] / "config.json").write_text('{"vocab_size": 408}')
-    first, second = vocabulary_problems(folders, 404)
-    assert "differ (theta_0 400, theta_1 408, theta_2 400)" in first
-    assert "but theta_0, theta_2 only 400" in second
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"vocab_size": 400}, ["The players' vocabularies differ (theta_0 400, theta_1 395)"]),
+        ({"vocab_size": 9, "text_config": {"vocab_size": 395}}, []),
+        ({"vocab_size": 394}, ["The players' vocabularies differ", "has 395 tokens, but theta_0 only 394"]),
+    ],
+)
+def test_one_vocabulary(run_of: Callable[..., RunArguments], sizes: dict[str, Any], said: list[str]) -> None:
+    path = Path("theta_0/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | sizes))
+    problems = check(run_of())
+    assert len(problems) == len(said)
+    assert all(part in problem for part, problem in zip(said, problems, strict=True))
 
 
 @pytest.mark.parametrize(

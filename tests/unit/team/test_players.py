@@ -14,9 +14,8 @@ import pytest
 
 from llamafactory_tpaw.arguments.start import Start, same_place
 from llamafactory_tpaw.errors import ConfigError, DataError
-from llamafactory_tpaw.team.compatibility import parent_problems
 from llamafactory_tpaw.team.manifest import write_manifest
-from llamafactory_tpaw.team.members import Member
+from llamafactory_tpaw.team.members import Member, check_parents
 from llamafactory_tpaw.team.players import Player, lineage_problems, list_players, player_problems, team_of
 from tests.unit.team.checkpoints import make_tensors, save_adapter, save_single
 from tests.unit.team.test_manifest import make_manifest
@@ -143,7 +142,11 @@ def parents(players: list[Player], folders: list[Player], **fingerprints: str) -
         Member(player, Path(folder.path), fingerprints.get(player.name, f"fp{player.theta}"))
         for player, folder in zip(players, folders, strict=True)
     ]
-    return parent_problems(members)
+    try:
+        check_parents(members)
+    except DataError as error:
+        return error.problems
+    return []
 
 
 def test_right_players_have_no_problem(thetas: list[Player]) -> None:
