@@ -17,9 +17,8 @@ from ..errors import DataError
 
 MAX_HEADER_BYTES = 100_000_000
 # As transformers and peft call them. A single file wins over an index, as in transformers.
-MODEL_FILE, MODEL_INDEX, ADAPTER_FILE = (
-    "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
-)  # fmt: skip
+MODEL_FILE, MODEL_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_FILE = "adapter_model.safetensors"
 # Ways to begin an adapter that change the model below it, too.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "orthogonal")
 PRUNED = "tpaw_pruned.json"
@@ -71,89 +70,58 @@ def check_checkpoint_complete(folder: Path) -> list[str]:
         Problems as messages; empty where the checkpoint is whole.
     """
     folder = Path(folder)
-    problems = _folder_problems(folder)
-    if problems:
-        return problems
     try:
+        read_tensors(folder)
         if is_adapter(folder):
-            problems = _adapter_problems(folder)
-        else:
-            read_object(folder / "config.json")
-    except DataError as error:
-        problems = error.problems
-    return problems + weight_problems(folder)
-
-
-def weight_problems(folder: Path) -> list[str]:
-    """Say what is wrong with a checkpoint's weight files, from their sizes and headers."""
-    problems = _folder_problems(folder)
-    if problems:
-        return problems
-    try:
-        main, shards = main_file(folder), weight_paths(folder)
+            return _adapter_problems(folder)
+        read_object(folder / "config.json")
     except DataError as error:
         return error.problems
-    held = set()
-    for shard in shards:
-        if not shard.is_file():
-            problems.append(f"{shard} is missing, but {main.name} names it. Save or download the checkpoint again.")
-            continue
-        try:
-            held |= {tensor.name for tensor in read_header(shard)}
-        except DataError as error:
-            problems += error.problems
-    absent = sorted(_weight_map(main).keys() - held) if main not in shards and not problems else []
-    if absent:
-        problems.append(
-            f"{main} names {len(absent)} tensors that no shard holds, the first `{absent[0]}`. Save or download the "
-            "checkpoint again."
-        )
-    return problems
-
-
-def main_file(folder: Path) -> Path:
-    r"""Return the file that transformers would load: the weights, the index of their shards, or an adapter's weights.
-
-    Raises:
-        DataError: If there is none.
-    """
-    names = (ADAPTER_FILE,) if is_adapter(folder) else (MODEL_FILE, MODEL_INDEX)
-    for name in names:
-        if (folder / name).exists():
-            return folder / name
-    pickled = sorted(path.name for path in folder.glob("*_model*.bin"))
-    if pickled:
-        raise DataError(
-            f"{folder} has its weights in {pickled[0]}, which is not read because it is unpickled. Load it with "
-            "transformers and save it again, as safetensors."
-        )
-    parts = sorted(path.name for path in folder.glob("*.safetensors"))
-    found = f" It has {', '.join(parts[:3])}, but no index of shards." if parts else ""
-    raise DataError(
-        f"{folder} holds no weights: none of {', '.join(names)} is there.{found} "
-        "Was saving interrupted, or its iteration not played yet?"
-    )
+    return []
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    r"""Return the files that hold a checkpoint's tensors, by name.
+    r"""Return the files that transformers would load as a checkpoint's weights: all tensors, or an index and shards.
 
     Raises:
         DataError: If there is none, or an index is damaged.
     """
-    main = main_file(folder)
+    if not folder.is_dir():
+        kind = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {kind}. Give the folder of a saved checkpoint.")
+    pruned = read_pruned(folder)
+    if pruned is not None:
+        when = f" on {pruned.when}" if pruned.when else ""
+        raise DataError(
+            f"{folder} has no weights any more: they were pruned{when} (`tpaw_keep_checkpoints: needed`). Restore "
+            f"them from a copy and delete {folder / PRUNED}, or repeat its iteration with "
+            "`overwrite_output_dir: true`."
+        )
+    names = (ADAPTER_FILE,) if is_adapter(folder) else (MODEL_FILE, MODEL_INDEX)
+    main = next((folder / name for name in names if (folder / name).exists()), None)
+    if main is None:
+        raise DataError(_no_weights(folder, names))
     if main.name != MODEL_INDEX:
         return [main]
-    return [folder / name for name in sorted(set(_weight_map(main).values()))]
+    return [main, *(folder / name for name in sorted(set(_weight_map(main).values())))]
 
 
 def read_tensors(folder: Path) -> list[Tensor]:
-    r"""Read which tensors a checkpoint holds, from the headers of its files.
+    r"""Read which tensors a checkpoint holds, from the headers of its files, and check that they are all there.
 
     Raises:
-        DataError: If there are no weights or a header cannot be read.
+        DataError: If weights are absent, damaged or cut off.
     """
-    return [tensor for path in weight_paths(folder) for tensor in read_header(path)]
+    paths = weight_paths(folder)
+    tensors = [tensor for path in paths if path.name != MODEL_INDEX for tensor in read_header(path)]
+    if paths[0].name == MODEL_INDEX:
+        absent = sorted(_weight_map(paths[0]).keys() - {tensor.name for tensor in tensors})
+        if absent:
+            raise DataError(
+                f"{paths[0]} names {len(absent)} tensors that no shard holds, the first `{absent[0]}`. Save or "
+                "download the checkpoint again."
+            )
+    return tensors
 
 
 def read_header(path: Path) -> list[Tensor]:
@@ -177,6 +145,8 @@ def read_header(path: Path) -> list[Tensor]:
         last = max((tensor.start + tensor.size for tensor in tensors), default=8 + length)
         if last != size:
             raise ValueError(f"it has {size} bytes, its header says {last}")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing. Save or download the checkpoint again.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -229,25 +199,36 @@ def find_resume_point(folder: Path) -> ResumePoint:
     numbered = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
     torn: list[Path] = []
     for checkpoint in sorted(numbered, key=lambda path: int(path.name[11:]), reverse=True):
-        if not _is_whole(checkpoint):
+        try:
+            problems = check_checkpoint_complete(checkpoint)
+            read_json(checkpoint / "trainer_state.json")  # which is written last
+        except (DataError, OSError) as error:  # another process of this run may be removing it, because it is torn
+            problems = [str(error)]
+        # DeepSpeed keeps the scheduler's state in its folder, too. FSDP leaves optimizer.bin, or a folder of shards.
+        states = ("optimizer.pt", "optimizer.bin", "optimizer_*/.metadata")
+        can_continue = any(checkpoint.glob("global_step*")) or (
+            any(any(checkpoint.glob(state)) for state in states) and (checkpoint / "scheduler.pt").is_file()
+        )
+        if problems:
             torn.append(checkpoint)
-        elif _has_optimizer(checkpoint):
+        elif can_continue:  # not with `save_only_model`
             return ResumePoint(checkpoint, tuple(torn))
     return ResumePoint(None, tuple(torn))
 
 
-def _folder_problems(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        kind = "is not a folder" if folder.exists() else "does not exist"
-        return [f"{folder} {kind}. Give the folder of a saved checkpoint."]
-    pruned = read_pruned(folder)
-    if pruned is None:
-        return []
-    when = f" on {pruned.when}" if pruned.when else ""
-    return [
-        f"{folder} has no weights any more: they were pruned{when} (`tpaw_keep_checkpoints: needed`). Restore them "
-        f"from a copy and delete {folder / PRUNED}, or repeat its iteration with `overwrite_output_dir: true`."
-    ]
+def _no_weights(folder: Path, names: tuple[str, ...]) -> str:
+    pickled = sorted(path.name for path in folder.glob("*_model*.bin"))
+    if pickled:
+        return (
+            f"{folder} has its weights in {pickled[0]}, which is not read because it is unpickled. Load it with "
+            "transformers and save it again, as safetensors."
+        )
+    parts = sorted(path.name for path in folder.glob("*.safetensors"))
+    found = f" It has {', '.join(parts[:3])}, but no index of shards." if parts else ""
+    return (
+        f"{folder} holds no weights: none of {', '.join(names)} is there.{found} "
+        "Was saving interrupted, or its iteration not played yet?"
+    )
 
 
 def _adapter_problems(folder: Path) -> list[str]:
@@ -273,23 +254,3 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise DataError(f"{index} must hold a `weight_map` from tensors to files. Save the checkpoint again.")
     return weight_map
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Weights, and the Trainer's state, which is written last."""
-    try:
-        if check_checkpoint_complete(checkpoint):
-            return False
-        read_json(checkpoint / "trainer_state.json")
-    except (DataError, OSError):  # another process of this run may be removing it, because it is not
-        return False
-    return True
-
-
-def _has_optimizer(checkpoint: Path) -> bool:
-    """Whether training can continue exactly; with `save_only_model` it cannot."""
-    if any(checkpoint.glob("global_step*")):  # DeepSpeed keeps the scheduler's state there, too
-        return True
-    # FSDP leaves optimizer.bin, or the shards of each process in a folder.
-    kinds = ("optimizer.pt", "optimizer.bin", "optimizer_*/.metadata")
-    return any(any(checkpoint.glob(kind)) for kind in kinds) and (checkpoint / "scheduler.pt").is_file()

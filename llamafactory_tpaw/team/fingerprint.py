@@ -15,7 +15,7 @@ from ..arguments.start import ADAPTER_CONFIG, is_adapter
 from ..data.files import digest_file, digest_json, read_json, sha256_hex, write_json_atomic
 from ..data.progress import BYTES, Progress
 from ..errors import DataError
-from .checkpoint import Tensor, main_file, read_header, read_object, weight_paths, weight_problems
+from .checkpoint import MODEL_INDEX, Tensor, read_header, read_object, read_tensors, weight_paths
 
 
 SCHEMA = 2
@@ -67,29 +67,28 @@ def hash_weights(folder: Path, store_dir: Path | None, *, trust_stat: bool = Tru
         DataError: If weights are absent or damaged, or change while they are read.
     """
     folder = Path(folder).resolve()
-    problems = weight_problems(folder)
-    if problems:
-        raise DataError(problems)
-    state = _stat_weights(folder)
-    record_path = None if store_dir is None else record_of(folder, store_dir)
-    if trust_stat and record_path is not None:
-        kept = _read_record(record_path, folder, state)
+    read_tensors(folder)
+    state = _state(folder)
+    if store_dir is not None and trust_stat:
+        kept = _read_record(record_of(folder, store_dir), state)
         if kept is not None:
             return kept
     weights = _hash_weights(folder)
-    if _stat_weights(folder) != state:
+    if _state(folder) != state:
         raise DataError(f"The weights in {folder} changed while they were read. Wait until they are written.")
-    if record_path is not None:
-        write_json_atomic(record_path, _record(folder, state, weights))
+    if store_dir is not None:
+        record = state | {"fingerprint": weights.fingerprint, "digests": weights.files}
+        write_json_atomic(record_of(folder, store_dir), record)
     return weights
 
 
 def kept_fingerprint(folder: Path, store_dir: Path) -> str | None:
     """Return the fingerprint that is kept of a checkpoint's files as they are, None where they must be read."""
     folder = Path(folder).resolve()
-    if weight_problems(folder):
+    try:
+        kept = _read_record(record_of(folder, store_dir), _state(folder))
+    except (DataError, OSError):
         return None
-    kept = _read_record(record_of(folder, store_dir), folder, _stat_weights(folder))
     return kept and kept.fingerprint
 
 
@@ -156,43 +155,33 @@ def _stable_config(value: Any) -> Any:
     return [_stable_config(item) for item in value] if isinstance(value, list) else value
 
 
-def _stat_weights(folder: Path) -> dict[str, dict[str, int]]:
-    """Size, time of change and inode of every file that the fingerprint is of, by name."""
-    config = [folder / ADAPTER_CONFIG] if is_adapter(folder) else []
-    paths = dict.fromkeys([main_file(folder), *weight_paths(folder), *config])
+def _state(folder: Path) -> dict[str, Any]:
+    """What a kept fingerprint is of: path, and size, time of change and inode of every file that it is of, by name."""
+    paths = [*weight_paths(folder), *([folder / ADAPTER_CONFIG] if is_adapter(folder) else [])]
     stats = {path.name: path.stat() for path in paths}
-    return {
+    files = {
         name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
         for name, stat in stats.items()
     }
+    return {"schema": SCHEMA, "path": str(folder), "files": files}
 
 
-def _record(folder: Path, state: dict[str, dict[str, int]], weights: Weights) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "path": str(folder),
-        "fingerprint": weights.fingerprint,
-        "files": state,
-        "digests": weights.files,
-    }
-
-
-def _read_record(path: Path, folder: Path, state: dict[str, dict[str, int]]) -> Weights | None:
+def _read_record(path: Path, state: dict[str, Any]) -> Weights | None:
     """Return what is kept if it is of these files, None where it must be computed."""
-    if not path.exists():
-        return None
     try:
         record = read_json(path)
-        kept = Weights(record["fingerprint"], record["digests"])
-        whole = len(kept.fingerprint) == 64 and kept.files.keys() == state.keys()
-    except (DataError, KeyError, TypeError, AttributeError):
+        is_same = all(record[key] == value for key, value in state.items())
+        return Weights(record["fingerprint"], record["digests"]) if is_same else None
+    except (DataError, KeyError, TypeError):
         return None  # A damaged record costs the time to hash again, nothing more.
-    return kept if whole and record == _record(folder, state, kept) else None
 
 
 def _hash_weights(folder: Path) -> Weights:
-    main, paths = main_file(folder), weight_paths(folder)
-    files = {} if main in paths else {main.name: digest_file(main)}
+    paths = weight_paths(folder)
+    files: dict[str, str] = {}
+    if paths[0].name == MODEL_INDEX:
+        index = paths.pop(0)
+        files[index.name] = digest_file(index)
     described: dict[str, list[Any]] = {}
     size = sum(path.stat().st_size for path in paths)
     with (

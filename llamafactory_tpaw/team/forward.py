@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available
 
+from ..arguments.start import Start
 from ..objectives import SequenceLogps
 from ..objectives.head import head_logps
 from ..objectives.logps import logits_at
+from .sharding import precision_of
 from .shared_attention import segment_mask
 
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..arguments.parsed import RunArguments
-    from .sharding import Precision
 
 # How far two scores of one sequence may be apart in batches of different shapes, by autocast dtype: a share of the
 # larger of their size in nats and their number of tokens. Far above what was seen, far below what other weights give.
@@ -161,22 +162,34 @@ def rounding(dtype: torch.dtype | None, quantized: object) -> float:
     return max(ROUNDING[dtype], QUANTIZED_ROUNDING) if quantized else ROUNDING[dtype]
 
 
-def numerics(run: RunArguments, precision: Precision) -> dict[str, str]:
-    r"""Everything of a run, beside weights and tokens, that changes a log-prob.
+def numerics(run: RunArguments, adapters: int) -> dict[str, str]:
+    r"""Everything of a run, beside weights, config and tokens, that changes a player's log-prob.
 
     LlamaFactory upcasts trainable weights to float32 unless told to train in pure bf16; players are loaded the same
     way, so that policy and newest player agree at the first step. In how many processes, and how they hold the
     weights, changes nothing but the dtypes.
+
+    Args:
+        run: The run's arguments.
+        adapters: How many the player has.
     """
-    model_args, finetuning_args = run.model, run.finetuning
-    kept = finetuning_args.pure_bf16 or finetuning_args.use_badam
-    weights = "as in the checkpoint" if kept else "float32"
+    model_args, finetuning_args, precision = run.model, run.finetuning, precision_of(run)
+    start = Start.of(vars(model_args) | vars(finetuning_args))
+    weights = "as in the checkpoint"
+    if precision.weights is not None:  # then all of them are in one dtype, whatever is trained
+        weights = _name(precision.weights)
+    elif start.finetuning_type == "freeze" and not finetuning_args.pure_bf16:
+        keys = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "use_llama_pro")
+        trained = ", ".join(f"{key} {getattr(finetuning_args, key)}" for key in keys)
+        weights = f"as in the checkpoint, float32 where trained: {trained}"
+    elif not (start.is_lora or finetuning_args.pure_bf16 or finetuning_args.use_badam):
+        weights = "float32"
     attention = str(getattr(model_args.flash_attn, "value", model_args.flash_attn))
     if attention == "fa2" and not is_flash_attn_2_available():
         attention = "fa2, not installed"  # LlamaFactory falls back to another one
-    return {
+    found = {
         "masking": "response tokens, end of turn included; prompt and padding masked",
-        "weights": weights if precision.weights is None else _name(precision.weights),
+        "weights": weights,
         "autocast": "none" if precision.autocast is None else _name(precision.autocast),
         "attention": attention,
         "rope_scaling": str(model_args.rope_scaling),
@@ -187,6 +200,15 @@ def numerics(run: RunArguments, precision: Precision) -> dict[str, str]:
         "v1_kernels": str(model_args.use_v1_kernels),
         "device": run.training.device.type,
     }
+    if adapters:
+        found["adapters"] = "merged" if start.new_adapter else "the last one apart"
+    if model_args.quantization_bit:
+        method = getattr(model_args.quantization_method, "value", model_args.quantization_method)
+        found["quantization"] = (
+            f"{model_args.quantization_bit} bit by {method}, {model_args.quantization_type}, double "
+            f"{model_args.double_quantization}, computed in {model_args.compute_dtype}"
+        )
+    return found
 
 
 def _name(dtype: torch.dtype) -> str:

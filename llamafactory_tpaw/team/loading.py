@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -88,13 +87,15 @@ class PlayerLoader:
 
     def _take(self, stack: Stack) -> PreTrainedModel:
         """Make a player of the model in memory, or load it."""
+        from peft import PeftModel
+
         held, self._held = self._held, None
         if held is not None and self._can_become(held[1], stack):
             model = held[0]
             for adapter in stack.merged[len(held[1].merged) :]:
-                model = _forget(_put_on(model, adapter).merge_and_unload())
+                model = _forget(PeftModel.from_pretrained(model, str(adapter)).merge_and_unload())
             if stack.apart is not None:
-                model = _put_on(model, stack.apart, trained=True)
+                model = PeftModel.from_pretrained(model, str(stack.apart), is_trainable=True)
                 for weight in model.parameters():  # as LlamaFactory does with an adapter that it trains
                     if weight.requires_grad and not self.run.finetuning.pure_bf16:
                         weight.data = weight.data.to(torch.float32)
@@ -155,84 +156,12 @@ def to_device(model: PreTrainedModel, device: torch.device, dtype: torch.dtype |
     return model.to(device=device, dtype=dtype)
 
 
-def add_player(policy: Any, adapter: Path, name: str) -> None:
-    r"""Add a player's adapter to the policy's model, frozen; it stays out of what is saved.
-
-    Args:
-        policy: A `PeftModel`.
-        adapter: The player's adapter.
-        name: Of the adapter there.
-    """
-    own = policy.active_adapter
-    trained = [weight for weight in policy.parameters() if weight.requires_grad]
-    policy.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
-    policy.set_adapter(own)
-    policy.requires_grad_(False)
-    for weight in trained:
-        weight.requires_grad_(True)
-    if "save_pretrained" not in vars(policy):
-        policy.save_pretrained = partial(policy.save_pretrained, selected_adapters=[own])
-
-
-@contextlib.contextmanager
-def switched(policy: Any, adapter: str | None) -> Iterator[None]:
-    """Let the policy's model be a player meanwhile: with another adapter, or with none."""
-    own, trained = policy.active_adapter, [weight for weight in policy.parameters() if weight.requires_grad]
-    in_training = policy.training
-    policy.eval()
-    try:
-        if adapter is None:
-            with policy.disable_adapter():
-                yield
-        else:
-            policy.base_model.set_adapter(adapter, inference_mode=True)
-            yield
-    finally:
-        policy.base_model.set_adapter(own, inference_mode=True)
-        for weight in trained:
-            weight.requires_grad_(True)
-        policy.train(in_training)
-
-
-def method_numerics(run: RunArguments, adapters: int) -> dict[str, str]:
-    r"""What changes a player's log-probs because not all weights are trained; nothing in full training.
-
-    Args:
-        run: The run's arguments.
-        adapters: How many the player has.
-    """
-    start, model_args = Start.of(vars(run.model) | vars(run.finetuning)), run.model
-    found = {}
-    cast_all = precision_of(run).weights is not None  # then all of them are in one dtype, whatever is trained
-    if start.finetuning_type == "freeze" and not cast_all and not run.finetuning.pure_bf16:
-        keys = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "use_llama_pro")
-        trained = ", ".join(f"{key} {getattr(run.finetuning, key)}" for key in keys)
-        found["weights"] = f"as in the checkpoint, float32 where trained: {trained}"
-    if start.is_lora and not cast_all:
-        found["weights"] = "as in the checkpoint"
-    if adapters:
-        found["adapters"] = "merged" if start.new_adapter else "the last one apart"
-    if model_args.quantization_bit:
-        method = getattr(model_args.quantization_method, "value", model_args.quantization_method)
-        found["quantization"] = (
-            f"{model_args.quantization_bit} bit by {method}, {model_args.quantization_type}, double "
-            f"{model_args.double_quantization}, computed in {model_args.compute_dtype}"
-        )
-    return found
-
-
 def _model_args_of(run: RunArguments, model: Path, adapters: Sequence[Path]) -> Any:
     """LlamaFactory's model arguments for another checkpoint than the policy."""
     model_args = copy.copy(run.model)
     model_args.model_name_or_path = str(model)
     model_args.adapter_name_or_path = [str(adapter) for adapter in adapters] or None
     return model_args
-
-
-def _put_on(model: PreTrainedModel, adapter: Path, *, trained: bool = False) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(adapter), is_trainable=trained)
 
 
 def _take_off(model: Any) -> PreTrainedModel:

@@ -46,13 +46,12 @@ class Manifest:
         template: Name and digest of the template.
         settings: What the user gave, without keys that cannot change the result and without secrets.
         result: θ_{t+1}: `name`, `fingerprint`, `dtype`, `files` and `below`, once finished.
-        versions: Versions of the packages that matter.
+        versions: Of the packages that matter.
         hardware: Device, processor and number of processes.
         seconds: Time spent by part; of a training that was interrupted, all that its result contains.
         counts: Rows, those with the prompt, target and response of another one, scored blocks and tokens.
         seeds: Of training, of its order of rows, and of the choice of prompts, given or default.
-        started: When training began, UTC.
-        finished: When θ_{t+1} was saved, UTC.
+        started: When training began, UTC; `finished`: when θ_{t+1} was saved.
         cache: Folder of the log-prob cache.
         step: Optimizer steps so far, of a checkpoint.
     """
@@ -146,17 +145,14 @@ def moved_manifest(manifest: Manifest, old: Path, new: Path, **changes: Any) -> 
     """Return what a manifest of the folder `old` is in the folder `new`: its paths lead to the same places."""
 
     def moved(described: dict[str, Any]) -> dict[str, Any]:
-        paths = {key: described[key] for key in ("path", "opponent") if described.get(key)}
-        below = {"below": [moved(part) for part in described["below"]]} if "below" in described else {}
-        return (
-            described
-            | below
-            | {
-                key: os.path.relpath(old / path, new)
-                for key, path in paths.items()
-                if not os.path.isabs(path) and (old / path).exists()
-            }
-        )
+        described = dict(described)
+        for key in ("path", "opponent"):
+            path = described.get(key)
+            if path and not os.path.isabs(path) and (old / path).exists():
+                described[key] = os.path.relpath(old / path, new)
+        if "below" in described:
+            described["below"] = [moved(part) for part in described["below"]]
+        return described
 
     return replace(
         manifest,

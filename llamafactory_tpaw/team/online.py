@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .forward import response_logps
-from .loading import add_player, switched
 from .sharding import shard, sharding_of
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from transformers import PreTrainedModel
 
@@ -47,8 +47,8 @@ class OnlineTeam:
             if shared and stack[:2] == own[:2]:
                 name = f"player_{number}" if stack.apart else None
                 if name:
-                    add_player(policy, stack.apart, name)
-                self.players.append((policy, partial(switched, policy, name)))
+                    _add_player(policy, stack.apart, name)
+                self.players.append((policy, partial(_switched, policy, name)))
             else:
                 model = shard(scorer.players.load(member), scorer.run.training, scorer.precision)
                 self.players.append((model, contextlib.nullcontext))
@@ -63,3 +63,36 @@ class OnlineTeam:
             with turn():
                 scores.append(response_logps(model, batch, self.scorer.autocast(), head=head).sums)
         return torch.stack(scores, dim=1)
+
+
+def _add_player(policy: Any, adapter: Path, name: str) -> None:
+    """Add a player's adapter to the policy's model under a name, frozen; it stays out of what is saved."""
+    own = policy.active_adapter
+    trained = [weight for weight in policy.parameters() if weight.requires_grad]
+    policy.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
+    policy.set_adapter(own)
+    policy.requires_grad_(False)
+    for weight in trained:
+        weight.requires_grad_(True)
+    if "save_pretrained" not in vars(policy):
+        policy.save_pretrained = partial(policy.save_pretrained, selected_adapters=[own])
+
+
+@contextlib.contextmanager
+def _switched(policy: Any, adapter: str | None) -> Iterator[None]:
+    """Let the policy's model be a player meanwhile: with another adapter, or with none."""
+    own, trained = policy.active_adapter, [weight for weight in policy.parameters() if weight.requires_grad]
+    in_training = policy.training
+    policy.eval()
+    try:
+        if adapter is None:
+            with policy.disable_adapter():
+                yield
+        else:
+            policy.base_model.set_adapter(adapter, inference_mode=True)
+            yield
+    finally:
+        policy.base_model.set_adapter(own, inference_mode=True)
+        for weight in trained:
+            weight.requires_grad_(True)
+        policy.train(in_training)

@@ -18,7 +18,7 @@ from ..lf.logs import get_logger
 from .cache import LogpCache, sequence_key
 from .fingerprint import config_digest
 from .forward import autocast, numerics, response_logps, rounding
-from .loading import PlayerLoader, method_numerics
+from .loading import PlayerLoader
 from .processes import Processes
 from .sharding import autocast_dtype, precision_of, sharded, sharding_of
 from .shortcuts import Shortcuts, find_shortcuts
@@ -95,8 +95,7 @@ class TeamScorer:
                 "schema": CACHE_SCHEMA,
                 "fingerprint": member.fingerprint,
                 "config": config_digest(member.folder),
-                **numerics(self.run, self.precision),
-                **method_numerics(self.run, len(member.adapters)),
+                **numerics(self.run, len(member.adapters)),
             }
             tolerance = rounding(autocast_dtype(self.run.training), self.run.model.quantization_bit)
             cache = LogpCache(self.run.finetuning.tpaw_cache_dir, key, tolerance=tolerance)

@@ -68,7 +68,13 @@ def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: 
     in_training = [module for module in tried.modules() if module.training]
     try:
         trial = _Trial(tried.eval(), autocast_dtype(training_args))
-        trial.refuse_padding_that_counts()
+        apart = trial.difference(trial.apart[:1], multiple=1)
+        if apart:
+            raise ConfigError(
+                f"{type(unwrap(model)).__name__} gives a response a log-prob that differs by {apart:.4g} nats with "
+                "padding behind it, so players would judge by the length of other rows. Use an architecture with "
+                "causal attention."
+            )
         blocks = finetuning_args.tpaw_logits == "blocks"
         head = blocks and trial.agrees("log-probs in blocks", trial.apart, head=True)
         # A head in shards that is more than one matrix gathers its parts by itself, so it is not replaced.
@@ -129,30 +135,22 @@ class _Trial:
         batch = {name: value.to(device) for name, value in batch.items()}
         return response_logps(self.model, batch, autocast(device, dtype), head=head).sums
 
-    def refuse_padding_that_counts(self) -> None:
-        r"""Make sure that a row's log-probs do not depend on the padding behind it.
-
-        Raises:
-            ConfigError: If they do.
-        """
+    def difference(self, rows: Sequence[Row], **way: Any) -> float:
+        """How far the log-probs of the first rows are off when they are scored another way, in nats; 0 in rounding."""
         for dtype, expected in self.expected.items():
-            first = self.score(self.apart[:1], dtype, multiple=1)
-            allowed = rounding(dtype, self.quantized) * expected[:1].abs().clamp(min=1.0)
-            if not bool(((first - expected[:1]).abs() <= allowed).all()):
-                raise ConfigError(
-                    f"{type(unwrap(self.model)).__name__} gives a response {float(first):.4g} nats by itself and "
-                    f"{float(expected[0]):.4g} with padding behind it, so players would judge by the length of other "
-                    "rows. Stage `tpaw` cannot train this architecture; use one with causal attention."
-                )
+            found = self.score(rows, dtype, **way)
+            size = torch.maximum(expected.abs(), expected.new_tensor(TRIED_RESPONSES))[: len(found)]
+            apart = (found - expected[: len(found)]).abs()
+            if not bool((apart <= rounding(dtype, self.quantized) * size).all()):
+                return float(apart.max())
+        return 0.0
 
-    def agrees(self, what: str, rows: Sequence[Row], **ways: bool) -> bool:
-        """Whether a way gives the same log-probs within rounding; says so where it does not."""
+    def agrees(self, what: str, rows: Sequence[Row], **way: bool) -> bool:
+        """Whether a way gives the same log-probs; says so where it does not."""
         try:
-            for dtype, expected in self.expected.items():
-                apart = (self.score(rows, dtype, **ways) - expected).abs()
-                size = torch.maximum(expected.abs(), expected.new_tensor(TRIED_RESPONSES))
-                if not bool((apart <= rounding(dtype, self.quantized) * size).all()):
-                    raise ValueError(f"it gives log-probs that differ by up to {float(apart.max()):.3g} nats")
+            apart = self.difference(rows, **way)
+            if apart:
+                raise ValueError(f"it gives log-probs that differ by up to {apart:.3g} nats")
         except REFUSALS as error:
             _warn(self.model, what, error)
             return False
