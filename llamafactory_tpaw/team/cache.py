@@ -30,8 +30,6 @@ NUMERICS = "numerics.json"
 # Rounding may lift the log-prob of a certain sequence above 0 by this much, in nats.
 ROUNDING = 1e-3
 
-Setting = str | int | float | bool | None
-
 
 class _Entries(NamedTuple):
     """Many entries: keys (n,) as 32-byte strings, log-probs in nats (n,) float32, token counts (n,) int32."""
@@ -42,12 +40,7 @@ class _Entries(NamedTuple):
 
 
 def sequence_key(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> bytes:
-    r"""Name a sequence by its content: SHA-256 over both lengths and all ids as little-endian int64.
-
-    The same ids with another boundary between prompt and response have another key.
-
-    Returns:
-        32 bytes.
+    r"""Name a sequence by its content: the 32 bytes of SHA-256 over both lengths and all ids as little-endian int64.
 
     Raises:
         ValueError: If an id is no integer or negative.
@@ -74,7 +67,9 @@ class LogpCache:
     Nothing is read or written before `load`.
     """
 
-    def __init__(self, root: str | Path, numerics: Mapping[str, Setting], *, tolerance: float = 1e-3) -> None:
+    def __init__(
+        self, root: str | Path, numerics: Mapping[str, str | int | float | bool | None], *, tolerance: float = 1e-3
+    ) -> None:
         self.numerics = dict(numerics)
         self.tolerance = tolerance
         self.digest = digest_json(self.numerics)
@@ -88,9 +83,6 @@ class LogpCache:
 
     def load(self) -> LogpCache:
         r"""Read and check the parts that were not read yet, also those that other processes wrote.
-
-        Returns:
-            The cache itself.
 
         Raises:
             CacheError: If a part is damaged or two disagree, or the folder belongs to other numerics.
@@ -132,12 +124,7 @@ class LogpCache:
         return self._index.logps[places]
 
     def add(self, keys: Sequence[bytes], logps: Sequence[float], tokens: Sequence[int]) -> None:
-        r"""Buffer entries for `flush`.
-
-        Args:
-            keys: What `sequence_key` returns.
-            logps: Sums over the response's tokens in nats.
-            tokens: Number of tokens in each sum.
+        r"""Buffer log-probs in nats, and how many tokens each sums, for `flush`.
 
         Raises:
             ValueError: If a key has not 32 bytes, a log-prob is NaN, inf or above 0, or a count is negative. Nothing
@@ -147,10 +134,7 @@ class LogpCache:
         self._pending |= zip(keys, zip(logps, tokens, strict=True), strict=True)
 
     def flush(self) -> Path | None:
-        r"""Write the buffered entries as one part.
-
-        Returns:
-            The part, or None where nothing was buffered.
+        r"""Write the buffered entries as one part and return its path; None where nothing is buffered.
 
         Raises:
             CacheError: If the folder belongs to other numerics, or an entry that is there already disagrees.

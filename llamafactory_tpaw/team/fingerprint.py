@@ -93,16 +93,7 @@ def kept_fingerprint(folder: Path, store_dir: Path) -> str | None:
 
 
 def chain_fingerprints(folders: Sequence[Path], store_dir: Path, *, trust_stat: bool = True) -> list[str]:
-    r"""Compute what a model is with each of the adapters on it.
-
-    Args:
-        folders: Model and adapters, from the bottom.
-        store_dir: See `hash_weights`.
-        trust_stat: As there.
-
-    Returns:
-        The fingerprint of the model, of the model with the first adapter, and so on.
-    """
+    """Compute the fingerprint of a model, of the model with the first adapter, and so on; see `hash_weights`."""
     own = (fingerprint_checkpoint(folder, store_dir, trust_stat=trust_stat) for folder in folders)
     return list(itertools.accumulate(own, with_adapter))
 
@@ -113,12 +104,7 @@ def with_adapter(below: str, adapter: str) -> str:
 
 
 def identity(own: str, described: Mapping[str, Any]) -> str:
-    r"""Return the fingerprint of all that a description names, from that of its own folder.
-
-    Args:
-        own: Of the folder: all of a whole model, or an adapter without what is below it.
-        described: As `tpaw.json` describes a θ, with what is `below` an adapter.
-    """
+    """Return the fingerprint of a θ as `tpaw.json` describes it, with what is `below`, from that of its own folder."""
     below = described.get("below")
     return with_adapter(below[-1]["fingerprint"], own) if below else own
 

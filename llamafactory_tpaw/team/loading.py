@@ -13,7 +13,7 @@ from transformers import set_seed
 from ..arguments.start import Start
 from ..lf import facade
 from .forward import freeze
-from .sharding import cast, precision_of, sharding_of
+from .sharding import precision_of, sharding_of
 
 
 if TYPE_CHECKING:
@@ -106,7 +106,12 @@ class PlayerLoader:
         model = freeze(model)
         if sharding_of(self.run.training):
             return model
-        cast(model, precision_of(self.run).weights)
+        dtype = precision_of(self.run).weights
+        for weight in (
+            model.parameters() if dtype else ()
+        ):  # as DeepSpeed casts the policy's, which leaves buffers alone
+            if weight.is_floating_point():
+                weight.data = weight.data.to(dtype)
         return model.to(self.run.training.device)
 
     def _can_become(self, stack: Stack, following: Stack) -> bool:
@@ -136,15 +141,7 @@ def load_policy(run: RunArguments, tokenizer: Any) -> PreTrainedModel:
 def load_generator(
     run: RunArguments, tokenizer: Any, model: Path, adapters: Sequence[Path], dtype: torch.dtype
 ) -> PreTrainedModel:
-    r"""Load a player to generate, as LlamaFactory loads a model for that: with all its adapters merged.
-
-    Args:
-        run: The run's arguments.
-        tokenizer: The tokenizer, already adapted to the template.
-        model: Folder of the model.
-        adapters: Folders of the adapters on it, in order.
-        dtype: What is computed in; quantized weights stay as they are.
-    """
+    """Load a player to generate, as LlamaFactory loads a model for that: with all its adapters merged."""
     loaded = facade.load_model(tokenizer, _model_args_of(run, model, adapters), run.finetuning, False)
     return to_device(loaded, run.training.device, dtype)
 

@@ -111,8 +111,7 @@ def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
     r"""Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder).
 
     Raises:
-        DataError: If there is no tokenizer that transformers can load.
-        ConfigError: If it lacks tokens of the template.
+        TpawError: If there is no tokenizer that transformers can load, or it lacks tokens of the template.
     """
     module = _load_tokenizer(run.model, "`model_name_or_path`")
     template = facade.get_template_and_fix_tokenizer(module["tokenizer"], run.data)
@@ -146,12 +145,7 @@ def load_members(run: RunArguments) -> tuple[list[Member], Member]:
 
 
 def member_of(player: Player, model_args: Any, store: Path) -> Member:
-    r"""Find a player's weights and fingerprint them.
-
-    Args:
-        player: Who.
-        model_args: LlamaFactory's, for downloads.
-        store: Where fingerprints are kept.
+    r"""Find a player's weights, download them with LlamaFactory's arguments if need be, and fingerprint them.
 
     Raises:
         DataError: If weights are absent or damaged.
@@ -250,21 +244,15 @@ def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: Turn
 
 
 def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
-    r"""Refuse rotary positions that depend on the longest row of a batch: a log-prob would depend on its neighbours.
-
-    Args:
-        path: The checkpoint, as the user names it.
-        folder: Where it is.
-        cutoff_len: Most tokens of a row.
-    """
+    """Refuse rotary positions that depend on the longest row of a batch, of at most `cutoff_len` tokens."""
     config = _text_config(folder)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     by_kind = {}
     for part in (rope, *rope.values()):  # there may be one a layer type
         if isinstance(part, dict):
             by_kind[part.get("rope_type") or part.get("type")] = part
-    limit = "original_max_position_embeddings"
-    limit = by_kind.get("longrope", {}).get(limit) or config.get(limit)
+    key = "original_max_position_embeddings"
+    limit = by_kind.get("longrope", {}).get(key) or config.get(key)
     problems = []
     if "dynamic" in by_kind:
         problems.append(
@@ -281,26 +269,20 @@ def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
 
 
 def load_opponent(run: RunArguments, policy: Member, encoder: TurnEncoder) -> Member | None:
-    r"""Find the weights of `tpaw_opponent_model`.
+    r"""Find the weights of `tpaw_opponent_model`; None where the run names none, or one that only a server has.
 
     Args:
         run: The run's arguments.
         policy: θ_t.
         encoder: Its tokenizer and template.
 
-    Returns:
-        The checkpoint that generates the round, or None where the run names none, or one that only a server has.
-
     Raises:
         DataError: If it is not there or damaged, or reads text as other tokens than θ_t where it is sent tokens.
     """
-    named = run.finetuning.tpaw_opponent_model
-    if not named:
+    named, served = run.finetuning.tpaw_opponent_model, run.finetuning.tpaw_engine == "openai"
+    if not named or (served and not Path(named).is_dir()):
         return None
     player = OpponentPlayer(policy.player.theta, str(named))
-    served = run.finetuning.tpaw_engine == "openai"
-    if served and not Path(player.path).is_dir():
-        return None
     problems = opponent_folder_problems(str(named)) if player.is_local else []
     if problems:
         raise DataError(problems)
@@ -309,12 +291,8 @@ def load_opponent(run: RunArguments, policy: Member, encoder: TurnEncoder) -> Me
         try:
             check_tokenizers([member, policy], run, encoder)
         except DataError as error:
-            raise DataError(
-                [
-                    f"{problem} Or serve the opponent and use `tpaw_engine: openai`: its texts are encoded then."
-                    for problem in error.problems
-                ]
-            ) from error
+            advice = "Or serve the opponent and use `tpaw_engine: openai`: its texts are encoded then."
+            raise DataError([f"{problem} {advice}" for problem in error.problems]) from error
     return member
 
 

@@ -70,10 +70,7 @@ class Player:
     def places(self, model_args: Any) -> list[Path]:
         r"""Return the folders of the model and of each adapter on it; hub names are downloaded first.
 
-        LlamaFactory's switches for ModelScope and openMind hold here, too.
-
-        Args:
-            model_args: LlamaFactory's.
+        LlamaFactory's arguments say how; its switches for ModelScope and openMind hold here, too.
 
         Raises:
             DataError: If the hub does not give one of them.
@@ -167,14 +164,11 @@ def team_of(players: Sequence[Player], team_size: int) -> list[Player]:
 
 
 def player_problems(players: Sequence[Player], expected: Collection[Path] = ()) -> list[str]:
-    r"""Check local checkpoints without reading weights: complete, finished, in the right order.
+    r"""Check local checkpoints, oldest first, without reading weights: complete, finished, in the right order.
 
     Args:
         players: Oldest first.
         expected: Resolved folders that need not be there yet.
-
-    Returns:
-        One message a problem; empty where all is well.
     """
     problems, seen = [], set()
     for player in players:

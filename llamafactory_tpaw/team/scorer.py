@@ -20,7 +20,7 @@ from .fingerprint import config_digest
 from .forward import autocast, numerics, response_logps, rounding
 from .loading import PlayerLoader
 from .processes import Processes
-from .sharding import autocast_dtype, precision_of, sharded, sharding_of
+from .sharding import autocast_dtype, precision_of, shard, sharding_of
 from .shortcuts import Shortcuts, find_shortcuts
 
 
@@ -103,14 +103,7 @@ class TeamScorer:
         return self._caches[member.fingerprint].load()
 
     def fill(self, team: Sequence[Member], blocks: Sequence[Block]) -> ScoreReport:
-        r"""Score what the caches of the players lack; all processes do it together.
-
-        Args:
-            team: The players, oldest first.
-            blocks: Every player scores every block.
-
-        Returns:
-            What was done by all processes; each player's line is logged too.
+        r"""Score what the caches of the players lack, every block by every player; all processes do it together.
 
         Raises:
             CacheError: If this process does not see what another one scored.
@@ -137,11 +130,12 @@ class TeamScorer:
         for number, (member, todo, cache) in enumerate(work, start=1):
             report.scored_sequences += len(todo)
             report.scored_tokens += sum(len(prompt) + len(response) for prompt, response in todo.values())
-            with (
-                self.players.open(member, work[number][0] if work[number:] else None) as model,
-                sharded(model, self.run.training, self.precision) as player,
-            ):
+            with self.players.open(member, work[number][0] if work[number:] else None) as model:
+                player = shard(model, self.run.training, self.precision)
                 self._score(player, member, todo, cache)
+                if player is not model and hasattr(player, "destroy"):  # DeepSpeed's engine
+                    player.destroy()
+                del player
             cache.flush()
         self.processes.meet()
         for _, todo, cache in work:
@@ -234,16 +228,14 @@ class TeamScorer:
 
 
 def plan_score_batches(todo: Todo, batch_tokens: int, layout: Layout) -> list[Batch]:
-    r"""Put sequences of like length together, longest first.
+    r"""Put rows of like length together, longest first, each with the keys of its responses.
+
+    Rows with several responses are not mixed with others, which need no mask.
 
     Args:
         todo: Prompt and response of each sequence by its key.
-        batch_tokens: Most tokens of a batch, padding included; a larger row forms a batch of its own.
-        layout: Whether the responses of a prompt share its row, and whether rows are padded at all.
-
-    Returns:
-        Batches of rows, each row with the keys of its responses. Rows that share a prompt are not mixed with others,
-        which need no mask.
+        batch_tokens: Most tokens of a batch, padding included; a larger row is a batch by itself.
+        layout: How the model takes batches.
     """
     by_prompt: dict[bytes, tuple[np.ndarray, list[bytes]]] = {}
     for key, (prompt, _) in todo.items():

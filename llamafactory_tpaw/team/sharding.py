@@ -79,13 +79,6 @@ def uses_fsdp(training_args: Any) -> bool:
     return bool(getattr(training_args, "fsdp", None)) or by_launcher
 
 
-def cast(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
-    """Cast the weights of a player as DeepSpeed casts the policy's, which leaves buffers alone."""
-    for weight in model.parameters() if dtype is not None else ():
-        if weight.is_floating_point():
-            weight.data = weight.data.to(dtype)
-
-
 @contextlib.contextmanager
 def unsharded(training_args: Any) -> Iterator[None]:
     """Meanwhile let transformers build whole models, not shards for ZeRO-3."""
@@ -96,17 +89,6 @@ def unsharded(training_args: Any) -> Iterator[None]:
     finally:
         if config is not None:
             set_hf_deepspeed_config(config)
-
-
-@contextlib.contextmanager
-def sharded(model: torch.nn.Module, training_args: Any, precision: Precision) -> Iterator[torch.nn.Module]:
-    """Make a player ready for passes for some time, see `shard`."""
-    player = shard(model, training_args, precision)
-    try:
-        yield player
-    finally:
-        if hasattr(player, "destroy"):
-            player.destroy()
 
 
 def shard(model: torch.nn.Module, training_args: Any, precision: Precision) -> torch.nn.Module:

@@ -276,7 +276,9 @@ def test_a_model_that_sees_its_padding_is_refused() -> None:
             return type(out)(logits=out.logits * kwargs["input_ids"].shape[1])
 
     torch.manual_seed(0)
-    with pytest.raises(ConfigError, match=r"Seeing gives a response a log-prob that differs by \d.* nats with padding"):
+    with pytest.raises(
+        ConfigError, match=r"Seeing gives a response a log-prob that differs by \d.* nats with padding"
+    ):
         find_shortcuts(Seeing(Qwen2Config(**SIZES)), RUN, asked())
 
 

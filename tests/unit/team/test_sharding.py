@@ -14,7 +14,6 @@ import torch
 from llamafactory_tpaw.arguments.parsed import RunArguments
 from llamafactory_tpaw.team.sharding import (
     Precision,
-    cast,
     deepspeed_config,
     player_config,
     precision_of,
@@ -100,12 +99,3 @@ def test_a_players_engine_has_nothing_of_training() -> None:
         "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}},
         "bf16": {"enabled": True},
     }
-
-
-def test_weights_are_cast_and_buffers_are_not() -> None:
-    model = torch.nn.BatchNorm1d(2)
-    cast(model, BF16)
-    assert model.weight.dtype == BF16
-    assert model.running_mean.dtype == torch.float32
-    cast(model, None)
-    assert model.weight.dtype == BF16
