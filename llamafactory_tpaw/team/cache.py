@@ -67,9 +67,7 @@ class LogpCache:
     Nothing is read or written before `load`.
     """
 
-    def __init__(
-        self, root: str | Path, numerics: Mapping[str, str | int | float | bool | None], *, tolerance: float = 1e-3
-    ) -> None:
+    def __init__(self, root: str | Path, numerics: Mapping[str, Any], *, tolerance: float = 1e-3) -> None:
         self.numerics = dict(numerics)
         self.tolerance = tolerance
         self.digest = digest_json(self.numerics)

@@ -39,15 +39,14 @@ def clip(accelerator: Accelerator, weights: Any, max_norm: float, norm_type: int
     return torch.nn.utils.clip_grad_norm_(weights, max_norm, norm_type).full_tensor()
 
 
-def save(trainer: Any, run: Any, metrics: dict[str, float]) -> None:
-    """Write the whole weights and what was logged."""
+def save_model(trainer: Any) -> None:
+    """Write the whole weights."""
     assert_sharded(trainer.model)
     weights = {name: weight.full_tensor() for name, weight in trainer.model.state_dict().items()}
     if trainer.is_world_process_zero():
-        folder = Path(run.training.output_dir)
+        folder = Path(trainer.args.output_dir)
         save_file(weights, folder / "model.safetensors")
         trainer.model.config.save_pretrained(folder)
-        trainer.state.save_to_json(folder / "trainer_state.json")
 
 
 def count_pass(run: Any, rank: int) -> None:
@@ -79,7 +78,7 @@ def main() -> None:
 
     workflow.find_shortcuts, scorer.TeamScorer.score_rows = shard_policy, score_and_count
     Accelerator.prepare_model, Accelerator.clip_grad_norm_ = take_as_it_is, clip
-    workflow._save = save
+    workflow.TpawTrainer.save_model = save_model
     importlib.import_module("llamafactory.train.tuner").run_exp()
 
 
