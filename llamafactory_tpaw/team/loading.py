@@ -107,9 +107,8 @@ class PlayerLoader:
         if sharding_of(self.run.training):
             return model
         dtype = precision_of(self.run).weights
-        for weight in (
-            model.parameters() if dtype else ()
-        ):  # as DeepSpeed casts the policy's, which leaves buffers alone
+        # As DeepSpeed casts the policy's weights, which leaves buffers alone.
+        for weight in model.parameters() if dtype else ():
             if weight.is_floating_point():
                 weight.data = weight.data.to(dtype)
         return model.to(self.run.training.device)
