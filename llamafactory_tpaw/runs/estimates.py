@@ -17,7 +17,7 @@ from ..lf import facade
 from ..lf.failures import nearest_folder
 from ..lf.given import is_on, is_true
 from ..team.cache import KEY_BYTES
-from ..team.checkpoint import main_file, read_tensors
+from ..team.checkpoint import read_tensors
 from ..team.manifest import read_manifest
 from ..team.sharding import deepspeed_config, uses_fsdp
 from .plan import with_defaults
@@ -92,8 +92,8 @@ def readable_bytes(amount: float) -> str:
 
 
 def weight_shapes(folder: str, config: Any = None) -> dict[str, list[int]]:
-    """Read the shapes of all tensors from safetensors headers; without such files say what a Llama's would be."""
-    if Path(folder).is_dir() and ".safetensors" in main_file(Path(folder)).name:
+    """Read the shapes of all tensors from safetensors headers; without a folder say what a Llama's would be."""
+    if Path(folder).is_dir():
         return {tensor.name: tensor.shape for tensor in read_tensors(Path(folder))}
     if config is None:
         return {}

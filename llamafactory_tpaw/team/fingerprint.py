@@ -82,16 +82,6 @@ def hash_weights(folder: Path, store_dir: Path | None, *, trust_stat: bool = Tru
     return weights
 
 
-def kept_fingerprint(folder: Path, store_dir: Path) -> str | None:
-    """Return the fingerprint that is kept of a checkpoint's files as they are, None where they must be read."""
-    folder = Path(folder).resolve()
-    try:
-        kept = _read_record(record_of(folder, store_dir), _state(folder))
-    except (DataError, OSError):
-        return None
-    return kept and kept.fingerprint
-
-
 def chain_fingerprints(folders: Sequence[Path], store_dir: Path, *, trust_stat: bool = True) -> list[str]:
     """Compute the fingerprint of a model, of the model with the first adapter, and so on; see `hash_weights`."""
     own = (fingerprint_checkpoint(folder, store_dir, trust_stat=trust_stat) for folder in folders)

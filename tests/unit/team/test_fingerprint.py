@@ -23,7 +23,6 @@ from llamafactory_tpaw.team.fingerprint import (
     digest_other_files,
     fingerprint_checkpoint,
     hash_weights,
-    kept_fingerprint,
     record_of,
 )
 
@@ -117,10 +116,8 @@ def test_a_kept_result_is_trusted_while_the_files_are_the_same(
     tmp_path: Path, store: Path, hashed: list[Path], save: Callable
 ) -> None:
     folder = save(tmp_path / "a", make_tensors())
-    assert kept_fingerprint(folder, store) is None
     first = hash_weights(folder, store)
     assert [hash_weights(folder, store) for _ in range(2)] == [first, first]
-    assert kept_fingerprint(folder, store) == first.fingerprint
     assert len(hashed) == 1
     assert hash_weights(folder, store, trust_stat=False) == first
     assert len(hashed) == 2
@@ -185,7 +182,6 @@ def test_incomplete_weights_have_none(tmp_path: Path, store: Path) -> None:
     (folder / "model-2-of-2.safetensors").unlink()
     with pytest.raises(DataError, match="is missing"):
         fingerprint_checkpoint(folder, store)
-    assert kept_fingerprint(folder, store) is None
 
 
 def test_adapters(tmp_path: Path, store: Path) -> None:
