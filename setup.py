@@ -76,7 +76,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["llamafactory_tpaw", "llamafactory_tpaw.*"]),
-    package_data={"llamafactory_tpaw": ["py.typed"]},
+    package_data={"llamafactory_tpaw": ["py.typed", "board/locales.json"]},
     install_requires=[
         "llamafactory" + read_constant("llamafactory_tpaw/lf/status.py", "SUPPORTED"),
         "torch" + read_constant("llamafactory_tpaw/lf/status.py", "TORCH"),

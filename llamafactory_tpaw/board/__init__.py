@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of self-play that is shown in and started from LlamaBoard."""
+"""Self-play in LlamaBoard's Train tab: an accordion for the `tpaw_*` keys, Start and Abort, and what came of a run."""

@@ -1,200 +1,148 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Live charts of a run: loss, target reward, margin and player weights over the iterations played so far."""
+"""What the iterations of a run logged: series for Gradio's plots, and the table with the accuracy per θ."""
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..report.plots import METHOD_COLORS, PLAYER_STYLES
-from .locales import FALLBACK, say
-from .summary import earlier_iterations
-from .training_log import WEIGHT, TrainingLog
+from ..runs.run_files import numbered
+from ..runs.succession import split_numbered
+from ..team.manifest import MANIFEST
+from .settings import status_of
+from .words import escaped, say
 
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    import pandas as pd
 
-    from .play import Play
-
-# Metric, message with its name, whether 0 is worth a line.
-PANELS = (
-    ("loss", "column_loss", False),
-    ("rewards/target", "column_target_reward", True),
-    ("rewards/margin", "column_margin", True),
-)
-ACCURACY = ("rewards/accuracy", "column_reward_accuracy", False)
-# Dark enough for white, apart also without colours; as many as teams have players, and then again.
-PLAYER_COLORS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4fa3", "#8a6d00", "#0f7c85")
-INK, QUIET, PAPER = "#1f2933", "#52606d", "#ffffff"
+TRAINER_LOG = "trainer_log.jsonl"
+WEIGHT = "weights/player/"
+# A plot of so many points a line is drawn at once.
 MOST_POINTS = 400
-PANEL_INCHES = (4.5, 2.9)
-# Gradio lays the label of a plot over its upper left corner.
-LABEL_INCHES = 0.3
-DPI = 140
-# Fonts with the signs of languages that matplotlib's own font lacks, as systems name them.
-FONTS = {
-    "zh": ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
-    "ja": ("Noto Sans CJK JP", "Noto Sans JP", "Source Han Sans JP", "IPAexGothic", "IPAGothic", "TakaoGothic"),
-    "ko": ("Noto Sans CJK KR", "Noto Sans KR", "Source Han Sans KR", "NanumGothic", "UnDotum"),
+# Panel -> the metrics in it, each with the message that names its line; None names the lines by iteration.
+PANELS: dict[str, dict[str, str] | None] = {
+    "loss": None,
+    "rewards": {"rewards/target": "column_target", "rewards/generated": "column_generated"},
+    "rewards/margin": None,
+    "rewards/accuracy": None,
+    "weights/player": {},
 }
-OTHER_FONTS = {
-    "zh": ("PingFang SC", "Heiti SC", "Microsoft YaHei", "SimHei", "Arial Unicode MS"),
-    "ja": ("Hiragino Sans", "Yu Gothic", "Meiryo", "MS Gothic", "Arial Unicode MS"),
-    "ko": ("Apple SD Gothic Neo", "AppleGothic", "Malgun Gothic", "Gulim", "Arial Unicode MS"),
+TABLE = {
+    "column_reward_accuracy": "rewards/accuracy",
+    "column_held_out_accuracy": "eval_rewards/accuracy",
+    "column_loss": "loss",
+    "column_target_reward": "rewards/target",
+    "column_generated_reward": "rewards/generated",
+    "column_margin": "rewards/margin",
 }
+STATUS = {"finished": "status_finished", "training": "status_training", None: "status_waiting"}
+NONE = "—"
 
 
-class Charts:
-    r"""The charts of iterations that follow each other; what is drawn again reads only what their logs gained.
+class Iteration(NamedTuple):
+    """An iteration on disk: its number t, its status in `tpaw.json`, and what it logged by optimizer step."""
+
+    number: int
+    status: str | None
+    log: dict[int, dict[str, Any]]
+
+
+def run_names(saves: Path) -> list[str]:
+    """Return the names of the runs whose output folders are there, `<run>_iter<t>`."""
+    folders = [path for path in saves.glob("*_iter*") if (path / MANIFEST).is_file()]
+    return sorted({found[0] for path in folders if (found := split_numbered(path.name))})
+
+
+def read_iterations(saves: Path, run: str) -> list[Iteration]:
+    """Read the logs of a run's iterations, in order; without those that have not begun to train."""
+    numbers = sorted(
+        found[1] for path in saves.glob("*_iter*") if (found := split_numbered(path.name)) and found[0] == run
+    )
+    folders = {number: saves / numbered(run, number) for number in numbers}
+    return [
+        Iteration(number, status_of(folder), read_log(folder / TRAINER_LOG))
+        for number, folder in folders.items()
+        if (folder / MANIFEST).is_file()
+    ]
+
+
+def read_log(path: Path) -> dict[int, dict[str, Any]]:
+    """Read a log by optimizer step; the step of an attempt that was continued replaces the one before it."""
+    steps: dict[int, dict[str, Any]] = {}
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the last line may be half written
+        if isinstance(entry, dict) and isinstance(entry.get("current_steps"), int):
+            steps.setdefault(entry["current_steps"], {}).update(entry)
+    return dict(sorted(steps.items()))
+
+
+def frames(iterations: list[Iteration], lang: str | None) -> dict[str, pd.DataFrame]:
+    r"""Return what each panel draws.
 
     Args:
-        folders: Output folders, in the order in which they are played.
-        iterations: Number of the iteration of each; None for one of another stage.
+        iterations: Of one run, in order.
+        lang: Language of the lines' names.
+
+    Returns:
+        Panel -> table with `step` (optimizer steps since the first iteration), `value` and `line`.
     """
+    import pandas as pd
 
-    def __init__(self, folders: Sequence[str | Path], iterations: Sequence[int | None]) -> None:
-        self.iterations = list(iterations)
-        self._logs = [TrainingLog(folder) for folder in folders]
-        self._lock = threading.Lock()
-        self._drawn: tuple[Any, Figure] | None = None
+    rows: dict[str, list[tuple[int, float, str]]] = {panel: [] for panel in PANELS}
+    before = 0
+    for iteration in iterations:
+        every = max(1, len(iteration.log) // MOST_POINTS)
+        for place, (step, entry) in enumerate(iteration.log.items()):
+            if place % every == 0 or place == len(iteration.log) - 1:
+                for panel, names in PANELS.items():
+                    points = _points(panel, names, entry, iteration.number, lang)
+                    rows[panel] += [(before + step, value, line) for line, value in points.items()]
+        before += max(iteration.log, default=0)
+    return {panel: pd.DataFrame(found, columns=["step", "value", "line"]) for panel, found in rows.items()}
 
-    @classmethod
-    def of(cls, play: Play) -> Charts:
-        """The charts of a run that was started, and of the iterations that its first model came from."""
-        model = play.settings[0].get("adapter_name_or_path") or play.settings[0].get("model_name_or_path")
-        before = earlier_iterations(str(model or ""))
-        return cls([*before.values(), *play.folders], [*before, *play.iterations])
 
-    def figure(self, lang: str | None, columns: int = 2) -> Figure:
-        r"""Draw them; the same figure again where nothing was logged since.
+def _points(
+    panel: str, names: Mapping[str, str] | None, entry: Mapping[str, Any], number: int, lang: str | None
+) -> dict[str, float]:
+    """What one logged step adds to a panel, by line."""
+    if names is None:
+        lines = {panel: f"θ_{number + 1}"}
+    elif names:
+        lines = {key: say(message, lang) for key, message in names.items()}
+    else:
+        lines = {key: key.removeprefix(WEIGHT).replace("theta_", "θ_") for key in entry if key.startswith(WEIGHT)}
+    return {line: float(entry[key]) for key, line in lines.items() if isinstance(entry.get(key), int | float)}
 
-        Args:
-            lang: Language of the page. One whose signs no font of the machine has is drawn in English.
-            columns: Panels side by side: 2 for a whole page, 1 for a narrow column.
 
-        Returns:
-            A figure on white, legible on a light and a dark page. Show it, do not change it.
-        """
-        with self._lock:
-            state = tuple((len(log.read().series), log.last_step, log.entries) for log in self._logs), lang, columns
-            if self._drawn is None or self._drawn[0] != state:
-                self._drawn = state, self._draw(lang, columns)
-            return self._drawn[1]
-
-    def _draw(self, lang: str | None, columns: int) -> Figure:
-        import matplotlib
-
-        language, fonts = _language_and_fonts(lang or FALLBACK)
-        with matplotlib.rc_context({"font.family": fonts, "font.size": 11}):
-            if not any(log.series for log in self._logs):
-                return _empty(say("chart_empty", language), columns)
-            has_players = any(log.players for log in self._logs)
-            panels = [*PANELS] if has_players else [*PANELS, ACCURACY]
-            figure, axes = _figure(len(panels) + has_players, columns)
-            for axis, (key, message, marks_zero) in zip(axes, panels, strict=False):
-                for start, log in self._spans():
-                    _line(axis, log, key, start, color=METHOD_COLORS[0])
-                if marks_zero:
-                    axis.axhline(0, color=INK, linewidth=0.8)
-                self._finish(axis, say(message, language), language)
-            if has_players:
-                self._draw_weights(axes[-1])
-                self._finish(axes[-1], say("column_player_weight", language), language)
-        return figure
-
-    def _draw_weights(self, axis: Axes) -> None:
-        names = list(dict.fromkeys(name for log in self._logs for name in log.players))
-        for index, name in enumerate(names):
-            look = {"color": PLAYER_COLORS[index % len(PLAYER_COLORS)]}
-            look["linestyle"] = PLAYER_STYLES[index % len(PLAYER_STYLES)]
-            label = name.replace("$", "")
-            label = f"$\\theta_{{{label[6:]}}}$" if label.startswith("theta_") else label
-            for start, log in self._spans():
-                if f"{WEIGHT}{name}" in log.series:
-                    _line(axis, log, f"{WEIGHT}{name}", start, label=label, **look)
-                    label = None
-        axis.set_ylim(-0.03, 1.15)
-        axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
-        close = {"borderpad": 0, "borderaxespad": 0.4, "columnspacing": 1, "handlelength": 1.6}
-        axis.legend(
-            frameon=False, fontsize=10, ncols=min(len(names), 3), loc="lower right", bbox_to_anchor=(1, 1), **close
-        )
-
-    def _spans(self) -> Iterator[tuple[int, TrainingLog]]:
-        """Each log with the optimizer steps before it."""
-        before = 0
-        for log in self._logs:
-            yield before, log
-            before += log.last_step
-
-    def _finish(self, axis: Axes, title: str, language: str) -> None:
-        """Name a panel and mark where its iterations begin."""
-        axis.set_title(title, loc="left", fontsize=12, color=INK)
-        begun = [
-            (start, number)
-            for (start, log), number in zip(self._spans(), self.iterations, strict=True)
-            if log.last_step and number is not None
+def accuracy_table(iterations: list[Iteration], lang: str | None) -> str:
+    """Return the table of a run's iterations as HTML: accuracy, loss and rewards as each logged them last."""
+    heads = ["column_theta", "column_iteration", "column_status", *TABLE]
+    rows = []
+    for iteration in iterations:
+        last: dict[str, Any] = {}
+        for entry in iteration.log.values():
+            last |= entry
+        cells = [
+            f"θ_{iteration.number + 1}",
+            iteration.number,
+            say(STATUS.get(iteration.status, "status_training"), lang),
         ]
-        several = len(begun) > 1
-        legend = f"      ┊ {say('column_iteration', language)}" if several else ""
-        axis.set_xlabel(say("chart_step", language) + legend, color=INK)
-        if several:
-            axis.set_xlim(left=begun[0][0])
-        for index, (start, number) in enumerate(begun if several else []):
-            if index:
-                axis.axvline(start, color=QUIET, linewidth=1, linestyle=":")
-            place = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points", "va": "top"}
-            axis.annotate(str(number), (start, 1), (4, -1), fontsize=10, color=QUIET, fontweight="bold", **place)
+        cells += [_shown(key, last.get(key)) for key in TABLE.values()]
+        rows.append("".join(f"<td>{escaped(cell)}</td>" for cell in cells))
+    head = "".join(f"<th>{escaped(say(name, lang))}</th>" for name in heads)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<div class="prose"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>' if rows else ""
+    )
 
 
-def _line(axis: Axes, log: TrainingLog, key: str, start: int, **look: Any) -> None:
-    if key in log.series:
-        steps, values = log.series[key].thinned(MOST_POINTS)
-        marker = "o" if len(steps) < 3 else None
-        axis.plot(start + steps, values, linewidth=1.8, marker=marker, markersize=4, **look)
-
-
-def _figure(panels: int, columns: int) -> tuple[Figure, list[Axes]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = -(-panels // columns)
-    size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + LABEL_INCHES)
-    figure = Figure(figsize=size, dpi=DPI, facecolor=PAPER)
-    FigureCanvasAgg(figure)
-    axes: list[Any] = list(figure.subplots(rows, columns, squeeze=False).flat)
-    # Fixed margins: fitting them to the text takes longer than all the rest.
-    (width, height), inner = size, {"wspace": 0.19, "hspace": 0.48}
-    figure.subplots_adjust(0.7 / width, 0.55 / height, 1 - 0.12 / width, 1 - (0.35 + LABEL_INCHES) / height, **inner)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(QUIET)
-        axis.tick_params(colors=INK)
-        axis.grid(axis="y", color="#e5e5e5", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.margins(x=0.02, y=0.12)
-    return figure, axes
-
-
-def _empty(text: str, columns: int) -> Figure:
-    figure, (axis,) = _figure(1, 1)
-    figure.set_size_inches(PANEL_INCHES[0] * columns, 1.2)
-    axis.set_axis_off()
-    axis.text(0.5, 0.5, text, ha="center", va="center", color=INK, transform=axis.transAxes)
-    return figure
-
-
-@functools.cache
-def _language_and_fonts(lang: str) -> tuple[str, list[str]]:
-    """The language to draw in, and fonts that have its signs."""
-    from matplotlib import font_manager
-
-    wanted = [*FONTS.get(lang, ()), *OTHER_FONTS.get(lang, ())]
-    present = {font.name for font in font_manager.fontManager.ttflist}
-    found = [name for name in wanted if name in present]
-    return (lang, ["DejaVu Sans", *found[:1]]) if found or not wanted else (FALLBACK, ["DejaVu Sans"])
+def _shown(key: str, value: Any) -> str:
+    if not isinstance(value, int | float):
+        return NONE
+    return f"{100 * value:.1f} %" if key.endswith("accuracy") else f"{value:.4f}".replace("-", "−")

@@ -1,46 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The accordion "TPAW configurations" of LlamaBoard's Train tab, and what its fields do to each other."""
+"""What LlamaBoard's Train tab gets: the accordion with the fields of this stage, and one with the results of a run."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import gradio as gr
-from gradio.context import Context
 
-from ..arguments.fields import FIELDS
-from ..errors import TpawError
-from . import filling
-from .browser import create_browser_tab
-from .chat import create_chat_tab
-from .fields import OURS, not_used
-from .hover import add_hover_help
-from .locales import FALLBACK, LOCALES
-from .page import Page
-from .places import Places
-from .results import Results, build_results
-from .session import is_our_stage, places_of, session_of
+from ..arguments.fields import FIELDS as SPECS
+from ..lf import facade
+from .charts import PANELS, accuracy_table, frames, read_iterations, run_names
+from .runner import Play, is_our_stage
+from .settings import OF_TPAW, OF_TSPIN, SAMPLING, prompt_sets, run_name
+from .triplets import rounds, triplets_page
+from .words import properties, say
 
 
-# What the tab shows; all but the first are inputs of LlamaBoard's buttons.
-ACCORDION = "tpaw_tab"
-# LlamaFactory's sampling defaults would not be those of self-play.
-SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 1024}
-CHOICES = {
-    name: list(FIELDS[name].type.__args__)
-    for name in ("tpaw_objective", "tpaw_engine", "tpaw_reference", "tpaw_grouping")
-}
-DECIDING = ("tpaw_objective", "tpaw_engine", "tpaw_prompts", "tpaw_reference")
-
-# The page that is being built -> LlamaBoard's engine.
-_PAGES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+ACCORDION, RESULTS = "tpaw_tab", "tpaw_results_tab"
+DRAWN_EVERY_S = 5.0
+PLOT_HEIGHT = 260
+QUIET = {"queue": False, "show_progress": "hidden"}
 
 
 def create_train_tab(engine: Any, original: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    r"""Build LlamaBoard's Train tab with our accordion behind that of RLHF.
+    r"""Build LlamaBoard's Train tab with our accordion behind that of RLHF and the results at its end.
 
     Args:
         engine: LlamaBoard's `Engine`.
@@ -50,237 +35,190 @@ def create_train_tab(engine: Any, original: Callable[[Any], dict[str, Any]]) -> 
         The elements of the tab by name, ours among them.
     """
     manager = engine.manager
-    elements = _build()
-    inputs = {element for name, element in elements.items() if name != ACCORDION}
+    elements, inputs, groups = _build_fields()
     base = manager.get_base_elems
-    # On the object, for as long as the tab is built: its buttons then take our fields along.
+    # On the object, while the tab is built: LlamaBoard's buttons then take our fields along.
     manager.get_base_elems = lambda: base() | inputs
     try:
         train = original(engine)
     finally:
         del manager.get_base_elems
-    _move_behind(elements[ACCORDION], train["rlhf_tab"])
-    elements |= build_results()
-    TrainTab(engine, {**train, **elements}).listen()
-    Results(session_of(engine.runner), {**train, **elements}, manager.get_elem_by_id("top.lang")).listen()
-    if Context.root_block is not None:
-        _PAGES[Context.root_block] = engine
-    return {**train, **elements}
+    siblings = train["rlhf_tab"].parent.children
+    siblings.remove(elements[ACCORDION])
+    siblings.insert(siblings.index(train["rlhf_tab"]) + 1, elements[ACCORDION])
+    results = _build_results()
+    _listen(train, elements, groups)
+    _Results(engine, train, results).listen()
+    return {**train, **elements, **results}
 
 
-def create_tabs() -> None:
-    """Build the triplet browser and the chat behind LlamaBoard's own tabs, where its Train tab has our accordion."""
-    engine = _PAGES.get(Context.root_block) if Context.root_block is not None else None
-    if engine is None:
-        return
-    get, session = engine.manager.get_elem_by_id, session_of(engine.runner)
-    top = {name: get(f"top.{name}") for name in ("lang", "model_name", "finetuning_type")}
-    for name, build in (("tpaw_browser", create_browser_tab), ("tpaw_chat", create_chat_tab)):
-        title = f"{name}_tab"
-        with gr.Tab(**LOCALES[title][FALLBACK], elem_id=title) as tab:
-            folder, playing = get("train.dataset_dir"), lambda: session.active
-            page = Page(**top, dataset_dir=folder, tab=tab, places=_places, playing=playing)
-            engine.manager.add_elems(name, {title: tab, **build(page)})
-    add_hover_help(top["lang"])
+def _element(made: dict[str, Any], kind: Any, name: str, **options: Any) -> Any:
+    made[name] = kind(elem_id=name, **properties(name), **options)
+    return made[name]
 
 
-def _places(dataset_dir: str) -> Places:
-    return places_of({"train.dataset_dir": dataset_dir})
-
-
-def keep_datasets(result: Any) -> Any:
-    """Leave the datasets as they are, in what LlamaBoard answers to a change of the stage."""
-    return (gr.skip(), *tuple(result)[1:])
-
-
-def name_players(session: Any, shown: dict[Any, Any]) -> dict[Any, Any]:
-    """Show the players of a configuration that is being loaded by their names."""
-    players = session.manager.get_elem_by_id("train.tpaw_players")
-    if not shown.get(players):
-        return shown
-    _, names = filling.of_run(session.values(shown))
-    return shown | {players: gr.update(choices=names, value=shown[players])}
-
-
-def choose(offered: gr.Dropdown, value: Any) -> gr.Dropdown:
-    """Let a list that LlamaBoard offers show a choice."""
-    return gr.Dropdown(choices=offered.choices, multiselect=offered.multiselect, value=value, allow_custom_value=True)
-
-
-def _build() -> dict[str, Any]:
-    """Make the accordion and its fields, where the page is being built."""
+def _build_fields() -> tuple[dict[str, Any], set[Any], dict[str, Any]]:
+    """Make the accordion: its elements by name, those that are inputs, and the rows of each objective."""
     made: dict[str, Any] = {}
 
-    def add(kind: Any, name: str, **options: Any) -> None:
-        if name in FIELDS:
-            options.setdefault("value", _initial(FIELDS[name]))
-        made[name] = kind(elem_id=name, **options)
+    def number(name: str, default: Any, precision: int | None = None) -> None:
+        _element(made, gr.Number, name, value=default, precision=precision, min_width=120)
 
-    with gr.Accordion(open=False, elem_id=ACCORDION) as made[ACCORDION]:
+    def choice(name: str, **options: Any) -> None:
+        choices = list(SPECS[name].type.__args__)
+        _element(made, gr.Dropdown, name, choices=choices, value=SPECS[name].default, min_width=120, **options)
+
+    with gr.Accordion(open=False, elem_id=ACCORDION, **properties(ACCORDION)) as made[ACCORDION]:
+        made["tpaw_hint"] = gr.Markdown(elem_id="tpaw_hint", **properties("tpaw_hint"))
         with gr.Row():
-            add(gr.Dropdown, "tpaw_run", allow_custom_value=True, choices=[], value=None, scale=2)
-            add(gr.Dropdown, "tpaw_iteration", allow_custom_value=True, choices=[0])
-            add(gr.Number, "tpaw_iterations", value=1)
-            add(gr.Dropdown, "tpaw_objective", choices=CHOICES["tpaw_objective"])
-            add(gr.Number, "tpaw_team_size")
+            number("tpaw_iteration", 0, 0)
+            number("tpaw_iterations", 1, 0)
+            choice("tpaw_objective")
+        with gr.Row() as of_tpaw:
+            for name in OF_TPAW[:-1]:
+                number(name, SPECS[name].default, 0 if name == "tpaw_team_size" else None)
+            choice("tpaw_reference")
+        with gr.Row(visible=False) as of_tspin:
+            for name in OF_TSPIN:
+                number(name, SPECS[name].default)
         with gr.Row():
-            for name in ("tpaw_reward_scale", "tpaw_eta", "tpaw_gamma", "tpaw_scale", "tpaw_history_weight"):
-                add(gr.Textbox, name, interactive=name not in not_used({"tpaw_objective": "tpaw"}))
+            _element(made, gr.Dropdown, "tpaw_prompts", choices=[], value=None, allow_custom_value=True, scale=2)
+            # A number's field cannot be empty.
+            _element(made, gr.Textbox, "tpaw_max_prompts", value="", min_width=120)
+            choice("tpaw_engine")
+            _element(made, gr.Textbox, "tpaw_engine_url", visible=False, scale=2)
         with gr.Row():
-            add(gr.Dropdown, "tpaw_players", multiselect=True, allow_custom_value=True, choices=[], value=[], scale=3)
-            add(gr.Dropdown, "tpaw_reference", choices=CHOICES["tpaw_reference"])
-            add(gr.Dropdown, "tpaw_grouping", choices=CHOICES["tpaw_grouping"])
-            add(gr.Textbox, "tpaw_cache_dir", scale=2)
+            for key, default in SAMPLING.items():
+                number(f"tpaw_{key}", default, 0 if isinstance(default, int) else None)
+            number("tpaw_samples_per_prompt", 1, 0)
+    inputs = {element for name, element in made.items() if name not in (ACCORDION, "tpaw_hint")}
+    return made, inputs, {"tpaw": of_tpaw, "tspin": of_tspin}
+
+
+def _listen(train: dict[str, Any], made: dict[str, Any], groups: dict[str, Any]) -> None:
+    """Open the accordion for our stage, offer the sets of prompts, and show the fields that do something."""
+    stage, prompts, objective = train["training_stage"], made["tpaw_prompts"], made["tpaw_objective"]
+
+    def offer(dataset_dir: str) -> Any:
+        return gr.Dropdown(choices=prompt_sets(dataset_dir))
+
+    stage.change(lambda shown: gr.Accordion(open=is_our_stage(shown)), [stage], [made[ACCORDION]], **QUIET)
+    stage.change(offer, [train["dataset_dir"]], [prompts], **QUIET)
+    prompts.focus(offer, [train["dataset_dir"]], [prompts], **QUIET)
+    objective.change(
+        lambda shown: [gr.Row(visible=shown == name) for name in groups], [objective], list(groups.values()), **QUIET
+    )
+    made["tpaw_engine"].change(
+        lambda shown: gr.Textbox(visible=shown == "openai"), [made["tpaw_engine"]], [made["tpaw_engine_url"]], **QUIET
+    )
+
+
+def _build_results() -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    with gr.Accordion(open=False, elem_id=RESULTS, **properties(RESULTS)) as made[RESULTS]:
         with gr.Row():
-            add(gr.Dropdown, "tpaw_prompts", allow_custom_value=True, choices=[], value=None, scale=2)
-            add(gr.Textbox, "tpaw_max_prompts")
-            add(gr.Dropdown, "tpaw_engine", choices=CHOICES["tpaw_engine"])
-            add(gr.Textbox, "tpaw_engine_url", interactive=False, scale=2)
+            _element(made, gr.Dropdown, "tpaw_run", choices=[], value=None, scale=4)
+            _element(made, gr.Button, "tpaw_refresh", scale=1)
+        made["tpaw_accuracy"] = gr.HTML(elem_id="tpaw_accuracy")
+        for panels in (list(PANELS)[:3], list(PANELS)[3:]):
+            with gr.Row():
+                for name in map(plot_name, panels):
+                    made[name] = gr.LinePlot(elem_id=name, x="step", y="value", color="line", height=PLOT_HEIGHT)
         with gr.Row():
-            for key, value in SAMPLING.items():
-                add(gr.Number, f"tpaw_{key}", value=value)
-            add(gr.Number, "tpaw_samples_per_prompt")
-            add(gr.Checkbox, "tpaw_trust_remote_code", value=False)
+            _element(made, gr.Dropdown, "tpaw_round", choices=[], value=None, scale=3)
+            _element(made, gr.Number, "tpaw_page", value=1, precision=0, minimum=1, min_width=80)
+            _element(made, gr.Button, "tpaw_prev", min_width=80)
+            _element(made, gr.Button, "tpaw_next", min_width=80)
+        made["tpaw_rows"] = gr.HTML(elem_id="tpaw_rows")
     return made
 
 
-def _initial(spec: dataclasses.Field[Any]) -> Any:
-    """What a field shows at first: the key's default."""
-    return "" if spec.default is None else spec.default
+def plot_name(panel: str) -> str:
+    """Return the element of a panel."""
+    return f"tpaw_plot_{panel.replace('/', '_')}"
 
 
-def _move_behind(block: Any, other: Any) -> None:
-    """Give a block its place among its siblings: right behind another one."""
-    siblings = other.parent.children
-    if block in siblings:
-        siblings.remove(block)
-        siblings.insert(siblings.index(other) + 1, block)
+class _Results:
+    """The accordion with the results; what it shows is read from disk whenever something changes."""
 
-
-class TrainTab:
-    """The elements of a Train tab and what happens when a user changes one of them."""
-
-    def __init__(self, engine: Any, train: Mapping[str, Any]) -> None:
-        self.engine, self.train = engine, train
-        self.top = {
-            name: engine.manager.get_elem_by_id(f"top.{name}")
-            for name in (
-                "lang model_name model_path finetuning_type checkpoint_path quantization_bit quantization_method "
-                "template rope_scaling booster"
-            ).split()
-        }
-        # Whatever a run file can say, and what decides where it is looked for.
-        every = {f"top.{name}": element for name, element in self.top.items()}
-        every |= {f"train.{name}": element for name, element in train.items()}
-        self.shown = {name: every[name] for name in filling.ELEMENTS}
-        self.inputs = {name: every[name] for name in (*filling.ELEMENTS, "top.lang", "top.model_name")}
+    def __init__(self, engine: Any, train: dict[str, Any], made: dict[str, Any]) -> None:
+        self.engine, self.train, self.made = engine, train, made
 
     def listen(self) -> None:
         """Connect the elements."""
-        train, top = self.train, self.top
-        where = [train["training_stage"], top["model_name"], top["finetuning_type"], train["dataset_dir"]]
-        kept = {"queue": False, "show_progress": "hidden"}
-        for trigger in (train["training_stage"], top["model_name"], top["finetuning_type"]):
-            trigger.change(self.offer, where, [train["tpaw_run"], train["tpaw_prompts"]], **kept)
-        train["tpaw_run"].focus(self.offer, where, [train["tpaw_run"], train["tpaw_prompts"]], **kept)
-        train["tpaw_prompts"].focus(self.offer, where, [train["tpaw_run"], train["tpaw_prompts"]], **kept)
-        stage = [train["training_stage"], train["dataset_dir"], train["dataset"]]
-        train["training_stage"].change(self.change_stage, stage, [train["dataset"], train[ACCORDION]], **kept)
-        of_run = [train["tpaw_iteration"], train["tpaw_players"]]
-        train["tpaw_run"].change(self.offer_iterations, [*where, train["tpaw_run"]], of_run, **kept)
-        # LlamaBoard changes it where a page is loaded while something plays, and has filled in all but the names then.
-        named = [*where, train["tpaw_run"], train["tpaw_players"]]
-        train["resume_btn"].change(self.name_players, named, train["tpaw_players"], **kept)
-        everything = set(self.inputs.values()) | {train["tpaw_run"], train["training_stage"]}
-        outputs = [*self.shown.values(), train["output_box"]]
-        train["tpaw_run"].input(self.choose_run, everything, outputs, **kept)
-        train["tpaw_iteration"].input(self.choose_iteration, everything, outputs, **kept)
-        deciding = [train[name] for name in DECIDING]
-        greyed = [train[field.element.partition(".")[2]] for field in OURS]
-        for element in deciding:
-            element.change(self.grey, deciding, greyed, **kept)
+        made, train = self.made, self.train
+        top = {
+            name: self.engine.manager.get_elem_by_id(f"top.{name}")
+            for name in ("lang", "model_name", "finetuning_type")
+        }
+        where = [top["model_name"], top["finetuning_type"]]
+        charts = [made["tpaw_accuracy"], *[made[plot_name(panel)] for panel in PANELS]]
+        of_run = [*where, made["tpaw_run"], top["lang"]]
+        offered = [made["tpaw_run"], made["tpaw_round"], *charts]
+        clock = gr.Timer(DRAWN_EVERY_S)
+        choices = [*of_run, made["tpaw_round"], train["output_dir"], train["dataset_dir"]]
+        for trigger in (made[RESULTS].expand, made["tpaw_refresh"].click):
+            trigger(self.refresh, choices, offered, **QUIET)
+        made["tpaw_run"].change(self.draw, of_run, charts, **QUIET)
+        clock.tick(self.draw_live, of_run, charts, **QUIET)
+        rows = [made["tpaw_rows"], made["tpaw_page"]]
+        of_page = [train["dataset_dir"], made["tpaw_round"], made["tpaw_page"], top["lang"]]
+        made["tpaw_round"].change(lambda *shown: turn(shown, to=1), of_page, rows, **QUIET)
+        made["tpaw_page"].submit(lambda *shown: turn(shown), of_page, rows, **QUIET)
+        made["tpaw_prev"].click(lambda *shown: turn(shown, by=-1), of_page, rows, **QUIET)
+        made["tpaw_next"].click(lambda *shown: turn(shown, by=1), of_page, rows, **QUIET)
+        top["lang"].change(self.draw, of_run, charts, **QUIET)
+        top["lang"].change(lambda *shown: turn(shown), of_page, rows, **QUIET)
 
-    def offer(self, stage: str, model_name: str | None, method: str, dataset_dir: str) -> tuple[Any, Any]:
-        """Offer the runs of the model and the sets of prompts."""
-        if not is_our_stage(stage):
-            return gr.skip(), gr.skip()
-        runs, prompts = filling.offered(model_name, method, dataset_dir)
-        return gr.Dropdown(choices=runs), gr.Dropdown(choices=prompts)
+    def refresh(
+        self,
+        model_name: str | None,
+        method: str | None,
+        run: str | None,
+        lang: str | None,
+        name: str | None,
+        output_dir: str | None,
+        dataset_dir: str | None,
+    ) -> list[Any]:
+        """Offer the runs of the model and the triplets, and draw one run: at first that of the output folder."""
+        runs, files = run_names(_saves(model_name, method)), rounds(dataset_dir)
+        own = run_name(Path(output_dir or "").name)
+        chosen = next((known for known in (run, own, *runs[-1:]) if known in runs), None)
+        of_run = [file for file in files if chosen and f"{chosen}_iter" in file]
+        shown = name if name in files else next(iter(reversed(of_run or files)), None)
+        offered = [gr.Dropdown(choices=runs, value=chosen), gr.Dropdown(choices=files, value=shown)]
+        return [*offered, *self.draw(model_name, method, chosen, lang)]
 
-    def change_stage(self, stage: str, dataset_dir: str, datasets: list[str] | None) -> tuple[Any, Any]:
-        """Open the accordion for our stage, and leave only rounds of triplets among the datasets."""
-        if not is_our_stage(stage):
-            return gr.skip(), gr.skip()
-        return filling.only_rounds(dataset_dir, datasets or []), gr.Accordion(open=True)
-
-    def offer_iterations(self, stage: str, *where: str | None) -> tuple[Any, Any]:
-        """Offer the iterations and the checkpoints of a run."""
-        if not is_our_stage(stage):
-            return gr.skip(), gr.skip()
-        iterations, players = _of_run(*where)
-        # Those of a new run are what was filled in.
-        return gr.Dropdown(choices=iterations), gr.Dropdown(choices=players) if players else gr.skip()
-
-    def name_players(self, stage: str, *shown: Any) -> Any:
-        """Show the players by their names in the list: a list takes them from its choices only when it is set."""
-        if not is_our_stage(stage):
-            return gr.skip()
-        *where, players = shown
-        return gr.Dropdown(choices=_of_run(*where)[1], value=players)
-
-    def choose_run(self, data: dict[Any, Any]) -> dict[Any, Any]:
-        """Fill in the iteration of a run that comes next."""
-        return self._fill(data, filling.next_iteration)
-
-    def choose_iteration(self, data: dict[Any, Any]) -> dict[Any, Any]:
-        """Fill in the iteration that was chosen."""
-        return self._fill(data, lambda values: values["train.tpaw_iteration"])
-
-    def _fill(self, data: dict[Any, Any], iteration: Callable[[dict[str, Any]], Any]) -> dict[Any, Any]:
-        values = {element_id: data[element] for element_id, element in self.inputs.items()}
-        values["train.tpaw_run"] = data[self.train["tpaw_run"]]
-        output, lang, session = self.train["output_box"], values["top.lang"], session_of(self.engine.runner)
-        if not is_our_stage(data[self.train["training_stage"]]) or not values["train.tpaw_run"]:
-            return {output: gr.skip()}
-        try:
-            shown, message = filling.filled_in(values, iteration(values), self._fits, lang)
-            iterations, players = filling.of_run(values, shown.get("train.tpaw_players"))
-        except TpawError as error:
-            return {output: session.complaint(list(dict.fromkeys([*error.problems, *filling.unreadable(values)])))}
-        unreadable = filling.unreadable(values)
-        if unreadable:
-            message = f"{message}\n\n{session.complaint(unreadable)}"
-        shown["train.tpaw_iteration"] = gr.update(**_set(shown, "train.tpaw_iteration"), choices=iterations)
-        shown["train.tpaw_players"] = gr.update(**_set(shown, "train.tpaw_players"), choices=players)
-        return {**{self.inputs[name]: value for name, value in shown.items()}, output: message}
-
-    def _fits(self, name: str, value: Any) -> bool:
-        """Whether an element can show a value: a slider within its ends, a list without other choices."""
-        return shows(self.inputs[name], value)
-
-    def grey(self, *values: Any) -> list[Any]:
-        """Grey out the fields that do nothing with what is chosen."""
-        unused = not_used(dict(zip(DECIDING, values, strict=True)))
-        return [
-            self.train[field.element.partition(".")[2]].__class__(interactive=field.key not in unused)
-            for field in OURS
+    def draw(self, model_name: str, method: str, run: str | None, lang: str | None) -> list[Any]:
+        """Draw the charts of a run and its table."""
+        iterations = (
+            read_iterations(_saves(model_name, method), run) if run in run_names(_saves(model_name, method)) else []
+        )
+        titles = dict(zip(PANELS, ("loss", "reward", "margin", "reward_accuracy", "player_weight"), strict=True))
+        plots = [
+            gr.LinePlot(
+                value=frame,
+                title=say(f"column_{titles[panel]}", lang),
+                x_title=say("chart_step", lang),
+                y_title=" ",
+                color_title=" ",
+            )
+            for panel, frame in frames(iterations, lang).items()
         ]
+        return [accuracy_table(iterations, lang), *plots]
+
+    def draw_live(self, *shown: Any) -> list[Any]:
+        """Draw again while a run of this stage plays."""
+        is_playing = isinstance(self.engine.runner.trainer, Play)
+        return self.draw(*shown) if is_playing else [gr.skip()] * (1 + len(PANELS))
 
 
-def _of_run(model_name: str | None, method: str, dataset_dir: str, run: str | None) -> tuple[Any, Any]:
-    named = {"top.model_name": model_name, "top.finetuning_type": method}
-    return filling.of_run(named | {"train.dataset_dir": dataset_dir, "train.tpaw_run": run})
+def turn(shown: Sequence[Any], by: int = 0, to: int | None = None) -> tuple[Any, Any]:
+    """Show a page of triplets: that of the field, one before or behind it, or a certain one."""
+    dataset_dir, name, number, lang = shown
+    html, number, pages = triplets_page(dataset_dir, name, to or (number or 1) + by, lang)
+    return html, gr.Number(value=number, maximum=pages, info=f"1 – {pages}")
 
 
-def _set(shown: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {"value": shown[name]} if name in shown else {}
-
-
-def shows(element: Any, value: Any) -> bool:
-    """Whether an element can show a value: a slider within its ends, a list without other choices."""
-    if isinstance(element, gr.Slider):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and element.minimum <= value <= element.maximum
-    if isinstance(element, gr.Dropdown) and not element.allow_custom_value:
-        return value in [choice for _, choice in element.choices]
-    return True
+def _saves(model_name: str | None, method: str | None) -> Path:
+    return Path(facade.get_save_dir(model_name or "", method or ""))

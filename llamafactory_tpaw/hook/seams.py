@@ -80,36 +80,8 @@ SEAMS = (
     Seam(
         "board_train",
         "webui.components.train.create_train_tab",
-        "LlamaBoard's tab for the `tpaw_*` keys",
+        "LlamaBoard's fields for the `tpaw_*` keys, and its results",
         board.extend_train_tab,
-        board=True,
-    ),
-    Seam(
-        "board_tabs",
-        "webui.components.footer.create_footer",
-        "LlamaBoard's triplet browser and chat",
-        board.extend_tabs,
-        board=True,
-    ),
-    Seam(
-        "board_top",
-        "webui.components.top.get_model_info",
-        "what LlamaBoard knows of a model whose configuration is loaded",
-        board.extend_top,
-        board=True,
-    ),
-    Seam(
-        "board_data",
-        "webui.components.data.can_preview",
-        "LlamaBoard's choice of triplets that are not there yet",
-        board.extend_data,
-        board=True,
-    ),
-    Seam(
-        "board_settings",
-        "webui.common.save_config",
-        "keeps LlamaBoard's own settings whole while they are read",
-        board.extend_settings,
         board=True,
     ),
 )

@@ -31,6 +31,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "create_custom_scheduler": ("train.trainer_utils", "create_custom_scheduler"),
     "create_modelcard_and_push": ("train.trainer_utils", "create_modelcard_and_push"),
     "download_from_other_hub": ("extras.misc", "try_download_model_from_other_hub"),
+    "gen_loss_plot": ("extras.ploting", "gen_loss_plot"),
     "get_dataset_list": ("data.parser", "get_dataset_list"),
     "get_logger": ("extras.logging", "get_logger"),
     "get_save_dir": ("webui.common", "get_save_dir"),
@@ -42,6 +43,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "load_tokenizer": ("model.loader", "load_tokenizer"),
     "plot_loss": ("extras.ploting", "plot_loss"),
     "save_board_config": ("webui.common", "save_args"),
+    "save_run_file": ("webui.common", "save_cmd"),
     "read_args": ("hparams.parser", "read_args"),
     "torch_gc": ("extras.misc", "torch_gc"),
 }

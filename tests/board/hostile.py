@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
-from tests.board.browsing import Board
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
 
+
+if TYPE_CHECKING:
+    from tests.board.browsing import Board
 
 HACK = "window.hacked = (window.hacked || 0) + 1"
 # What a browser, Markdown, KaTeX or a terminal would make something of.
@@ -16,9 +20,41 @@ TEXTS = {
     "markdown": "# heading\n- *item*\n\n| a | b |\n|---|---|\n| 1 | 2 |\n```\nopen",
     "formula": f"$$\\href{{javascript:{HACK}}}{{x}}$$ \\(\\frac{{1}}{{0}}\\) {{{{7*7}}}}",
     "style": "<style>body { display: none }</style><h1>big</h1>",
+    "entities": "&lt;script&gt; &amp; &#60;b&#62;",
 }
 # The same as the name of a model's folder, which is in every log.
 FOLDER = "<img src=x onerror=window.hacked=1>"
+
+
+class Seen(HTMLParser):
+    """What a browser makes of HTML: its tags, its text, and the texts of triplets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.text = ""
+        self.cells: list[str] = []
+        self._in_cell = False
+
+    @classmethod
+    def of(cls, page: str) -> Seen:
+        seen = cls()
+        seen.feed(page)
+        return seen
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self._in_cell = ("class", "tpaw-text") in attrs
+        if self._in_cell:
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in_cell:
+            self.cells[-1] += data
 
 
 def assert_unharmed(board: Board) -> None:

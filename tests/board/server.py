@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.processes import is_running
@@ -64,23 +65,28 @@ class Server:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def revive(self) -> None:
-        """Start it again where a test killed it."""
-        if self.process.poll() is not None:
-            self.process = self._start()
-            self.wait_until_it_answers()
-
     def wait_until_it_answers(self) -> None:
         """Wait for the first page.
 
         Raises:
             RuntimeError: If the server ends, or does not answer in time; it is ended then.
         """
+        try:
+            self.wait_until(self._answers, "an answer")
+        except RuntimeError:
+            self.stop()
+            raise
+
+    def wait_until(self, happened: Callable[[], bool], what: str) -> None:
+        """Wait for something while the server works.
+
+        Raises:
+            RuntimeError: If the server ends before it, or it takes too long.
+        """
         end = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
+        while not happened():
             if self.process.poll() is not None or time.monotonic() > end:
-                self.stop()
-                raise RuntimeError(f"the board ended, or did not answer:\n{self.output[-4000:]}")
+                raise RuntimeError(f"the board ended before {what}, or it took too long:\n{self.output[-4000:]}")
             time.sleep(0.05)
 
     def _answers(self) -> bool:

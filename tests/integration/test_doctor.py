@@ -23,7 +23,7 @@ def test_doctor_finds_all_that_is_needed(tmp_path: Path) -> None:
     assert {seam["name"]: seam["state"] for seam in report["seams"]} == dict.fromkeys(
         [
             *("arguments", "dispatch", "launch", "launch_v1", "stages"),
-            *("board_words", "board_runner", "board_train", "board_tabs", "board_top", "board_data", "board_settings"),
+            *("board_words", "board_runner", "board_train"),
         ],
         "applied",
     )

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LlamaBoard's own page, built once in this process, and driven without a browser."""
+"""LlamaBoard's own page, built once in this process, and driven without a browser; and runs on disk."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llamafactory_tpaw.hook import start
-from tests.unit.board import projects
 from tests.unit.board.page import DrivenPage, build_page
 
 
@@ -28,33 +28,34 @@ def built_page(tmp_path_factory: pytest.TempPathFactory) -> DrivenPage:
 
 @pytest.fixture
 def page(built_page: DrivenPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DrivenPage]:
-    """The page as it opens, on an empty folder."""
+    """The page in a folder with an SFT set and a ranking set, its fields as a user fills them in for a new run."""
     monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    entries = {"sums": {"file_name": "sums.jsonl"}, "pairs": {"file_name": "pairs.json", "ranking": True}}
+    Path("data/dataset_info.json").write_text(json.dumps(entries))
     built_page.reset()
+    built_page.show(
+        top__lang="en",
+        top__model_name="Custom",
+        top__model_path="models/sft",
+        top__finetuning_type="full",
+        top__template="qwen",
+        training_stage="TPAW",
+        dataset=[],
+        output_dir="play",
+        compute_type="fp32",
+        tpaw_prompts="sums",
+    )
     yield built_page
     built_page.reset()
 
 
-@pytest.fixture
-def demo(page: DrivenPage) -> DrivenPage:
-    """The page on a copy of the project, of whose demo the SFT model and one iteration are there."""
-    _copy_demo(page)
-    projects.play(projects.committed("tiny_tpaw_iter0"))
-    return page
-
-
-@pytest.fixture
-def fresh(page: DrivenPage) -> DrivenPage:
-    """The page on a copy of the project with the demo's SFT model and prompts, iteration 0 being filled in."""
-    _copy_demo(page)
-    Path("data/demo").mkdir()
-    Path("data/demo/train.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "2"}) + "\n")
-    page.show(tpaw_run="Tiny/tpaw")
-    page.fire("tpaw_run", "input")
-    return page
-
-
-def _copy_demo(page: DrivenPage) -> None:
-    projects.copy_project()
-    projects.save_model("saves/Tiny/full/sft")
-    page.show(top__lang="en", top__model_name="Custom", top__finetuning_type="full", training_stage="TPAW")
+def save_iteration(number: int, status: str = "finished", run: str = "play", log: list[dict[str, Any]] = ()) -> Path:
+    """Write what a training leaves in an output folder, as far as the page reads it."""
+    folder = Path(f"saves/Custom/full/{run}_iter{number}")
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest: dict[str, Any] = {"schema": 1, "iteration": number, "status": status, "objective": "tpaw"}
+    manifest |= {"policy": {}, "players": [], "triplets": [], "tokenizer": "", "template": {}, "settings": {}}
+    (folder / "tpaw.json").write_text(json.dumps(manifest))
+    (folder / "trainer_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    return folder

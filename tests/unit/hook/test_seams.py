@@ -67,7 +67,7 @@ def test_training_does_not_import_llamaboard() -> None:
         "print({seam.name: seam.state for seam in seams.seam_status() if seam.board}, 'gradio' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    names = ("board_words", "board_runner", "board_train", "board_tabs", "board_top", "board_data", "board_settings")
+    names = ("board_words", "board_runner", "board_train")
     assert answer.endswith(f"{dict.fromkeys(names, 'waiting')} False\n")
 
 

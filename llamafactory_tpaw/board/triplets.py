@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages of triplets: prompt, target and generated response side by side, as plain text."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .words import escaped, say
+
+
+FOLDER = "tpaw"
+ENDINGS = (".jsonl", ".jsonl.partial")
+ROWS_A_PAGE = 10
+# Lines of a half-done file that are no rows lack it.
+ROW = b'"conversations"'
+# Colours are the theme's own; text keeps its lines, and long words wrap.
+STYLE = """<style>
+.tpaw-row { border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); margin: 0 0 12px;
+  display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.tpaw-cell { padding: 8px 12px; min-width: 0; }
+.tpaw-cell + .tpaw-cell { border-left: 1px solid var(--border-color-primary); }
+.tpaw-name { font-size: var(--text-sm); font-weight: 600; color: var(--block-label-text-color); margin-bottom: 4px; }
+.tpaw-text { white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 24em;
+  unicode-bidi: plaintext; color: var(--body-text-color); }
+</style>"""
+
+
+def rounds(dataset_dir: str | None) -> list[str]:
+    """Return the names of the files of triplets in a dataset folder, half-done ones among them."""
+    names = [path.name for path in Path(dataset_dir or "data", FOLDER).glob("*.jsonl*") if path.name.endswith(ENDINGS)]
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+
+def triplets_page(dataset_dir: str | None, name: str | None, number: int, lang: str | None) -> tuple[str, int, int]:
+    r"""Return a page of a file's triplets.
+
+    Args:
+        dataset_dir: The dataset folder.
+        name: One of `rounds`; nothing is read for another name.
+        number: Which page, from 1; one that is not there is the nearest one.
+        lang: Language of the page.
+
+    Returns:
+        Its HTML, its number, and how many there are.
+    """
+    if name not in rounds(dataset_dir):
+        return _message(say("browser_none", lang)), 1, 1
+    path = Path(dataset_dir or "data", FOLDER, name)
+    try:
+        stat = path.stat()
+        pages = max(1, -(-_count(path, stat.st_size, stat.st_mtime_ns) // ROWS_A_PAGE))
+        number = min(max(1, number), pages)
+        first = (number - 1) * ROWS_A_PAGE
+        rows = list(itertools.islice(_lines(path), first, first + ROWS_A_PAGE))
+    except OSError as error:  # it may just have got its final name
+        return _message(str(error)), 1, 1
+    shown = [_triplet(first + place, line, lang) for place, line in enumerate(rows, start=1)]
+    return STYLE + ("".join(shown) or _message(say("browser_none", lang))), number, pages
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        # A row that is being written has no line end yet.
+        yield from (line for line in stream if ROW in line and line.endswith(b"\n"))
+
+
+@functools.lru_cache(maxsize=32)
+def _count(path: Path, size: int, changed: int) -> int:
+    """How many rows a file of this size has since that time."""
+    return sum(1 for _ in _lines(path))
+
+
+def _triplet(row: int, line: bytes, lang: str | None) -> str:
+    try:
+        triplet = json.loads(line)
+        prompt, target, generated = _prompt(triplet), triplet["chosen"]["value"], triplet["rejected"]["value"]
+        truncated, iteration = triplet["finish_reason"] == "length", triplet["iteration"]
+    except (ValueError, KeyError, TypeError) as error:
+        return _message(f"{row}: {type(error).__name__} {error}")
+    equal = target == generated and not truncated
+    marks = [
+        say(name, lang) for name, marked in (("browser_equal", equal), ("browser_truncated", truncated)) if marked
+    ]
+    by = " · ".join([say("browser_generated", lang, theta=f"θ_{iteration}"), *marks])
+    cells = {
+        "prompt": (say("browser_prompt", lang, row=row), prompt),
+        "target": (say("browser_target", lang), target),
+        "generated": (by, generated),
+    }
+    return f'<div class="tpaw-row">{"".join(_cell(kind, *texts) for kind, texts in cells.items())}</div>'
+
+
+def _prompt(triplet: dict[str, Any]) -> str:
+    """The conversation up to the response; each message below its role where there are several."""
+    parts = [(role, triplet[role]) for role in ("system", "tools") if triplet.get(role)]
+    parts += [(message["from"], message["value"]) for message in triplet["conversations"]]
+    return parts[0][1] if len(parts) == 1 else "\n\n".join(f"[{role}]\n{text}" for role, text in parts)
+
+
+def _cell(kind: str, name: str, text: Any) -> str:
+    shown = f'<div class="tpaw-text" dir="auto">{escaped(text)}</div>'
+    return f'<div class="tpaw-cell tpaw-{kind}"><div class="tpaw-name">{escaped(name)}</div>{shown}</div>'
+
+
+def _message(text: str) -> str:
+    return f'<div class="tpaw-text">{escaped(text)}</div>'

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run in the page, in the order of the tests: set up, abort, continue, look at it, in another language, too.
+
+Each test goes on where the one before left the page, so that the commands behind it are started as seldom as possible.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llamafactory_tpaw.board.words import ELEMENTS, say
+from llamafactory_tpaw.data.source import triplet_entry
+from tests.board import hostile
+from tests.board.browsing import RUN_TIMEOUT_MS, Board
+from tests.board.server import Server
+from tests.runs import Project
+
+
+pytestmark = pytest.mark.integration
+LOOPBACK = "0100007F"
+SAVES = Path("saves/Custom/full")
+PROMPTS = 16
+EXTRA = {"use_cpu": True, "logging_steps": 1, "tpaw_generate_batch_tokens": 1}
+FIELDS: dict[str, Any] = {
+    "Model name": "Custom",
+    "Model path": hostile.FOLDER,
+    "Finetuning method": "full",
+    "Chat template": "qwen",
+    "Stage": "TPAW",
+    "Learning rate": "1e-3",
+    "Epochs": "1.0",
+    "Compute type": "fp32",
+    "Cutoff length": 512,
+    "Batch size": 2,
+    "Gradient accumulation": 1,
+    "Output dir": "play",
+    # Sixteen batches of one prompt, so that generation can be ended amid it.
+    "tpaw_max_new_tokens": 400,
+}
+
+
+def test_wrong_fields_are_told_and_nothing_is_started(board: Board, server: Server, project: Project) -> None:
+    for name, value in FIELDS.items():
+        board.fill(name, value)
+    board.unfold("Extra configurations")
+    board.fill("Extra arguments", json.dumps(EXTRA))
+    board.fill("tpaw_prompts", hostile.TEXTS["image"])
+    board.fill("tpaw_eta", 0.5)
+    board.press("Start")
+    board.wait_for(re.compile("is 0.5, but must be >= 1"))
+    board.picture("1-refused")
+    assert server.descendants() == set()
+    assert not (project.root / "saves").exists()
+
+
+def test_preview_shows_what_is_played(board: Board) -> None:
+    board.fill("tpaw_eta", 4)
+    board.fill("tpaw_prompts", "additions")
+    board.press("Preview command")
+    board.wait_for("--stage tpaw")
+    shown = board.output()
+    for word in ("--tpaw_eta 4", "--tpaw_prompts additions", "--dataset Custom_play_iter0", "--learning_rate 0.001"):
+        assert word in shown
+    assert f"--output_dir {SAVES}/play_iter0" in shown
+    board.picture("2-preview")
+
+
+def test_settings_are_saved_and_loaded(board: Board) -> None:
+    board.press("Save arguments")
+    board.wait_for("llamaboard_config/")
+    board.fill("tpaw_eta", 9)
+    board.press("Load arguments")
+    board.until_value("tpaw_eta", "4")
+    assert board.value("tpaw_prompts") == "additions"
+
+
+def sampled(project: Project) -> int:
+    path = project.root / "data" / "tpaw" / "Custom_play_iter0.jsonl.partial"
+    return path.read_text().count('"conversations"') if path.is_file() else 0
+
+
+def test_abort_keeps_what_is_done(board: Board, server: Server, project: Project) -> None:
+    board.press("Start")
+    board.wait_for("Iteration 0", RUN_TIMEOUT_MS)
+    partial = project.root / "data" / "tpaw" / "Custom_play_iter0.jsonl.partial"
+    server.wait_until(lambda: sampled(project) >= 2, str(partial))
+    # A page that is loaded now finds the run and follows it.
+    board.open()
+    board.wait_for("Iteration 0")
+    board.page.locator("code:visible").filter(has_text=f"{hostile.FOLDER}").first.wait_for()
+    hostile.assert_unharmed(board)
+    board.picture("3-playing")
+    board.press("Abort")
+    board.wait_for("Aborted. Start continues where it stopped.", RUN_TIMEOUT_MS)
+    assert server.leaves_nothing()
+    board.picture("4-aborted")
+    assert 2 <= sampled(project) < PROMPTS
+
+
+def test_start_continues(board: Board, server: Server, project: Project) -> None:
+    before = sampled(project)
+    # LlamaBoard fills in what the folder was trained with.
+    board.fill("Output dir", "play_iter0")
+    board.until_value("tpaw_eta", "4")
+    board.until_value("Chat template", "qwen")
+    assert board.value("tpaw_iteration") == "0"
+    board.press("Start")
+    end = board.page.get_by_text(re.compile(r"^(Finished|Failed)")).locator("visible=true").first
+    end.wait_for(timeout=RUN_TIMEOUT_MS)
+    assert end.inner_text() == "Finished.", board.output()
+    assert server.leaves_nothing()
+    board.picture("5-finished")
+    folder = project.root / SAVES / "play_iter0"
+    assert json.loads((folder / "tpaw.json").read_text())["status"] == "finished"
+    assert len(project.triplets("Custom_play_iter0")) == PROMPTS
+    log = (folder / "tpaw_board.log").read_text()
+    assert before >= 2
+    assert f"{PROMPTS}/{PROMPTS}" in log
+    settings = yaml.safe_load((folder / "training_args.yaml").read_text())
+    assert (settings["tpaw_eta"], settings.get("trust_remote_code")) == (4, None)
+
+
+def test_charts_and_triplets_in_another_language(board: Board, project: Project) -> None:
+    board.choose_language("zh")
+    for name, shown in (("tpaw_eta", "label"), ("tpaw_prompts", "info"), ("tpaw_tab", "label")):
+        board.page.locator(f"#{name}").filter(has_text=ELEMENTS[name]["zh"][shown]).wait_for()
+    board.unfold(ELEMENTS["tpaw_results_tab"]["zh"]["label"])
+    board.until_value("tpaw_run", "play")
+    table = board.page.locator("#tpaw_accuracy table")
+    table.filter(has_text=say("status_finished", "zh")).wait_for()
+    assert say("column_reward_accuracy", "zh") in table.inner_text()
+    board.page.locator("#tpaw_plot_loss canvas, #tpaw_plot_loss svg.marks").first.wait_for()
+    assert board.page.locator("[id^='tpaw_plot_'] :is(canvas, svg.marks)").count() == 5
+    rows = project.triplets("Custom_play_iter0")
+    for page, first in ((1, 0), (2, 10)):
+        cells = {kind: board.page.locator(f".tpaw-{kind} .tpaw-text") for kind in ("prompt", "target", "generated")}
+        cells["target"].filter(has_text=rows[first]["chosen"]["value"]).first.wait_for()
+        expected = rows[first : first + 10]
+        assert cells["prompt"].all_text_contents() == [row["conversations"][0]["value"] for row in expected]
+        assert cells["target"].all_text_contents() == [row["chosen"]["value"] for row in expected]
+        assert cells["generated"].count() == len(expected)
+        board.picture(f"6-results-{page}")
+        board.press(ELEMENTS["tpaw_next"]["zh"]["value"])
+    board.wait_for(say("browser_generated", "zh", theta="θ_0"))
+    assert board.errors == []
+
+
+def test_generated_text_is_shown_as_it_is(board: Board, project: Project) -> None:
+    rows = project.triplets("Custom_play_iter0")[: len(hostile.TEXTS)]
+    for row, text in zip(rows, hostile.TEXTS.values(), strict=True):
+        row["conversations"][0]["value"] = row["chosen"]["value"] = row["rejected"]["value"] = text
+    path = project.root / "data" / "tpaw" / "hostile_iter0.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    project.add_entry("hostile_iter0", triplet_entry("hostile_iter0"))
+    board.press(ELEMENTS["tpaw_refresh"]["zh"]["value"])
+    board.fill("tpaw_round", path.name)
+    for kind in ("prompt", "target", "generated"):
+        cells = board.page.locator(f".tpaw-{kind} .tpaw-text")
+        cells.filter(has_text=hostile.TEXTS["style"]).first.wait_for()
+        assert cells.all_text_contents() == list(hostile.TEXTS.values())
+    board.picture("7-hostile")
+    hostile.assert_unharmed(board)
+
+
+def test_other_stages_are_llamaboards(board: Board, server: Server) -> None:
+    board.open().fill("Stage", "Supervised Fine-Tuning")
+    board.fill("Model name", "Custom")
+    board.fill("Model path", "model")
+    board.fill("Dataset", "additions")
+    board.press("Preview command")
+    board.wait_for("--stage sft")
+    assert "tpaw_" not in board.output()
+    assert server.listening() == {LOOPBACK}
+    # Gradio's own page asks for a font and a script; nothing else is asked for.
+    assert {url.split("/")[2] for url in board.asked_outside} <= {"fonts.googleapis.com", "cdnjs.cloudflare.com"}
+    assert "Traceback" not in server.output
+
+
+def test_killed_board_leaves_no_process(board: Board, server: Server, project: Project) -> None:
+    board.fill("Finetuning method", "full")
+    board.fill("Output dir", "play_iter0")
+    board.until_value("tpaw_iteration", "1")
+    board.press("Start")
+    server.wait_until(lambda: bool(server.descendants()), "a process of the run")
+    server.kill()
+    assert server.leaves_nothing()
+    assert not (project.root / SAVES / "play_iter1" / "model.safetensors").exists()

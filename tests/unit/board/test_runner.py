@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start, Abort, Preview and what a page shows of a run: with commands in the place of `llamafactory-tpaw run`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import yaml
+
+from llamafactory_tpaw.board import runner
+from tests.processes import is_running
+from tests.unit.board.conftest import save_iteration
+from tests.unit.board.page import DrivenPage
+
+
+# It ends by SIGTERM as our commands do, after what it does then.
+WAITS = """
+import signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+def end(*_):
+    print("saved", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+print("D_0:  40%|####      | 4/10 [00:01<00:02]", flush=True)
+time.sleep(600)
+"""
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "REFRESH_S", 0.05)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, page: DrivenPage) -> Iterator[Any]:
+    """Set what Start runs instead; it is killed after the test."""
+
+    def use(script: str) -> None:
+        monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", script))
+
+    yield use
+    play = page.engine.runner.trainer
+    if isinstance(play, runner.Play) and play.running:
+        play._process.kill()
+        play.wait(10)
+
+
+def until(steps: Iterator[DrivenPage], text: str) -> DrivenPage:
+    """Look at the page until its output box has a text."""
+    end = time.monotonic() + 30
+    for page in steps:
+        if text in f"{page['output_box']}{page.labels.get(page.element('progress_bar'))}":
+            return page
+        assert time.monotonic() < end, page["output_box"]
+    raise AssertionError(f"it ended before {text!r}: {page['output_box']}")
+
+
+def test_start_writes_and_plays_what_the_page_shows(page: DrivenPage, command: Any) -> None:
+    command("import sys; print('played', *sys.argv[1:])")
+    page.show(tpaw_iterations=2, tpaw_eta=3)
+    files = [f"saves/Custom/full/play_iter{number}/training_args.yaml" for number in range(2)]
+    told = page.fire("start_btn")
+    assert told.startswith("Finished.")
+    assert f"played {' '.join(files)}" in told
+    assert [yaml.safe_load(Path(file).read_text())["tpaw_eta"] for file in files] == [3, 3]
+    shown = yaml.safe_load(Path(files[1]).with_name("llamaboard_config.yaml").read_text())
+    assert (shown["train.tpaw_iteration"], shown["train.tpaw_eta"]) == (1, 3)
+    assert "Custom_play_iter1" in json.loads(Path("data/dataset_info.json").read_text())
+    assert (page.engine.runner.running, page.engine.runner.trainer) == (False, None)
+
+
+def test_what_it_does_is_shown_until_it_ends(page: DrivenPage, command: Any) -> None:
+    command(WAITS)
+    steps = page.steps("start_btn")
+    shown = until(steps, "Iteration 0: D_0 · 4/10")
+    assert shown["progress_bar"] == 40
+    child = int(shown["output_box"].partition("child ")[2].split()[0])
+    assert "A process is in running" in page.engine.runner._initialize(page.values, True, True)
+    # Another page, that is loaded now.
+    assert "D_0" in next(page.steps("resume_btn", "change"))["output_box"]
+    page.fire("stop_btn")
+    told = until(steps, "Aborted.")["output_box"]
+    assert "saved" in told
+    end = time.monotonic() + 10
+    while is_running(child):
+        assert time.monotonic() < end, "a process of it is left"
+    assert page.engine.runner.running is False
+
+
+def test_abort_again_kills(page: DrivenPage, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    command(STUBBORN)
+    steps = page.steps("start_btn")
+    until(steps, "ready")
+    page.fire("stop_btn")
+    until(steps, "Aborting")
+    page.fire("stop_btn")
+    until(steps, "Aborting")  # the second press came too soon to count
+    monkeypatch.setattr(runner, "AGAIN_S", 0.0)
+    page.fire("stop_btn")
+    until(steps, "Aborted.")
+
+
+def test_failure_is_told_with_its_reason(page: DrivenPage, command: Any) -> None:
+    command("import sys; sys.exit('llamafactory-tpaw: error: <b>`template` is missing</b>')")
+    told = page.fire("start_btn")
+    assert told.startswith("Failed with exit code 1.")
+    assert "```\nllamafactory-tpaw: error: <b>`template` is missing</b>" in told
+    assert page.warnings[-1] == "Failed with exit code 1."
+
+
+def test_command_that_cannot_be_started(page: DrivenPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "COMMAND", ("/nowhere/python",))
+    assert "cannot be started" in page.fire("start_btn")
+    assert page.engine.runner.running is False
+
+
+@pytest.mark.parametrize(
+    ("shown", "message"),
+    [
+        ({"tpaw_prompts": "", "tpaw_iterations": 0}, "`tpaw_prompts` is empty"),
+        ({"learning_rate": "<b>fast"}, "could not convert string to float: &#x27;&lt;b&gt;fast"),
+        ({"extra_args": "[1]"}, "cannot be read"),
+        ({"output_dir": ""}, "output dir"),
+        ({"top__model_path": ""}, "Model not found."),
+    ],
+)
+@pytest.mark.parametrize("button", ["start_btn", "cmd_preview_btn", "arg_save_btn"])
+def test_wrong_fields_start_and_write_nothing(
+    page: DrivenPage, button: str, shown: dict[str, Any], message: str
+) -> None:
+    page.show(**shown)
+    with mock.patch.object(runner, "Play") as play:
+        assert message in page.fire(button)
+    assert play.call_count == 0
+    assert message in page.warnings[-1]
+    assert sorted(path.name for path in Path().iterdir()) == ["data"]
+
+
+def test_preview_is_the_command_of_the_first_iteration(page: DrivenPage) -> None:
+    page.show(tpaw_iteration=1)
+    told = page.fire("cmd_preview_btn")
+    assert "llamafactory-cli train" in told
+    for word in ("--stage tpaw", "--tpaw_iteration 1", "--dataset Custom_play_iter0,Custom_play_iter1", "--top_k 0"):
+        assert word in told
+    assert not Path("saves").exists()
+
+
+def test_settings_are_saved_and_loaded_as_llamaboards_own(page: DrivenPage) -> None:
+    page.show(tpaw_gamma=0.25, tpaw_engine="vllm", config_path="mine.yaml")
+    page.fire("arg_save_btn")
+    page.show(tpaw_gamma=0.5, tpaw_engine="hf")
+    page.fire("arg_load_btn")
+    assert (page["tpaw_gamma"], page["tpaw_engine"], page["training_stage"]) == (0.25, "vllm", "TPAW")
+
+
+def test_choosing_an_output_folder_fills_in_the_iteration_that_comes_next(page: DrivenPage, command: Any) -> None:
+    command("print('played')")
+    page.show(tpaw_gamma=0.25)
+    page.fire("start_btn")
+    page.show(tpaw_gamma=0.5, top__template="default", output_dir="play_iter0")
+    page.fire("output_dir", "input")
+    assert (page["tpaw_gamma"], page["top.template"], page["tpaw_iteration"]) == (0.25, "qwen", 0)
+    save_iteration(0)
+    page.fire("output_dir", "input")
+    assert page["tpaw_iteration"] == 1
+
+
+def test_other_stages_are_as_without_this_package(page: DrivenPage) -> None:
+    page.show(training_stage="Supervised Fine-Tuning", dataset=["sums"], tpaw_prompts=None, tpaw_iteration=-1)
+    told = page.fire("cmd_preview_btn")
+    assert "--stage sft" in told
+    assert "--trust_remote_code True" in told
+    assert "tpaw_" not in told
+    with mock.patch("llamafactory.webui.runner.Popen", side_effect=InterruptedError) as popen:
+        with pytest.raises(InterruptedError):
+            page.fire("start_btn")
+    assert popen.call_args.args[0] == ["llamafactory-cli", "train", "saves/Custom/full/play/training_args.yaml"]
+    written = yaml.safe_load(Path("saves/Custom/full/play/training_args.yaml").read_text())
+    assert [key for key in written if key.startswith("tpaw")] == []
+    with mock.patch("llamafactory.webui.runner.abort_process") as abort:
+        page.engine.runner.trainer = mock.Mock(pid=1)
+        page.fire("stop_btn")
+    abort.assert_called_once_with(1)
