@@ -183,11 +183,11 @@ class _Results:
         """Offer the runs of the model and the triplets, and draw one run: at first that of the output folder."""
         runs, files = run_names(_saves(model_name, method)), rounds(dataset_dir)
         own = run_name(Path(output_dir or "").name)
-        chosen = next((known for known in (run, own, *runs[-1:]) if known in runs), None)
-        of_run = [file for file in files if chosen and f"{chosen}_iter" in file]
+        selected = next((known for known in (run, own, *runs[-1:]) if known in runs), None)
+        of_run = [file for file in files if selected and f"{selected}_iter" in file]
         shown = name if name in files else next(iter(reversed(of_run or files)), None)
-        offered = [gr.Dropdown(choices=runs, value=chosen), gr.Dropdown(choices=files, value=shown)]
-        return [*offered, *self.draw(model_name, method, chosen, lang)]
+        offered = [gr.Dropdown(choices=runs, value=selected), gr.Dropdown(choices=files, value=shown)]
+        return [*offered, *self.draw(model_name, method, selected, lang)]
 
     def draw(self, model_name: str, method: str, run: str | None, lang: str | None) -> list[Any]:
         """Draw the charts of a run and its table."""

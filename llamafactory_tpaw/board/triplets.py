@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..data.triplets import TripletRow
+from ..errors import DataError
 from .words import escaped, say
 
 
@@ -78,28 +80,27 @@ def _count(path: Path, size: int, changed: int) -> int:
 
 def _triplet(row: int, line: bytes, lang: str | None) -> str:
     try:
-        triplet = json.loads(line)
-        prompt, target, generated = _prompt(triplet), triplet["chosen"]["value"], triplet["rejected"]["value"]
-        truncated, iteration = triplet["finish_reason"] == "length", triplet["iteration"]
-    except (ValueError, KeyError, TypeError) as error:
-        return _message(f"{row}: {type(error).__name__} {error}")
+        triplet = TripletRow.from_json(json.loads(line), str(row))
+    except (ValueError, DataError) as error:
+        return _message(f"{row}: {error}")
+    target, generated, truncated = triplet.target["content"], triplet.generated, triplet.finish_reason == "length"
     equal = target == generated and not truncated
     marks = [
         say(name, lang) for name, marked in (("browser_equal", equal), ("browser_truncated", truncated)) if marked
     ]
-    by = " · ".join([say("browser_generated", lang, theta=f"θ_{iteration}"), *marks])
+    by = " · ".join([say("browser_generated", lang, theta=f"θ_{triplet.iteration}"), *marks])
     cells = {
-        "prompt": (say("browser_prompt", lang, row=row), prompt),
+        "prompt": (say("browser_prompt", lang, row=row), _prompt(triplet)),
         "target": (say("browser_target", lang), target),
         "generated": (by, generated),
     }
     return f'<div class="tpaw-row">{"".join(_cell(kind, *texts) for kind, texts in cells.items())}</div>'
 
 
-def _prompt(triplet: dict[str, Any]) -> str:
+def _prompt(triplet: TripletRow) -> str:
     """The conversation up to the response; each message below its role where there are several."""
-    parts = [(role, triplet[role]) for role in ("system", "tools") if triplet.get(role)]
-    parts += [(message["from"], message["value"]) for message in triplet["conversations"]]
+    parts = [(role, text) for role, text in (("system", triplet.system), ("tools", triplet.tools)) if text]
+    parts += [(message["role"], message["content"]) for message in triplet.messages]
     return parts[0][1] if len(parts) == 1 else "\n\n".join(f"[{role}]\n{text}" for role, text in parts)
 
 

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +15,7 @@ from .triplets import meta_path
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from .encoding import Message
 
@@ -65,20 +63,6 @@ def read_rows(dataset: Any, places: Sequence[int]) -> Iterator[AlignedRow]:
             yield AlignedRow(prompt, responses, system or "", tools or "", any(media))
 
 
-# Entries that will be in dataset_info.json before they are needed.
-_PLANNED: ContextVar[Mapping[str, Any]] = ContextVar("planned entries")
-
-
-@contextlib.contextmanager
-def planned_entries(entries: Mapping[str, dict[str, Any]]) -> Iterator[None]:
-    """Let `find_entry` find entries that are not written yet; those of `dataset_info.json` go before them."""
-    token = _PLANNED.set(entries)
-    try:
-        yield
-    finally:
-        _PLANNED.reset(token)
-
-
 def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
     r"""Look up the entry that `key` names.
 
@@ -95,7 +79,6 @@ def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
     info = read_json(info_path)
     if not isinstance(info, dict):
         raise DataError(f"{info_path} must hold one JSON object with an entry for each dataset. Repair the file.")
-    info = {**_PLANNED.get({}), **info}
     example = json.dumps(triplet_entry(name) if key in ("dataset", "tpaw_proto") else SFT_ENTRY)
     if name not in info:
         raise ConfigError(

@@ -13,14 +13,10 @@ from .status import PACKAGE, lacks
 
 # Our name -> (LlamaFactory's module, its name there).
 NAMES: dict[str, tuple[str, str]] = {
-    "BOARD_CACHE": ("webui.common", "DEFAULT_CACHE_DIR"),
     "BOARD_CONFIG": ("extras.constants", "LLAMABOARD_CONFIG"),
-    "BOARD_SAVES": ("webui.common", "DEFAULT_SAVE_DIR"),
-    "ChatModel": ("chat.chat_model", "ChatModel"),
     "DEFAULT_TEMPLATE": ("extras.constants", "DEFAULT_TEMPLATE"),
     "LogCallback": ("train.callbacks", "LogCallback"),
     "SaveProcessorCallback": ("train.callbacks", "SaveProcessorCallback"),
-    "PEFT_METHODS": ("extras.constants", "PEFT_METHODS"),
     "SUPPORTED_MODELS": ("extras.constants", "SUPPORTED_MODELS"),
     "TEMPLATES": ("data.template", "TEMPLATES"),
     "TRAINING_STAGES": ("extras.constants", "TRAINING_STAGES"),

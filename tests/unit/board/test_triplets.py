@@ -66,7 +66,7 @@ def test_all_messages_of_a_conversation(folder: Path) -> None:
     path = folder / "tpaw" / "play_iter0.jsonl"
     path.write_text(row(1, messages=messages, system="be brief"))
     prompt = read(folder, path.name)[0].cells[0]
-    assert prompt == "[system]\nbe brief\n\n[human]\nuse\n\n[gpt]\nass\n\n[human]\nuse"
+    assert prompt == "[system]\nbe brief\n\n[user]\nuse\n\n[assistant]\nass\n\n[user]\nuse"
 
 
 def test_half_done_file_shows_what_there_is(folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_damaged_rows_hide_no_other(folder: Path) -> None:
     path.write_text('{"conversations": 1\n{"conversations": []}\n' + row(3))
     shown = read(folder, path.name)[0]
     assert "prompt 3 " in shown.cells
-    assert "KeyError" in shown.text
+    assert "2 is not a triplet: it lacks 'id'" in shown.text
 
 
 @pytest.mark.parametrize("name", ["../secret.jsonl", "/etc/passwd", "play_iter2.jsonl/../../secret.jsonl", None, ""])
