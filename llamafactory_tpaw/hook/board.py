@@ -101,7 +101,7 @@ def extend_train_tab(module: ModuleType) -> None:
 def missing_board() -> str | None:
     """Return what of LlamaBoard is not as the tab needs it, or None."""
     seams = [seam for seam in RECORD.values() if seam.state == "missing" and (seam.required or seam.name in NEEDED)]
-    return "; ".join(f"seam `{seam.name}`, `{seam.target}`: {seam.reason}" for seam in seams) or None
+    return "; ".join(map(str, seams)) or None
 
 
 def _without_tab(build: Callable[[], Any]) -> Any:

@@ -104,7 +104,7 @@ def test_runner_without_a_flag_is_left_alone() -> None:
 def missed(monkeypatch: pytest.MonkeyPatch) -> status.SeamStatus:
     """LlamaBoard's runner is another one."""
     status.require_seams()
-    seam = status.SeamStatus("board_runner", "a.Runner", "Start", False, "missing", "there is no `Runner`", board=True)
+    seam = status.SeamStatus("board_runner", "a.Runner", "Start", False, True, "missing", "there is no `Runner`")
     monkeypatch.setitem(status.RECORD, "board_runner", seam)
     return seam
 
@@ -117,7 +117,7 @@ def test_page_opens_without_the_tab_and_says_so(
     built = page.build_page()
     said = capsys.readouterr().err
     assert said.count("LlamaBoard opens without the tab for stage `tpaw`") == 1
-    assert "seam `board_runner`, `a.Runner`: there is no `Runner`" in said
+    assert "seam `board_runner`, `a.Runner` (Start): there is no `Runner`" in said
     assert not [name for name in built.manager._id_to_elem if "tpaw" in name]
     shown = [block for block in built.blocks.blocks.values() if block.elem_id == "tpaw_missing"]
     assert "a.Runner" in shown[0].value
@@ -148,11 +148,11 @@ def test_training_hears_nothing_of_it(missed: status.SeamStatus, caplog: pytest.
 
 
 def test_stage_that_cannot_be_trained_has_no_tab(monkeypatch: pytest.MonkeyPatch) -> None:
-    seam = status.SeamStatus("dispatch", "a.b", "starts it", True, "missing", "it moved")
+    seam = status.SeamStatus("dispatch", "a.b", "starts it", True, False, "missing", "it moved")
     monkeypatch.setitem(status.RECORD, "dispatch", seam)
     assert "it moved" in board.missing_board()
 
 
 def test_every_seam_of_the_board_says_that_it_is_one() -> None:
-    ours = {seam.name for seam in seams.SEAMS if seam.target.startswith("llamafactory.webui.")}
+    ours = {seam.name for seam in seams.SEAMS if seam.target.startswith("webui.")}
     assert {seam.name for seam in seams.SEAMS if seam.board} == ours
