@@ -63,6 +63,13 @@ def generate(name: str, iteration: int, by: Path, **changes: Any) -> Path:
     return path
 
 
+def source(path: Path, iteration: int, output: Path) -> dict[str, Any]:
+    meta = read_meta(path)
+    digests = {"digest": digest_file(path), "generator": meta.generator, "meta": digest_file(meta_path(path))}
+    place = {"entry": path.stem, "path": os.path.relpath(path, output), "opponent": meta.opponent}
+    return {"iteration": iteration, "rows": 1, "foreign": False, **digests, **place}
+
+
 def play(folder: str, players: list[Path], rounds: list[Path], first: int = 0, **changes: Any) -> Path:
     """Save what an iteration makes of the newest player; the rounds are those of its players."""
     output = Path(folder)
@@ -73,20 +80,7 @@ def play(folder: str, players: list[Path], rounds: list[Path], first: int = 0, *
     values |= {
         "policy": team[-1] | {"files": files_of(players[-1])},
         "players": team,
-        "triplets": [
-            {
-                "entry": path.stem,
-                "iteration": first + index,
-                "rows": 1,
-                "digest": digest_file(path),
-                "generator": read_meta(path).generator,
-                "foreign": False,
-                "opponent": read_meta(path).opponent,
-                "path": os.path.relpath(path, output),
-                "meta": digest_file(meta_path(path)),
-            }
-            for index, path in enumerate(rounds)
-        ],
+        "triplets": [source(path, first + index, output) for index, path in enumerate(rounds)],
         "tokenizer": "t",
         "template": {"name": "qwen", "digest": "d"},
         "settings": {"learning_rate": 1e-3, "tpaw_iteration": iteration, "dataset": "x"},
