@@ -88,6 +88,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_code_exist(page: Path) -> None:
+    named = set(re.findall(r"`([\w/]+/\w+\.py)\b", read(page)))
+    folders = (ROOT, ROOT / "llamafactory_tpaw", page.parent)
+    known = {name for name in named if any((folder / name).is_file() for folder in folders)}
+    assert named - known - {"src/train.py"} == set()  # LlamaFactory's
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_name_files_that_exist(page: Path) -> None:
     names = set(re.findall(r"\byaml/[\w/]+\.(?:yaml|json)\b", read(page)))
     assert {name for name in names if not (ROOT / name).is_file() and "mine" not in name} == set()
