@@ -55,8 +55,10 @@ def examine(vllm_command: str | None = None) -> dict[str, Any]:
     findings += [*_hook_findings(hook), *seam_findings(seams)]
     vllm = None
     try:
-        vllm = shlex.join(importlib.import_module("llamafactory_tpaw.generation.vllm").find_program(vllm_command))
-    except TpawError as error:
+        from .generation.vllm import find_program
+
+        vllm = shlex.join(find_program(vllm_command))
+    except (TpawError, ImportError) as error:
         if vllm_command:
             findings.append(Finding("warning", str(error), "pip install vllm, and name it with `--vllm`"))
     environment = subprocess.run(LLAMAFACTORY_ENV, capture_output=True, text=True, errors="replace", check=False)
@@ -165,8 +167,7 @@ def _required(owner: str) -> list[str]:
 
 
 def _reinstall() -> str:
-    """Return the command that installs this package again from where it came."""
-    if (CHECKOUT / "setup.py").is_file():
-        return f"pip install --editable {shlex.quote(str(CHECKOUT))}"
-    record = json.loads(metadata.distribution(OURS).read_text("direct_url.json") or "{}")
-    return f"pip install --force-reinstall --no-deps {record.get('url', OURS)}"
+    checkout = (CHECKOUT / "setup.py").is_file()
+    return (
+        f"pip install --editable {shlex.quote(str(CHECKOUT))}" if checkout else f"pip install --force-reinstall {OURS}"
+    )

@@ -9,14 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import EXIT_CODES, ConfigError, DataError, EnvironmentProblem, TpawError
+from ..errors import ConfigError, DataError, EnvironmentProblem, TpawError
 from ..hook import bootstrap
 from ..lf import signals
 from ..lf.failures import explained
 from .parsers import COMMANDS, build_parsers
-
-
-__all__ = ["COMMANDS", "EXIT_CODES", "build_parsers", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsers[name].error("a run file is needed, and none was given")
     try:
         with signals.raise_on_signals(), explained({}):
-            if name in AS_LLAMAFACTORY:
-                code = AS_LLAMAFACTORY[name](rest)
-            else:
-                code = PARSED[name](parsers[name].parse_intermixed_args(rest))
+            given = rest if name in AS_LLAMAFACTORY else parsers[name].parse_intermixed_args(rest)
+            code = (AS_LLAMAFACTORY.get(name) or PARSED[name])(given)
         sys.stdout.flush()
         return code or 0
     except (TpawError, KeyboardInterrupt) as error:
@@ -50,14 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _generate(words: list[str]) -> int | None:
-    bootstrap.activate()
-    return importlib.import_module("llamafactory_tpaw.runs.launcher").generate(words)
+def _step(name: str) -> Callable[[list[str]], int | None]:
+    def step(words: list[str]) -> int | None:
+        bootstrap.activate()
+        return getattr(importlib.import_module("llamafactory_tpaw.runs.launcher"), name)(words)
 
-
-def _score(words: list[str]) -> int | None:
-    bootstrap.activate()
-    return importlib.import_module("llamafactory_tpaw.runs.launcher").score(words)
+    return step
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -68,9 +61,8 @@ def _init(arguments: argparse.Namespace) -> None:
     with quiet_libraries() as show:
         found = settings.read_settings(flags, arguments.overrides, arguments.like)
         planned = project.plan_project(found, show)
-        written = writing.write_project(
-            found.folder, found.dataset_dir, planned.files, planned.entries, arguments.force
-        )
+        place = (found.folder, found.dataset_dir)
+        written = writing.write_project(*place, planned.files, planned.entries, arguments.force)
     tell_init(found, planned, written)
 
 
@@ -82,10 +74,7 @@ def _check(arguments: argparse.Namespace) -> int:
         result = importlib.import_module("llamafactory_tpaw.runs.check").check(
             [arguments.run_file, *arguments.overrides], with_model=arguments.model, say=show
         )
-    if arguments.json:
-        print(json.dumps(result.as_dict(), indent=2))
-    else:
-        tell_check(result)
+    print(json.dumps(result.as_dict(), indent=2)) if arguments.json else tell_check(result)
     return result.findings.exit_code
 
 
@@ -148,12 +137,9 @@ def _completion(arguments: argparse.Namespace) -> None:
 
 
 # These read their arguments themselves, as LlamaFactory's own do.
-AS_LLAMAFACTORY: dict[str, Callable[[list[str]], int | None]] = {
-    "train": bootstrap.train,
-    "generate": _generate,
-    "score": _score,
-}
-PARSED: dict[str, Callable[[argparse.Namespace], int | None]] = {
+AS_LLAMAFACTORY = {"train": bootstrap.train, "generate": _step("generate"), "score": _step("score")}
+PARSED: dict[str, Callable[[argparse.Namespace], int | None]]
+PARSED = {
     "init": _init,
     "check": _check,
     "run": _run,

@@ -10,16 +10,16 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..report.lineage import Graph
+from ..report.lineage_text import as_trees, printable
+from ..report.verify import Check
 
-if TYPE_CHECKING:
-    from ..report.lineage import Graph
-    from ..report.verify import Check
 
 # Wide enough for every line where the output is not a terminal.
 UNBOUNDED = 1000
@@ -116,8 +116,6 @@ def tell_stop(items: Sequence[Any], words: Sequence[str]) -> None:
 
 def tell_tree(graph: Graph) -> None:
     """Print where the checkpoints of a graph come from, a tree a root."""
-    from ..report.lineage_text import as_trees
-
     for index, tree in enumerate(as_trees(graph)):
         if index:
             print()
@@ -126,8 +124,6 @@ def tell_tree(graph: Graph) -> None:
 
 def tell_verification(checks: Iterable[Check]) -> list[Check]:
     """Print each check as soon as it is made, then how many there are of each kind; return them."""
-    from ..report.lineage_text import printable
-
     done: list[Check] = []
     print()
     for check in checks:

@@ -90,15 +90,14 @@ def _check(parser: argparse.ArgumentParser) -> None:
     text = "load theta_t, too: recompute the players' fingerprints, show that the newest player's reward is 0 at step "
     text += "0, and measure a batch of each step for the estimate of time"
     parser.add_argument("--model", action="store_true", help=text)
-    parser.add_argument("--json", action="store_true", help="print findings and estimates as JSON")
+    _json(parser, "findings and estimates")
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
     text = "YAML files as `llamafactory-cli train` takes them, in the order in which they are played, and keys that "
     text += "replace those of every file"
     parser.add_argument("words", metavar="RUN_FILE|KEY=VALUE", nargs="+", help=text).complete = FILE
-    text = "print the summary as JSON; all other output goes to stderr"
-    parser.add_argument("--json", action="store_true", help=text)
+    _json(parser, "the summary", "; all other output goes to stderr")
 
 
 def _lineage(parser: argparse.ArgumentParser) -> None:
@@ -106,14 +105,18 @@ def _lineage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("places", metavar="DIR", nargs="+", help=text).complete = FILE
     parser.add_argument("--verify", action="store_true", help="recompute all digests; exit code 3 if one changed")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print the graph as JSON")
+    _json(form, "the graph")
     form.add_argument("--mermaid", action="store_true", help="print the graph as the text of a Mermaid diagram")
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    _json(parser, "the report")
     text = "the `tpaw_vllm_command` to look for; without it, the `vllm` of this environment"
     parser.add_argument("--vllm", metavar="COMMAND", help=text)
+
+
+def _json(parser: argparse._ActionsContainer, what: str, more: str = "") -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON{more}")
 
 
 def _completion(parser: argparse.ArgumentParser) -> None:
@@ -167,9 +170,8 @@ skipped.""",
     "train": Command(
         "the same as `llamafactory-cli train`, where a .pth file is not processed",
         """\
-Train as `llamafactory-cli train` does, any stage. Needed only where the .pth
-file of the package is not processed (`pip install --target`, a zip on
-PYTHONPATH). `llamafactory-tpaw train -h` lists every key.""",
+Needed only where the .pth file of the package is not processed (`pip install
+--target`, a zip on PYTHONPATH). `llamafactory-tpaw train -h` lists every key.""",
         "llamafactory-tpaw train yaml/qwen_tpaw_iter0.yaml learning_rate=2.0e-7",
         _run_file,
     ),
@@ -177,8 +179,7 @@ PYTHONPATH). `llamafactory-tpaw train -h` lists every key.""",
         "only the triplets of a run file's iteration",
         """\
 Sample the responses that the run file's iteration still lacks, without
-training. Continues where a stopped run left off; does nothing when all are
-there.""",
+training. Continues where a stopped run left off.""",
         "llamafactory-tpaw generate yaml/qwen_tpaw_iter0.yaml max_new_tokens=512",
         _run_file,
     ),
@@ -197,9 +198,8 @@ Print the checkpoints, triplets and settings that a checkpoint came from, up to
 the model that everything started from. Several runs from one model are one
 graph. What is not there any more is shown as missing.
 
-With --verify every digest is computed again, whatever size and time of the
-files say: of weights, tokenizers, triplets and meta files. Exit code 3 if one
-changed.""",
+With --verify the digests of weights, tokenizers, triplets and meta files are
+computed again, whatever size and time of the files say.""",
         "llamafactory-tpaw lineage saves/Qwen2.5-1.5B/full/tpaw_iter2\n"
         "llamafactory-tpaw lineage saves --verify\n"
         "llamafactory-tpaw lineage saves --mermaid > lineage.mmd",
@@ -208,9 +208,8 @@ changed.""",
     "doctor": Command(
         "hook, seams, versions: what is wrong and the command that mends it",
         """\
-Look at the hook, the places in LlamaFactory that it extends, the versions of
-packages, vLLM's path, and what `llamafactory-cli env` says. Takes up to a
-minute. Exit code 5 if something that is needed is missing.""",
+Look at the hook, the places in LlamaFactory that it extends, versions, vLLM's
+path and `llamafactory-cli env`. Exit code 5 if something needed is missing.""",
         "llamafactory-tpaw doctor\nllamafactory-tpaw doctor --vllm vllm-env/bin/vllm",
         _doctor,
     ),

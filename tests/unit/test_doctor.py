@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +25,7 @@ def seams(monkeypatch: pytest.MonkeyPatch) -> list[SeamStatus]:
         SeamStatus("launch", "a.launch", "starts", True, state="applied"),
     ]
     monkeypatch.setattr(doctor, "seam_status", lambda: statuses)
-    load = importlib.import_module
-    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: load(name) if "tpaw" in name else None)
+    monkeypatch.setattr(doctor, "importlib", SimpleNamespace(import_module=lambda name: None))
     monkeypatch.setattr(doctor.start, "install", lambda: None)
     monkeypatch.setattr(doctor._hook, "active_finder", object)
     monkeypatch.setattr(doctor._hook, "inactive_reason", lambda: None)
@@ -117,7 +116,7 @@ def test_a_broken_package_is_a_missing_seam(seams: list[SeamStatus], monkeypatch
         raise OSError("libcuda.so is not there")
 
     seams[1].state = "waiting"
-    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    monkeypatch.setattr(doctor, "importlib", SimpleNamespace(import_module=fail))
     assert doctor._seams()[1]["reason"] == "`a` cannot be imported: OSError: libcuda.so is not there"
 
 
