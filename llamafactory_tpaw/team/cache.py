@@ -161,10 +161,10 @@ class LogpCache:
         except DataError as error:
             raise CacheError(f"{error} Deleting {self.folder} makes its sequences be scored again.") from error
         if stored != self.numerics:
-            stored = stored if isinstance(stored, dict) else {}
-            names = sorted(key for key in stored | self.numerics if stored.get(key) != self.numerics.get(key))
-            said = "; ".join(f"`{key}` is {stored.get(key)!r}, not {self.numerics.get(key)!r}" for key in names)
-            raise CacheError(f"{path} says {said}. Delete {self.folder}; its sequences are then scored again.")
+            raise CacheError(
+                f"{path} is of other numerics than its folder's name, {self.numerics}. Delete {self.folder}; its "
+                "sequences are then scored again."
+            )
 
     def _find(self, keys: Sequence[bytes]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
         """Return which keys are in the parts that were read, and their places there."""

@@ -156,7 +156,7 @@ def test_players_on_the_policys_model(played_lora: Played, rows: Any, tmp_path: 
     policy = load_policy(run, tokenizer)
     alone, trained = _bytes(policy), _trained(policy)
     online = OnlineTeam(scorer, team, policy, team[-1])
-    assert all(seat.model is policy for seat in online.seats)
+    assert all(model is policy for model, _ in online.players)
     adapter = sum(weight.nbytes for weight in trained.values())
     assert _bytes(policy) == alone + 2 * adapter, "the model itself plays with its adapter off"
     policy.train()

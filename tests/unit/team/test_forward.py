@@ -12,12 +12,8 @@ import torch
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
-    FalconH1Config,
-    FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
-    GPTNeoConfig,
-    GPTNeoForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     MistralConfig,
@@ -170,26 +166,6 @@ def test_lora(rows: list[Row], caplog: pytest.LogCaptureFixture) -> None:
     check_same(model.eval(), rows)
 
 
-def test_bf16_is_no_further_from_float32_than_plain_logits_are() -> None:
-    """Rounding falls one way or the other in a single batch, so it is the mean over several that is compared."""
-    further = []
-    for seed in range(16):
-        torch.manual_seed(seed)
-        rng, model = np.random.default_rng(seed), MODELS["tied"]().eval()
-        rows = [Row(draw(rng, prompt), [draw(rng, size) for size in (20, 0, 30)]) for prompt in (1, 8, 30)]
-        find_shortcuts(model, BF16, asked())
-        truth = evaluate(model, separate(rows), head=False)
-        naive = evaluate(model, separate(rows), head=False, bf16=True)
-        ours = evaluate(model, rows, head=True, bf16=True)
-        errors = [
-            [float((found - true).norm()) for found, true in zip(both, truth, strict=True)] for both in (ours, naive)
-        ]
-        further.append(np.log(errors[0]) - np.log(errors[1]))
-    sums, gradients = np.exp(np.mean(further, axis=0))
-    assert 0.5 < sums < 1.1
-    assert 0.5 < gradients < 1.05
-
-
 def test_what_was_asked_for_is_done() -> None:
     model = build("untied")
     assert find_shortcuts(model, BF16, asked()) == find_shortcuts(model, RUN, asked())
@@ -236,17 +212,9 @@ def test_an_unknown_step_after_the_head_is_noticed(caplog: pytest.LogCaptureFixt
     [
         lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)),
         lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1)),
-        lambda: FalconH1ForCausalLM(
-            FalconH1Config(**SIZES, mamba_d_ssm=32, mamba_n_heads=2, mamba_d_head=16, mamba_d_state=8)
-        ),
-        lambda: GPTNeoForCausalLM(
-            GPTNeoConfig(
-                vocab_size=320, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
-            )
-        ),
         lambda: MptForCausalLM(MptConfig(vocab_size=320, d_model=32, n_heads=2, n_layers=2, max_seq_len=64)),
     ],
-    ids=["sliding window", "layers of two kinds", "state space", "local layers", "distances in the row"],
+    ids=["sliding window", "layers of two kinds", "distances in the row"],
 )
 def test_memories_that_a_mask_does_not_describe_are_not_shared(
     model: Callable[[], PreTrainedModel], caplog: pytest.LogCaptureFixture
@@ -256,19 +224,6 @@ def test_memories_that_a_mask_does_not_describe_are_not_shared(
     assert "`tpaw_layout: shared` has no effect" in caplog.text
 
 
-def test_what_autocast_would_cover_is_noticed(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Distances between columns, which this architecture adds to its scores, are not those between positions."""
-    monkeypatch.setattr(shortcuts, "_sees_everything", lambda model: True)
-    torch.manual_seed(0)
-    model = MptForCausalLM(MptConfig(vocab_size=320, d_model=32, n_heads=2, n_layers=2))
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.3) if weight.ndim > 1 else None
-    assert find_shortcuts(model, BF16, asked()).layout.sharing == "never"
-    assert "MptForCausalLM is run without shared prompts" in caplog.text
-
-
 def test_a_model_that_sees_its_padding_is_refused() -> None:
     class Seeing(Qwen2ForCausalLM):
         def forward(self, *args, **kwargs):
@@ -276,27 +231,16 @@ def test_a_model_that_sees_its_padding_is_refused() -> None:
             return type(out)(logits=out.logits * kwargs["input_ids"].shape[1])
 
     torch.manual_seed(0)
-    with pytest.raises(
-        ConfigError, match=r"Seeing gives a response a log-prob that differs by \d.* nats with padding"
-    ):
+    with pytest.raises(ConfigError, match=r"Seeing gives .* that differs by \d.* nats with padding"):
         find_shortcuts(Seeing(Qwen2Config(**SIZES)), RUN, asked())
 
 
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: OPTForCausalLM(
-            OPTConfig(**RANDOM, ffn_dim=32, word_embed_proj_dim=32, dropout=0.5, attention_dropout=0.5, layerdrop=0.5)
-        ),
+        lambda: OPTForCausalLM(OPTConfig(**RANDOM, ffn_dim=32, word_embed_proj_dim=32, dropout=0.5, layerdrop=0.5)),
         lambda: MixtralForCausalLM(
-            MixtralConfig(
-                **RANDOM,
-                intermediate_size=32,
-                num_key_value_heads=1,
-                num_local_experts=4,
-                attention_dropout=0.5,
-                router_jitter_noise=0.5,
-            )
+            MixtralConfig(**RANDOM, intermediate_size=32, num_key_value_heads=1, router_jitter_noise=0.5)
         ),
     ],
     ids=["dropped layers", "noise before the router"],
