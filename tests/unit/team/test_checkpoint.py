@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from llamafactory_tpaw.arguments.start import is_adapter
-from llamafactory_tpaw.errors import DataError
 from llamafactory_tpaw.team.checkpoint import (
     PRUNED,
     Pruned,
@@ -63,11 +62,9 @@ def test_missing_folder_config_and_weights(tmp_path: Path) -> None:
 
 def test_weights_that_would_be_unpickled_are_refused(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "a")
-    torch.save(make_tensors(), folder / "pytorch_model.bin")
+    (folder / "pytorch_model.bin").write_bytes(b"not read")
     (problem,) = check_checkpoint_complete(folder)
     assert "has its weights in pytorch_model.bin, which is not read" in problem
-    with pytest.raises(DataError, match="save it again, as safetensors"):
-        weight_dtype(folder)
 
 
 def test_shards_that_are_absent_or_without_an_index(tmp_path: Path) -> None:
@@ -101,14 +98,10 @@ def test_every_cut_of_a_file_is_found(tmp_path: Path, save: Callable) -> None:
         assert f"{path} is cut off or damaged: it has {size} bytes" in problem
     path.write_bytes(content + b"\0")
     assert "its header says" in check_checkpoint_complete(folder)[0]
-
-
-@pytest.mark.parametrize("header", [b"[]", b'{"a": 1}', b'{"a": {}}', b"\xff\xff", b'{"a": {"dtype": "F32"}}'])
-def test_a_damaged_header_is_found(tmp_path: Path, header: bytes) -> None:
-    folder = write_config(tmp_path / "a")
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    (problem,) = check_checkpoint_complete(folder)
-    assert "model.safetensors is cut off or damaged" in problem
+    for header in (b"[]", b'{"a": 1}', b'{"a": {}}', b"\xff\xff", b'{"a": {"dtype": "F32"}}'):
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        (problem,) = check_checkpoint_complete(folder)
+        assert f"{path} is cut off or damaged" in problem
 
 
 def test_adapters(tmp_path: Path) -> None:
