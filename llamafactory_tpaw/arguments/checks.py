@@ -59,14 +59,7 @@ REQUIRED_KEYS = ("model_name_or_path", "template", "dataset", "output_dir")
 
 
 def read_tpaw_args(given: Mapping[str, Any]) -> tuple[TpawArguments, list[str]]:
-    r"""Read the `tpaw_*` keys of a run.
-
-    Args:
-        given: Every key the user gave, of LlamaFactory and of this package.
-
-    Returns:
-        The arguments, with defaults in place of values that are wrong, and one message for each of these.
-    """
+    """Read a run's `tpaw_*` keys: with defaults where a value is wrong, and one message for each of these."""
     parsed = {name: parse_value(name, given[name]) for name in FIELDS if name in given}
     values = {name: value for name, (value, problem) in parsed.items() if not problem}
     return TpawArguments(**values), [problem for _, problem in parsed.values() if problem]

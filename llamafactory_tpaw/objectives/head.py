@@ -8,9 +8,8 @@ one matrix product, instead of being summed over chunks.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,30 +25,6 @@ SMALLEST_BLOCK = 256
 
 # First token, weight and scores of each.
 Blocks = Iterator[tuple[int, Tensor, Tensor]]
-
-
-class _Watch(NamedTuple):
-    device: str
-    see: Callable[[Blocks, float], Blocks]
-
-
-_watches: list[_Watch] = []
-
-
-@contextlib.contextmanager
-def watched_blocks(device: str, see: Callable[[Blocks, float], Blocks]) -> Iterator[None]:
-    r"""Meanwhile cut blocks as on another kind of device and let a function see them first, for measurements.
-
-    Args:
-        device: Kind of device, e.g. `cuda`.
-        see: Given the blocks and how many they are, the last one counted by its share of a whole one. What it yields
-            is what is computed with.
-    """
-    _watches.append(_Watch(device, see))
-    try:
-        yield
-    finally:
-        _watches.pop()
 
 
 class _HeadLogps(torch.autograd.Function):
@@ -131,13 +106,9 @@ class _Head:
         Args:
             normalizers: Subtracted where the scores are plain products, within the product.
         """
-        watch = _watches[-1] if _watches else _Watch(self.hidden.device.type, lambda blocks, count: blocks)
-        budget = BLOCK_SCORES.get(watch.device, BLOCK_SCORES_ELSEWHERE)
-        size = min(len(self.weight), max(SMALLEST_BLOCK, budget // max(len(self.hidden), 1)))
-        return watch.see(self._blocks(size, normalizers), len(self.weight) / size)
-
-    def _blocks(self, size: int, normalizers: Tensor | None) -> Blocks:
         rows, vocabulary = len(self.hidden), len(self.weight)
+        budget = BLOCK_SCORES.get(self.hidden.device.type, BLOCK_SCORES_ELSEWHERE)
+        size = min(vocabulary, max(SMALLEST_BLOCK, budget // max(rows, 1)))
         buffer = torch.empty(rows * size, dtype=torch.float32, device=self.hidden.device)
         for start in range(0, vocabulary, size):
             weight = self.weight[start : start + size].to(self.dtype)

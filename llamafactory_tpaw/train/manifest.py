@@ -81,18 +81,16 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
             "generated_tokens": generated.counts["generated_tokens"] if generated else 0,
             "epoch_tokens": count_tokens(setup.train),
         },
-        seeds={
-            "seed": run.training.seed,
-            "data_seed": run.training.data_seed,
-            "tpaw_prompts_seed": run.finetuning.tpaw_prompts_seed,
-        },
+        seeds={name: vars(run.training)[name] for name in ("seed", "data_seed")}
+        | {"tpaw_prompts_seed": run.finetuning.tpaw_prompts_seed},
         started=files.now(),
         cache=relative_path(store, folder),
     )
     if run.training.do_train and run.training.should_save:
-        if run.training.resume_from_checkpoint:
-            _add_earlier_work(manifest, read_manifest(folder), Path(run.training.resume_from_checkpoint))
-        else:
+        earlier = read_manifest(folder)
+        if run.training.resume_from_checkpoint and earlier is not None:
+            add_earlier_work(manifest, earlier, read_manifest(run.training.resume_from_checkpoint))
+        if not run.training.resume_from_checkpoint:
             for checkpoint in folder.glob("checkpoint-[0-9]*"):  # an interruption would be continued from them
                 logger.warning_rank0(f"{folder} is overwritten: {checkpoint.name} of the run before is removed.")
                 shutil.rmtree(checkpoint)
@@ -101,11 +99,19 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
     return manifest
 
 
+def add_earlier_work(manifest: Manifest, earlier: Manifest, checkpoint: Manifest | None) -> None:
+    """Count what was done before an interruption: all of the scoring, the training up to the checkpoint."""
+    manifest.started = earlier.started or manifest.started
+    manifest.seconds["score"] = round(manifest.seconds["score"] + earlier.seconds.get("score", 0.0), 3)
+    manifest.seconds["train"] = checkpoint.seconds.get("train", 0.0) if checkpoint else 0.0
+    for name in ("scored_blocks", "scored_sequences", "scored_tokens"):
+        manifest.counts[name] += earlier.counts.get(name, 0)
+
+
 def finish_manifest(run: RunArguments, manifest: Manifest, seconds: float) -> None:
     """Record θ_{t+1} and set status `finished`: the last thing that an iteration records."""
     folder, store = Path(run.training.output_dir), Path(run.finetuning.tpaw_cache_dir)
-    below = {}
-    start = Start.of(vars(run.model) | vars(run.finetuning))
+    start, below = Start.of(vars(run.model) | vars(run.finetuning)), {}
     if start.is_lora:  # θ_{t+1} is on all of θ_t where it is a new adapter, else on what is below the one continued
         policy = {name: manifest.policy[name] for name in ("path", "fingerprint")}
         below["below"] = [*manifest.policy.get("below", ()), policy][: len(start.after("").adapters)]
@@ -148,19 +154,6 @@ class CheckpointManifests(TrainerCallback):
 def count_tokens(triplets: Sequence[Triplet]) -> int:
     """How many tokens an epoch has, the prompt counted with each response."""
     return sum(len(triplet.prompt_ids) + len(each) for triplet in triplets for each in triplet.responses)
-
-
-def _add_earlier_work(manifest: Manifest, earlier: Manifest | None, checkpoint: Path) -> None:
-    """Count what was done before an interruption: all of the scoring, the training up to the checkpoint."""
-    if earlier is None:
-        return
-    manifest.started = earlier.started or manifest.started
-    manifest.seconds["score"] = round(manifest.seconds["score"] + earlier.seconds.get("score", 0.0), 3)
-    for name in ("scored_blocks", "scored_sequences", "scored_tokens"):
-        manifest.counts[name] += earlier.counts.get(name, 0)
-    trained = read_manifest(checkpoint)
-    if trained is not None:
-        manifest.seconds["train"] = trained.seconds.get("train", 0.0)
 
 
 def _describe(member: Member, folder: Path) -> dict[str, Any]:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from ..objectives import SequenceLogps, TpawLoss, TspinLoss
 
 FLIPPED = "weights/step0_flipped_fraction"
-# The name under which LlamaFactory's own callback looks for the accuracy.
-ACCURACY_ALIAS = "rewards/accuracies"
+ACCURACY_ALIAS = "rewards/accuracies"  # under which LlamaFactory's own callback looks for the accuracy
 METRIC = re.compile(r"(eval_)?(rewards|weights|logps|length|generated)/")
 
 
@@ -84,11 +83,7 @@ class MetricBuffer:
             self._counts[name] = self._counts.get(name, 0) + values.numel()
 
     def drain(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        r"""Return the means and start again from nothing.
-
-        Args:
-            reduce: Sums a tensor over all processes. Every process adds the same keys, so one call carries them all.
-        """
+        """Return the means and start again; `reduce` sums over all processes, which have added the same keys."""
         names = sorted(self._sums)
         if not names:
             return {}

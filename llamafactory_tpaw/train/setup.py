@@ -84,8 +84,7 @@ def load_setup(run: RunArguments) -> IterationSetup:
     if not run.finetuning.tpaw_prompts:
         triplets = opponents.first_prompts(triplets, run.data.max_samples)
     train, held_out = opponents.split_by_prompt(triplets, run.data.val_size)
-    if not run.training.do_train:
-        train = []
+    train = train if run.training.do_train else []
     return IterationSetup(team, train, held_out + _read_eval(run, team, train), sources, own)
 
 
@@ -94,9 +93,9 @@ def _checked_metas(
 ) -> list[tuple[Entry, TripletMeta]]:
     """Hold the rounds, y_0's the last, to the players, prompts, tokenizer and template of this run, all at once."""
     used = [*listed.rounds, *([listed.proto] if listed.proto else [])]
-    problems = [problem for round_ in used for problem in rounds.round_problems(round_, may_be_generated=False)]
-    if problems:
-        raise DataError(problems)
+    for round_ in used:
+        findings.refuse(DataError, rounds.round_problems(round_, may_be_generated=False))
+    findings.raise_noted()
     metas = [(round_, read_meta(round_.path)) for round_ in used]
     played = metas[: len(listed.rounds)]
     problems = rounds.prompts_problems(

@@ -19,13 +19,9 @@ logger = get_logger(__name__)
 
 
 class StopBetweenSteps(TrainerCallback):
-    r"""Ends training with the next checkpoint after the step in which SIGTERM reached any of the processes.
+    """Ends training with the next checkpoint after the step in which SIGTERM reached any of the processes.
 
     Must be the last of the callbacks, so that the others have done what they do when a checkpoint is saved.
-
-    Args:
-        trainer: The trainer, which knows the other processes.
-        termination: Whether SIGTERM reached this process.
     """
 
     def __init__(self, trainer: Trainer, termination: Termination) -> None:

@@ -130,9 +130,8 @@ class TpawTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: TripletDataset) -> torch.utils.data.Sampler | None:
         """Keep the triplets of a prompt together."""
         order = GroupSampler(eval_dataset, shuffle=False)
-        if self.processes.count == 1:
-            return order
-        return ShardedSampler(order, self.args.eval_batch_size, self.processes.count)
+        alone = self.processes.count == 1
+        return order if alone else ShardedSampler(order, self.args.eval_batch_size, self.processes.count)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[Any, Tensor]:
         """Collect the micro-batches of one step and count their triplets over all processes."""
@@ -152,7 +151,7 @@ class TpawTrainer(Trainer):
         Args:
             model: The policy.
             inputs: A batch of `TripletCollator`.
-            return_outputs: Whether to return what the objective returned, too.
+            return_outputs: Whether to return the objective's output, too.
             num_items_in_batch: Triplets of the whole step. With it the losses of all micro-batches and processes add
                 up to the mean over these; without it the loss is the mean over the batch.
         """

@@ -90,8 +90,7 @@ def _make_trainer(
     run: RunArguments, setup: IterationSetup, scorer: TeamScorer, callbacks: list[TrainerCallback]
 ) -> TpawTrainer:
     run.training.remove_unused_columns = False
-    # A NaN must stop the run, not be replaced by the running average.
-    run.training.logging_nan_inf_filter = False
+    run.training.logging_nan_inf_filter = False  # a NaN must stop the run, not be replaced by the running average
     team, players = setup.team, setup.team.members
     online = run.finetuning.tpaw_reference == "online" and bool(players)
 

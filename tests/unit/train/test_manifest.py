@@ -67,7 +67,7 @@ def test_time_and_scoring_before_an_interruption_add_up(tmp_path: Path, clock: C
     save(earlier, output, clock, 5)
     clock.seconds += 1000.0
     resumed = begun(started="2026-01-02T00:00:00Z", seconds={"generate": 2.0, "score": 0.5}, counts=dict(COUNTS))
-    written._add_earlier_work(resumed, read_manifest(output), output / "checkpoint-5")
+    written.add_earlier_work(resumed, read_manifest(output), read_manifest(output / "checkpoint-5"))
     assert resumed.started == "2026-01-01T00:00:00Z"
     assert resumed.counts == {name: 2 * count for name, count in COUNTS.items()}
     assert resumed.seconds == {"generate": 2.0, "score": 3.5, "train": 10.0}
