@@ -46,26 +46,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 )
 def test_losses_rewards_and_weights_agree(project: Project, reward_scale: float, order: dict[str, object]) -> None:
     shared = {"optim": "sgd", "learning_rate": 0.02, "per_device_train_batch_size": 2, "cutoff_len": 512}
-    ours = pair_settings(
-        project,
-        "pairs",
-        **shared,
-        **SPIN,
-        **order,
-        tpaw_reward_scale=reward_scale,
-        output_dir=f"saves/spin_{reward_scale}",
-    )
-    theirs = {key: value for key, value in ours.items() if not key.startswith("tpaw_")} | {
-        "stage": "dpo",
-        "pref_beta": reward_scale,
-        "pref_loss": "sigmoid",
-        "output_dir": f"saves/dpo_{reward_scale}",
-    }
-    for settings in (ours, theirs):
-        result = project.train(settings)
+    ours = pair_settings(project, "pairs", **shared, **SPIN, **order, tpaw_reward_scale=reward_scale)
+    dpo = {"stage": "dpo", "pref_beta": reward_scale, "pref_loss": "sigmoid"}
+    theirs = {key: value for key, value in ours.items() if not key.startswith("tpaw_")} | dpo
+    names = [f"{name}_{reward_scale}" for name in ("spin", "dpo")]
+    for settings, name in zip((ours, theirs), names, strict=True):
+        result = project.train(settings | {"output_dir": f"saves/{name}"})
         assert result.code == 0, result.output
 
-    spin, dpo = project.history(f"spin_{reward_scale}"), project.history(f"dpo_{reward_scale}")
+    spin, dpo = map(project.history, names)
     assert len(spin) == len(dpo) == STEPS
     assert max(entry["length/generated"] for entry in spin) <= 100
     for own, reference in zip(spin, dpo, strict=True):
@@ -75,10 +64,7 @@ def test_losses_rewards_and_weights_agree(project: Project, reward_scale: float,
     assert abs(spin[-1]["loss"] - spin[0]["loss"]) > 100 * TOLERANCE
 
     start = load_file(project.model / "model.safetensors")
-    ours_end, theirs_end = (
-        load_file(project.root / "saves" / f"{name}_{reward_scale}" / "model.safetensors") for name in ("spin", "dpo")
-    )
-    moved = max(float((ours_end[name] - start[name]).abs().max()) for name in start)
-    assert moved > 100 * TOLERANCE
+    ours_end, theirs_end = (load_file(project.root / "saves" / name / "model.safetensors") for name in names)
+    assert max(float((ours_end[name] - start[name]).abs().max()) for name in start) > 100 * TOLERANCE
     for name in theirs_end:
         torch.testing.assert_close(ours_end[name], theirs_end[name], rtol=0, atol=TOLERANCE)

@@ -21,8 +21,6 @@ from tests.runs import Project
 pytestmark = pytest.mark.integration
 
 Train = Callable[..., list[dict[str, Any]]]
-# Letters that the tokenizer merges with nothing: sentences of as many letters have as many tokens.
-LETTERS = "QXZJ"
 # The policy has 2 triplets a batch, 4 rows of 72 tokens; let the player score as many at once.
 SAME_SHAPE = {
     "tpaw_grouping": "none",
@@ -36,15 +34,13 @@ SAME_SHAPE = {
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, Project]:
     """A project for each dtype that a checkpoint can have, with pairs of one length and pairs of many."""
+
+    def letters(*numbers: int) -> str:  # which the tokenizer merges with nothing: as many have as many tokens
+        return " ".join("QXZJ"[number % 4] for number in numbers)
+
     equal = [
-        dict(
-            zip(
-                ("question", "chosen", "rejected"),
-                (" ".join(LETTERS[(row // by + 2 * shift) % 4] for shift in range(3)) for by in (1, 4, 2)),
-                strict=True,
-            )
-        )
-        for row in range(8)
+        {"question": letters(n, n + 2, n), "chosen": letters(n // 4, 1, 2), "rejected": letters(n // 2 + 1, 3, 0)}
+        for n in range(8)
     ]
     found = {}
     for dtype in (torch.float32, torch.bfloat16):

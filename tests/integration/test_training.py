@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training as LlamaFactory's users know it: accumulation, evaluation, curves, logs; and T-SPIN."""
+"""Training as LlamaFactory's users know it; T-SPIN; several responses a prompt, and those of an opponent model."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM
 
-from tests.integration.pairs import add_pairs, make_pairs, pair_settings
+from llamafactory_tpaw.arguments.parsed import parse_single_process
+from llamafactory_tpaw.data.opponents import Limits, Triplet, load_triplets
+from llamafactory_tpaw.errors import DataError, TpawError
+from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
+from llamafactory_tpaw.team.scorer import TeamScorer
+from llamafactory_tpaw.train.setup import load_setup
+from llamafactory_tpaw.train.trainer import TpawTrainer
+from tests import encoders
+from tests.integration.pairs import add_pairs, logps_of, make_pairs, pair_settings
 from tests.runs import Project, Result
+from tests.unit.data.writing import make_prompt, make_row, write_round
 
 
 pytestmark = pytest.mark.integration
 
 Train = Callable[[Project, dict[str, Any]], list[dict[str, Any]]]
-SGD = {"optim": "sgd", "learning_rate": 0.01, "max_grad_norm": 0.0}
+PROMPTS, SAMPLES = 6, 3
+SCALE = 0.1
+SPIN = {"tpaw_team_size": 1, "tpaw_eta": 1.0, "tpaw_gamma": 0.0, "tpaw_reward_scale": SCALE}
+SGD = {"optim": "sgd", "learning_rate": 0.02, "max_grad_norm": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +53,6 @@ def test_accumulation_changes_nothing(project: Project, train_here: Train, monke
 
     With warm-up the first update is none, so that policy and newest player are one model in two steps.
     """
-    from llamafactory_tpaw.train.trainer import TpawTrainer
-
     anchored, one_model = TpawTrainer._anchored, set()
     monkeypatch.setattr(
         TpawTrainer,
@@ -79,9 +91,6 @@ def test_held_out_triplets_are_evaluated(project: Project, train_here: Train) ->
 def test_nan_ends_the_run_and_names_the_argument_and_the_rows(
     project: Project, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llamafactory_tpaw.errors import TpawError
-    from llamafactory_tpaw.team.scorer import TeamScorer
-
     lookup = TeamScorer.lookup
     monkeypatch.setattr(TeamScorer, "lookup", lambda *args: lookup(*args) * float("nan"))
     with pytest.raises(TpawError, match=r"At step 0 `player_generated_logps` holds NaN or inf in rows \[0, 1"):
@@ -122,12 +131,7 @@ def test_iteration_2_scores_only_what_is_new(played: tuple[Project, list[Result]
 
 
 def test_tspin_takes_y_0_from_iteration_0(played: tuple[Project, list[Result]], train_here: Train) -> None:
-    """Iteration 1: the first logged loss is the formula on the model's own log-probs, scored one by one."""
-    from transformers import AutoModelForCausalLM
-
-    from llamafactory_tpaw.arguments.parsed import parse_single_process
-    from llamafactory_tpaw.train.setup import load_setup
-
+    """Iteration 1: the first logged loss is the formula on the model's own log-probs."""
     project, _ = played
     tspin = {"tpaw_objective": "tspin", "tpaw_proto": "play_iter0", "tpaw_players": None, "dataset": "play_iter1"}
     once = {"per_device_train_batch_size": 16, "max_steps": 1, "output_dir": "saves/tspin"}
@@ -136,14 +140,85 @@ def test_tspin_takes_y_0_from_iteration_0(played: tuple[Project, list[Result]], 
     model = AutoModelForCausalLM.from_pretrained(settings["model_name_or_path"]).eval()
     losses = []
     for triplet in load_setup(parse_single_process(settings)).train:
-        sums = []
-        for response in triplet.responses:
-            ids = torch.tensor([[*triplet.prompt_ids, *response]])
-            with torch.no_grad():
-                logps = model(ids).logits[0, len(triplet.prompt_ids) - 1 : -1].log_softmax(-1)
-            sums.append(logps.gather(1, torch.tensor(response).long()[:, None]).sum())
-        target, generated, proto = sums
+        target, generated, proto = logps_of(model, triplet)
         losses.append(-logsigmoid(target - generated) - 0.1 * logsigmoid(generated - proto))
     assert entry["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
     manifest = read(project.root / "saves/tspin", "tpaw.json")
     assert (manifest["objective"], manifest["players"]) == ("tspin", [])
+
+
+@pytest.fixture(scope="module")
+def triplets(project: Project) -> list[Triplet]:
+    """D_0 with three responses a prompt: the last one failed, and of one prompt two are the same."""
+    encoder = encoders.build_encoder(encoders.parse(project))
+    prompts = [make_prompt(encoder, f"Tom buys {number}. Total?", f"It is {number}.") for number in range(PROMPTS)]
+    texts = [f"{number} and {sample}" for number in range(PROMPTS) for sample in range(SAMPLES)]
+    texts[1] = texts[0]
+    rows = [
+        make_row(encoder, prompts[index // SAMPLES], text, sample=index % SAMPLES) for index, text in enumerate(texts)
+    ]
+    generator = fingerprint_checkpoint(project.model, project.root / "cache")
+    entry, meta = write_round(
+        project, encoder, rows[:-1], "d0", samples=SAMPLES, failed=[rows[-1].key], generator=generator
+    )
+    return load_triplets(entry, meta, encoder, Limits(256, 1, 0))
+
+
+def test_the_loss_is_the_mean_over_triplets(project: Project, triplets: list[Triplet], train_here: Train) -> None:
+    """Grouped or not, in batches that hold parts of groups; each sequence is scored once, equal ones together."""
+    assert len(triplets) == PROMPTS * SAMPLES - 1
+    steps = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 5, "max_steps": 2}
+    saved = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    logged, manifests = {}, {}
+    for grouping in ("prompt", "none"):
+        kind = {"tpaw_grouping": grouping, "output_dir": f"saves/{grouping}"}
+        logged[grouping] = train_here(project, pair_settings(project, "d0", **SPIN, **steps, **SGD, **saved, **kind))
+        manifests[grouping] = read(project.root / "saves" / grouping, "tpaw.json")
+    for grouped, plain in zip(logged["prompt"], logged["none"], strict=True):
+        for key in ("loss", "rewards/margin", "grad_norm"):
+            assert grouped[key] == pytest.approx(plain[key], abs=1e-5)
+    after_one = project.root / "saves" / "prompt" / "checkpoint-1"
+    policy, player = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (after_one, project.model))
+    losses = []
+    for triplet in triplets:
+        ratios = [one - other for one, other in zip(logps_of(policy, triplet), logps_of(player, triplet), strict=True)]
+        losses.append(-logsigmoid(SCALE * (ratios[0] - ratios[1])))
+    expected = float(torch.stack(losses).mean())
+    assert logged["prompt"][1]["loss"] == pytest.approx(expected, abs=1e-5)
+    assert abs(expected - logged["prompt"][0]["loss"]) > 1e-3, "or the first update would not be seen"
+
+    counts = [manifests[grouping]["counts"] for grouping in ("prompt", "none")]
+    assert (counts[0]["train_triplets"], counts[0]["repeated_triplets"]) == (17, 1)
+    # Targets and responses once each, the repeated one not again, and nothing in the second run.
+    assert [each["scored_sequences"] for each in counts] == [PROMPTS + 16, 0]
+    (source,) = manifests["prompt"]["triplets"]
+    assert [source[key] for key in ("rows", "samples", "failed", "opponent")] == [17, SAMPLES, 1, ""]
+
+
+def test_held_out_prompts_take_all_their_responses(project: Project, triplets: list[Triplet]) -> None:
+    setup = load_setup(encoders.parse(project, dataset="d0", tpaw_prompts=None, val_size=2))
+    names = {triplet.id for triplet in setup.held_out}
+    assert len(names) == 2
+    assert len(setup.train) + len(setup.held_out) == len(triplets)
+    assert not names & {triplet.id for triplet in setup.train}
+
+
+def test_triplets_of_an_opponent_are_read_where_the_run_names_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows of a served model have no ids: the text is encoded, with a notice; the opponent is no player."""
+    monkeypatch.chdir(project.root)
+    encoder = encoders.build_encoder(encoders.parse(project))
+    row = make_row(encoder, make_prompt(encoder), "weak")
+    row.generated_ids.clear()
+    write_round(project, encoder, [row], "d_big", generator="served:1", generator_path="big", opponent="big")
+    keys = {"dataset": "d_big", "tpaw_engine": "openai", "tpaw_engine_url": "http://localhost:1/v1"}
+    with caplog.at_level(logging.WARNING):
+        setup = load_setup(encoders.parse(project, **keys, tpaw_opponent_model="big"))
+    assert "d_big.jsonl was generated by the opponent big, not by theta_0." in caplog.text
+    assert [triplet.generated_ids.tolist() for triplet in setup.train] == [
+        encoder.encode_text("weak", "stop").tolist()
+    ]
+    assert [member.player.name for member in setup.team.members] == ["theta_0"]
+    with pytest.raises(DataError, match=r"by the opponent big, not by theta_0, and this run names none"):
+        load_setup(encoders.parse(project, **keys))
