@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from llamafactory_tpaw.errors import TpawError
-from llamafactory_tpaw.team.scorer import TeamScorer
 from tests import tiny
 from tests.integration.pairs import add_pairs, make_pairs, pair_settings
 from tests.runs import Project
@@ -98,14 +96,3 @@ def test_an_evaluation_alone_loads_the_policy_as_the_players(
     metrics = json.loads((project.root / "saves/evaluated/eval_results.json").read_text())
     assert metrics["eval_rewards/target/theta_0"] == 0.0
     assert metrics["eval_weights/target_eta_fraction"] == 1.0
-
-
-def test_scores_of_other_weights_are_noticed(
-    projects: dict[torch.dtype, Project], train_here: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the players' log-probs are not those of the policy at the first step, training does not start."""
-    lookup = TeamScorer.lookup
-    monkeypatch.setattr(TeamScorer, "lookup", lambda *args: lookup(*args) - 3.0)
-    project = projects[torch.float32]
-    with pytest.raises(TpawError, match=r"theta_0 and the policy are one model.*differ by 3 nats"):
-        train_here(project, pair_settings(project, "mixed", output_dir="saves/foreign_scores"))

@@ -21,7 +21,6 @@ from llamafactory_tpaw.errors import DataError, TpawError
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.scorer import TeamScorer
 from llamafactory_tpaw.train.setup import load_setup
-from llamafactory_tpaw.train.trainer import TpawTrainer
 from tests import encoders
 from tests.integration.pairs import add_pairs, logps_of, make_pairs, pair_settings
 from tests.runs import Project, Result
@@ -48,17 +47,11 @@ def read(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name).read_text())
 
 
-def test_accumulation_changes_nothing(project: Project, train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accumulation_changes_nothing(project: Project, train_here: Train) -> None:
     """8 x 1 and 1 x 8 give the same update, also in the last step, which has only 4 triplets.
 
     With warm-up the first update is none, so that policy and newest player are one model in two steps.
     """
-    anchored, one_model = TpawTrainer._anchored, set()
-    monkeypatch.setattr(
-        TpawTrainer,
-        "_anchored",
-        lambda trainer, *args: one_model.add(trainer.state.global_step) or anchored(trainer, *args),
-    )
     logged, ends = {}, {}
     for batch, steps in ((8, 1), (1, 8)):
         sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
@@ -66,7 +59,6 @@ def test_accumulation_changes_nothing(project: Project, train_here: Train, monke
         logged[batch] = train_here(project, settings)
         ends[batch] = load_file(project.root / "saves" / str(batch) / "model.safetensors")
     assert [entry["learning_rate"] == 0.0 for entry in logged[8]] == [True, False, False]
-    assert one_model == {0, 1}
     for whole, accumulated in zip(logged[8], logged[1], strict=True):
         assert accumulated["loss"] == pytest.approx(whole["loss"], abs=2e-5)
         assert accumulated["rewards/margin"] == pytest.approx(whole["rewards/margin"], abs=2e-5)
@@ -88,13 +80,21 @@ def test_held_out_triplets_are_evaluated(project: Project, train_here: Train) ->
     assert read(project.root / "saves/evaluated", "tpaw.json")["counts"]["held_out_triplets"] == 5
 
 
-def test_nan_ends_the_run_and_names_the_argument_and_the_rows(
-    project: Project, train_here: Train, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("factor", "shift", "said"),
+    [
+        (float("nan"), 0.0, r"At step 0 `player_generated_logps` holds NaN or inf in rows \[0, 1"),
+        (1.0, 3.0, r"theta_0 and the policy are one model.*differ by 3 nats"),
+    ],
+)
+def test_wrong_scores_end_the_run(
+    project: Project, train_here: Train, monkeypatch: pytest.MonkeyPatch, factor: float, shift: float, said: str
 ) -> None:
+    """NaN names the argument and the rows; log-probs that are not the policy's are noticed at the first step."""
     lookup = TeamScorer.lookup
-    monkeypatch.setattr(TeamScorer, "lookup", lambda *args: lookup(*args) * float("nan"))
-    with pytest.raises(TpawError, match=r"At step 0 `player_generated_logps` holds NaN or inf in rows \[0, 1"):
-        train_here(project, pair_settings(project, "pairs", output_dir="saves/nan"))
+    monkeypatch.setattr(TeamScorer, "lookup", lambda *args: lookup(*args) * factor - shift)
+    with pytest.raises(TpawError, match=said):
+        train_here(project, pair_settings(project, "pairs", output_dir="saves/wrong"))
 
 
 def test_one_command_an_iteration_leaves_everything_behind(played: tuple[Project, list[Result]]) -> None:
@@ -193,14 +193,6 @@ def test_the_loss_is_the_mean_over_triplets(project: Project, triplets: list[Tri
     assert [each["scored_sequences"] for each in counts] == [PROMPTS + 16, 0]
     (source,) = manifests["prompt"]["triplets"]
     assert [source[key] for key in ("rows", "samples", "failed", "opponent")] == [17, SAMPLES, 1, ""]
-
-
-def test_held_out_prompts_take_all_their_responses(project: Project, triplets: list[Triplet]) -> None:
-    setup = load_setup(encoders.parse(project, dataset="d0", tpaw_prompts=None, val_size=2))
-    names = {triplet.id for triplet in setup.held_out}
-    assert len(names) == 2
-    assert len(setup.train) + len(setup.held_out) == len(triplets)
-    assert not names & {triplet.id for triplet in setup.train}
 
 
 def test_triplets_of_an_opponent_are_read_where_the_run_names_it(

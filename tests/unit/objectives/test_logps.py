@@ -72,17 +72,6 @@ def test_gradient_equals_autograd(monkeypatch: pytest.MonkeyPatch, chunk: int) -
     assert (ours.grad[labels.roll(-1, 1) == -100] == 0).all()
 
 
-def test_gradient_stays_exact_for_a_certain_token() -> None:
-    """A scalar second use of the same logits must add to the gradient, and a certain token must give none."""
-    logits = torch.zeros(1, 2, 3)
-    logits[0, 0, 1] = 200.0
-    logits.requires_grad_()
-    sums = sequence_logps(logits, torch.tensor([[-100, 1]])).sums
-    (sums.sum() + logits.sum()).backward()
-    assert sums.item() == 0.0
-    torch.testing.assert_close(logits.grad, torch.ones_like(logits))
-
-
 def test_padding_changes_no_bit() -> None:
     logits, labels = make_batch([5, 9, 2], width=12)
     expected = sequence_logps(logits, labels).sums
@@ -116,15 +105,6 @@ def test_long_sums_keep_float32() -> None:
     sums, counts = sequence_logps(logits, torch.ones(1, 2001, dtype=torch.long))
     assert sums.item() == pytest.approx(2000 * math.log(1 / 17), rel=1e-6)
     assert counts.tolist() == [2000]
-
-
-def test_inputs_are_not_mutated() -> None:
-    logits, labels = make_batch([5, 9], width=12)
-    logits.requires_grad_()
-    copies = logits.detach().clone(), labels.clone()
-    sequence_logps(logits, labels).sums.sum().backward()
-    assert torch.equal(logits, copies[0])
-    assert torch.equal(labels, copies[1])
 
 
 def test_only_the_logits_are_kept_for_the_backward() -> None:

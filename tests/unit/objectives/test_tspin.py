@@ -58,12 +58,6 @@ def test_gradients_flow_through_all_three() -> None:
     assert (proto > 0).all()
 
 
-def test_only_the_loss_carries_grad() -> None:
-    logps = [value.clone().requires_grad_() for value in (TARGET, GENERATED, PROTO)]
-    out = tspin_loss(*logps)
-    assert [value.requires_grad for value in out] == [True, True, False, False, False]
-
-
 def test_extremes_stay_finite() -> None:
     values = [torch.tensor([-1e6, 0.0, 1e6]), torch.tensor([0.0, -1e6, -1e6]), torch.tensor([-1e6, 0.0, 1e6])]
     logps = [value.requires_grad_() for value in values]

@@ -50,8 +50,3 @@ def test_a_resumed_training_has_moved_if_a_learning_rate_was_above_0(
     trainer: SimpleNamespace, at: int, warmup: int, moved: bool
 ) -> None:
     assert begin(trainer, at, warmup) == moved
-
-
-def test_without_a_schedule_that_can_be_asked_it_has_moved(trainer: SimpleNamespace) -> None:
-    _Progress(trainer).on_train_begin(None, TrainerState(global_step=1), TrainerControl(), lr_scheduler=object())
-    assert trainer.policy_moved
