@@ -14,26 +14,21 @@ from ..errors import ConfigError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from ..arguments.parsed import RunArguments
     from ..data.encoding import TurnEncoder
     from ..data.prompts import PromptSet
 
+# Batches' worth of requests that an engine is given at once, and that an interruption costs at most. The more, the
+# rarer are the times when rows finish and none is left to take their places.
+UNIT_BATCHES = 8
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How responses are sampled; LlamaFactory's keys of the same names.
-
-    Attributes:
-        temperature: Divides the logits; 0 is greedy decoding.
-        top_p: Smallest probability mass that is kept.
-        top_k: Number of tokens kept; 0 keeps all.
-        repetition_penalty: 1 is none.
-        max_new_tokens: Most tokens of a response.
-        seed: With a prompt's id it fixes that prompt's random numbers.
-    """
+    """How responses are sampled: LlamaFactory's keys of the same names; temperature 0 is greedy, top-k 0 keeps all."""
 
     temperature: float
     top_p: float
@@ -105,12 +100,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    r"""What was sampled.
+    """What was sampled: ids with the stop token, or a text without it where a server gives no ids.
 
-    Attributes:
-        ids: Sampled ids, the stop token included; None where a server gives text only.
-        finish_reason: `stop` or `length`.
-        text: The response's text without the stop token; None where ids are given.
+    `finish_reason` is `stop` or `length`.
     """
 
     ids: list[int] | None
@@ -125,14 +117,10 @@ class Failure:
     reason: str
 
 
-def ignore(_: int) -> None:
-    """Take no notice of how many requests are finished."""
-
-
 class PromptRequests:
     r"""All requests of a round, each made when it is asked for, so that prompts need not be in memory.
 
-    Their order is by prompt, then by sample: request `i` is sample `i % samples` of prompt `i // samples`.
+    Request `i` is sample `i % samples` of prompt `i // samples`.
 
     Args:
         prompts: The prompts.
@@ -147,11 +135,8 @@ class PromptRequests:
     """
 
     def __init__(self, prompts: PromptSet, iteration: int, samples: int, max_new_tokens: int, cutoff_len: int) -> None:
-        self.prompts = prompts
-        self.iteration = iteration
-        self.samples = samples
-        once = samples == 1
-        self.prompt_tokens = prompts.prompt_tokens if once else np.repeat(prompts.prompt_tokens, samples)
+        self.prompts, self.iteration, self.samples = prompts, iteration, samples
+        self.prompt_tokens = prompts.prompt_tokens if samples == 1 else np.repeat(prompts.prompt_tokens, samples)
         self.new_tokens = np.minimum(cutoff_len - self.prompt_tokens, max_new_tokens, dtype=np.int32)
 
     def __len__(self) -> int:
@@ -159,27 +144,23 @@ class PromptRequests:
         return len(self.prompt_tokens)
 
     def __getitem__(self, index: int) -> Request:
-        """Make one request.
-
-        Raises:
-            IndexError: If there is none of this number.
-        """
+        """Make one request."""
         if not 0 <= index < len(self):
             raise IndexError(f"no request {index} among {len(self)}")
         prompt, sample = divmod(index, self.samples)
-        prompts = self.prompts.prompts
-        return Request(
-            prompts.id(prompt), prompts.prompt_ids(prompt), int(self.new_tokens[index]), self.iteration, sample
-        )
+        prompts, limit = self.prompts.prompts, int(self.new_tokens[index])
+        return Request(prompts.id(prompt), prompts.prompt_ids(prompt), limit, self.iteration, sample)
 
 
 Answers = list[tuple[int, Response | Failure]]
 
 
-class Engine(Protocol):
-    """Samples responses. Made by its own module, so that heavy imports stay there.
+def ignore(_: int) -> None:
+    """Take no notice of how many requests are finished."""
 
-    One that holds something (a server, say) has a method `close` besides, which the workflow calls in any case.
+
+class Engine(Protocol):
+    """Samples responses. One that holds something, a server for example, also has a method `close`.
 
     Attributes:
         name: Its kind: `hf`, `vllm` or `openai`.
@@ -220,7 +201,7 @@ class EngineContext:
         stop_token_ids: Ids that end a response.
         devices: What `CUDA_VISIBLE_DEVICES` names for each device in sight; empty on the CPU.
         opponent: `tpaw_opponent_model`; empty where θ_t generates.
-        adapters: Folders of the adapters upon the model, in order.
+        adapters: Folders of the adapters on the model, in order.
     """
 
     run: RunArguments
@@ -235,36 +216,11 @@ class EngineContext:
     adapters: tuple[Path, ...] = ()
 
 
-# Batches' worth of requests that an engine is given at once, and that an interruption costs at most. The more, the
-# rarer are the times when rows finish and none is left to take their places.
-UNIT_BATCHES = 8
-
-
-def answer_units(
-    generate: Callable[[Sequence[Request], Callable[[int], object]], Sequence[Response]],
-    requests: PromptRequests,
-    left: np.ndarray,
-    batch_tokens: int,
-    finished: Callable[[int], object] = ignore,
-) -> Iterator[Answers]:
-    r"""Answer requests unit by unit, for an engine whose responses are rounded by what is in a batch together.
-
-    Args:
-        generate: Answers the requests of one unit, in their order.
-        requests: All requests.
-        left: Indices of those to answer.
-        batch_tokens: Most tokens in a batch.
-        finished: Passed on to `generate`.
-    """
-    for unit in units_left(requests, left, batch_tokens):
-        responses = generate([requests[index] for index in unit], finished)
-        yield list(zip(unit, responses, strict=True))
-
-
 def units_left(requests: PromptRequests, left: np.ndarray, batch_tokens: int) -> Iterator[list[int]]:
     r"""Split requests into units, of which each is answered and kept as a whole, and give what is left of each.
 
-    The plan covers all requests, so that after an interruption the units that are left are the same ones.
+    The plan covers all requests, so that after an interruption the units that are left are the same ones: responses
+    are rounded by what is in a batch together.
     """
     wanted = np.zeros(len(requests), dtype=bool)
     wanted[left] = True

@@ -8,6 +8,7 @@ An opponent model that others serve has a template of its own, so it is sent mes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -23,18 +24,18 @@ from .protocol import (
     TRANSFORMERS,
     VLLM,
     Bodies,
-    PromptText,
     count_of,
     messages_of,
+    prompt_text,
     read_chat,
     read_completion,
     stop_texts,
 )
-from .served import START, Answered, Inquiry, Served, api_key, names_of
+from .served import START, Answered, Inquiry, Served, api_key, error_words, names_of
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -47,11 +48,11 @@ logger = get_logger(__name__)
 IDS, TEXT, MESSAGES = "ids", "text", "messages"
 # Prompts that are looked at before the first request.
 LOOKED_AT = 32
-UNREADABLE = (
-    "written as text, it is not read as the same tokens, and the server takes no token ids: serve the model with "
-    "vLLM, which does"
+UNREADABLE = "written as text, it is read as other tokens, and the server takes no token ids, as vLLM does"
+CHECK = (
+    f"Check `tpaw_engine_url`, `tpaw_engine_model` and the environment variable {KEY_VARIABLES[0]}: what is generated "
+    "is kept, and the same command continues."
 )
-CHECK = f"Check `tpaw_engine_url`, `tpaw_engine_model` and the environment variable {KEY_VARIABLES[0]}."
 
 
 def make_engine(context: EngineContext, beside: Path) -> ServerEngine:
@@ -101,7 +102,7 @@ class ServerEngine:
         self.name, self.version = args.tpaw_engine, ""
         self.facts: dict[str, Any] = {}
         self.api_key = server.api_key if server else api_key()
-        self.text = PromptText(context.encoder.tokenizer)
+        self.add_bos = False
         self.stop_texts = stop_texts(context.encoder, context.stop_token_ids)
         self.prompts_go_as = MESSAGES if context.opponent and server is None else IDS
 
@@ -143,21 +144,22 @@ class ServerEngine:
     ) -> Iterator[Call | tuple[int, Failure]]:
         for index in left.tolist():
             request = requests[index]
-            if self.prompts_go_as == MESSAGES:
-                try:
+            try:
+                if self.prompts_go_as == MESSAGES:
                     messages = messages_of(requests.prompts.prompts.take([index // requests.samples])[0])
-                except ValueError as error:
-                    yield index, Failure(f"it cannot be sent as messages: {error}")
-                else:
                     yield Call(index, request, CHAT, bodies.chat(request, messages))
-                continue
-            prompt: list[int] | str | None = request.prompt_ids.tolist()
-            if self.prompts_go_as == TEXT:
-                prompt = self.text.of(prompt)
-            if prompt is None:
-                yield index, Failure(UNREADABLE)
-            else:
-                yield Call(index, request, COMPLETIONS, bodies.completion(request, prompt))
+                else:
+                    ids = request.prompt_ids.tolist()
+                    prompt = ids if self.prompts_go_as == IDS else self._text_of(ids)
+                    yield Call(index, request, COMPLETIONS, bodies.completion(request, prompt))
+            except ValueError as error:
+                yield index, Failure(f"it cannot be sent: {error}")
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        text = prompt_text(self.context.encoder.tokenizer, ids, self.add_bos)
+        if text is None:
+            raise ValueError(UNREADABLE)
+        return text
 
     def _read(self, call: Call, answer: Any) -> Response:
         if call.path == CHAT:
@@ -227,24 +229,24 @@ class ServerEngine:
                 return IDS, IDS if gives_ids and choices[0]["token_ids"] is not None else TEXT
             if answer.status in (401, 403, 404, 405) or bodies.kind == VLLM:
                 raise _refusal(inquiry, COMPLETIONS, answer)
-        readable = (requests[index] for index in left[:LOOKED_AT].tolist())
-        request = next((each for each in readable if self.text.of(each.prompt_ids) is not None), None)
-        if request is None:
-            raise GenerationError(f"None of the first prompts can be sent: {UNREADABLE}. Or use `tpaw_engine: hf`.")
-        self._probe_text(bodies, inquiry, _short(request))
-        return TEXT, TEXT
+        for index in left[:LOOKED_AT].tolist():
+            request = _short(requests[index])
+            with contextlib.suppress(ValueError):
+                self._text_of(request.prompt_ids)
+                return self._probe_text(bodies, inquiry, request)
+        raise GenerationError(f"None of the first prompts can be sent: {UNREADABLE}. Or use `tpaw_engine: hf`.")
 
-    def _probe_text(self, bodies: Bodies, inquiry: Inquiry, request: Request) -> None:
+    def _probe_text(self, bodies: Bodies, inquiry: Inquiry, request: Request) -> tuple[str, str]:
         """Have the tokens of a prompt counted, with its BOS and, where the server adds one, without."""
         counts = []
-        for add_bos in dict.fromkeys((self.text.add_bos, True)):
-            self.text.add_bos = add_bos
-            answer = inquiry.ask(COMPLETIONS, bodies.completion(request, self.text.of(request.prompt_ids)))
+        for add_bos in dict.fromkeys((self.add_bos, True)):
+            self.add_bos = add_bos
+            answer = inquiry.ask(COMPLETIONS, bodies.completion(request, self._text_of(request.prompt_ids)))
             if answer.status != 200:
                 raise _refusal(inquiry, COMPLETIONS, answer)
             counts.append(count_of(answer.content, "prompt_tokens"))
             if counts[-1] == len(request.prompt_ids):
-                return
+                return TEXT, TEXT
         raise GenerationError(
             f"The server at {inquiry.url} gives no count of prompt tokens (`usage.prompt_tokens`), so it cannot be "
             "known that it reads the prompts as this run does. Use another server."
@@ -257,7 +259,7 @@ class ServerEngine:
     def _probe_chat(self, bodies: Bodies, inquiry: Inquiry, request: Request) -> Bodies:
         question = [{"role": "user", "content": "?"}]
         answer = inquiry.ask(CHAT, bodies.chat(_short(request), question))
-        if answer.status == 400 and "max_completion_tokens" in answer.words:
+        if answer.status == 400 and "max_completion_tokens" in error_words(answer.content):
             bodies = dataclasses.replace(bodies, limit_key="max_completion_tokens")
             answer = inquiry.ask(CHAT, bodies.chat(_short(request), question))
         if answer.status != 200:
@@ -280,4 +282,6 @@ def _refusal(inquiry: Inquiry, path: str, answer: Answered) -> GenerationError:
             "Prompts as this run writes them need `/completions`, which vLLM and `transformers serve` have; "
             "`llamafactory-cli api` has the chat API alone, which `tpaw_opponent_model` uses."
         )
-    return GenerationError(f"The server at {inquiry.url} answered {answer.status} to {path}: {answer.words}. {advice}")
+    return GenerationError(
+        f"The server at {inquiry.url} answered {answer.status} to {path}: {error_words(answer.content)}. {advice}"
+    )

@@ -68,16 +68,20 @@ def obstacle(model: PreTrainedModel) -> str | None:
     return None
 
 
+def pad_left(rows: Sequence[np.ndarray], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put rows of ids into one batch that ends at the same column: ids and mask, (B, longest)."""
+    width = max(map(len, rows))
+    input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for place, row in enumerate(rows):
+        input_ids[place, width - len(row) :] = torch.from_numpy(row)
+        attention_mask[place, width - len(row) :] = 1
+    return input_ids.to(device), attention_mask.to(device)
+
+
 @dataclass(eq=False)
 class Row:
-    """A request and what is sampled so far.
-
-    Attributes:
-        index: Its place among the requests.
-        request: The request.
-        uniforms: Its random numbers; none in greedy decoding.
-        ids: Sampled ids.
-    """
+    """A request, its place among the requests, its random numbers (none in greedy decoding) and what is sampled."""
 
     index: int
     request: Request
@@ -104,15 +108,7 @@ class Row:
 
 
 class RowDecoder:
-    r"""Decode requests of one model.
-
-    Args:
-        model: The model, in eval mode, on its device, without an `obstacle`.
-        settings: Sampling settings.
-        stop_token_ids: Ids that end a response.
-        pad_token_id: Padding id.
-        batch_tokens: Most tokens that the cache has room for; one row may be larger.
-    """
+    """Decodes requests of a model without an `obstacle`; its cache holds `batch_tokens`, or one row that is larger."""
 
     def __init__(
         self,
@@ -122,11 +118,8 @@ class RowDecoder:
         pad_token_id: int,
         batch_tokens: int,
     ) -> None:
-        self.model = model
-        self.settings = settings
-        self.stop_token_ids = frozenset(stop_token_ids)
-        self.pad_token_id = pad_token_id
-        self.batch_tokens = batch_tokens
+        self.model, self.settings, self.batch_tokens = model, settings, batch_tokens
+        self.stop_token_ids, self.pad_token_id = frozenset(stop_token_ids), pad_token_id
         self.steps = STEPS.get(model.device.type, OTHER_STEPS)
 
     @torch.inference_mode()
@@ -218,22 +211,15 @@ class RowDecoder:
 
     def _prefill(self, rows: list[Row]) -> DynamicCache | None:
         """Keys and values of all tokens but the last; the next step reads that one, so no head is needed here."""
-        width = max(row.length - 1 for row in rows)
-        if width == 0:
+        if max(row.length for row in rows) == 1:
             return None
-        input_ids = torch.full((len(rows), width), self.pad_token_id, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        for place, row in enumerate(rows):
-            start = width - row.length + 1
-            input_ids[place, start:] = torch.from_numpy(row.tokens()[:-1])
-            attention_mask[place, start:] = 1
-        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        tokens = [row.tokens()[:-1] for row in rows]
+        input_ids, attention_mask = pad_left(tokens, self.pad_token_id, self.model.device)
         states = DynamicCache()
-        device = self.model.device
         self.model.get_decoder()(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            position_ids=position_ids.to(device),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
             past_key_values=states,
             use_cache=True,
         )

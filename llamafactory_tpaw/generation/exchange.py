@@ -23,7 +23,7 @@ from .served import BUSY, error_words, on_loopback
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from ..arguments.fields import TpawArguments
     from .base import Answers, Request
@@ -41,13 +41,9 @@ logger = get_logger(__name__)
 
 @dataclass(eq=False)
 class Call:
-    r"""A request of a server.
+    r"""A request of a server: `body` goes to `path`, and `index` comes back with the answer.
 
     Attributes:
-        index: Comes back with its answer.
-        request: What is asked.
-        path: Where it is sent, `/completions` for example.
-        body: The JSON that is sent.
         tries: How often it was sent without an answer, repetitions by `openai` not counted.
         busy_since: Since when servers have had too much to do for it.
     """
@@ -79,45 +75,40 @@ class _Server:
     """A server's connections, and whether it is there."""
 
     def __init__(self, url: str, keys: TpawArguments, api_key: str | None) -> None:
-        openai = load_openai()
-        parts = urlsplit(url)
+        self.openai, self.key, parts = load_openai(), api_key, urlsplit(url)
         # A user or a query may be secret.
         self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        self.key = api_key
         self.up, self.looking, self.given_up = asyncio.Event(), asyncio.Lock(), False
         self.up.set()
-        most = keys.tpaw_engine_concurrency + 2
-        timeout = openai.Timeout(keys.tpaw_engine_timeout, connect=min(CONNECT_S, keys.tpaw_engine_timeout))
+        seconds, most = keys.tpaw_engine_timeout, keys.tpaw_engine_concurrency + 2
         options = {
-            "limits": type(openai.DEFAULT_CONNECTION_LIMITS)(
+            "limits": type(self.openai.DEFAULT_CONNECTION_LIMITS)(
                 max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEPALIVE_S
             ),
-            "timeout": timeout,
+            "timeout": self.openai.Timeout(seconds, connect=min(CONNECT_S, seconds)),
             "follow_redirects": False,  # they would take the prompts elsewhere
             "trust_env": not on_loopback(url),
         }
         try:  # aiohttp's connections, whose cost does not grow with their number, or httpx's without it
-            connections = openai.DefaultAioHttpClient(**options)
+            connections = self.openai.DefaultAioHttpClient(**options)
         except (AttributeError, RuntimeError):
-            connections = openai.DefaultAsyncHttpxClient(**options)
-        self.client = openai.AsyncOpenAI(
+            connections = self.openai.DefaultAsyncHttpxClient(**options)
+        self.client = self.openai.AsyncOpenAI(
             base_url=url,
-            api_key=self.key or "none",  # the package insists on one, and servers that need none take any
+            api_key=api_key or "none",  # the package insists on one, and servers that need none take any
             max_retries=keys.tpaw_engine_retries,
-            timeout=timeout,
+            timeout=options["timeout"],
             http_client=connections,
         )
 
     async def answers(self) -> bool:
         """Whether the server can be reached and does not say that it is down."""
-        openai = load_openai()
         try:
             # Once more, since the first connection may be one that broke.
-            client = self.client.with_options(max_retries=1, timeout=LOOK_S)
-            await client.get("/models", cast_to=object)
-        except openai.APIStatusError as error:
+            await self.client.with_options(max_retries=1, timeout=LOOK_S).get("/models", cast_to=object)
+        except self.openai.APIStatusError as error:
             return error.status_code not in BUSY
-        except openai.APIConnectionError:
+        except self.openai.APIConnectionError:
             return False
         except ValueError:
             return True  # no JSON, but an answer
@@ -156,10 +147,9 @@ class Exchange:
         self.servers = [_Server(url, keys, api_key) for url in urls]
         self.returned: deque[Call] = deque()
         self.more, self.enough = asyncio.Event(), asyncio.Event()
-        self.open = self.answered = 0
-        self.exhausted = False
+        self.open, self.answered, self.exhausted = 0, 0, False
         self.results: Answers = []
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def next(self) -> Answers:
@@ -189,18 +179,15 @@ class Exchange:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await asyncio.gather(*(server.client.close() for server in self.servers), return_exceptions=True)
 
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         async def guarded() -> None:
             try:
                 await work
             except Exception as error:  # of the calls, of `read`, or what ends the run
-                self._fail(error)
+                self.error = self.error or error
+                self.enough.set()
 
         self.tasks.add(asyncio.create_task(guarded()))
-
-    def _fail(self, error: BaseException) -> None:
-        self.error = self.error or error
-        self.enough.set()
 
     async def _work(self, server: _Server) -> None:
         """One of a server's places: send a call after another."""
@@ -218,15 +205,12 @@ class Exchange:
     def _next(self) -> Call | None:
         if self.returned:
             return self.returned.popleft()
-        while not self.exhausted:
-            call = next(self.calls, None)
+        for call in self.calls:
             if isinstance(call, Call):
                 self.open += 1
                 return call
-            if call is None:
-                self.exhausted = True
-            else:
-                self.results.append(call)
+            self.results.append(call)
+        self.exhausted = True
         return None
 
     async def _send(self, server: _Server, call: Call) -> None:
@@ -262,18 +246,17 @@ class Exchange:
 
     async def _take_status(self, server: _Server, call: Call, error: Any) -> None:
         """Say what a status other than 2xx means, which `openai` did not repeat or repeated in vain."""
-        status, now = error.status_code, asyncio.get_running_loop().time()
+        status, wait_s = error.status_code, self.keys.tpaw_engine_startup
         said = f"{server.name} answered {status}: {server.hide(error_words(error.body))}"
         if error.code == "insufficient_quota" or status in (401, 403, 404) or status < 400:
-            raise GenerationError(
-                f"{said} (POST {call.path}). {self.advice} What is generated is kept; the same command continues."
-            )
+            raise GenerationError(f"{said} (POST {call.path}). {self.advice}")
         if status not in BUSY:
             return self._settle(call, Failure(said))
+        now = asyncio.get_running_loop().time()
         call.busy_since = now if call.busy_since is None else call.busy_since
-        if now - call.busy_since > self.keys.tpaw_engine_startup:
-            return self._settle(call, Failure(f"no server took it within {self.keys.tpaw_engine_startup:g} s: {said}"))
-        await asyncio.sleep(min(LOOK_EVERY_S, self.keys.tpaw_engine_startup))
+        if now - call.busy_since > wait_s:
+            return self._settle(call, Failure(f"no server took it within {wait_s:g} s: {said}"))
+        await asyncio.sleep(min(LOOK_EVERY_S, wait_s))
         return self._return(call)
 
     async def _take_silence(self, server: _Server, call: Call, error: Any) -> None:
@@ -281,21 +264,17 @@ class Exchange:
         cause = error.__cause__ or error
         reason = f"{server.name} gave no answer ({server.hide(str(cause)) or type(cause).__name__})"
         if isinstance(error, self.openai.APITimeoutError):
-            reason = (
-                f"{server.name} did not answer within `tpaw_engine_timeout: {self.keys.tpaw_engine_timeout:g}` seconds"
-            )
+            reason = f"{server.name} did not answer within `tpaw_engine_timeout: {self.keys.tpaw_engine_timeout:g}` s"
         async with server.looking:
             if server.up.is_set() and not await server.answers():
                 server.up.clear()
                 self._start(self._wait_for(server, reason))
         if server.up.is_set():
-            attempts = self.keys.tpaw_engine_retries + 1
-            self._settle(call, Failure(f"{attempts} attempts failed, the last one because {reason}"))
-        else:
-            self._again(call, reason)
+            call.tries += self.keys.tpaw_engine_retries  # by `openai`
+        self._again(call, reason)
 
     async def _wait_for(self, server: _Server, reason: str) -> None:
-        """Look until a server is back; after `wait_s` it is given up, which others may outlive."""
+        """Look until a server is back; after `tpaw_engine_startup` it is given up, which others may outlive."""
         clock, wait_s = asyncio.get_running_loop().time, self.keys.tpaw_engine_startup
         begun = clock()
         self.check()

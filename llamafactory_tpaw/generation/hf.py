@@ -10,9 +10,10 @@ import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ..errors import EnvironmentProblem
 from ..lf.logs import get_logger
-from .base import Request, Response, SamplingSettings, answer_units, ignore, plan_batches
-from .decoding import RowDecoder, obstacle
+from .base import Request, Response, SamplingSettings, ignore, plan_batches, units_left
+from .decoding import RowDecoder, obstacle, pad_left
 from .sampling import choose, refuse_unsound, uniforms_of
 
 
@@ -31,16 +32,10 @@ class ChosenOnly(LogitsProcessor):
 
     `generate` itself draws from one generator for the whole batch, so that a prompt's response would depend on its
     neighbours, and its repetition penalty counts padding as seen.
-
-    Args:
-        requests: The rows.
-        settings: Sampling settings.
-        attention_mask: Of the prompts, (B, P).
     """
 
     def __init__(self, requests: Sequence[Request], settings: SamplingSettings, attention_mask: torch.Tensor) -> None:
-        self.settings = settings
-        self.prompt_mask = attention_mask
+        self.settings, self.prompt_mask = settings, attention_mask  # (B, P)
         self.uniforms: torch.Tensor | None = None  # (B, S)
         if settings.temperature > 0:
             steps = max(request.max_new_tokens for request in requests)
@@ -85,11 +80,8 @@ class HfEngine:
     ) -> None:
         # `generate` fills what a config leaves open from the model's own one, which may ask for penalties or top-p.
         model.generation_config = GenerationConfig()
-        self.model = model
-        self.settings = settings
-        self.stop_token_ids = list(stop_token_ids)
-        self.pad_token_id = pad_token_id
-        self.batch_tokens = batch_tokens
+        self.model, self.settings, self.batch_tokens = model, settings, batch_tokens
+        self.stop_token_ids, self.pad_token_id = list(stop_token_ids), pad_token_id
         self.decoder: RowDecoder | None = None
         reason = obstacle(model)
         if reason is None:
@@ -103,8 +95,9 @@ class HfEngine:
     def answer(
         self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
     ) -> Iterator[Answers]:
-        """Answer what is left, unit by unit: the longest prompts first, see `base.answer_units`."""
-        return answer_units(self.generate, requests, left, self.batch_tokens, finished)
+        """Answer what is left, unit by unit: the longest prompts first."""
+        for unit in units_left(requests, left, self.batch_tokens):
+            yield list(zip(unit, self.generate([requests[index] for index in unit], finished), strict=True))
 
     def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
         r"""Answer the requests of one unit.
@@ -115,22 +108,32 @@ class HfEngine:
 
         Returns:
             One response a request, in order.
+
+        Raises:
+            EnvironmentProblem: If the device runs out of memory.
         """
-        if self.decoder is not None:
-            return self.decoder.decode(requests, finished)
-        responses: dict[int, Response] = {}
-        prompt_tokens = np.asarray([len(request.prompt_ids) for request in requests])
-        new_tokens = np.asarray([request.max_new_tokens for request in requests])
-        for indices in plan_batches(prompt_tokens, new_tokens, self.batch_tokens):
-            batch = indices.tolist()
-            responses.update(zip(batch, self._fixed_batch([requests[index] for index in batch]), strict=True))
-            finished(len(batch))
-        return [responses[index] for index in range(len(requests))]
+        try:
+            if self.decoder is not None:
+                return self.decoder.decode(requests, finished)
+            responses: dict[int, Response] = {}
+            prompt_tokens = np.asarray([len(request.prompt_ids) for request in requests])
+            new_tokens = np.asarray([request.max_new_tokens for request in requests])
+            for indices in plan_batches(prompt_tokens, new_tokens, self.batch_tokens):
+                batch = indices.tolist()
+                responses.update(zip(batch, self._fixed_batch([requests[index] for index in batch]), strict=True))
+                finished(len(batch))
+            return [responses[index] for index in range(len(requests))]
+        except torch.OutOfMemoryError as error:
+            raise EnvironmentProblem(
+                f"The device ran out of memory with `tpaw_generate_batch_tokens: {self.batch_tokens}`. Lower it and "
+                "start again: finished rows are kept."
+            ) from error
 
     @torch.inference_mode()
     def _fixed_batch(self, requests: Sequence[Request]) -> list[Response]:
         """Answer one batch by `generate`, left-padded to its longest prompt."""
-        input_ids, attention_mask = self._pad(requests)
+        prompts = [request.prompt_ids for request in requests]
+        input_ids, attention_mask = pad_left(prompts, self.pad_token_id, self.model.device)
         config = GenerationConfig(
             do_sample=False,
             max_new_tokens=max(request.max_new_tokens for request in requests),
@@ -146,15 +149,6 @@ class HfEngine:
         )
         sampled = output[:, input_ids.shape[1] :].tolist()
         return [self._finish(ids, request) for ids, request in zip(sampled, requests, strict=True)]
-
-    def _pad(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(len(request.prompt_ids) for request in requests)
-        input_ids = torch.full((len(requests), width), self.pad_token_id, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, request in enumerate(requests):
-            input_ids[row, width - len(request.prompt_ids) :] = torch.from_numpy(request.prompt_ids)
-            attention_mask[row, width - len(request.prompt_ids) :] = 1
-        return input_ids.to(self.model.device), attention_mask.to(self.model.device)
 
     def _finish(self, ids: list[int], request: Request) -> Response:
         """Cut a row at its first stop token or at its own limit."""

@@ -13,46 +13,29 @@ from ..data.opponents import encoding_problems
 from ..data.prompts import load_prompts, selection
 from ..data.rounds import list_opponents, origin_problems, prompts_problems, split_names
 from ..data.triplets import read_meta
-from ..errors import DataError, EnvironmentProblem, Findings
+from ..errors import DataError, Findings
 from ..lf.logs import get_logger
 from ..team.loading import load_generator
 from ..team.manifest import hardware
 from ..team.members import Team, load_opponent, load_team, served_identity
 from ..team.sharding import autocast_dtype
-from .base import EngineContext, SamplingSettings, ignore
-from .devices import DeviceEngine
+from .base import EngineContext, SamplingSettings
+from .devices import DeviceEngine, answer_parent
 from .hf import HfEngine
-from .share import answer_parent
 from .workflow import Job, run_job
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Sequence
 
     from ..arguments.parsed import RunArguments
     from ..data.prompts import PromptSet
     from ..data.rounds import Round
     from ..data.triplets import TripletMeta
-    from .base import Engine, Request, Response
-    from .share import Share
-
-    Hand = Callable[..., AbstractContextManager[str]]
+    from .base import Engine
+    from .devices import Hand, Share
 
 logger = get_logger(__name__)
-
-
-class _OutOfMemoryAdvice(HfEngine):
-    """The engine, with a message that names the key to turn."""
-
-    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
-        try:
-            return super().generate(requests, finished)
-        except torch.OutOfMemoryError as error:
-            raise EnvironmentProblem(
-                f"The device ran out of memory with `tpaw_generate_batch_tokens: {self.batch_tokens}`. Lower it and "
-                "start again: finished rows are kept."
-            ) from error
 
 
 def generate_round(
@@ -92,6 +75,8 @@ def answer_share(run: RunArguments, round_: Round, share: Share) -> None:
         round_: The round.
         share: What this process was told.
     """
+    if share.file != str(round_.path):
+        return  # another round of the same plan
     job, context = _prepare(run, round_, [])
     answer_parent(share, digest_json(job.identity()), job.requests(), lambda: _load_engine(context).generate)
 
@@ -154,7 +139,6 @@ def _make_engine(job: Job, context: EngineContext, hand: Hand | None) -> Engine:
     if len(context.devices) < 2:
         return _load_engine(context)
     return DeviceEngine(
-        HfEngine.name,
         HfEngine.version,
         hand,
         str(job.round.path),
@@ -201,4 +185,4 @@ def _load_engine(context: EngineContext) -> HfEngine:
     )
     stop_token_ids = encoder.stop_token_ids(model.generation_config.eos_token_id)
     batch_tokens = run.finetuning.tpaw_generate_batch_tokens
-    return _OutOfMemoryAdvice(model, context.settings, stop_token_ids, encoder.tokenizer.pad_token_id, batch_tokens)
+    return HfEngine(model, context.settings, stop_token_ids, encoder.tokenizer.pad_token_id, batch_tokens)

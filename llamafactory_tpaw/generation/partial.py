@@ -14,7 +14,6 @@ import os
 import zlib
 from collections import Counter
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 COMMIT = b'{"commit": '
 MISSING = -1
-ANEW = "Restore the file, or delete it to generate the round anew."
+AGAIN = "Restore the file, or delete it to generate the round again."
 # Keys of the run file, where an identity names them otherwise.
 KEYS = {"engine": "tpaw_engine", "iteration": "tpaw_iteration", "samples": "tpaw_samples_per_prompt"}
 SHOWN_CHARACTERS = 24
@@ -67,11 +66,9 @@ class PartialFile:
     def __init__(self, path: Path, identity: Mapping[str, Any], requests: int) -> None:
         self.path = path
         self.offsets = np.full(requests, MISSING, dtype=np.int64)
-        self.done = 0
-        self.seconds = 0.0
+        self.done, self.seconds = 0, 0.0
         self.counts: Counter[str] = Counter()
-        self.version = ""
-        self.facts: dict[str, Any] = {}
+        self.version, self.facts = "", {}
         self._end = 0
         try:
             with path.open("rb") as stream:
@@ -98,34 +95,27 @@ class PartialFile:
         """Indices of the requests without a row, ascending, (M,) int64."""
         return np.flatnonzero(self.offsets == MISSING)
 
-    def append(
-        self,
-        rows: Sequence[NewRow],
-        seconds: float,
-        version: str = "",
-        facts: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
+    def append(self, rows: Sequence[NewRow], seconds: float, version: str = "", facts: Any = None) -> None:
         r"""Keep rows: after this they are on the disk, whatever happens.
 
         Args:
             rows: Of requests that have none yet.
             seconds: Time spent on them.
             version: Of the engine.
-            facts: What the engine says of itself besides, in plain values.
+            facts: What the engine says of itself besides: a dict of plain values.
 
         Raises:
             OSError: If they cannot be written, with the file's name; the file is as before.
         """
         lines = [row.line.encode() + b"\n" for row in rows]
-        counts = sum((Counter(row.counts) for row in rows), Counter())
         body = b"".join(lines)
         commit = {
             "commit": [row.index for row in rows],
             "crc32": zlib.crc32(body),
             "seconds": round(seconds, 6),
-            "counts": counts,
+            "counts": sum((Counter(row.counts) for row in rows), Counter()),
             "version": version,
-            "facts": dict(facts),
+            "facts": facts or {},
         }
         content = body + json.dumps(commit).encode() + b"\n"
         self._write(content)
@@ -159,7 +149,7 @@ class PartialFile:
             raise
 
     def _read(self, stream: BinaryIO, identity: Mapping[str, Any]) -> None:
-        """Take over what was committed; where nothing was, the file is begun anew, whatever it was begun with."""
+        """Take over what was committed; where nothing was, the file is begun again, whatever it was begun with."""
         header = stream.readline()
         if not header.endswith(b"\n"):
             return
@@ -180,7 +170,7 @@ class PartialFile:
             if different:
                 raise DataError(
                     f"{self.path} was begun otherwise: {'; '.join(different)}. Restore the settings or the checkpoint "
-                    "to continue it, or delete it to begin anew."
+                    "to continue it, or delete it to begin again."
                 )
             commit = parse_row(self.path, number, line)
             self._check(number, commit, pending, checksum)
@@ -189,21 +179,19 @@ class PartialFile:
             pending, checksum = [], 0
 
     def _check(self, number: int, commit: Mapping[str, Any], pending: Sequence[int], checksum: int) -> None:
-        """Refuse rows that are not those that were written."""
-        where = f"{self.path}, row {number}"
-        if not {"commit", "crc32", "seconds", "counts", "version"} <= commit.keys():
-            raise DataError(f"{where} ends a part of the file, but lacks what belongs there. {ANEW}")
-        indices = commit["commit"]
-        if (len(pending), checksum) != (len(indices), commit["crc32"]):
+        """Refuse rows that are not those that were written, one for each request that has none."""
+        indices = commit["commit"] if {"crc32", "seconds", "counts", "version"} <= commit.keys() else []
+        if (
+            not isinstance(indices, list)
+            or (len(pending), checksum) != (len(indices), commit.get("crc32"))
+            or not all(type(index) is int and 0 <= index < len(self.offsets) for index in indices)
+            or len(set(indices)) < len(indices)
+            or (self.offsets[np.asarray(indices, dtype=np.int64)] != MISSING).any()
+        ):
             raise DataError(
-                f"{where}: the {len(pending)} rows before it are not the {len(indices)} that were written. {ANEW}"
+                f"{self.path}, row {number}: the {len(pending)} rows before it are not those that were written, one "
+                f"for each request. {AGAIN}"
             )
-        if not all(isinstance(index, int) and 0 <= index < len(self.offsets) for index in indices):
-            raise DataError(f"{where} names a request that is none of the {len(self.offsets)} there are. {ANEW}")
-        known = self.offsets[np.asarray(indices, dtype=np.int64)] != MISSING
-        if known.any() or len(set(indices)) < len(indices):
-            index = indices[int(known.argmax())] if known.any() else Counter(indices).most_common(1)[0][0]
-            raise DataError(f"{where}: the file has two rows for request {index}. {ANEW}")
 
     def _take(self, commit: Mapping[str, Any], offsets: np.ndarray) -> None:
         self.offsets[np.asarray(commit["commit"], dtype=np.int64)] = offsets
@@ -221,15 +209,8 @@ def _differences(begun: Mapping[str, Any], identity: Mapping[str, Any]) -> list[
         old, new = begun.get(key), identity[key]
         if isinstance(old, dict) and isinstance(new, dict):
             said += _differences(old, new)
-        elif _is_short(old) and _is_short(new):
+        elif all(type(value) in (str, int, float) and len(str(value)) <= SHOWN_CHARACTERS for value in (old, new)):
             said.append(f"`{KEYS.get(key, key)}` was {old} and is {new} now")
         else:
             said.append(f"another {key}")
     return said
-
-
-def _is_short(value: object) -> bool:
-    """Whether it can be shown: a number or a word, no digest."""
-    if isinstance(value, str):
-        return len(value) <= SHOWN_CHARACTERS
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -23,7 +23,7 @@ from ..lf.signals import PR_SET_PDEATHSIG
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -51,23 +51,12 @@ class ServerProcess:
         log: File that takes what it writes.
         startup_s: Seconds that it may take until it answers; `tpaw_engine_startup`.
 
-    Attributes:
-        url: Its base address.
-        api_key: As given.
-        advice: What to do where it fails.
-
     Raises:
         GenerationError: If it does not answer in time, or ends before.
     """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        port: int,
-        api_key: str,
-        log: Path,
-        startup_s: float,
+        self, command: Sequence[str], environment: dict[str, str], port: int, api_key: str, log: Path, startup_s: float
     ) -> None:
         self.url, self.api_key, self.log = f"http://{HOST}:{port}/v1", api_key, log
         self.advice = (
@@ -82,7 +71,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=dict(environment),
+                env=environment,
                 start_new_session=True,  # a terminal's Ctrl-C is for the run, which then ends it
                 preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
             )
@@ -121,30 +110,35 @@ class ServerProcess:
             raise self._failed(f"ended with exit code {code}")
 
     def close(self) -> None:
-        r"""End the server and what it started, and wait until nothing of it is left.
+        r"""End the server and the processes of its session, and wait until nothing of it is left.
 
         Raises:
             GenerationError: If a process cannot be ended.
         """
-        family: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            leader = psutil.Process(self._process.pid)
-            family = [leader, *leader.children(recursive=True)]
         if self._process.poll() is None:
             self._process.terminate()
-        left = _wait_for(family, TERMINATION_S)
-        # What its children left in its session, too.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.wait()
-        if left := _wait_for(left, KILL_S):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(TERMINATION_S)
+        end = time.monotonic() + KILL_S
+        while self._session() and time.monotonic() < end:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.poll()
+            time.sleep(POLL_S / 4)
+        if left := self._session():
             raise GenerationError(
-                f"The processes {', '.join(str(process.pid) for process in left)} of the server cannot be ended, so "
-                "the memory of its device may not be free. End them and start again: finished rows are kept."
+                f"Processes {', '.join(map(str, left))} of the server cannot be ended, so the memory of its device "
+                "may not be free. End them and start again: finished rows are kept."
             )
+
+    def _session(self) -> list[int]:
+        """What lives of it; a zombie waits for its parent alone."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError, psutil.Error):
+                if os.getsid(process.pid) == self._process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+        return found
 
     def _tail(self) -> list[str]:
         with self.log.open("rb") as stream:
@@ -155,17 +149,3 @@ class ServerProcess:
     def _failed(self, what: str) -> GenerationError:
         said = "".join(f"    {line}\n" for line in self._tail()) or "    (nothing)\n"
         return GenerationError(f"The server at {self.url} {what}; the end of its log:\n{said}{self.advice}")
-
-
-def _wait_for(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait until processes have ended, and return those that have not; a zombie waits for its parent alone."""
-    end = time.monotonic() + seconds
-    while True:
-        left = []
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                    left.append(process)
-        if not left or time.monotonic() > end:
-            return left
-        time.sleep(0.05)

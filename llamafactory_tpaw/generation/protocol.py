@@ -29,24 +29,22 @@ SEED_SHIFT = 32
 MOST_ID = 2**31
 
 
-class PromptText:
-    r"""The text of a prompt that a server without token ids reads as the same ids.
+def prompt_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], add_bos: bool) -> str | None:
+    r"""The text that a server without token ids reads as these ids.
 
-    Attributes:
+    Args:
+        tokenizer: The run's tokenizer.
+        ids: The prompt.
         add_bos: Whether the server puts the BOS before a text by itself, so that it is left out here.
+
+    Returns:
+        The text, special tokens kept; None where the tokenizer reads it as other ids.
     """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.add_bos = False
-
-    def of(self, ids: Sequence[int]) -> str | None:
-        """Decode, special tokens kept; None where the tokenizer reads the text as other ids."""
-        ids = list(map(int, ids))
-        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if self.tokenizer.encode(text, add_special_tokens=False) != ids:
-            return None
-        return text.removeprefix(self.tokenizer.bos_token or "") if self.add_bos else text
+    ids = list(map(int, ids))
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if tokenizer.encode(text, add_special_tokens=False) != ids:
+        return None
+    return text.removeprefix(tokenizer.bos_token or "") if add_bos else text
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,15 @@ class Bodies:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be passed on."""
-        settings = self.settings
-        lost = {
-            "top_k": settings.top_k != 0 and settings.temperature != 0,
-            "repetition_penalty": settings.repetition_penalty != 1,
-        }
-        if self.kind == OTHER and any(lost.values()):
+        penalty, top_k = self.settings.repetition_penalty, self.settings.top_k if self.settings.temperature else 0
+        if self.kind == OTHER and (top_k or penalty != 1):
+            lost = {"top_k": (top_k, 0), "repetition_penalty": (penalty, 1)}
             raise ConfigError(
                 [
-                    f"`{key}: {getattr(settings, key)}` cannot be passed on: OpenAI's API has no such setting, and "
-                    "the server is neither vLLM nor `transformers serve`. "
-                    f"Set `{key}: {int(key != 'top_k')}`, or use another server."
-                    for key, is_lost in lost.items()
-                    if is_lost
+                    f"`{key}: {value}` cannot be passed on: OpenAI's API has no such setting, and the server is "
+                    f"neither vLLM nor `transformers serve`. Set `{key}: {neutral}`, or use another server."
+                    for key, (value, neutral) in lost.items()
+                    if value != neutral
                 ]
             )
 
@@ -114,26 +108,21 @@ class Bodies:
     def _sampling(self, request: Request) -> dict[str, Any]:
         """What makes the response random in the same way again."""
         settings, seed = self.settings, request.seed(self.settings.seed)
-        plain = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": seed >> SEED_SHIFT}
-        if self.kind != VLLM:
-            return plain
-        # All of them, so that no default of the checkpoint or of the server's command line applies.
-        return plain | {
-            "seed": seed,
-            "top_k": settings.top_k or -1,
-            "min_p": 0.0,
-            "repetition_penalty": settings.repetition_penalty,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-        }
+        body = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": seed >> SEED_SHIFT}
+        if self.kind == VLLM:
+            # All of them, so that no default of the checkpoint or of the server's command line applies.
+            body |= {"seed": seed, "top_k": settings.top_k or -1, "min_p": 0.0}
+            body |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+            body["repetition_penalty"] = settings.repetition_penalty
+        return body
 
     def _generation_config(self) -> dict[str, Any]:
         """For `transformers serve`, which without it decodes greedily wherever the checkpoint's own config says so."""
         settings = self.settings
-        shared = {"repetition_penalty": settings.repetition_penalty, "do_sample": settings.temperature > 0}
-        if settings.temperature == 0:
-            return shared
-        return shared | {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+        config = {"repetition_penalty": settings.repetition_penalty, "do_sample": settings.temperature > 0}
+        if settings.temperature > 0:
+            config |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+        return config
 
 
 def stop_texts(encoder: TurnEncoder, stop_token_ids: Sequence[int]) -> tuple[str, ...]:
@@ -159,17 +148,9 @@ def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
 def read_completion(
     answer: Any, request: Request, prompt: list[int] | str, stop_token_ids: Sequence[int], stops: Sequence[str]
 ) -> Response:
-    r"""Read an answer of `/completions`.
+    r"""Read an answer of `/completions`: ids where the server gives them, else its text.
 
-    Args:
-        answer: The answer's JSON.
-        request: What was asked for.
-        prompt: As it was sent.
-        stop_token_ids: Ids that end a response.
-        stops: The same as texts.
-
-    Returns:
-        Ids where the server gives them, else its text. A server that goes on after a stop token is cut there.
+    A server that goes on after a stop token (`stop_token_ids`, as texts `stops`) is cut there.
 
     Raises:
         ValueError: If it is no answer to this request, with the reason.

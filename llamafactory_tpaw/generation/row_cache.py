@@ -21,18 +21,11 @@ class Window:
 
     Rows end at the same column, `end`, as in a batch that is padded on the left, so that one column is written a step
     and distances within a row are distances between columns, as masks of sliding windows need.
-
-    Attributes:
-        rows: Rows in use, the first ones of the buffer.
-        start: First column of the longest row.
-        end: The next column to be written.
-        row_capacity: Rows of the buffers.
-        capacity: Columns of the buffers.
     """
 
-    rows: int = 0
-    start: int = 0
-    end: int = 0
+    rows: int = 0  # in use, the first ones of the buffer
+    start: int = 0  # first column of the longest row
+    end: int = 0  # the next column to be written
     row_capacity: int = 0
     capacity: int = 0
 

@@ -15,24 +15,15 @@ from ..errors import GenerationError
 if TYPE_CHECKING:
     from .base import Request, SamplingSettings
 
-NAN_ADVICE = (
-    "The model's probabilities are NaN. Look at the checkpoint and its dtype; a model trained in bf16 may not be run "
-    "in fp16."
-)
 # Most likely tokens among which the top-p set is looked for before the whole vocabulary is sorted.
 NUCLEUS = 512
 
 
 class Chosen(NamedTuple):
-    """The next tokens.
+    """The next tokens."""
 
-    Attributes:
-        tokens: Shape (B,), int64.
-        sound: Whether all rows had probabilities, a bool of shape (): read it when the device is waited for anyway.
-    """
-
-    tokens: torch.Tensor
-    sound: torch.Tensor
+    tokens: torch.Tensor  # (B,), int64
+    sound: torch.Tensor  # whether all rows had probabilities, (): read it when the device is waited for anyway
 
 
 def uniforms_of(request: Request, settings: SamplingSettings) -> np.ndarray:
@@ -140,4 +131,7 @@ def refuse_unsound(sound: bool) -> None:
         GenerationError: If `sound` is false.
     """
     if not sound:
-        raise GenerationError(NAN_ADVICE)
+        raise GenerationError(
+            "The model's probabilities are NaN. Look at the checkpoint and its dtype; a model trained in bf16 may not "
+            "be run in fp16."
+        )

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What a server is asked before the first prompt goes there: whether it answers, what it is, and what it serves.
-
-Standard library only, so that `check` asks within seconds.
-"""
+"""What a server is asked before the first prompt goes there, so that `check` can ask too: standard library only."""
 
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import json
 import os
 import re
@@ -44,11 +40,6 @@ class Answered:
     status: int
     content: Any
 
-    @property
-    def words(self) -> str:
-        """What it says of an error, in one short line."""
-        return error_words(self.content)
-
 
 @dataclass(frozen=True)
 class Served:
@@ -76,11 +67,13 @@ class Served:
         return f"{self.kind} {self.version}".strip()
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key to another host."""
+class _AnyStatus(urllib.request.HTTPErrorProcessor):
+    """Gives every answer as it is: an error's status is read here, and a redirect would take the key elsewhere."""
 
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    def http_response(self, _: Any, response: Any) -> Any:
+        return response
+
+    https_response = http_response
 
 
 def api_key() -> str | None:
@@ -101,10 +94,7 @@ def api_key() -> str | None:
 def on_loopback(url: str) -> bool:
     """Whether an address is of this machine alone, so that no proxy of the environment may stand between."""
     host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
 
 
 def error_words(content: Any) -> str:
@@ -160,11 +150,7 @@ class Inquiry:
         self._end = time.monotonic() + self.patience_s
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Answered:
-        r"""Put one question.
-
-        Args:
-            path: What is appended to the address; questions about the server itself go to its root.
-            body: JSON body of a POST; None is a GET.
+        r"""Put one question: a GET, or with a body a POST.
 
         Raises:
             GenerationError: If it does not answer.
@@ -183,22 +169,17 @@ class Inquiry:
 
     def _ask_once(self, path: str, body: Mapping[str, Any] | None) -> Answered | Exception:
         root = self.url.rstrip("/")
-        headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        headers |= {"Content-Type": "application/json"} if body is not None else {}
-        request = urllib.request.Request(
-            (root.removesuffix("/v1") if path in ("/version", "/openapi.json") else root) + path,
-            data=None if body is None else json.dumps(body).encode(),
-            headers=headers,
-        )
+        if path in ("/version", "/openapi.json"):
+            root = root.removesuffix("/v1")
+        request = urllib.request.Request(root + path, None if body is None else json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        if self.key:
+            request.add_header("Authorization", f"Bearer {self.key}")
         proxies = urllib.request.ProxyHandler({} if on_loopback(root) else None)
-        opener = urllib.request.build_opener(_NoRedirect, proxies)
+        opener = urllib.request.build_opener(_AnyStatus, proxies)
         try:
-            try:
-                with opener.open(request, timeout=min(self.answer_s, ANSWER_S[path])) as response:
-                    status, content = response.status, response.read(ANSWER_BYTES)
-            except urllib.error.HTTPError as error:
-                with error:
-                    status, content = error.code, error.read(ANSWER_BYTES)
+            with opener.open(request, timeout=min(self.answer_s, ANSWER_S[path])) as response:
+                status, content = response.status, response.read(ANSWER_BYTES)
         except (OSError, ValueError, http.client.HTTPException) as error:
             return error
         text = self._hide(content.decode("utf-8", errors="replace"))
@@ -230,8 +211,12 @@ class Inquiry:
         if isinstance(entries, list):
             entries = [each for each in entries if isinstance(each, Mapping) and isinstance(each.get("id"), str)]
         is_vllm = any(each.get("owned_by") == "vllm" for each in entries or [])
-        if not is_vllm and self._is_transformers():
-            return self._examine_transformers(names)
+        if not is_vllm:
+            schema = self.ask("/openapi.json").content
+            paths = schema.get("paths") if isinstance(schema, Mapping) else None
+            # `transformers serve` lists the hub's cache instead of what it serves.
+            if isinstance(paths, Mapping) and {"/load_model", "/v1/completions"} <= set(paths):
+                return self._examine_transformers(names)
         if listed.status != 200 or not isinstance(entries, list):
             hint = "" if self.url.rstrip("/").endswith("/v1") else "Most servers' addresses end in /v1. "
             raise GenerationError(
@@ -245,25 +230,15 @@ class Inquiry:
             shown = ", ".join(each["id"] for each in entries[:LISTED]) or "nothing"
             raise self._other(shown + (f" and {len(entries) - LISTED} more" if len(entries) > LISTED else ""), names)
         version = self.ask("/version").content if is_vllm else None
+        version = str(version.get("version") or "") if isinstance(version, Mapping) else ""
+        verified = any(os.path.isabs(name) and name in (entry["id"], entry.get("root")) for name in names)
         limit = entry.get("max_model_len")
-        return Served(
-            self.url,
-            VLLM if is_vllm else OTHER,
-            str(version.get("version") or "") if isinstance(version, Mapping) else "",
-            entry["id"],
-            any(os.path.isabs(name) and name in (entry["id"], entry.get("root")) for name in names),
-            limit if isinstance(limit, int) else None,
-        )
-
-    def _is_transformers(self) -> bool:
-        """Whether it is `transformers serve`, which lists the hub's cache instead of what it serves."""
-        schema = self.ask("/openapi.json")
-        paths = schema.content.get("paths") if isinstance(schema.content, Mapping) else None
-        return isinstance(paths, Mapping) and {"/load_model", "/v1/completions"} <= set(paths)
+        kind = VLLM if is_vllm else OTHER
+        return Served(self.url, kind, version, entry["id"], verified, limit if isinstance(limit, int) else None)
 
     def _examine_transformers(self, names: Sequence[str]) -> Served:
         """It loads what it is asked for by path, unless it is pinned to one model."""
-        found = PINNED.search(self.ask(COMPLETIONS, {"model": NO_MODEL, "prompt": "?"}).words)
+        found = PINNED.search(error_words(self.ask(COMPLETIONS, {"model": NO_MODEL, "prompt": "?"}).content))
         name = found[1] if found else next(filter(os.path.isabs, names), names[0])
         if name not in names:
             raise self._other(name, names)

@@ -11,7 +11,6 @@ import shlex
 import shutil
 import socket
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,23 +28,13 @@ if TYPE_CHECKING:
 
 PYTHON = "{python}"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# What we set, and by which key of the run file; `tpaw_vllm_args` comes last, so it would win.
-SAMPLING = "by `temperature`, `top_p`, `top_k`, `repetition_penalty`, `max_new_tokens`"
-LOCAL = "the server is for this run on this machine alone"
-OWN_OPTIONS = {
-    **dict.fromkeys(("--model", "--tokenizer", "--served-model-name"), "by `model_name_or_path`"),
-    **dict.fromkeys(("--host", "--port", "--uds", "--root-path", "--ssl-keyfile", "--ssl-certfile"), LOCAL),
-    **dict.fromkeys(("--generation-config", "--override-generation-config"), SAMPLING),
-    **dict.fromkeys(("--enable-lora", "--lora-modules", "--max-lora-rank"), "by `adapter_name_or_path`"),
-    "--revision": "by `model_revision`",
-    "--dtype": "by `bf16`, `fp16` or `pure_bf16`",
-    "--max-model-len": "by `cutoff_len`",
-    "--enable-prefix-caching": "it is on and changes no response",
-    "--seed": "by `seed`",
-    "--trust-remote-code": "by `trust_remote_code`",
-    "--api-key": "each run makes its own key",
-    "--chat-template": "by `template`",
-}
+# What the run file's other keys settle, or what holds for each server of a run; `tpaw_vllm_args` would win.
+OWN_OPTIONS = (
+    *("--model", "--tokenizer", "--revision", "--served-model-name", "--dtype", "--max-model-len", "--seed"),
+    *("--host", "--port", "--uds", "--root-path", "--ssl-keyfile", "--ssl-certfile", "--api-key"),
+    *("--generation-config", "--override-generation-config", "--enable-prefix-caching", "--chat-template"),
+    *("--enable-lora", "--lora-modules", "--max-lora-rank", "--trust-remote-code"),
+)
 # How a user settles which GPUs work together.
 PARALLEL = re.compile(r"--?(tp|pp|dp|(tensor|pipeline|data)[-_]parallel[-_]size)(=|$)")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -65,30 +54,6 @@ class Adapter(NamedTuple):
     rank: int
 
 
-@dataclass(frozen=True)
-class ServedModel:
-    r"""What a server serves.
-
-    Attributes:
-        name: The name that requests use.
-        model: Checkpoint folder or hub name of a whole model.
-        adapter: What is added to it, or None.
-        dtype: What it computes in: the run's compute dtype. LlamaFactory saves bf16 training as float32, which vLLM
-            would turn into float16, so the file's dtype is no guide.
-        cutoff_len: Most tokens of prompt and response together.
-        seed: Of what a request's own seed does not cover.
-        trust_remote_code: LlamaFactory's key.
-    """
-
-    name: str
-    model: str
-    adapter: Adapter | None
-    dtype: str
-    cutoff_len: int
-    seed: int
-    trust_remote_code: bool = False
-
-
 def start_vllm(context: EngineContext, beside: Path) -> ServerProcess:
     r"""Start vLLM on the GPUs in sight and wait until it answers.
 
@@ -105,23 +70,15 @@ def start_vllm(context: EngineContext, beside: Path) -> ServerProcess:
     extra = split_arguments(keys.tpaw_vllm_args)
     program = find_program(keys.tpaw_vllm_command)
     refuse_unsupported(context.run.model)
-    served = ServedModel(
-        name=context.name,
-        model=str(context.model),
-        adapter=served_adapter(context.adapters),
-        dtype=context.dtype,
-        cutoff_len=context.run.data.cutoff_len,
-        seed=context.settings.seed,
-        trust_remote_code=bool(getattr(context.run.model, "trust_remote_code", False)),
-    )
+    adapter = served_adapter(context.adapters)
     if not any(map(PARALLEL.match, extra)):
-        extra = [*parallel_arguments(served, len(context.devices)), *extra]
+        extra = [*parallel_arguments(Path(context.model), context.dtype, len(context.devices)), *extra]
     with socket.socket() as holder:
         holder.bind((HOST, 0))
         port = holder.getsockname()[1]
     api_key = secrets.token_hex(16)
     return ServerProcess(
-        [*program, *serve_arguments(served, port, extra)],
+        [*program, *serve_arguments(context, adapter, port, extra)],
         server_environment(os.environ, context.devices, api_key),
         port,
         api_key,
@@ -130,11 +87,12 @@ def start_vllm(context: EngineContext, beside: Path) -> ServerProcess:
     )
 
 
-def parallel_arguments(served: ServedModel, gpus: int) -> list[str]:
+def parallel_arguments(model: Path, dtype: str, gpus: int) -> list[str]:
     r"""Settle how the GPUs in sight are used: as many copies of the model as they hold, each on as few as hold it.
 
     Args:
-        served: What is served; the size of a hub's model is not known, and it is taken to fit.
+        model: Checkpoint folder; the size of a hub's model is not known, and it is taken to fit.
+        dtype: What it computes in.
         gpus: How many are in sight.
     """
     import torch
@@ -143,10 +101,8 @@ def parallel_arguments(served: ServedModel, gpus: int) -> list[str]:
         return []
     # This process may see fewer than it was told about: they are taken to be alike.
     memory = min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
-    folder = Path(served.model)
-    tensors = read_tensors(folder) if folder.is_dir() else []
-    needed = ROOM * BYTES[served.dtype] * sum(math.prod(tensor.shape) for tensor in tensors)
-    config = read_json(folder / "config.json") if folder.is_dir() else {}
+    tensors, config = (read_tensors(model), read_json(model / "config.json")) if model.is_dir() else ([], {})
+    needed = ROOM * BYTES[dtype] * sum(math.prod(tensor.shape) for tensor in tensors)
     heads = int({**config.get("text_config", {}), **config}.get("num_attention_heads") or 0)  # 0 by any number
     sizes = [1 << power for power in range(gpus.bit_length()) if 1 << power <= gpus and heads % (1 << power) == 0]
     size = next((size for size in sizes if size * memory >= needed), sizes[-1])
@@ -156,20 +112,21 @@ def parallel_arguments(served: ServedModel, gpus: int) -> list[str]:
     return arguments + (["--data-parallel-size", str(gpus // size)] if gpus // size > 1 else [])
 
 
-def serve_arguments(served: ServedModel, port: int, extra: Sequence[str]) -> list[str]:
+def serve_arguments(context: EngineContext, adapter: Adapter | None, port: int, extra: Sequence[str]) -> list[str]:
     """Return the arguments of the server; `extra` are further ones, which come last."""
-    base = served.name if served.adapter is None else f"{served.name}-base"
-    arguments = ["serve", served.model, "--served-model-name", base, "--host", HOST, "--port", str(port)]
-    arguments += ["--dtype", served.dtype, "--max-model-len", str(served.cutoff_len)]
+    name = context.name
+    arguments = ["serve", str(context.model), "--served-model-name", name if adapter is None else f"{name}-base"]
+    # The run's compute dtype: LlamaFactory saves bf16 training as float32, which vLLM would turn into float16.
+    arguments += ["--host", HOST, "--port", str(port), "--dtype", context.dtype]
+    arguments += ["--max-model-len", str(context.run.data.cutoff_len)]
     # The checkpoint's own sampling defaults must not fill in what a request leaves out.
     arguments += ["--generation-config", "vllm", "--enable-prefix-caching", "--uvicorn-log-level", "warning"]
-    if served.adapter is not None:
-        rank = next(rank for rank in LORA_RANKS if rank >= served.adapter.rank)
-        arguments += ["--enable-lora", "--lora-modules", f"{served.name}={served.adapter.folder}"]
-        arguments += ["--max-lora-rank", str(rank)]
-    if served.trust_remote_code:
+    if adapter is not None:
+        rank = next(rank for rank in LORA_RANKS if rank >= adapter.rank)
+        arguments += ["--enable-lora", "--lora-modules", f"{name}={adapter.folder}", "--max-lora-rank", str(rank)]
+    if context.run.model.trust_remote_code:
         arguments.append("--trust-remote-code")
-    return [*arguments, "--seed", str(served.seed), *extra]
+    return [*arguments, "--seed", str(context.settings.seed), *extra]
 
 
 def server_environment(inherited: Mapping[str, str], gpus: Sequence[str], api_key: str) -> dict[str, str]:
@@ -228,19 +185,18 @@ def split_arguments(text: str | None) -> list[str]:
         ConfigError: If it is not quoted as a shell wants it, or sets what this package sets.
     """
     words = _split("tpaw_vllm_args", text) if text else []
-    problems = []
+    found = []
     for word in words:
         option = word.partition("=")[0].replace("_", "-")
         plain = "--" + option.removeprefix("--no-") if option.startswith("--no-") else option
         # argparse takes the beginning of an option for the option.
-        owned = [own for own in OWN_OPTIONS if own == plain or (len(plain) > 4 and own.startswith(plain))]
-        if option.startswith("--") and owned:
-            problems.append(
-                f"`tpaw_vllm_args` has {option}, which is set here already: {OWN_OPTIONS[owned[0]]}. "
-                "Remove it from `tpaw_vllm_args`."
-            )
-    if problems:
-        raise ConfigError(problems)
+        if plain in OWN_OPTIONS or (len(plain) > 4 and any(own.startswith(plain) for own in OWN_OPTIONS)):
+            found.append(option)
+    if found:
+        raise ConfigError(
+            f"`tpaw_vllm_args` has {', '.join(found)}, which is set here already, by other keys of the run file or "
+            "for this run alone. Remove it from `tpaw_vllm_args`."
+        )
     return words
 
 

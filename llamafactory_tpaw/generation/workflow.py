@@ -18,8 +18,8 @@ from ..data.progress import Progress
 from ..data.triplets import TripletMeta, TripletRow, read_meta, row_key, write_meta
 from ..errors import DataError, GenerationError
 from ..team.manifest import now, relative_path, versions
-from .base import Failure, PromptRequests, SamplingSettings
-from .partial import ANEW, NewRow, PartialFile
+from .base import Failure, PromptRequests, Response, SamplingSettings
+from .partial import AGAIN, NewRow, PartialFile
 
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..data.encoding import TurnEncoder
     from ..data.prompts import Prompt, PromptSet
     from ..data.rounds import Round
-    from .base import Answers, Engine, Response
+    from .base import Answers, Engine
 
 
 # Failures in a row, beyond those that are allowed, after which the cause is taken to be no single request.
@@ -42,17 +42,9 @@ class Job:
     """What is to be generated, by whom and how; all that the resulting meta file says beforehand.
 
     Attributes:
-        round: The round and its file.
-        prompts: The prompts.
         selection: The keys that settled which rows are prompts.
-        encoder: Tokenizer and template.
-        generator: Fingerprint of θ_t, or of the model that stands in for it.
-        generator_path: Where it is.
-        settings: Sampling settings.
-        engine: Name and version of the engine, and the dtype it computes in. A version that only a server knows is
-            filled in when it has answered.
-        cutoff_len: `cutoff_len`.
-        template_name: `template`.
+        generator: Fingerprint of θ_t, or of the model in its place.
+        engine: Name, version and dtype. A version that only a server knows is filled in when it has answered.
         hardware: What it is sampled on.
         samples: Responses a prompt.
         opponent: `tpaw_opponent_model`; empty where θ_t generates.
@@ -157,12 +149,15 @@ def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine:
         answers = stack.enter_context(contextlib.closing(engine.answer(requests, partial.left, progress.update)))
         started = time.monotonic()
         for batch in answers:
-            _check_off(open_, batch, engine.name)
+            for index, _ in batch:
+                if not (0 <= index < len(open_) and open_[index]):
+                    raise _broken(engine, f"answered request {index} a second time, or without being asked")
+                open_[index] = False
             rows = _new_rows(job, batch)
             if rows:
                 elapsed = time.monotonic() - started
                 started += elapsed
-                partial.append(rows, elapsed, engine.version, getattr(engine, "facts", {}))
+                partial.append(rows, elapsed, engine.version, getattr(engine, "facts", None))
             if len(rows) < len(batch):
                 failed += _list_failed(job, requests, batch)
             progress.update(partial.done + len(failed) - progress.n)
@@ -173,14 +168,8 @@ def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine:
                     f"First: {', '.join(failed[:SHOWN])}. {job.failed_path} lists all: correct the cause, then the "
                     "same command continues."
                 )
-    unanswered = np.flatnonzero(open_)
-    if len(unanswered):
-        first = requests[int(unanswered[0])]
-        raise GenerationError(
-            f"The engine `{engine.name}` ended without an answer to {len(unanswered)} of {len(requests)} requests, "
-            f"the first of them {row_key(first.id, first.sample)}. What is answered is kept: the same command asks "
-            "for the others again."
-        )
+    if open_.any():
+        raise _broken(engine, f"ended without an answer to {open_.sum()} of {len(requests)} requests")
     if len(failed) > job.max_failed:
         raise GenerationError(
             f"{len(failed)} of {len(requests)} responses of {job.round.path} could not be had, but "
@@ -190,19 +179,15 @@ def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine:
         )
 
 
-def _check_off(open_: np.ndarray, batch: Answers, engine: str) -> None:
-    """Take answers as given; each request has one."""
-    for index, _ in batch:
-        if not (0 <= index < len(open_) and open_[index]):
-            raise GenerationError(
-                f"The engine `{engine}` answered request {index} of {len(open_)} a second time, or without being "
-                "asked. What came before is kept. This is a bug of the engine: please report it."
-            )
-        open_[index] = False
+def _broken(engine: Engine, what: str) -> GenerationError:
+    return GenerationError(
+        f"The engine `{engine.name}` {what}: this is a bug of the engine, please report it. What is answered is kept: "
+        "the same command asks for the rest."
+    )
 
 
 def _list_failed(job: Job, requests: PromptRequests, batch: Answers) -> list[str]:
-    """Write a line for each request that no attempt answered, and return them as a message names them."""
+    """Write a line for each request without an answer, and return them as a message names them."""
     failed = [(requests[index], answer.reason) for index, answer in batch if isinstance(answer, Failure)]
     try:
         with job.failed_path.open("a", encoding="utf-8", errors="replace") as stream:
@@ -216,7 +201,7 @@ def _list_failed(job: Job, requests: PromptRequests, batch: Answers) -> list[str
 
 
 def _new_rows(job: Job, batch: Answers) -> list[NewRow]:
-    answers = [(index, answer) for index, answer in batch if not isinstance(answer, Failure)]
+    answers = [(index, answer) for index, answer in batch if isinstance(answer, Response)]
     prompts = job.prompts.prompts.take([index // job.samples for index, _ in answers])
     return [_new_row(job, *answer, prompt) for answer, prompt in zip(answers, prompts, strict=True)]
 
@@ -286,4 +271,4 @@ def _digested(job: Job, partial: PartialFile, ids: Any, keyed: bool) -> Iterator
             prompts.update(f"{name}\n".encode())
         yield line
     if partial.done == len(partial.offsets) and prompts.hexdigest() != job.prompts.digest:
-        raise DataError(f"{partial.path} holds rows of other prompts than it says. {ANEW}")
+        raise DataError(f"{partial.path} holds rows of other prompts than it says. {AGAIN}")

@@ -142,8 +142,7 @@ def before_training(given: dict[str, Any], handed: Mapping[str, Any] | None) -> 
 
 def generate(argv: list[str]) -> int:
     """Generate the triplets that an iteration lacks, in this process, or in one for each device in sight."""
-    from ..generation.devices import devices_in_sight
-    from ..generation.share import Share
+    from ..generation.devices import Share, devices_in_sight
 
     devices = devices_in_sight(os.environ)
     _use_one_device()

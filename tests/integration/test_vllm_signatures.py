@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,12 @@ import pytest
 
 from llamafactory_tpaw.generation.base import Request, SamplingSettings
 from llamafactory_tpaw.generation.protocol import VLLM, Bodies
-from llamafactory_tpaw.generation.vllm import Adapter, ServedModel, serve_arguments
+from llamafactory_tpaw.generation.vllm import Adapter, serve_arguments
 
 
 pytestmark = pytest.mark.integration
 
 PROBE = Path(__file__).with_name("vllm_probe.py")
-SERVED = ServedModel("theta_2", "saves/iter1", None, "bfloat16", 2048, 42, trust_remote_code=True)
-ADAPTED = ServedModel("theta_1", "base", Adapter(Path("saves/lora"), 24), "float32", 64, 0)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +48,15 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 def answer(python: str) -> dict[str, Any]:
     """What vLLM makes of a line of each kind and of a body of each kind."""
     lines = [
-        serve_arguments(SERVED, 4711, ["--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.8"]),
-        serve_arguments(ADAPTED, 4712, ["--data-parallel-size", "4"]),
+        serve_arguments(
+            context("theta_2", "saves/iter1", True),
+            None,
+            4711,
+            ["--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.8"],
+        ),
+        serve_arguments(
+            context("theta_1", "base", False), Adapter(Path("saves/lora"), 24), 4712, ["--data-parallel-size", "4"]
+        ),
     ]
     asked = {"lines": lines, "bodies": [body(0.0), body(0.7)]}
     done = subprocess.run(
@@ -64,6 +70,13 @@ def answer(python: str) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def context(name: str, model: str, trust: bool) -> Any:
+    """What a command line is made from."""
+    run = SimpleNamespace(data=SimpleNamespace(cutoff_len=2048), model=SimpleNamespace(trust_remote_code=trust))
+    settings = SimpleNamespace(seed=42)
+    return SimpleNamespace(name=name, model=model, dtype="bfloat16", run=run, settings=settings)
 
 
 def body(temperature: float) -> dict[str, Any]:

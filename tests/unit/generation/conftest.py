@@ -38,7 +38,7 @@ def model(loaded: PreTrainedModel) -> PreTrainedModel:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def own_job(tmp_path: Path) -> Job:
     """A round that a test may change."""
     return make_job(tmp_path)
 

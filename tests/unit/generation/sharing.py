@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests of which each has its answer by its number, and a process that answers its share of them.
 
-Usage of the process: python -m tests.unit.generation.sharing HOW, where its device's name is in CUDA_VISIBLE_DEVICES.
+Usage of the process: python -m tests.unit.generation.sharing HOW SHARE, where its device's name is in CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamafactory_tpaw.generation.base import Request, Response
-from llamafactory_tpaw.generation.share import Share, answer_parent
+from llamafactory_tpaw.generation.devices import Share, answer_parent
 
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ def make_generate(how: str) -> Callable[[list[Request], Callable[[int], object]]
 
 
 if __name__ == "__main__":
-    _, how = sys.argv
-    answer_parent(
-        Share.given(os.environ), "another" if how == "other" else JOB, Numbered(), lambda: make_generate(how)
-    )
+    _, how, share = sys.argv
+    job = "another" if how == "other" else JOB
+    answer_parent(Share(**json.loads(share)), job, Numbered(), lambda: make_generate(how))

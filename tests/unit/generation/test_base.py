@@ -14,16 +14,14 @@ from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.generation.base import (
     UNIT_BATCHES,
     Request,
-    Response,
     SamplingSettings,
-    answer_units,
     plan_batches,
     units_left,
 )
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 GIVEN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 16, "seed": 3}
 
@@ -93,18 +91,7 @@ def test_units_are_planned_over_all_requests_and_asked_for_what_is_left() -> Non
     requests = Lengths([(10 + number, 10) for number in range(9 * UNIT_BATCHES)])
     units = list(units_left(requests, np.arange(len(requests)), 100))
     left = np.asarray(sorted({*units[1][::2], *units[3]}))
-    asked: list[list[str]] = []
-    told: list[int] = []
-
-    def generate(unit: list[Request], finished: Callable[[int], object]) -> list[Response]:
-        asked.append([each.id for each in unit])
-        finished(len(unit))
-        return [Response([int(each.id[:-2])], "stop") for each in unit]
-
-    answers = list(answer_units(generate, requests, left, 100, told.append))
-    assert asked == [[f"{index}-0" for index in unit] for unit in (units[1][::2], units[3])]
-    assert answers == [[(index, Response([index], "stop")) for index in unit] for unit in (units[1][::2], units[3])]
-    assert told == [len(units[1][::2]), len(units[3])]
+    assert list(units_left(requests, left, 100)) == [units[1][::2], units[3]]
 
 
 def test_seed_is_fixed_by_seed_iteration_and_id() -> None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,11 @@ import pytest
 from llamafactory_tpaw.errors import GenerationError
 from llamafactory_tpaw.generation import devices
 from llamafactory_tpaw.generation.devices import DeviceEngine, devices_in_sight
-from llamafactory_tpaw.generation.share import Share
 from tests.unit.generation.sharing import COUNT, JOB, Numbered, respond
 
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from subprocess import Popen
 
 EVERYTHING = np.arange(COUNT)
@@ -25,22 +27,29 @@ EVERYTHING = np.arange(COUNT)
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Popen[bytes]]:
-    """The processes that were started; they find this package, whatever the working folder is."""
+    """The processes that were started, of this package's tests instead of its command."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     found: list[Popen[bytes]] = []
-    start = devices._Child.__init__
+    start = devices.started_child
 
-    def note(child: devices._Child, process: Popen[bytes], *others: object) -> None:
-        found.append(process)
-        start(child, process, *others)
+    @contextlib.contextmanager
+    def note(command: list[str], environment: dict[str, str], **options: Any) -> Iterator[Popen[bytes]]:
+        assert command[1:4] == ["-m", "llamafactory_tpaw", "generate"]
+        module = [sys.executable, "-m", "tests.unit.generation.sharing", *json.loads(command[4])]
+        with start(module, environment, **options) as process:
+            found.append(process)
+            yield process
 
-    monkeypatch.setattr(devices._Child, "__init__", note)
+    monkeypatch.setattr(devices, "started_child", note)
     return found
 
 
 def engine(how: str, *names: str) -> DeviceEngine:
-    command = [sys.executable, "-m", "tests.unit.generation.sharing", how]
-    return DeviceEngine("hf", "1", command, "d1.jsonl", JOB, names, 4)
+    @contextlib.contextmanager
+    def hand(share: dict[str, Any]) -> Iterator[str]:
+        yield json.dumps([how, json.dumps(share)])
+
+    return DeviceEngine("1", hand, "d1.jsonl", JOB, names, 4)
 
 
 def test_every_request_is_answered_once_by_two_devices(started: list[Popen[bytes]]) -> None:
@@ -66,31 +75,21 @@ def test_what_is_left_is_asked_of_no_more_processes_than_there_are_units(started
 
 
 @pytest.mark.parametrize(("how", "code"), [("fail", 5), ("killed", 137)])
-def test_one_that_fails_ends_the_others(
-    started: list[Popen[bytes]],
-    how: str,
-    code: int,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    warnings: list[str] = []
-    monkeypatch.setattr(devices.logger, "warning_rank0", warnings.append, raising=False)
+def test_one_that_fails_ends_the_others(started: list[Popen[bytes]], how: str, code: int) -> None:
     with pytest.raises(SystemExit) as caught:
         list(engine(how, "0", "1").answer(Numbered(), EVERYTHING))
     assert caught.value.code == code
     assert all(process.poll() is not None for process in started)
-    assert ("Device 1 has no memory." in capfd.readouterr().err) == (how == "fail")
-    assert ["ended by signal 9" in text for text in warnings] == ([True] if how == "killed" else [])
 
 
 def test_one_that_leaves_early_is_noticed(started: list[Popen[bytes]]) -> None:
-    with pytest.raises(GenerationError, match="The process for device 1 ended before it had answered"):
+    with pytest.raises(GenerationError, match="A process ended before it had answered"):
         list(engine("leave", "0", "1").answer(Numbered(), EVERYTHING))
     assert all(process.poll() is not None for process in started)
 
 
 def test_one_that_sees_another_job_is_refused(started: list[Popen[bytes]]) -> None:
-    with pytest.raises(GenerationError, match="The process for device 0 found other prompts, settings or weights"):
+    with pytest.raises(GenerationError, match="A process found other prompts, settings or weights"):
         list(engine("other", "0").answer(Numbered(), EVERYTHING))
     assert started[0].poll() is not None
 
@@ -114,7 +113,3 @@ def test_devices_in_sight(visible: str, found: list[str]) -> None:
 def test_devices_in_sight_are_counted_where_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert devices_in_sight({}) == ["0", "1"]
-
-
-def test_a_process_that_is_no_child_has_no_share() -> None:
-    assert Share.given({}) is None

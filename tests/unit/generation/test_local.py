@@ -15,9 +15,8 @@ import pytest
 from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.generation import devices, local
-from llamafactory_tpaw.generation.devices import DeviceEngine
+from llamafactory_tpaw.generation.devices import DeviceEngine, Share
 from llamafactory_tpaw.generation.hf import HfEngine
-from llamafactory_tpaw.generation.share import SHARE, Share
 from llamafactory_tpaw.lf import facade
 from tests import encoders
 from tests.runs import Project
@@ -44,7 +43,12 @@ def round_of(run: RunArguments) -> Round:
 
 def generate(run: RunArguments, *names: str) -> bytes:
     round_ = round_of(run)
-    meta = local.generate_round(run, round_, ["run.yaml"], names)
+
+    @contextlib.contextmanager
+    def hand(share: dict[str, Any]) -> Iterator[str]:
+        yield json.dumps(share)
+
+    meta = local.generate_round(run, round_, hand, names)
     assert meta.hardware["processes"] == max(len(names), 1)
     content = round_.path.read_bytes()
     for path in round_.path.parent.glob(f"{round_.path.stem}*"):
@@ -64,9 +68,8 @@ def in_threads(run: RunArguments, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     @contextlib.contextmanager
     def start(command: Sequence[str], environment: dict[str, str], pass_fds: Sequence[int]) -> Iterator[Any]:
-        assert command[1:] == ["-m", "llamafactory_tpaw", "generate", "run.yaml"]
         found.append(environment["CUDA_VISIBLE_DEVICES"])
-        share = json.loads(environment[SHARE])
+        share = json.loads(command[-1])
         assert share["channel"] == pass_fds[0]
         share["channel"] = os.dup(pass_fds[0])
         thread = threading.Thread(target=answer, args=(Share(**share),))

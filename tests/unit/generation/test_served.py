@@ -11,7 +11,7 @@ import pytest
 
 from llamafactory_tpaw.errors import ConfigError, GenerationError
 from llamafactory_tpaw.generation.protocol import OTHER, TRANSFORMERS, VLLM
-from llamafactory_tpaw.generation.served import Answered, Inquiry, api_key, examine, names_of, on_loopback
+from llamafactory_tpaw.generation.served import Answered, Inquiry, api_key, error_words, examine, names_of, on_loopback
 from tests.servers.scripted import ScriptedServer
 
 
@@ -72,11 +72,6 @@ def test_what_is_not_served_is_refused(answer: Any, message: str) -> None:
         examine(server.url, ["theta_0"], None)
 
 
-def test_an_address_without_its_path_gets_a_hint() -> None:
-    with ScriptedServer(lambda *_: (404, "?")) as server, pytest.raises(GenerationError, match="end in /v1"):
-        examine(server.url.removesuffix("/v1"), ["a"], None)
-
-
 def test_nothing_there() -> None:
     with ScriptedServer(lambda *_: (200, {})) as server:
         url = server.url
@@ -86,20 +81,9 @@ def test_nothing_there() -> None:
         Inquiry(url, SECRET, 5.0, advice="See its log.").examine(["a"])
 
 
-@pytest.mark.parametrize(
-    ("url", "own"),
-    [
-        ("http://127.0.0.1:8000/v1", True),
-        ("http://127.1.2.3/v1", True),
-        ("http://[::1]:8000/v1", True),
-        ("http://localhost:8000/v1", True),
-        ("http://node1:8000/v1", False),
-        ("http://10.0.0.1:8000/v1", False),
-        ("http://localhost.example.org/v1", False),
-    ],
-)
-def test_which_addresses_are_of_this_machine(url: str, own: bool) -> None:
-    assert on_loopback(url) is own
+def test_which_addresses_are_of_this_machine() -> None:
+    assert all(on_loopback(f"http://{host}:8000/v1") for host in ("127.0.0.1", "127.1.2.3", "[::1]", "localhost"))
+    assert not any(on_loopback(f"http://{host}/v1") for host in ("node1", "10.0.0.1", "localhost.example.org"))
 
 
 def test_no_proxy_stands_before_this_machine_and_one_before_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +100,7 @@ def test_the_key_goes_in_the_header_alone() -> None:
     said = {"error": {"message": f"Incorrect key {SECRET}"}}
     with ScriptedServer(lambda *_: (500, said)) as server:
         answer = Inquiry(server.url, SECRET, 5.0).ask("/completions", {"prompt": "a"})
-        assert answer.words == "Incorrect key ..."
+        assert answer == Answered(500, {"error": {"message": "Incorrect key ..."}})
         assert server.seen == [("POST", "/v1/completions", {"prompt": "a"}, f"Bearer {SECRET}")]
 
 
@@ -156,7 +140,6 @@ def test_names_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ({"error": {"message": "no\n  room", "code": 7}}, "no room"),
         ({"error": {"detail": "gone"}}, "gone"),
-        ({"error": "plain"}, "plain"),
         ({"message": "vLLM", "object": "error"}, "vLLM"),
         ({"detail": [{"msg": "field"}]}, '[{"msg": "field"}]'),
         ("half of a character: \ud83d", "half of a character: ?"),
@@ -164,4 +147,4 @@ def test_names_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_what_servers_say_of_errors(content: Any, words: str) -> None:
-    assert Answered(400, content).words == words
+    assert error_words(content) == words

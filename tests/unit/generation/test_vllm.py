@@ -6,18 +6,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem
 from llamafactory_tpaw.generation import vllm
-from llamafactory_tpaw.generation.vllm import Adapter, ServedModel
+from llamafactory_tpaw.generation.vllm import Adapter
 
 
-SERVED = ServedModel("theta_2", "saves/iter1", None, "bfloat16", 2048, 42)
+def context(**changes: Any) -> Any:
+    """What a command line is made from."""
+    run = SimpleNamespace(data=SimpleNamespace(cutoff_len=2048), model=SimpleNamespace(trust_remote_code=False))
+    plain = {"name": "theta_2", "model": "saves/iter1", "dtype": "bfloat16", "settings": SimpleNamespace(seed=42)}
+    return SimpleNamespace(**(plain | {"run": run} | changes))
 
 
 def adapter(folder: Path, **config: object) -> Path:
@@ -28,17 +32,19 @@ def adapter(folder: Path, **config: object) -> Path:
 
 
 def test_the_command_line() -> None:
-    line = vllm.serve_arguments(SERVED, 4711, ["--gpu-memory-utilization", "0.8"])
-    assert " ".join(line) == (
+    given = context()
+    line = " ".join(vllm.serve_arguments(given, None, 4711, ["--gpu-memory-utilization", "0.8"]))
+    assert line == (
         "serve saves/iter1 --served-model-name theta_2 --host 127.0.0.1 --port 4711 --dtype bfloat16 "
         "--max-model-len 2048 --generation-config vllm --enable-prefix-caching --uvicorn-log-level warning "
         "--seed 42 --gpu-memory-utilization 0.8"
     )
-    assert "--trust-remote-code" in vllm.serve_arguments(ServedModel("t", "m", None, "float32", 9, 0, True), 1, [])
+    given.run.model.trust_remote_code = True
+    assert "--trust-remote-code" in vllm.serve_arguments(given, None, 1, [])
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServedModel:
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of 16 GB with 12 heads, on GPUs of 24 GB."""
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 12}))
     monkeypatch.setattr(vllm, "read_tensors", lambda folder: 2 * [SimpleNamespace(shape=(4, 10**9))])
@@ -46,7 +52,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServedModel:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     memory = SimpleNamespace(total_memory=24 * 10**9)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: memory)
-    return replace(SERVED, model=str(tmp_path))
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -58,13 +64,13 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServedModel:
         ("float32", 5, "--tensor-parallel-size 2 --data-parallel-size 2"),
     ],
 )
-def test_as_many_copies_as_the_gpus_hold(model: ServedModel, dtype: str, gpus: int, arguments: str) -> None:
-    assert vllm.parallel_arguments(replace(model, dtype=dtype), gpus) == arguments.split()
+def test_as_many_copies_as_the_gpus_hold(model: Path, dtype: str, gpus: int, arguments: str) -> None:
+    assert vllm.parallel_arguments(model, dtype, gpus) == arguments.split()
 
 
-def test_a_size_divides_the_heads(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_size_divides_the_heads(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "read_tensors", lambda folder: [SimpleNamespace(shape=(10**12,))])
-    assert vllm.parallel_arguments(model, 8) == "--tensor-parallel-size 4 --data-parallel-size 2".split()
+    assert vllm.parallel_arguments(model, "bfloat16", 8) == "--tensor-parallel-size 4 --data-parallel-size 2".split()
 
 
 @pytest.mark.parametrize(
@@ -79,9 +85,9 @@ def test_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "lora", r=24, rank_pattern={"q": 40})
     found = vllm.served_adapter([folder])
     assert found == Adapter(folder, 40)
-    line = " ".join(vllm.serve_arguments(ServedModel("theta_1", "some/base", found, "float16", 64, 0), 1, []))
-    assert "serve some/base --served-model-name theta_1-base " in line
-    assert f"--enable-lora --lora-modules theta_1={folder} --max-lora-rank 64 " in line
+    line = " ".join(vllm.serve_arguments(context(model="some/base"), found, 1, []))
+    assert "serve some/base --served-model-name theta_2-base " in line
+    assert f"--enable-lora --lora-modules theta_2={folder} --max-lora-rank 64 " in line
     assert vllm.served_adapter([]) is None
 
 
@@ -148,20 +154,12 @@ def test_without_vllm_the_message_says_how(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        ("--dtype float16", "`bf16`"),
-        ("--max_model_len=8", "`cutoff_len`"),
-        ("--max-model 8", "`cutoff_len`"),
-        ("--no-enable-prefix-caching", "it is on"),
-        ("--api-key x", "each run makes its own key"),
-        ("--port 1", "for this run on this machine alone"),
-        ("--generation-config auto", "`temperature`"),
-    ],
+    "option", ["--dtype", "--max-model-len", "--max-model", "--no-enable-prefix-caching", "--api-key", "--port"]
 )
-def test_what_we_set_cannot_be_set_again(text: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        vllm.split_arguments(text)
+def test_what_we_set_cannot_be_set_again(option: str) -> None:
+    for text in (f"{option} x", f"{option}=x".replace("max-model", "max_model")):
+        with pytest.raises(ConfigError, match=rf"`tpaw_vllm_args` has {option}, which is set here already"):
+            vllm.split_arguments(text)
 
 
 def test_other_arguments_pass() -> None:

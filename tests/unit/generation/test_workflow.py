@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exactly one row a prompt, whatever interrupts generation, and the same rows as without interruption."""
+"""Exactly one row a prompt and sample, whatever interrupts or misbehaves, and the same bytes as without it."""
 
 from __future__ import annotations
 
-import contextlib
+import json
+import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,58 +18,69 @@ from llamafactory_tpaw.data.encoding import TurnEncoder
 from llamafactory_tpaw.data.files import sha256_hex
 from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, read_meta, read_triplets
-from llamafactory_tpaw.errors import DataError, InUseError
+from llamafactory_tpaw.errors import DataError, GenerationError, InUseError
 from llamafactory_tpaw.generation import workflow
-from llamafactory_tpaw.generation.base import Request, Response, answer_units, ignore
-from llamafactory_tpaw.generation.hf import HfEngine
+from llamafactory_tpaw.generation.base import Answers, Failure, PromptRequests, Request, Response
 from llamafactory_tpaw.generation.workflow import Job, run_job
 from tests.unit.generation.conftest import CUTOFF
-
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    import numpy as np
-    from transformers import PreTrainedModel
-
-    from llamafactory_tpaw.generation.base import Answers, PromptRequests
 
 
 class Interrupted(Exception):
     pass
 
 
-class FakeEngine:
-    """Answers by the prompt's id alone: some end, some do not, one is its target; stops working after `batches`."""
+class Shuffled:
+    """Answers by the request alone, in a seeded order and lists of several sizes; interrupted after `lists`."""
 
-    name, version = "fake", "1"
+    name = "fake"
 
-    def __init__(self, job: Job, batches: int = 10**6, batch_tokens: int = 16) -> None:
-        self.job = job
-        self.batches = batches
-        self.batch_tokens = batch_tokens
-        self.asked: list[list[str]] = []
+    def __init__(self, job: Job, *, order: int = 0, lists: int = 10**6, failing: tuple[int, ...] = ()) -> None:
+        self.job, self.order, self.lists, self.failing = job, order, lists, failing
+        self.asked: list[int] = []
+        self.version = ""
+        self.events: list[str] = []
 
-    def answer(
-        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
-    ) -> Iterator[Answers]:
-        return answer_units(self.generate, requests, left, self.batch_tokens, finished)
+    def answer(self, requests: PromptRequests, left: Any, finished: Callable[[int], object]) -> Iterator[Answers]:
+        self.asked, self.version = left.tolist(), "server 7"
+        try:
+            for answers in self.spoil(self.answers(requests)):
+                if self.lists == 0:
+                    raise Interrupted
+                self.lists -= 1
+                finished(len(answers) // 2)
+                yield answers
+        finally:
+            self.events.append("answered")
 
-    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
-        if len(self.asked) == self.batches:
-            raise Interrupted
-        self.asked.append([request.id for request in requests])
-        return [self.respond(request) for request in requests]
+    def answers(self, requests: PromptRequests) -> Iterator[Answers]:
+        draw = random.Random(self.order)
+        order = draw.sample(self.asked, len(self.asked))
+        while order:
+            size = draw.randint(0, 4)
+            part, order = order[:size], order[size:]
+            yield [(index, self.respond(index, requests[index])) for index in part]
 
-    def respond(self, request: Request) -> Response:
+    def spoil(self, lists: Iterator[Answers]) -> Iterator[Answers]:
+        return lists
+
+    def respond(self, index: int, request: Request) -> Response | Failure:
+        if index in self.failing:
+            return Failure(f"No server answers {index}.")
         stop = self.job.encoder.end_of_turn[0]
-        targets = {prompt.id: prompt.target_ids.tolist() for prompt in self.job.prompts.prompts[:1]}
-        if request.id in targets:
-            return Response(targets[request.id][: targets[request.id].index(stop) + 1], "stop")
+        if index == 0:
+            ids = self.job.prompts.prompts[:1][0].target_ids.tolist()
+            return Response(ids[: ids.index(stop) + 1], "stop")
         number = request.seed(self.job.settings.seed) % 1000
         ids = self.job.encoder.tokenizer.encode(f"Ä {number}\n")
         return Response([*ids, stop], "stop") if number % 3 else Response(ids[: request.max_new_tokens], "length")
+
+    def close(self) -> None:
+        self.events.append("closed")
+
+
+@pytest.fixture
+def job(common_job: Job, tmp_path: Path) -> Job:
+    return at(common_job, tmp_path)
 
 
 def at(job: Job, folder: Path) -> Job:
@@ -74,128 +88,95 @@ def at(job: Job, folder: Path) -> Job:
     return replace(job, round=Round(1, replace(job.round.entry, path=folder / "d1.jsonl")))
 
 
-def play(job: Job, batches: int = 10**6, batch_tokens: int = 16) -> FakeEngine:
-    engine = FakeEngine(job, batches, batch_tokens)
-    run_job(job, lambda: engine)
-    return engine
-
-
-def interrupt(job: Job, batches: int) -> FakeEngine:
-    engine = FakeEngine(job, batches)
-    with pytest.raises(Interrupted):
-        run_job(job, lambda: engine)
-    return engine
+def play(job: Job, engine: type[Shuffled] = Shuffled, **options: Any) -> tuple[Shuffled, TripletMeta]:
+    made = engine(job, **options)
+    return made, run_job(job, lambda: made)
 
 
 def undisturbed(job: Job, folder: Path) -> tuple[bytes, TripletMeta]:
-    other = at(job, folder)
-    play(other)
-    return other.round.path.read_bytes(), read_meta(other.round.path)
+    other = at(job, folder / "other")
+    _, meta = play(other)
+    return other.round.path.read_bytes(), meta
 
 
 def no_engine() -> Any:
     raise AssertionError("the model must not be loaded: nothing is missing")
 
 
-def test_one_row_a_prompt_in_order(job: Job) -> None:
-    engine = play(job)
-    meta = read_meta(job.round.path)
+def test_one_row_a_prompt_in_order_and_what_the_meta_file_says(job: Job) -> None:
+    engine, meta = play(job)
+    assert meta == read_meta(job.round.path)
     rows = list(read_triplets(job.round.path, meta))
     prompts = job.prompts.prompts
     assert [row.id for row in rows] == [prompt.id for prompt in prompts]
     assert len({row.id for row in rows}) == len(rows) == 17
     assert [(row.messages, row.target) for row in rows] == [(prompt.messages, prompt.target) for prompt in prompts]
-    assert {row.iteration for row in rows} == {1}
-    assert sorted(name for batch in engine.asked for name in batch) == sorted(prompt.id for prompt in prompts)
-    assert len(engine.asked) > 3
-    for row, request in zip(rows, job.requests(), strict=True):
-        response = engine.respond(request)
+    for index, (row, request) in enumerate(zip(rows, job.requests(), strict=True)):
+        response = engine.respond(index, request)
         assert (row.generated_ids, row.finish_reason) == (response.ids, response.finish_reason)
         assert row.generated == job.encoder.text_of(response.ids, response.finish_reason)
-
-
-def test_meta_says_where_the_rows_come_from(job: Job) -> None:
-    play(job)
-    meta = read_meta(job.round.path)
-    rows = list(read_triplets(job.round.path, meta))
+        assert request.max_new_tokens == min(20, CUTOFF - len(request.prompt_ids))
     stopped = sum(row.finish_reason == "stop" for row in rows)
     assert 0 < stopped < 17
-    assert meta.counts == {
-        "stop": stopped,
-        "length": 17 - stopped,
-        "equal": 1,
-        "bad_rows": 1,
-        "generated_tokens": sum(len(row.generated_ids) for row in rows),
-    }
+    tokens = sum(len(row.generated_ids) for row in rows)
+    counts = {"stop": stopped, "length": 17 - stopped, "equal": 1, "bad_rows": 1, "generated_tokens": tokens}
+    assert meta.counts == counts
     assert (meta.iteration, meta.generator, meta.generator_path, meta.rows) == (1, "a" * 64, "saves/theta_1", 17)
     assert (meta.prompts_entry, meta.prompts_digest) == ("sft", job.prompts.digest)
-    assert (meta.sampling, meta.cutoff_len, meta.engine) == (job.settings.as_dict(), CUTOFF, job.engine)
+    assert (meta.sampling, meta.cutoff_len) == (job.settings.as_dict(), CUTOFF)
+    assert (meta.engine, meta.samples, meta.ids_digest) == (job.engine | {"version": "server 7"}, 1, "")
     assert meta.rows_digest == sha256_hex(job.round.path.read_bytes())
     names = sorted(path.name for path in job.round.path.parent.iterdir() if not path.name.startswith("."))
     assert names == ["d1.jsonl", "d1.meta.json"]
+    changed = job.round.path.stat().st_mtime_ns
+    assert run_job(job, no_engine) == meta
+    assert job.round.path.stat().st_mtime_ns == changed
 
 
-def test_each_iteration_has_its_own_random_numbers(job: Job) -> None:
-    other = replace(job, round=Round(2, job.round.entry))
-    assert not {each.seed(0) for each in job.requests()} & {each.seed(0) for each in other.requests()}
+def test_samples_are_numbered_rows_of_their_prompt(job: Job) -> None:
+    job = replace(job, samples=3)
+    _, meta = play(job)
+    rows = list(read_triplets(job.round.path, meta))
+    assert [(row.id, row.sample) for row in rows] == [
+        (p.id, sample) for p in job.prompts.prompts for sample in (0, 1, 2)
+    ]
+    assert len({row.generated for row in rows}) > 40
+    assert (meta.samples, meta.prompts, meta.rows, meta.failed) == (3, 17, 51, [])
+    assert [json.loads(line)["sample"] for line in job.round.path.read_text().splitlines()[:3]] == [0, 1, 2]
 
 
-def test_requests_leave_room_under_the_cutoff(job: Job) -> None:
-    limits = [request.max_new_tokens for request in job.requests()]
-    room = [CUTOFF - len(prompt.prompt_ids) for prompt in job.prompts.prompts]
-    assert limits == [min(20, left) for left in room]
-    assert [request.max_new_tokens for request in replace(job, cutoff_len=500).requests()] == [20] * 17
-
-
-@pytest.mark.parametrize("batches", range(5))
-def test_an_interrupted_run_ends_as_an_undisturbed_one(job: Job, tmp_path: Path, batches: int) -> None:
-    content, meta = undisturbed(job, tmp_path / "other")
-    first = interrupt(job, batches)
-    assert not job.round.complete
-    assert not job.round.path.exists()
-    second = play(job)
-    asked = [*first.asked, *second.asked]
-    assert len(first.asked) == batches
-    assert sorted(name for batch in asked for name in batch) == sorted(prompt.id for prompt in job.prompts.prompts)
-    assert asked == play(at(job, tmp_path / "again")).asked  # the very same batches, so also the same rounding
+@pytest.mark.parametrize("samples", [1, 3])
+def test_interrupted_at_every_list_in_any_order(job: Job, tmp_path: Path, samples: int) -> None:
+    job = replace(job, samples=samples)
+    content, meta = undisturbed(job, tmp_path)
+    count = 0
+    while not job.round.complete:
+        assert not job.round.path.exists()
+        engine = Shuffled(job, order=count, lists=1)
+        try:
+            run_job(job, lambda made=engine: made)
+        except Interrupted:
+            count += 1
+        assert engine.events == ["answered", "closed"]
+    assert count > 5 * samples
     assert job.round.path.read_bytes() == content
     assert replace(read_meta(job.round.path), seconds=0, created="") == replace(meta, seconds=0, created="")
 
 
-def test_interrupted_at_every_batch(job: Job, tmp_path: Path) -> None:
-    content, _ = undisturbed(job, tmp_path / "other")
-    count = 0
-    while not job.round.complete:
-        with contextlib.suppress(Interrupted):
-            play(job, 1)
-        count += 1
-    assert count > 3
-    assert job.round.path.read_bytes() == content
-
-
 def test_torn_at_many_bytes_of_the_last_line(job: Job, tmp_path: Path) -> None:
-    """Whatever is left of a line is cut off before more is written, so that a second interruption finds no mixture."""
-    content, _ = undisturbed(job, tmp_path / "other")
-    batches = len(play(at(job, tmp_path / "again")).asked)
-    interrupt(job, 2)
+    """What is left of a line is cut off before more is written, so that a second interruption finds no mixture."""
+    content, _ = undisturbed(job, tmp_path)
+    with pytest.raises(Interrupted):
+        play(job, lists=4)
     partial = job.partial_path.read_bytes()
     start = partial[:-1].rfind(b"\n") + 1
-    for size in [0, 5, start - 1, start, *range(start + 1, len(partial), 37), len(partial) - 1, len(partial)]:
+    for size in [0, 5, start - 1, start, *range(start + 1, len(partial), 61), len(partial) - 1, len(partial)]:
         job.partial_path.write_bytes(partial[:size])
-        interrupt(job, 1)
-        kept = sum(line.startswith(b'{"commit"') for line in partial[:size].split(b"\n")[:-1])
-        assert len(play(job).asked) == batches - kept - 1
+        with pytest.raises(Interrupted):
+            play(job, lists=1, order=1)
+        play(job, order=2)
         assert job.round.path.read_bytes() == content
         meta_path(job.round.path).unlink()
-
-
-def test_other_batches_continue_and_give_the_same_rows(job: Job, tmp_path: Path) -> None:
-    content, _ = undisturbed(job, tmp_path / "other")
-    first = interrupt(job, 2)
-    second = play(job, batch_tokens=1)
-    assert not {name for batch in first.asked for name in batch} & {name for batch in second.asked for name in batch}
-    assert {len(batch) for batch in second.asked} == {1}
-    assert job.round.path.read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -215,7 +196,8 @@ def test_other_batches_continue_and_give_the_same_rows(job: Job, tmp_path: Path)
     ],
 )
 def test_another_run_does_not_continue_it(job: Job, change: Callable[[Job], Job], named: str) -> None:
-    interrupt(job, 2)
+    with pytest.raises(Interrupted):
+        play(job, lists=3)
     partial = job.partial_path.read_bytes()
     with pytest.raises(DataError, match=rf"d1\.jsonl\.partial was begun otherwise: {named}\. Restore .* delete"):
         run_job(change(job), no_engine)
@@ -223,11 +205,12 @@ def test_another_run_does_not_continue_it(job: Job, change: Callable[[Job], Job]
     play(replace(job, generator_path="moved/theta_1", engine=job.engine | {"version": "2"}, max_failed=1))
 
 
-def test_another_template_or_tokenizer_does_not_continue_it(job: Job) -> None:
-    interrupt(job, 2)
-    job.encoder.template.default_system = "Be brief."
-    job.encoder.tokenizer.add_tokens(["Natalia"])
-    restarted = replace(job, encoder=TurnEncoder(job.encoder.tokenizer, job.encoder.template))
+def test_another_template_or_tokenizer_does_not_continue_it(own_job: Job) -> None:
+    with pytest.raises(Interrupted):
+        play(own_job, lists=3)
+    own_job.encoder.template.default_system = "Be brief."
+    own_job.encoder.tokenizer.add_tokens(["Natalia"])
+    restarted = replace(own_job, encoder=TurnEncoder(own_job.encoder.tokenizer, own_job.encoder.template))
     with pytest.raises(DataError, match="begun otherwise: another template; another tokenizer"):
         run_job(restarted, no_engine)
 
@@ -235,7 +218,7 @@ def test_another_template_or_tokenizer_does_not_continue_it(job: Job) -> None:
 def test_killed_between_the_rows_and_their_meta_file(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content, meta = undisturbed(job, tmp_path / "other")
+    content, _ = undisturbed(job, tmp_path)
 
     def kill(*_: object) -> None:
         raise Interrupted
@@ -244,82 +227,130 @@ def test_killed_between_the_rows_and_their_meta_file(
         patch.setattr(workflow, "write_meta", kill)
         with pytest.raises(Interrupted):
             play(job)
-    assert job.round.path.read_bytes() == content
     assert not job.round.complete
     run_job(job, no_engine)
     assert job.round.complete
     assert job.round.path.read_bytes() == content
-    assert replace(read_meta(job.round.path), seconds=0, created="") == replace(meta, seconds=0, created="")
     assert not job.partial_path.exists()
 
 
-def test_what_another_process_finished_is_not_done_again(job: Job) -> None:
-    play(job)
-    changed = job.round.path.stat().st_mtime_ns
-    assert run_job(job, no_engine) == read_meta(job.round.path)
-    assert job.round.path.stat().st_mtime_ns == changed
-
-
 def test_a_second_process_is_refused_while_the_first_works(job: Job) -> None:
-    lock = job.round.path.with_name(f".{job.round.path.name}.lock")
-    lock.parent.mkdir(parents=True)
-    script = (
-        "import sys, time, filelock\n"
-        "with filelock.FileLock(sys.argv[1]):\n"
-        "    print('locked', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    command = [sys.executable, "-c", script, str(lock)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"locked\n"
-        with pytest.raises(InUseError, match=r"The triplet file .*d1\.jsonl is in use: another process .* Wait"):
-            run_job(job, no_engine)
-        assert not job.partial_path.exists()
-        other.kill()
-    play(job)
-    assert job.round.complete
-
-
-def test_the_lock_is_held_while_the_engine_works_and_given_back_when_it_fails(job: Job) -> None:
-    class Nested(FakeEngine):
-        def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
+    class Nested(Shuffled):
+        def respond(self, index: int, request: Request) -> Response | Failure:
             run_job(self.job, no_engine)
             raise AssertionError("two processes at once")
 
-    with pytest.raises(InUseError, match="is in use: another process"):
-        run_job(job, lambda: Nested(job))
+    with pytest.raises(InUseError, match=r"The triplet file .*d1\.jsonl"):
+        play(job, Nested)
     play(job)
 
 
-def test_an_engine_that_answers_too_little_for_a_unit(job: Job) -> None:
-    class Short(FakeEngine):
-        def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
-            return super().generate(requests)[1:]
+class Doubled(Shuffled):
+    def spoil(self, lists: Iterator[Answers]) -> Iterator[Answers]:
+        given: list[Any] = []
+        for answers in lists:
+            given += answers
+            yield answers + (given[:1] if len(given) > 8 else [])
 
-    with pytest.raises(ValueError):
-        run_job(job, lambda: Short(job))
+
+class Unknown(Shuffled):
+    def spoil(self, lists: Iterator[Answers]) -> Iterator[Answers]:
+        yield next(lists)
+        yield [(17, Response([1], "stop"))]
+
+
+class Forgetful(Shuffled):
+    def spoil(self, lists: Iterator[Answers]) -> Iterator[Answers]:
+        for answers in lists:
+            yield [(index, answer) for index, answer in answers if index not in (3, 9)]
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (Doubled, r"answered request \d+ a second time"),
+        (Unknown, "answered request 17 a second time, or without being asked"),
+        (Forgetful, "ended without an answer to 2 of 17 requests"),
+    ],
+)
+def test_an_engine_that_does_not_answer_as_agreed(
+    job: Job, tmp_path: Path, engine: type[Shuffled], message: str
+) -> None:
+    content, _ = undisturbed(job, tmp_path)
+    with pytest.raises(GenerationError, match=f"The engine `fake` {message}"):
+        play(job, engine)
     assert not job.round.path.exists()
-
-
-def test_the_transformers_engine_continues_to_the_same_bytes(job: Job, model: PreTrainedModel, tmp_path: Path) -> None:
-    arguments = (model, job.settings, job.encoder.stop_token_ids(), job.encoder.tokenizer.pad_token_id, 50)
-    engine = HfEngine(*arguments)
-    other = at(job, tmp_path / "other")
-    run_job(other, lambda: engine)
-    content = other.round.path.read_bytes()
-
-    class Failing(HfEngine):
-        batches = 2
-
-        def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
-            self.batches -= 1
-            if self.batches < 0:
-                raise Interrupted
-            return super().generate(requests, finished)
-
-    with pytest.raises(Interrupted):
-        run_job(job, lambda: Failing(*arguments))
-    run_job(job, lambda: engine)
+    after, _ = play(job, order=1)
+    assert len(after.asked) < 17
     assert job.round.path.read_bytes() == content
-    texts = [row.generated for row in read_triplets(job.round.path)]
-    assert len(set(texts)) > 10
+
+
+def test_failed_requests_are_listed_and_tried_again(job: Job, tmp_path: Path) -> None:
+    content, _ = undisturbed(job, tmp_path)
+    failing = (1, 4, 5, 11)
+    ids = [prompt.id for prompt in job.prompts.prompts]
+    with pytest.raises(GenerationError) as caught:
+        play(replace(job, max_failed=3), failing=failing)
+    (problem,) = caught.value.problems
+    assert "4 of 17 responses of " in problem
+    assert problem.count("#0 (No server answers ") == 3
+    assert f"{job.failed_path} lists all. The others are kept: the same command tries only these again." in problem
+    listed = [json.loads(line) for line in job.failed_path.read_text().splitlines()]
+    assert sorted((row["id"], row["sample"], row["reason"]) for row in listed) == sorted(
+        (ids[index], 0, f"No server answers {index}.") for index in failing
+    )
+    with pytest.raises(GenerationError, match="1 of 17 responses"):
+        play(job, failing=(4,))
+    engine, meta = play(job)
+    assert engine.asked == [4]
+    assert (job.round.path.read_bytes(), meta.failed, job.failed_path.exists()) == (content, [], False)
+
+
+def test_failures_without_an_end_end_the_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow, "HOPELESS", 5)
+    engine = Shuffled(job, failing=tuple(range(17)))
+    with pytest.raises(GenerationError, match=r"failed one after another, so no more are sent. First: .*#0 \(No serv"):
+        run_job(replace(job, max_failed=2), lambda: engine)
+    assert engine.events == ["answered", "closed"]
+    _, meta = play(replace(job, max_failed=16), failing=tuple(range(16)))
+    assert meta.rows == 1, "what is allowed is no end"
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_round_may_do_without_some_responses(job: Job, samples: int) -> None:
+    job = replace(job, samples=samples, max_failed=2)
+    _, meta = play(job, failing=(0, 5))
+    keys = [f"{prompt.id}#{sample}" for prompt in job.prompts.prompts for sample in range(samples)]
+    assert meta.failed == [keys[0], keys[5]]
+    assert (meta.rows, meta.prompts) == (17 * samples - 2, 17)
+    assert [row.key for row in read_triplets(job.round.path, meta)] == [key for key in keys if key not in meta.failed]
+
+
+def test_texts_without_ids_are_counted_and_compared_by_their_tokens(job: Job) -> None:
+    target = job.prompts.prompts[2].target["content"]
+
+    class Texts(Shuffled):
+        def respond(self, index: int, _: Request) -> Response:
+            return Response(None, "stop", target) if index == 2 else Response(None, "length", f"Ä {index}")
+
+    _, meta = play(job, Texts)
+    rows = list(read_triplets(job.round.path, meta))
+    assert {tuple(row.generated_ids) for row in rows} == {()}
+    encoded = [job.encoder.encode_text(row.generated, row.finish_reason) for row in rows]
+    assert meta.counts["generated_tokens"] == sum(map(len, encoded))
+    assert meta.counts["equal"] == sum(prompt.target["content"] == target for prompt in job.prompts.prompts)
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """Beyond the offsets, 8 bytes a row, less than 3 MB for 98,000 further rows, which are 174 MB in the file."""
+    script = Path(__file__).with_name("many_requests.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "2000", "100000"],
+        env={"PYTHONPATH": str(script.parents[3]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    few, many = map(int, done.stdout.split())
+    assert many - few < 8 * 98_000 + 3_000_000

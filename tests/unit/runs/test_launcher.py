@@ -18,7 +18,7 @@ from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import Entry
 from llamafactory_tpaw.data.triplets import meta_path
 from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem, InUseError
-from llamafactory_tpaw.generation.share import Share
+from llamafactory_tpaw.generation.devices import Share
 from llamafactory_tpaw.lf.given import HANDED, handed_file, read_given
 from llamafactory_tpaw.lf.signals import Terminated
 from llamafactory_tpaw.runs import launcher
