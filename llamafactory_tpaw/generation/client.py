@@ -8,9 +8,9 @@ An opponent model that others serve has a template of its own, so it is sent mes
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ..arguments.checks import KEY_VARIABLES
 from ..arguments.start import Start
@@ -31,11 +31,11 @@ from .protocol import (
     read_completion,
     stop_texts,
 )
-from .served import START, Answered, Inquiry, Served, api_key, error_words, names_of
+from .served import START, Inquiry, Served, api_key, error_words, names_of
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 IDS, TEXT, MESSAGES = "ids", "text", "messages"
-# Prompts that are looked at before the first request.
-LOOKED_AT = 32
+# Its newer models refuse the name that all other servers know.
+OPENAIS_OWN = "api.openai.com"
 UNREADABLE = "written as text, it is read as other tokens, and the server takes no token ids, as vLLM does"
 CHECK = (
     f"Check `tpaw_engine_url`, `tpaw_engine_model` and the environment variable {KEY_VARIABLES[0]}: what is generated "
@@ -149,23 +149,22 @@ class ServerEngine:
                     messages = messages_of(requests.prompts.prompts.take([index // requests.samples])[0])
                     yield Call(index, request, CHAT, bodies.chat(request, messages))
                 else:
-                    ids = request.prompt_ids.tolist()
-                    prompt = ids if self.prompts_go_as == IDS else self._text_of(ids)
+                    prompt: list[int] | str | None = request.prompt_ids.tolist()
+                    if self.prompts_go_as == TEXT:
+                        prompt = prompt_text(self.context.encoder.tokenizer, prompt, self.add_bos)
+                    if prompt is None:
+                        raise ValueError(UNREADABLE)
                     yield Call(index, request, COMPLETIONS, bodies.completion(request, prompt))
             except ValueError as error:
                 yield index, Failure(f"it cannot be sent: {error}")
-
-    def _text_of(self, ids: Sequence[int]) -> str:
-        text = prompt_text(self.context.encoder.tokenizer, ids, self.add_bos)
-        if text is None:
-            raise ValueError(UNREADABLE)
-        return text
 
     def _read(self, call: Call, answer: Any) -> Response:
         if call.path == CHAT:
             return read_chat(answer, call.request)
         stops = self.context.stop_token_ids
-        return read_completion(answer, call.request, call.body["prompt"], stops, self.stop_texts)
+        response = read_completion(answer, call.request, call.body["prompt"], stops, self.stop_texts)
+        self.facts["responses"] = TEXT if response.ids is None else IDS
+        return response
 
     # --- what is checked at the start
 
@@ -184,20 +183,19 @@ class ServerEngine:
                     f"{first.url} is {first.title} and serves {first.model}, but {other.url} is {other.title} and "
                     f"serves {other.model}. Give addresses of servers that are alike as `tpaw_engine_url`."
                 )
-        bodies = Bodies(first.kind, first.model, context.settings, context.stop_token_ids, self.stop_texts)
+        limit_key = "max_completion_tokens" if urlsplit(first.url).hostname == OPENAIS_OWN else "max_tokens"
+        stops = context.stop_token_ids, self.stop_texts
+        bodies = Bodies(first.kind, first.model, context.settings, *stops, limit_key)
         self.version = first.title
-        if self.prompts_go_as == MESSAGES:
-            for inquiry in inquiries:
-                bodies = self._probe_chat(bodies, inquiry, requests[int(left[0])])
-        else:
+        if self.prompts_go_as != MESSAGES:
             self._refuse_long(servers, requests, left)
-            ways = {self._probe(bodies, inquiry, requests, left) for inquiry in inquiries}
+            ways = {self._probe(bodies, inquiry, requests[int(left[0])]) for inquiry in inquiries}
             if len(ways) > 1:
                 raise GenerationError(
-                    f"Of {', '.join(self.urls)} some take or give token ids and others do not. Give addresses of "
-                    "servers that are alike as `tpaw_engine_url`."
+                    f"Of {', '.join(self.urls)} some take token ids and others do not. Give addresses of servers that "
+                    "are alike as `tpaw_engine_url`."
                 )
-            self.prompts_go_as, self.facts["responses"] = ways.pop()
+            self.prompts_go_as, self.add_bos = ways.pop()
         verified = self.server is not None or all(server.verified for server in servers)
         self.facts |= {"served": first.model, "verified": verified, "prompts": self.prompts_go_as}
         if not verified and not context.opponent:
@@ -217,71 +215,27 @@ class ServerEngine:
                     f"{longest}`), or lower `max_new_tokens` or `cutoff_len`."
                 )
 
-    def _probe(self, bodies: Bodies, inquiry: Inquiry, requests: PromptRequests, left: np.ndarray) -> tuple[str, str]:
-        """Have one token generated, to see how the server reads a prompt: how prompts go, and responses come."""
-        request = _short(requests[int(left[0])])
-        if bodies.kind != TRANSFORMERS:
-            ids = request.prompt_ids.tolist()
-            answer = inquiry.ask(COMPLETIONS, bodies.completion(request, ids))
-            if answer.status == 200 and count_of(answer.content, "prompt_tokens") == len(ids):
-                choices = answer.content.get("choices")
-                gives_ids = bool(choices) and isinstance(choices[0], dict) and "token_ids" in choices[0]
-                return IDS, IDS if gives_ids and choices[0]["token_ids"] is not None else TEXT
-            if answer.status in (401, 403, 404, 405) or bodies.kind == VLLM:
-                raise _refusal(inquiry, COMPLETIONS, answer)
-        for index in left[:LOOKED_AT].tolist():
-            request = _short(requests[index])
-            with contextlib.suppress(ValueError):
-                self._text_of(request.prompt_ids)
-                return self._probe_text(bodies, inquiry, request)
-        raise GenerationError(f"None of the first prompts can be sent: {UNREADABLE}. Or use `tpaw_engine: hf`.")
-
-    def _probe_text(self, bodies: Bodies, inquiry: Inquiry, request: Request) -> tuple[str, str]:
-        """Have the tokens of a prompt counted, with its BOS and, where the server adds one, without."""
-        counts = []
-        for add_bos in dict.fromkeys((self.add_bos, True)):
-            self.add_bos = add_bos
-            answer = inquiry.ask(COMPLETIONS, bodies.completion(request, self._text_of(request.prompt_ids)))
-            if answer.status != 200:
-                raise _refusal(inquiry, COMPLETIONS, answer)
-            counts.append(count_of(answer.content, "prompt_tokens"))
-            if counts[-1] == len(request.prompt_ids):
-                return TEXT, TEXT
+    def _probe(self, bodies: Bodies, inquiry: Inquiry, request: Request) -> tuple[str, bool]:
+        """Have one token generated, to find a way of prompts by which the server counts as many tokens as this run."""
+        ids, said, tokenizer = request.prompt_ids.tolist(), [], self.context.encoder.tokenizer
+        ways: dict[tuple[str, bool], list[int] | str | None] = {(IDS, False): ids}
+        if bodies.kind == TRANSFORMERS:
+            ways = {}
+        if bodies.kind != VLLM:
+            ways |= {(TEXT, add_bos): prompt_text(tokenizer, ids, add_bos) for add_bos in (False, True)}
+        for way, prompt in ways.items():
+            if prompt is None:
+                said.append(UNREADABLE)
+                continue
+            asked = dataclasses.replace(request, max_new_tokens=1)
+            answer = inquiry.ask(COMPLETIONS, bodies.completion(asked, prompt))
+            count = count_of(answer.content, "prompt_tokens")
+            if answer.status == 200 and count == len(ids):
+                return way
+            reads = f"reads it as {count}" if answer.status == 200 else error_words(answer.content)
+            said.append(f"it answers {answer.status} and {reads}")
         raise GenerationError(
-            f"The server at {inquiry.url} gives no count of prompt tokens (`usage.prompt_tokens`), so it cannot be "
-            "known that it reads the prompts as this run does. Use another server."
-            if None in counts
-            else f"The server at {inquiry.url} reads a prompt of {len(request.prompt_ids)} tokens as "
-            f"{' or '.join(map(str, dict.fromkeys(counts)))}: its tokenizer is another one. Serve the checkpoint with "
-            "its own tokenizer."
+            f"The server at {inquiry.url} does not take a prompt of {len(ids)} tokens as this run has it: "
+            f"{'; '.join(dict.fromkeys(said))}. Serve the checkpoint with its own tokenizer, by a server that has "
+            "`/completions` and counts the tokens (`usage`), as vLLM and `transformers serve` do."
         )
-
-    def _probe_chat(self, bodies: Bodies, inquiry: Inquiry, request: Request) -> Bodies:
-        question = [{"role": "user", "content": "?"}]
-        answer = inquiry.ask(CHAT, bodies.chat(_short(request), question))
-        if answer.status == 400 and "max_completion_tokens" in error_words(answer.content):
-            bodies = dataclasses.replace(bodies, limit_key="max_completion_tokens")
-            answer = inquiry.ask(CHAT, bodies.chat(_short(request), question))
-        if answer.status != 200:
-            raise _refusal(inquiry, CHAT, answer)
-        return bodies
-
-
-def _short(request: Request) -> Request:
-    return dataclasses.replace(request, max_new_tokens=1)
-
-
-def _refusal(inquiry: Inquiry, path: str, answer: Answered) -> GenerationError:
-    advice = "Correct what it names; the same command continues."
-    if answer.status in (401, 403):
-        advice = f"Set the environment variable `{KEY_VARIABLES[0]}`."
-    elif answer.status in (404, 405) and path == CHAT:
-        advice = "What `tpaw_opponent_model` names is asked through the chat API: use a server that has it."
-    elif answer.status in (404, 405):
-        advice = (
-            "Prompts as this run writes them need `/completions`, which vLLM and `transformers serve` have; "
-            "`llamafactory-cli api` has the chat API alone, which `tpaw_opponent_model` uses."
-        )
-    return GenerationError(
-        f"The server at {inquiry.url} answered {answer.status} to {path}: {error_words(answer.content)}. {advice}"
-    )

@@ -104,19 +104,6 @@ def test_a_padded_batch_is_each_prompt_by_hand(model: PreTrainedModel, changes: 
     assert {response.finish_reason for response in responses} == {"length"}
 
 
-def test_the_settings_change_the_result(model: PreTrainedModel) -> None:
-    changes = [{}, {"seed": 6}, {"temperature": 0.0}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.3}]
-    found = [[response.ids for response in generate(model, requests_of(), **change)] for change in changes]
-    assert all(first != second for number, first in enumerate(found) for second in found[:number])
-
-
-def test_batches_do_not_matter(model: PreTrainedModel) -> None:
-    requests = requests_of()
-    together = generate(model, requests)
-    alone = [generate(model, [request])[0] for request in requests]
-    assert together == alone == generate(model, requests[::-1])[::-1]
-
-
 def test_stop_tokens_and_limits(model: PreTrainedModel) -> None:
     free = [response.ids for response in generate(model, requests_of())]
     stop = [free[0][4], free[1][7], 3]

@@ -52,15 +52,6 @@ def test_frequencies_follow_the_softmax() -> None:
     assert chi_square(pairs[expected > 0], expected[expected > 0]) < 60  # 24 degrees: the steps are independent
 
 
-def test_numbers_belong_to_the_prompt() -> None:
-    names = ["a-0", "a-1", "b-0", "c-0"]
-    together = draw_steps(names, steps=40)
-    assert torch.equal(draw_steps(names[::-1], steps=40), together.flip(0))
-    assert torch.equal(draw_steps(names[1:2], steps=40), together[1:2])
-    assert torch.equal(draw_steps(names, steps=9), together[:, :9])
-    assert len({tuple(row.tolist()) for row in together}) == 4
-
-
 @pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.29, 1), (0.31, 2), (0.36, 4), (1 - 2**-53, 6)])
 def test_impossible_tokens_are_never_drawn(uniform: float, token: int) -> None:
     chosen = draw(PROBABILITIES.log()[None], torch.tensor([uniform], dtype=torch.float64))
