@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests of which each has its answer by its number, and a process that answers its share of them.
 
-Usage of the process: python -m tests.unit.generation.sharing HOW SHARE, where its device's name is in CUDA_VISIBLE_DEVICES.
+Usage of the process: python -m tests.unit.generation.sharing HOW SHARE, with a device's name in CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
