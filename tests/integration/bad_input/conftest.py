@@ -57,7 +57,7 @@ def train_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Refusal]:
         return Refusal(0, [])
 
     monkeypatch.setattr(dispatch, "report", remember)
-    monkeypatch.setattr(launcher, "_generate_in_child", launcher.generate)
+    monkeypatch.setattr(launcher, "_generate_in_child", lambda plan_file: launcher.generate([plan_file]))
     return train
 
 
