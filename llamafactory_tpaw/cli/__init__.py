@@ -88,13 +88,11 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"No run file is given, only {' '.join(overrides)}. Name the YAML files to play, in order.")
     items = loop.read_items(files, overrides)
     stream = sys.stderr if arguments.json else sys.stdout
-    play = loop.Play(items, lambda index, text: tell_progress(items, index, text, stream), arguments.json)
     try:
-        play.play()
+        return loop.play(items, lambda index, text: tell_progress(items, index, text, stream), arguments.json)
     finally:
         tell_summary([loop.summarize(item) for item in items], arguments.json)
         tell_stop(items, [*arguments.words, *(["--json"] if arguments.json else [])])
-    return play.exit_code
 
 
 def _lineage(arguments: argparse.Namespace) -> None:

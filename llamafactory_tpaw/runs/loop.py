@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -128,7 +128,7 @@ def check_items(items: Sequence[Item], *, complete: bool = True) -> None:
         TpawError: With every problem of every run, each with its name.
     """
     with Findings() as findings:
-        findings.refuse(ConfigError, _folder_problems(items) + _order_problems(items))
+        findings.refuse(ConfigError, _list_problems(items))
         expected: set[Path] = set()
         for item in items:
             finished = False
@@ -159,35 +159,27 @@ def _read_item(file: str, overrides: Sequence[str]) -> Item:
     return Item(file, given)
 
 
-def _folder_problems(items: Sequence[Item]) -> list[str]:
-    first: dict[Path, Item] = {}
+def _list_problems(items: Sequence[Item]) -> list[str]:
+    """Name run files with one folder, and those that start or sample from a model that only a later one makes."""
+    makers: dict[Path, Item] = {}
     problems = []
     for item in items:
-        before = first.setdefault(item.folder.resolve(), item)
-        if before is item:
-            continue
-        if Path(before.file).resolve() == Path(item.file).resolve():
+        before = makers.setdefault(item.folder.resolve(), item)
+        if before is not item and Path(before.file).resolve() == Path(item.file).resolve():
             problems.append(f"{item.file} is given twice. Name each run file once.")
-        else:
+        elif before is not item:
             problems.append(
                 f"{item.file}: `output_dir: {item.folder}` is that of {before.file}, too. Give each run its own "
                 "folder."
             )
-    return problems
-
-
-def _order_problems(items: Sequence[Item]) -> list[str]:
-    """Name what starts from a model, or samples from an opponent, that only a later file makes."""
-    problems = []
     for index, item in enumerate(items):
         start = Start.of(item.given)
-        needed = [("starts from", name) for name in (item.given.get("model_name_or_path") or "", *start.adapters)]
+        needed = dict.fromkeys((str(item.given.get("model_name_or_path") or ""), *start.adapters), "starts from")
         if item.given.get("tpaw_opponent_model"):
-            needed.append(("samples from", item.given["tpaw_opponent_model"]))
-        for what, named in needed:
-            model = Path(str(named))
-            maker = next((later for later in items[index + 1 :] if later.folder.resolve() == model.resolve()), None)
-            if maker is not None and check_checkpoint_complete(maker.folder):
+            needed.setdefault(str(item.given["tpaw_opponent_model"]), "samples from")
+        for model, what in needed.items():
+            maker = makers.get(Path(model).resolve())
+            if maker in items[index + 1 :] and check_checkpoint_complete(maker.folder):
                 problems.append(
                     f"{item.file} {what} {model}, which {maker.file} makes later in the list. Name {maker.file} first."
                 )
@@ -286,45 +278,29 @@ def _is_finished_sft(item: Item) -> bool:
 # -- playing
 
 
-@dataclass
-class Play:
-    r"""The whole of a `run`, so far.
+def play(items: Sequence[Item], tell: Callable[[int, str], None], to_stderr: bool = False) -> int:
+    r"""Play what is not finished; stop at the first failure.
 
-    Attributes:
+    Args:
         items: The run files, in order.
         tell: Called with a run file's index and what happens to it now, in words.
         to_stderr: Whether the children's output goes to stderr, so that stdout stays free.
+
+    Returns:
+        The exit code of the failure; 0 where there was none.
+
+    Raises:
+        KeyboardInterrupt: If this process is interrupted; its child is ended before.
     """
-
-    items: Sequence[Item]
-    tell: Callable[[int, str], None]
-    to_stderr: bool = False
-    exit_code: int = field(default=0, init=False)
-
-    def play(self) -> None:
-        r"""Play what is not finished; stop at the first failure, whose exit code is kept.
-
-        Raises:
-            KeyboardInterrupt: If this process is interrupted; its child is ended before.
-        """
-        for index, item in enumerate(self.items):
-            self._play_one(index, item)
-            if not item.is_done:
-                self.exit_code = item.exit_code
-                return
-
-    def _play_one(self, index: int, item: Item) -> None:
+    for index, item in enumerate(items):
         started = time.monotonic()
         try:
             progress = find_progress(item)
-            if progress.state == "finished":
-                item.status = "skipped"
-                self.tell(index, f"skipped: {progress.detail}.")
-                return
-            self.tell(index, f"{progress.detail}.")
-            item.exit_code = self._run(item, progress)
-            if item.exit_code == 0:
-                _require_finished(item)
+            finished = progress.state == "finished"
+            tell(index, f"{'skipped: ' if finished else ''}{progress.detail}.")
+            if not finished:
+                item.exit_code = _play_one(item, progress, to_stderr)
+            item.status = "skipped" if finished else "continued" if progress.state == "begun" else "finished"
         except TpawError as error:
             item.exit_code, item.reason = error.exit_code, " ".join(error.problems)
         except KeyboardInterrupt:
@@ -334,27 +310,26 @@ class Play:
             item.seconds = time.monotonic() - started
         if item.exit_code:
             item.status = "failed"
-            return
-        item.status = "continued" if progress.state == "begun" else "finished"
-        self.tell(index, f"{item.status}: {item.folder} holds {item.produces}.")
-
-    def _run(self, item: Item, progress: Progress) -> int:
-        handed = {"run_file": item.file} if item.is_iteration else {}
-        settings = item.given | ({} if item.is_iteration else progress.resume)
-        with handed_file(settings, **handed) as file:
-            command = [sys.executable, "-m", "llamafactory_tpaw", "train", file]
-            streams = {"stdout": STDERR} if self.to_stderr else {}
-            return run_child(command, patience_s=SAVING_S, **streams)
+            return item.exit_code
+        if not finished:
+            tell(index, f"{item.status}: {item.folder} holds {item.produces}.")
+    return 0
 
 
-def _require_finished(item: Item) -> None:
-    """A process that ends well without a result was stopped from outside, or overwrote a result as it was asked to."""
+def _play_one(item: Item, progress: Progress, to_stderr: bool) -> int:
+    handed = {"run_file": item.file} if item.is_iteration else {}
+    settings = item.given | ({} if item.is_iteration else progress.resume)
+    with handed_file(settings, **handed) as file:
+        command = [sys.executable, "-m", "llamafactory_tpaw", "train", file]
+        code = run_child(command, patience_s=SAVING_S, **({"stdout": STDERR} if to_stderr else {}))
+    # With `overwrite_output_dir` a result never counts as finished beforehand.
     again = Item(item.file, item.given | {"overwrite_output_dir": False})
-    if find_progress(again).state != "finished":
+    if code == 0 and find_progress(again).state != "finished":
         raise DataError(
             f"Its process ended without an error, but {item.folder} holds no finished result. Start the same command "
             "again: it continues."
         )
+    return code
 
 
 def summarize(item: Item) -> dict[str, Any]:

@@ -43,18 +43,23 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return [Item(file, given | {"output_dir": f"saves/{file[0]}"}) for file in files]
 
     def call(effects: dict[str, Any], *words: str) -> int:
-        def play_one(self: Any, index: int, item: Item) -> None:
-            effect = effects[item.file]
-            self.tell(index, "begins.")
-            item.seconds = 12.34
-            if isinstance(effect, BaseException):
-                item.status = "interrupted"
-                raise effect
-            item.status, item.exit_code = effect, 3 if effect == "failed" else 0
-            self.tell(index, f"{effect}.")
+        def play(items: list[Item], tell: Callable[[int, str], None], to_stderr: bool) -> int:
+            for index, item in enumerate(items):
+                effect = effects.get(item.file, "finished")
+                tell(index, "begins.")
+                item.seconds = 12.34
+                if isinstance(effect, BaseException):
+                    item.status = "interrupted"
+                    raise effect
+                item.status = effect
+                if effect == "failed":
+                    item.exit_code = 3
+                    return 3
+                tell(index, f"{effect}.")
+            return 0
 
         monkeypatch.setattr(loop, "read_items", read)
-        monkeypatch.setattr(loop.Play, "_play_one", play_one)
+        monkeypatch.setattr(loop, "play", play)
         return cli.main(["run", *words])
 
     return call

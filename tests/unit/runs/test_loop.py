@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from llamafactory_tpaw.errors import ConfigError, TpawError
 from llamafactory_tpaw.lf.given import HANDED, read_given
 from llamafactory_tpaw.runs import loop
-from llamafactory_tpaw.runs.loop import Item, Play, Progress, find_progress, read_items, split_words, summarize
+from llamafactory_tpaw.runs.loop import Item, Progress, find_progress, read_items, split_words, summarize
 from llamafactory_tpaw.team.manifest import write_manifest
 from tests.runs import COMMON, Project
 from tests.unit.runs.test_plan import finish, project, write_triplets
@@ -274,10 +274,8 @@ class World:
             self.states[name] = FINISHED
         return max(code, 0)
 
-    def play(self, *items: Item, **changes: Any) -> Play:
-        play = Play(items, lambda index, text: self.told.append((index, text)), **changes)
-        play.play()
-        return play
+    def play(self, *items: Item, **changes: Any) -> int:
+        return loop.play(items, lambda index, text: self.told.append((index, text)), **changes)
 
 
 def item(name: str, **given: Any) -> Item:
@@ -292,7 +290,7 @@ class TestPlay:
 
     def test_each_is_played_in_order_in_a_process_that_is_handed_its_settings(self, world: World) -> None:
         items = item("a", tpaw_eta=2), item("b")
-        play = world.play(*items)
+        assert world.play(*items) == 0
         assert [handed.pop(HANDED)["run_file"] for handed in world.handed] == ["a.yaml", "b.yaml"]
         assert world.handed == [each.given for each in items]
         assert [each.status for each in items] == ["finished", "finished"]
@@ -302,7 +300,7 @@ class TestPlay:
             (1, "begins."),
             (1, "finished: saves/b holds theta_1."),
         ]
-        assert (play.exit_code, world.streams) == (0, {})
+        assert world.streams == {}
 
     def test_finished_ones_start_no_process(self, world: World) -> None:
         world.states = {"a": FINISHED, "b": Progress("begun", "goes on")}
@@ -316,21 +314,21 @@ class TestPlay:
     def test_failure_stops_the_rest_with_its_code(self, world: World, code: int) -> None:
         world.codes = {"b": code}
         items = item("a"), item("b"), item("c")
-        assert world.play(*items).exit_code == code
+        assert world.play(*items) == code
         assert [each.status for each in items] == ["finished", "failed", "waiting"]
         assert len(world.handed) == 2
 
     def test_a_process_that_ends_well_without_result_failed(self, world: World) -> None:
         world.codes = {"a": -1}  # the fake's sign for that
         items = item("a"), item("b")
-        assert world.play(*items).exit_code == 3
+        assert world.play(*items) == 3
         assert [each.status for each in items] == ["failed", "waiting"]
         assert "saves/a holds no finished result" in items[0].reason
 
     def test_what_went_wrong_since_the_check_is_told(self, world: World) -> None:
         world.states = {"b": ConfigError("other settings.")}
         items = item("a"), item("b")
-        assert world.play(*items).exit_code == 2
+        assert world.play(*items) == 2
         assert [(each.status, each.reason) for each in items] == [("finished", ""), ("failed", "other settings.")]
 
     def test_interruption_is_noted_and_passed_on(self, world: World) -> None:
