@@ -99,13 +99,15 @@ def _disk_full(error: BaseException, settings: Mapping[str, Any]) -> MachineProb
         file = Path(os.fsdecode(error.filename))
         folder = nearest_folder(file.parent)
         device = folder.stat().st_dev
-        name = next((each for each in places if nearest_folder(places[each]).stat().st_dev == device), str(folder))
+        name = next(
+            (each for each in places if nearest_folder(places[each]).stat().st_dev == device), str(file.parent)
+        )
         free[name] = shutil.disk_usage(folder).free
         what = f"{file} could not be written"
     cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
     return MachineProblem(
-        f"{what}, because no space is left on the disk of {name} ({free[name] / 2**20:,.1f} MiB free): {cause}. Make "
-        "space there, or move the folder to another disk; no file is left half-written, and the same command goes on."
+        f"{what}, because no space is left on the disk of {name} ({free[name] / 2**20:.1f} MiB free): {cause}. Make "
+        "space there, or move the folder to another disk; the same command then continues."
     )
 
 

@@ -53,26 +53,17 @@ def read_if_ours(args: Args) -> dict[str, Any] | None:
     Raises:
         ConfigError: If it cannot be read and asks for the stage.
     """
-    if isinstance(args, dict) or not args:
-        given = read_given(args)
-    elif not args[0].endswith(FILE_ENDINGS):
+    if isinstance(args, list) and args and not args[0].endswith(FILE_ENDINGS):
         return read_given(args) if _last_flag(args, "--stage") == STAGE else None
-    else:
-        try:
-            given = _read_file(args[0], args[1:])
-        except ConfigError:
-            overrides = [word for word in args if word.startswith("stage=")]
-            if overrides[-1:] == ["stage=tpaw"] or (not overrides and _text_asks_for_us(args[0])):
-                raise
-            return None  # LlamaFactory's own error for a stage of its own
-    return given if given.get("stage") == STAGE else None
-
-
-def _text_asks_for_us(path: str) -> bool:
     try:
-        return STAGE_IN_TEXT.search(Path(path).read_text(encoding="utf-8", errors="replace")) is not None
-    except OSError:
-        return False
+        given = read_given(args)
+    except ConfigError:
+        asked = [word for word in args if word.startswith("stage=")]
+        text = Path(args[0]).read_text(encoding="utf-8", errors="replace") if Path(args[0]).is_file() else ""
+        if asked[-1:] == ["stage=tpaw"] or (not asked and STAGE_IN_TEXT.search(text)):
+            raise
+        return None  # LlamaFactory's own error for a stage of its own
+    return given if given.get("stage") == STAGE else None
 
 
 def take_handed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -108,17 +99,16 @@ def unknown_key_problems(given: Mapping[str, Any]) -> list[str]:
     from . import facade
 
     known = {spec.name for kind in facade.TRAIN_ARGS for spec in dataclasses.fields(kind) if spec.init}
-    allowed = is_on("ALLOW_EXTRA_ARGS")
-    unknown = [key for key in given if key not in known and (key.startswith(PREFIX) or not allowed)]
-    return [_unknown_message(key, known) for key in unknown]
-
-
-def _unknown_message(key: str, known: set[str]) -> str:
-    ours = key.startswith(PREFIX)
-    choices = sorted(name for name in known if name.startswith(PREFIX) or not ours)
-    nearest = difflib.get_close_matches(key, choices, n=1, cutoff=0.0 if ours else 0.6)
-    advice = f"Did you mean `{nearest[0]}`? " if nearest else ""
-    return f"`{key}` is not a key of `train`. {advice}Correct or remove it; {KEYS_HINT}"
+    problems = []
+    for key in given:
+        ours = key.startswith(PREFIX)
+        if key in known or (not ours and is_on("ALLOW_EXTRA_ARGS")):
+            continue
+        choices = sorted(name for name in known if name.startswith(PREFIX) or not ours)
+        nearest = difflib.get_close_matches(key, choices, n=1, cutoff=0.0 if ours else 0.6)
+        advice = f"Did you mean `{nearest[0]}`? " if nearest else ""
+        problems.append(f"`{key}` is not a key of `train`. {advice}Correct or remove it; {KEYS_HINT}")
+    return problems
 
 
 def value_problems(given: Mapping[str, Any], checked: Collection[str] = ()) -> list[str]:

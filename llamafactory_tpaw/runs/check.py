@@ -128,7 +128,13 @@ def check(
         result.device, result.memory = _device_of(run), estimate_memory(run, plan, sample)
         result.time = estimate_hours(plan, sample)
         if with_model and not findings.errors:
-            _measure(result, run, plan, sample, say)
+            from .measure import measure
+
+            with findings.note():
+                result.measured = measure(run, plan, sample, say)
+                result.time = result.measured.hours
+                for part, peak in result.measured.peaks.items():
+                    result.memory[part].insert(-1, peak)
         _check_memory(result)
     except TpawError as error:
         findings.errors.append(error)
@@ -158,16 +164,6 @@ def _read_data(run: RunArguments, plan: Plan, findings: Findings) -> Sample:
     sample = take_sample(plan, encoder, run.model, run.data, run.training, ROWS)
     check_sample(sample, plan, encoder, template, findings)
     return sample
-
-
-def _measure(result: CheckResult, run: RunArguments, plan: Plan, sample: Sample, say: Callable[[str], object]) -> None:
-    from .measure import measure
-
-    with result.findings.note():
-        result.measured = measure(run, plan, sample, say)
-        result.time = result.measured.hours
-        for part, peak in result.measured.peaks.items():
-            result.memory[part].insert(-1, peak)
 
 
 def _device_of(run: RunArguments) -> Device:

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import locked
-from ..errors import ConfigError, DataError, EnvironmentProblem, TpawError
+from ..errors import ConfigError, DataError, EnvironmentProblem
 from ..lf.failures import explained
 from ..lf.given import handed_file, is_true, read_given, take_handed
 from ..lf.logs import get_logger
@@ -105,7 +104,7 @@ def hold_output(given: Mapping[str, Any], handed: Mapping[str, Any] | None = Non
 
 
 def before_training(given: dict[str, Any], handed: Mapping[str, Any] | None) -> dict[str, Any]:
-    r"""Settle in a training process where training continues, the same in all of them.
+    r"""Settle in a training process where training continues; each finds the same, since none has begun to write.
 
     Args:
         given: The settings.
@@ -122,22 +121,18 @@ def before_training(given: dict[str, Any], handed: Mapping[str, Any] | None) -> 
     """
     if handed and os.path.isdir(handed["cwd"]):
         os.chdir(handed["cwd"])  # a Ray worker starts elsewhere
-
-    def decide() -> dict[str, Any]:
-        plan = handed_plan(given) if handed else make_plan(given)
-        if not handed:
-            if plan.is_finished:
-                _say_finished(plan)
-                raise SystemExit(0)
-            refuse_engine(given)
-            if is_true(given, "do_train"):
-                _require_triplets(plan)
-        if not is_true(given, "do_train"):
-            return {}
-        with hold_output(given, handed):
-            return _where_to_continue(plan)
-
-    return given | _decided_once(decide)
+    plan = handed_plan(given) if handed else make_plan(given)
+    if not handed:
+        if plan.is_finished:
+            _say_finished(plan)
+            raise SystemExit(0)
+        refuse_engine(given)
+        if is_true(given, "do_train"):
+            _require_triplets(plan)
+    if not is_true(given, "do_train"):
+        return given
+    with hold_output(given, handed):
+        return given | _where_to_continue(plan)
 
 
 def generate(argv: list[str]) -> int:
@@ -260,49 +255,10 @@ def _where_to_continue(plan: Plan) -> dict[str, Any]:
     if plan.earlier is None or plan.given.get("resume_from_checkpoint"):
         return {}
     point = find_resume_point(Path(folder))
-    for checkpoint in point.torn:
+    for checkpoint in point.torn if os.environ.get("RANK", "0") == "0" else ():
         logger.warning_rank0(f"{checkpoint} was being written when the run was interrupted: it is removed.")
         shutil.rmtree(checkpoint)
     if point.checkpoint is not None:
         return {"resume_from_checkpoint": str(point.checkpoint)}
     logger.info_rank0(f"{folder} has no checkpoint with an optimizer's state: training begins again.")
     return {"overwrite_output_dir": True}
-
-
-def _decided_once(decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Have the first of the training processes decide, and all of them do what it decided, or end as it did."""
-    alone = int(os.environ.get("WORLD_SIZE", "1")) <= 1
-    if alone or not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        return decide()
-    key = f"llamafactory_tpaw/decision/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if os.environ["RANK"] != "0":
-        answer = json.loads(_store().get(key))
-        if answer["problems"]:
-            error = TpawError(answer["problems"])
-            error.exit_code = answer["exit_code"]
-            raise error
-        if "exit_code" in answer:
-            raise SystemExit(answer["exit_code"])
-        return answer["decision"]
-    answer = {"problems": ["The first training process failed; it says why."], "exit_code": 1}
-    try:
-        decision = decide()
-        answer = {"problems": [], "decision": decision}
-        return decision
-    except TpawError as error:
-        answer = {"problems": error.problems, "exit_code": error.exit_code}
-        raise
-    except SystemExit as stop:
-        answer = {"problems": [], "exit_code": stop.code}
-        raise
-    finally:
-        _store().set(key, json.dumps(answer))
-
-
-@functools.cache
-def _store() -> Any:
-    """The store at which the processes meet; kept, since the first process may be its server."""
-    from torch.distributed import rendezvous
-
-    store, _, _ = next(rendezvous("env://"))
-    return store
