@@ -204,15 +204,14 @@ def find_resume_point(folder: Path) -> ResumePoint:
             read_json(checkpoint / "trainer_state.json")  # which is written last
         except (DataError, OSError) as error:  # another process of this run may be removing it, because it is torn
             problems = [str(error)]
-        # DeepSpeed keeps the scheduler's state in its folder, too. FSDP leaves optimizer.bin, or a folder of shards.
-        states = ("optimizer.pt", "optimizer.bin", "optimizer_*/.metadata")
-        can_continue = any(checkpoint.glob("global_step*")) or (
-            any(any(checkpoint.glob(state)) for state in states) and (checkpoint / "scheduler.pt").is_file()
-        )
         if problems:
             torn.append(checkpoint)
-        elif can_continue:  # not with `save_only_model`
-            return ResumePoint(checkpoint, tuple(torn))
+            continue
+        # DeepSpeed keeps the scheduler's state in its folder, too. FSDP leaves optimizer.bin, or a folder of shards.
+        states = ("optimizer.pt", "optimizer.bin", "optimizer_*/.metadata")
+        has_optimizer = any(any(checkpoint.glob(state)) for state in states)
+        if any(checkpoint.glob("global_step*")) or (has_optimizer and (checkpoint / "scheduler.pt").is_file()):
+            return ResumePoint(checkpoint, tuple(torn))  # with `save_only_model` it cannot be continued exactly
     return ResumePoint(None, tuple(torn))
 
 
@@ -220,7 +219,7 @@ def _no_weights(folder: Path, names: tuple[str, ...]) -> str:
     pickled = sorted(path.name for path in folder.glob("*_model*.bin"))
     if pickled:
         return (
-            f"{folder} has its weights in {pickled[0]}, which is not read because it is unpickled. Load it with "
+            f"{folder} has its weights in {pickled[0]}, which is not read, because unpickling can run code. Load it with "
             "transformers and save it again, as safetensors."
         )
     parts = sorted(path.name for path in folder.glob("*.safetensors"))

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ..errors import EnvironmentProblem
+
 
 # How long a process waits for one that still scores, or hashes a large model; `ddp_timeout` where that is longer. The
 # group of training itself would give up much earlier.
@@ -66,6 +68,17 @@ class Processes:
                 self.meet()
 
     def meet(self) -> None:
-        """Wait for all processes; one that does not come for a day, or for `ddp_timeout`, is an error."""
-        if self._group is not None:
+        r"""Wait for all processes.
+
+        Raises:
+            EnvironmentProblem: If one ended, or does not come for a day, or for `ddp_timeout`.
+        """
+        if self._group is None:
+            return
+        try:
             dist.monitored_barrier(self._group, self.patience)
+        except RuntimeError as error:
+            raise EnvironmentProblem(
+                f"Process {self.rank} of {self.count} (counted from 0) waited for the others in vain: "
+                f"{' '.join(str(error).split())[:300]}. Look at the others' output; the same command continues."
+            ) from error
