@@ -219,8 +219,8 @@ def _no_weights(folder: Path, names: tuple[str, ...]) -> str:
     pickled = sorted(path.name for path in folder.glob("*_model*.bin"))
     if pickled:
         return (
-            f"{folder} has its weights in {pickled[0]}, which is not read, because unpickling can run code. Load it with "
-            "transformers and save it again, as safetensors."
+            f"{folder} has its weights in {pickled[0]}, which is not read, because unpickling can run code. Load "
+            "it with transformers and save it again, as safetensors."
         )
     parts = sorted(path.name for path in folder.glob("*.safetensors"))
     found = f" It has {', '.join(parts[:3])}, but no index of shards." if parts else ""

@@ -60,7 +60,7 @@ def one_does_not_come(processes: Processes, folder: Path) -> None:
     if processes.rank == 1:
         time.sleep(3)
         return
-    with pytest.raises(EnvironmentProblem, match="Process 0 of 2 .* in vain: .*; the same command continues"):
+    with pytest.raises(EnvironmentProblem, match=r"Process 0 of 2 .* in vain: .*; the same command continues"):
         processes.meet()
 
 
