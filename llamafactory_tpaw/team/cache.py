@@ -162,8 +162,8 @@ class LogpCache:
             raise CacheError(f"{error} Deleting {self.folder} makes its sequences be scored again.") from error
         if stored != self.numerics:
             raise CacheError(
-                f"{path} is of other numerics than its folder's name, {self.numerics}. Delete {self.folder}; its "
-                "sequences are then scored again."
+                f"{path} is of other numerics than its folder's name. Delete {self.folder}; its sequences are then "
+                "scored again."
             )
 
     def _find(self, keys: Sequence[bytes]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
