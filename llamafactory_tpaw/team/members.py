@@ -64,15 +64,7 @@ class OpponentPlayer(Player):
 
 
 class Team(NamedTuple):
-    """What `load_team` found.
-
-    Attributes:
-        members: The players, oldest first; empty for T-SPIN.
-        policy: θ_t.
-        tokenizer: Its tokenizer, adapted to the template by LlamaFactory.
-        processor: Its processor, or None.
-        encoder: Tokenizer and template.
-    """
+    """The players, oldest first and none for T-SPIN; θ_t, its tokenizer, processor or None, and encoder."""
 
     members: list[Member]
     policy: Member

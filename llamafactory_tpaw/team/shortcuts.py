@@ -124,7 +124,6 @@ class _Trial:
         self,
         rows: Sequence[Row],
         dtype: torch.dtype | None,
-        *,
         head: bool = False,
         packed: bool = False,
         multiple: int = 8,
