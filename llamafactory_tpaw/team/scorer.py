@@ -84,7 +84,6 @@ class TeamScorer:
         self.precision = precision_of(run)
         self.sharding = sharding_of(run.training)
         self.processes = processes or Processes(run.training)
-        self.batch_tokens = run.finetuning.tpaw_score_batch_tokens
         self.players = PlayerLoader(run, tokenizer)
         self._caches: dict[str, LogpCache] = {}
 
@@ -198,7 +197,7 @@ class TeamScorer:
     def _own_batches(self, todo: Todo, layout: Layout) -> list[tuple[Batch, bool]]:
         """The batches of this process, and whether each counts: some are only done along with the others'."""
         count, rank = self.processes.count, self.processes.rank
-        batches = plan_score_batches(todo, self.batch_tokens, layout)
+        batches = plan_score_batches(todo, self.run.finetuning.tpaw_score_batch_tokens, layout)
         if len(batches) < count:  # smaller ones, so that every process has one
             tokens = sum(row.length for batch in batches for row, _ in batch)
             batches = plan_score_batches(todo, -(-tokens // count), layout)

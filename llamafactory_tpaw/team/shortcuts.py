@@ -68,7 +68,7 @@ def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: 
     in_training = [module for module in tried.modules() if module.training]
     try:
         trial = _Trial(tried.eval(), autocast_dtype(training_args))
-        apart = trial.difference(trial.apart[:1], multiple=1)
+        apart = trial.difference(trial.apart[:1], width=1)
         if apart:
             raise ConfigError(
                 f"{type(unwrap(model)).__name__} gives a response a log-prob that differs by {apart:.4g} nats with "
@@ -121,15 +121,10 @@ class _Trial:
 
     @torch.no_grad()
     def score(
-        self,
-        rows: Sequence[Row],
-        dtype: torch.dtype | None,
-        head: bool = False,
-        packed: bool = False,
-        multiple: int = 8,
+        self, rows: Sequence[Row], dtype: torch.dtype | None, head: bool = False, packed: bool = False, width: int = 8
     ) -> torch.Tensor:
         """Score the responses under autocast to a dtype: (S,) in nats."""
-        batch = pack(rows) if packed else lay_out(rows, pad_token_id=0, pad_to_multiple_of=multiple)
+        batch = pack(rows) if packed else lay_out(rows, pad_token_id=0, pad_to_multiple_of=width)
         device = self.model.device
         batch = {name: value.to(device) for name, value in batch.items()}
         return response_logps(self.model, batch, autocast(device, dtype), head=head).sums
