@@ -74,22 +74,15 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt.
-
-    Attributes:
-        id: The prompt's id.
-        prompt_ids: int32 token ids; exactly these are conditioned on.
-        max_new_tokens: What `max_new_tokens` and `cutoff_len` leave for this prompt.
-        iteration: Which θ answers. Its number is part of the seed: with the same random numbers in every iteration,
-            players that differ little would give the same response, and D_O would hold it several times.
-        sample: Which of the prompt's responses this is, from 0 (`tpaw_samples_per_prompt`).
-    """
+    """One prompt."""
 
     id: str
-    prompt_ids: np.ndarray
-    max_new_tokens: int
+    prompt_ids: np.ndarray  # int32; exactly these are conditioned on
+    max_new_tokens: int  # what `max_new_tokens` and `cutoff_len` leave for this prompt
+    # Which θ answers. It is part of the seed: with the same random numbers in every iteration, players that differ
+    # little would give the same response, and D_O would hold it several times.
     iteration: int
-    sample: int = 0
+    sample: int = 0  # which of the prompt's responses this is (`tpaw_samples_per_prompt`)
 
     def seed(self, seed: int) -> int:
         """The seed of this request's random numbers: it does not depend on order, batch or process."""
@@ -100,13 +93,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """What was sampled: ids with the stop token, or a text without it where a server gives no ids.
-
-    `finish_reason` is `stop` or `length`.
-    """
+    """What was sampled: ids with the stop token, or a text without it where a server gives no ids."""
 
     ids: list[int] | None
-    finish_reason: str
+    finish_reason: str  # `stop` or `length`
     text: str | None = None
 
 
@@ -129,13 +119,11 @@ class PromptRequests:
         max_new_tokens: Most tokens of a response.
         cutoff_len: Most tokens of prompt and response together; what a prompt leaves of it bounds its responses.
 
-    Attributes:
-        prompt_tokens: Tokens of each request's prompt, (N,) int32.
-        new_tokens: Most new tokens of each request, (N,) int32.
     """
 
     def __init__(self, prompts: PromptSet, iteration: int, samples: int, max_new_tokens: int, cutoff_len: int) -> None:
         self.prompts, self.iteration, self.samples = prompts, iteration, samples
+        # Tokens of each request's prompt and response, (N,) int32.
         self.prompt_tokens = prompts.prompt_tokens if samples == 1 else np.repeat(prompts.prompt_tokens, samples)
         self.new_tokens = np.minimum(cutoff_len - self.prompt_tokens, max_new_tokens, dtype=np.int32)
 
@@ -160,15 +148,10 @@ def ignore(_: int) -> None:
 
 
 class Engine(Protocol):
-    """Samples responses. One that holds something, a server for example, also has a method `close`.
+    """Samples responses. One that holds something, a server for example, also has a method `close`."""
 
-    Attributes:
-        name: Its kind: `hf`, `vllm` or `openai`.
-        version: Of what samples; read after the first answers, since a server says it only then.
-    """
-
-    name: str
-    version: str
+    name: str  # its kind: `hf`, `vllm` or `openai`
+    version: str  # of what samples; read after the first answers, since a server says it only then
 
     def answer(
         self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
@@ -189,31 +172,18 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EngineContext:
-    r"""What an engine is made from.
-
-    Attributes:
-        run: The run's arguments, `run.finetuning.tpaw_engine_*` among them.
-        name: `theta_2`, or the name of the opponent model; for messages.
-        model: Checkpoint folder of the generator, or the name under which a server knows it where it is none.
-        encoder: Tokenizer and template.
-        settings: Sampling settings.
-        dtype: What the run computes in, `bfloat16` for example; not what the files hold.
-        stop_token_ids: Ids that end a response.
-        devices: What `CUDA_VISIBLE_DEVICES` names for each device in sight; empty on the CPU.
-        opponent: `tpaw_opponent_model`; empty where θ_t generates.
-        adapters: Folders of the adapters on the model, in order.
-    """
+    """What an engine is made from."""
 
     run: RunArguments
-    name: str
-    model: Path | str
+    name: str  # `theta_2`, or the name of the opponent model; for messages
+    model: Path | str  # the checkpoint's folder, or the name under which a server knows it where it is none
     encoder: TurnEncoder
     settings: SamplingSettings
-    dtype: str
+    dtype: str  # what the run computes in, `bfloat16` for example; not what the files hold
     stop_token_ids: tuple[int, ...]
-    devices: tuple[str, ...] = ()
-    opponent: str = ""
-    adapters: tuple[Path, ...] = ()
+    devices: tuple[str, ...] = ()  # what `CUDA_VISIBLE_DEVICES` names for each in sight; empty on the CPU
+    opponent: str = ""  # `tpaw_opponent_model`; empty where θ_t generates
+    adapters: tuple[Path, ...] = ()  # folders of the adapters on the model, in order
 
 
 def units_left(requests: PromptRequests, left: np.ndarray, batch_tokens: int) -> Iterator[list[int]]:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from ..arguments.checks import KEY_VARIABLES
 from ..arguments.start import Start
 from ..errors import ConfigError, GenerationError
 from ..lf.logs import get_logger
-from .base import Failure, ignore
+from .base import Answers, EngineContext, Failure, PromptRequests, Request, Response, ignore
 from .exchange import Call, Exchange, load_openai
+from .process import ServerProcess
 from .protocol import (
     CHAT,
     COMPLETIONS,
@@ -34,15 +39,6 @@ from .protocol import (
 from .served import START, Inquiry, Served, api_key, error_words, names_of
 
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    import numpy as np
-
-    from .base import Answers, EngineContext, PromptRequests, Request, Response
-    from .process import ServerProcess
-
 logger = get_logger(__name__)
 
 IDS, TEXT, MESSAGES = "ids", "text", "messages"
@@ -56,15 +52,7 @@ CHECK = (
 
 
 def make_engine(context: EngineContext, beside: Path) -> ServerEngine:
-    r"""Make the engine that `tpaw_engine` names; where it is `vllm`, its server is started.
-
-    Args:
-        context: What is generated, and with which model.
-        beside: The round's file; the server's log lies beside it.
-
-    Raises:
-        TpawError: If the client is not installed, or the server does not start.
-    """
+    """Make the engine that `tpaw_engine` names; of `vllm` the server is started, with its log `beside` a file."""
     load_openai()  # before a server of ours spends minutes on its start
     args = context.run.finetuning
     # With an adapter the model's own name would be that of another θ.
@@ -87,11 +75,6 @@ class ServerEngine:
         names: Names that the servers may have for the model, best first.
         server: The server, where it is ours: it is ended with the engine.
 
-    Attributes:
-        name: `openai` or `vllm`.
-        version: What the servers are; known after the first answers.
-        facts: What a meta file says besides: the model's name at the servers, whether they say that they loaded this
-            very checkpoint, and how prompts went and responses came.
     """
 
     def __init__(
@@ -100,6 +83,8 @@ class ServerEngine:
         self.context, self.urls, self.names, self.server = context, urls, names, server
         args = context.run.finetuning
         self.name, self.version = args.tpaw_engine, ""
+        # For the meta file: the model's name at the servers, whether they say that they loaded this very checkpoint,
+        # and how prompts went and responses came.
         self.facts: dict[str, Any] = {}
         self.api_key = server.api_key if server else api_key()
         self.add_bos = False
@@ -114,12 +99,7 @@ class ServerEngine:
     def answer(
         self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
     ) -> Iterator[Answers]:
-        r"""Answer what is left; see `base.Engine`.
-
-        Raises:
-            ConfigError: If a setting cannot be passed on to the servers.
-            GenerationError: If a server serves something else, reads prompts otherwise, or none is left.
-        """
+        """Answer what is left; see `base.Engine`."""
         if not len(left):
             return
         calls = self._calls(self._settle(requests, left), requests, left)

@@ -16,22 +16,17 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import DynamicCache, GenerationMixin
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 
 from .base import Request, Response, SamplingSettings
 from .row_cache import RowCache
 from .sampling import choose, refuse_unsound, uniforms_of
 
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from transformers import PreTrainedModel
 
 MAX_ROWS = 256
 # Prompt tokens, padding included, in one forward pass over prompts that enter.

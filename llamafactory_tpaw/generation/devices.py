@@ -10,26 +10,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..errors import GenerationError
 from ..lf.signals import end_like_child, exit_code, started_child
-from .base import ignore, units_left
+from .base import Answers, PromptRequests, Request, Response, ignore, units_left
 
 
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
-
-    import numpy as np
-
-    from .base import Answers, PromptRequests, Request, Response
-
-    Hand = Callable[..., AbstractContextManager[str]]
+# Writes the plan for a process that is to call `answer_parent`, and returns its file.
+Hand = Callable[..., contextlib.AbstractContextManager[str]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class DeviceEngine:
 
     Args:
         version: Of the engine in the processes.
-        hand: Writes the plan for a process that is to call `answer_parent`, and returns its file.
+        hand: Hands the plan over.
         file: The round's file, by which the process knows its round.
         job: Digest of what is generated, in which the processes must agree with this one.
         devices: A value of `CUDA_VISIBLE_DEVICES` for each process.

@@ -12,21 +12,17 @@ import asyncio
 import contextlib
 import importlib
 from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from ..arguments.fields import TpawArguments
 from ..errors import EnvironmentProblem, GenerationError
 from ..lf.logs import get_logger
-from .base import Failure
+from .base import Answers, Failure, Request
 from .served import BUSY, error_words, on_loopback
 
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
-
-    from ..arguments.fields import TpawArguments
-    from .base import Answers, Request
 
 CONNECT_S = 10.0
 # Shorter than the five seconds after which common servers close an idle connection, so that none is used as it closes.
@@ -41,19 +37,14 @@ logger = get_logger(__name__)
 
 @dataclass(eq=False)
 class Call:
-    r"""A request of a server: `body` goes to `path`, and `index` comes back with the answer.
-
-    Attributes:
-        tries: How often it was sent without an answer, repetitions by `openai` not counted.
-        busy_since: Since when servers have had too much to do for it.
-    """
+    """A request of a server: `body` goes to `path`, and `index` comes back with the answer."""
 
     index: int
     request: Request
     path: str
     body: dict[str, Any]
-    tries: int = 0
-    busy_since: float | None = None
+    tries: int = 0  # without an answer
+    busy_since: float | None = None  # since when servers have had too much to do for it
 
 
 def load_openai() -> Any:

@@ -3,26 +3,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..errors import EnvironmentProblem
 from ..lf.logs import get_logger
-from .base import Request, Response, SamplingSettings, ignore, plan_batches, units_left
+from .base import Answers, PromptRequests, Request, Response, SamplingSettings, ignore, plan_batches, units_left
 from .decoding import RowDecoder, obstacle, pad_left
 from .sampling import choose, refuse_unsound, uniforms_of
 
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from transformers import PreTrainedModel
-
-    from .base import Answers, PromptRequests
 
 logger = get_logger(__name__)
 
@@ -100,14 +93,11 @@ class HfEngine:
             yield list(zip(unit, self.generate([requests[index] for index in unit], finished), strict=True))
 
     def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
-        r"""Answer the requests of one unit.
+        r"""Answer the requests of one unit, in their order, each up to its own `max_new_tokens`.
 
         Args:
-            requests: The prompts; each is sampled up to its own `max_new_tokens`.
+            requests: The prompts.
             finished: Told how many more are finished, whenever some are.
-
-        Returns:
-            One response a request, in order.
 
         Raises:
             EnvironmentProblem: If the device runs out of memory.

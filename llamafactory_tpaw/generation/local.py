@@ -3,37 +3,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from ..arguments.parsed import RunArguments
 from ..data.files import digest_json, read_json
 from ..data.opponents import encoding_problems
-from ..data.prompts import load_prompts, selection
-from ..data.rounds import list_opponents, origin_problems, prompts_problems, split_names
-from ..data.triplets import read_meta
+from ..data.prompts import PromptSet, load_prompts, selection
+from ..data.rounds import Round, list_opponents, origin_problems, prompts_problems, split_names
+from ..data.triplets import TripletMeta, read_meta
 from ..errors import DataError, Findings
 from ..lf.logs import get_logger
 from ..team.loading import load_generator
 from ..team.manifest import hardware
 from ..team.members import Team, load_opponent, load_team, served_identity
 from ..team.sharding import autocast_dtype
-from .base import EngineContext, SamplingSettings
-from .devices import DeviceEngine, answer_parent
+from .base import Engine, EngineContext, SamplingSettings
+from .devices import DeviceEngine, Hand, Share, answer_parent
 from .hf import HfEngine
 from .workflow import Job, run_job
 
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ..arguments.parsed import RunArguments
-    from ..data.prompts import PromptSet
-    from ..data.rounds import Round
-    from ..data.triplets import TripletMeta
-    from .base import Engine
-    from .devices import Hand, Share
 
 logger = get_logger(__name__)
 
@@ -68,13 +59,7 @@ def generate_round(
 
 
 def answer_share(run: RunArguments, round_: Round, share: Share) -> None:
-    r"""Answer what the process that started this one hands out.
-
-    Args:
-        run: The run's arguments, parsed for one process.
-        round_: The round.
-        share: What this process was told.
-    """
+    """Answer what the process that started this one hands out, which `share` says."""
     if share.file != str(round_.path):
         return  # another round of the same plan
     job, context = _prepare(run, round_, [])

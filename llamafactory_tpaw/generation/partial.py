@@ -13,18 +13,16 @@ import json
 import os
 import zlib
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..data.files import cannot_read, parse_row, write_atomic
 from ..errors import DataError
 
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 COMMIT = b'{"commit": '
 MISSING = -1
@@ -51,24 +49,16 @@ class PartialFile:
         identity: What is generated: plain values, which a file must agree in to be continued.
         requests: Number of requests; rows belong to one each.
 
-    Attributes:
-        offsets: Where the row of each request begins, or -1, (N,) int64.
-        done: How many requests have a row.
-        seconds: Time spent on the rows.
-        counts: Sums of the rows' counts.
-        version: Of the engine that gave the newest row.
-        facts: What that engine says of itself besides.
-
     Raises:
         DataError: If the file was begun with another identity, or is damaged before its last commit.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], requests: int) -> None:
         self.path = path
-        self.offsets = np.full(requests, MISSING, dtype=np.int64)
-        self.done, self.seconds = 0, 0.0
+        self.offsets = np.full(requests, MISSING, dtype=np.int64)  # where the row of each request begins
+        self.done, self.seconds = 0, 0.0  # requests that have a row, and time spent on the rows
         self.counts: Counter[str] = Counter()
-        self.version, self.facts = "", {}
+        self.version, self.facts = "", {}  # what the engine that gave the newest row says of itself
         self._end = 0
         try:
             with path.open("rb") as stream:

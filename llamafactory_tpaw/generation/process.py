@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
@@ -21,10 +22,6 @@ from ..errors import GenerationError
 from ..lf.logs import get_logger
 from ..lf.signals import PR_SET_PDEATHSIG
 
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 HOST = "127.0.0.1"
 POLL_S, ANSWER_S, SAY_EVERY_S = 0.2, 5.0, 30.0
@@ -41,15 +38,8 @@ logger = get_logger(__name__)
 class ServerProcess:
     r"""A running server on a port of this machine that no other machine reaches.
 
-    On Linux it is asked to end when the thread that started it is gone, whatever ended that.
-
-    Args:
-        command: Program and arguments.
-        environment: The whole environment of the process.
-        port: Where it takes requests.
-        api_key: What requests must show.
-        log: File that takes what it writes.
-        startup_s: Seconds that it may take until it answers; `tpaw_engine_startup`.
+    On Linux it is asked to end when the thread that started it is gone, whatever ended that. It takes requests on
+    `port` with `api_key`, writes to `log`, and may take `startup_s` seconds until it answers.
 
     Raises:
         GenerationError: If it does not answer in time, or ends before.

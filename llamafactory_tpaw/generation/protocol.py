@@ -30,15 +30,9 @@ MOST_ID = 2**31
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], add_bos: bool) -> str | None:
-    r"""The text that a server without token ids reads as these ids.
+    """The text that a server without token ids reads as these ids; None where the tokenizer reads it as other ids.
 
-    Args:
-        tokenizer: The run's tokenizer.
-        ids: The prompt.
-        add_bos: Whether the server puts the BOS before a text by itself, so that it is left out here.
-
-    Returns:
-        The text, special tokens kept; None where the tokenizer reads it as other ids.
+    `add_bos` says that the server puts the BOS before a text by itself, so that it is left out here.
     """
     ids = list(map(int, ids))
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -49,23 +43,14 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], add_bos:
 
 @dataclass(frozen=True)
 class Bodies:
-    r"""Makes the JSON bodies of requests.
+    """Makes the JSON bodies of requests."""
 
-    Attributes:
-        kind: What the server is.
-        model: The name it has for the model.
-        settings: Sampling settings.
-        stop_token_ids: Ids that end a response.
-        stop_texts: The same as texts, for servers that take no ids, the template's own first.
-        limit_key: Under which name a chat server takes the most tokens of a response.
-    """
-
-    kind: str
-    model: str
+    kind: str  # what the server is
+    model: str  # the name it has for the model
     settings: SamplingSettings
-    stop_token_ids: tuple[int, ...]
-    stop_texts: tuple[str, ...]
-    limit_key: str = "max_tokens"
+    stop_token_ids: tuple[int, ...]  # ids that end a response
+    stop_texts: tuple[str, ...]  # the same as texts, for servers that take no ids, the template's own first
+    limit_key: str = "max_tokens"  # under which name a chat server takes the most tokens of a response
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be passed on."""

@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
-
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @dataclass

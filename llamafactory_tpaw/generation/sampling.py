@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import GenerationError
+from .base import Request, SamplingSettings
 
-
-if TYPE_CHECKING:
-    from .base import Request, SamplingSettings
 
 # Most likely tokens among which the top-p set is looked for before the whole vocabulary is sorted.
 NUCLEUS = 512
@@ -35,16 +33,13 @@ def uniforms_of(request: Request, settings: SamplingSettings) -> np.ndarray:
 def choose(
     logits: torch.Tensor, uniforms: torch.Tensor | None, settings: SamplingSettings, seen: torch.Tensor | None = None
 ) -> Chosen:
-    r"""Choose one token a row.
+    r"""Choose one token a row, which depends on that row alone.
 
     Args:
         logits: Shape (B, V), any float dtype. Left unchanged.
         uniforms: One number in [0, 1) a row, float64, shape (B,); None where the temperature is 0.
         settings: Sampling settings.
         seen: What each row's prompt and response hold so far, bool, shape (B, V); None where there is no penalty.
-
-    Returns:
-        The tokens. Each row's depends on that row alone.
     """
     scores = logits.float()
     if seen is not None:
@@ -85,14 +80,7 @@ def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> Chosen:
     r"""Invert the cumulative distribution of softmax(scores) at one number a row.
 
     The sum runs over blocks of tokens first and over the tokens of one block then, in float64: the vocabulary is read
-    once in float32, and no cumulative sum of its size is made.
-
-    Args:
-        scores: Float32, shape (B, V); -inf is never drawn.
-        uniforms: Float64 in [0, 1), shape (B,).
-
-    Returns:
-        For each row the first token at which the cumulative probability exceeds the row's number.
+    once in float32, and no cumulative sum of its size is made. -inf is never drawn.
     """
     probabilities = scores.softmax(-1)
     vocabulary = probabilities.shape[-1]
@@ -104,18 +92,14 @@ def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> Chosen:
     cumulative = sums.double().cumsum(-1)
     total = cumulative[:, -1:]
     target = uniforms[:, None].to(total) * total
-    block = torch.minimum(_first_above(cumulative, target), _last_positive(sums))
+    block = torch.minimum(torch.searchsorted(cumulative, target, right=True), _last_positive(sums))
     before = (cumulative - sums.double()).gather(-1, block)
     columns = block * size + torch.arange(size, device=scores.device)
     inside = probabilities.gather(-1, columns.clamp(max=vocabulary - 1)).masked_fill(columns >= vocabulary, 0.0)
     # Rounding may leave the number a little beyond the block's end: its last possible token is meant then.
-    offset = torch.minimum(_first_above(inside.double().cumsum(-1), target - before), _last_positive(inside))
+    first = torch.searchsorted(inside.double().cumsum(-1), target - before, right=True)
+    offset = torch.minimum(first, _last_positive(inside))
     return Chosen((block * size + offset)[:, 0], total.isfinite().all())
-
-
-def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Index of the first entry above the target, (B, 1); the number of entries if none is."""
-    return torch.searchsorted(cumulative, target, right=True)
 
 
 def _last_positive(values: torch.Tensor) -> torch.Tensor:
@@ -125,11 +109,7 @@ def _last_positive(values: torch.Tensor) -> torch.Tensor:
 
 
 def refuse_unsound(sound: bool) -> None:
-    """Stop where the model gave NaN.
-
-    Raises:
-        GenerationError: If `sound` is false.
-    """
+    """Raise GenerationError where the model gave NaN."""
     if not sound:
         raise GenerationError(
             "The model's probabilities are NaN. Look at the checkpoint and its dtype; a model trained in bf16 may not "

@@ -43,23 +43,14 @@ class Answered:
 
 @dataclass(frozen=True)
 class Served:
-    r"""What is known of a server.
-
-    Attributes:
-        url: Base address.
-        kind: `VLLM`, `TRANSFORMERS` or `OTHER`.
-        version: Its release, where it says so.
-        model: The name to ask for.
-        verified: Whether the server says that it loaded this very path; a name says nothing about weights.
-        max_tokens: Most tokens of prompt and response together, where it says so.
-    """
+    """What is known of a server."""
 
     url: str
-    kind: str
-    version: str
-    model: str
-    verified: bool
-    max_tokens: int | None
+    kind: str  # `VLLM`, `TRANSFORMERS` or `OTHER`
+    version: str  # its release, where it says so
+    model: str  # the name to ask for
+    verified: bool  # whether the server says that it loaded this very path; a name says nothing about weights
+    max_tokens: int | None  # most tokens of prompt and response together, where it says so
 
     @property
     def title(self) -> str:
@@ -107,12 +98,7 @@ def error_words(content: Any) -> str:
 
 
 def names_of(given: str | None, *paths: str) -> list[str]:
-    r"""Names under which servers may have a model.
-
-    Args:
-        given: `tpaw_engine_model`; where it is given, no other name counts.
-        paths: What the run calls the checkpoint: the path as written, a folder, a name on the hub.
-    """
+    """Names under which servers may have a model: `given` alone, or what the run calls the checkpoint, best first."""
     if given:
         return [given]
     whole = [name for path in paths for name in ((os.path.realpath(path), path) if os.path.isdir(path) else (path,))]
@@ -130,20 +116,13 @@ class Inquiry:
 
     Where it is there and gives no answer, or says that it is busy, the question is put again while there is time.
     Where nothing listens at all, that is told at once.
-
-    Attributes:
-        url: Base address.
-        key: Bearer token.
-        answer_s: Bound of each answer, beside that of `ANSWER_S`.
-        patience_s: For how long questions are put again, all together.
-        advice: What to do where it does not answer.
     """
 
     url: str
     key: str | None
-    answer_s: float
-    patience_s: float = 0.0
-    advice: str = START
+    answer_s: float  # bound of each answer, beside that of `ANSWER_S`
+    patience_s: float = 0.0  # for how long questions are put again, all together
+    advice: str = START  # what to do where it does not answer
 
     def __post_init__(self) -> None:
         """Start the clock."""
@@ -192,10 +171,7 @@ class Inquiry:
         return text.replace(self.key, "...") if self.key else text
 
     def examine(self, names: Sequence[str]) -> Served:
-        r"""Find out what the server is and whether it serves a model.
-
-        Args:
-            names: Names of the model, best first.
+        r"""Find out what the server is and whether it serves a model by one of the names, best first.
 
         Raises:
             GenerationError: If it does not answer, refuses the key, or serves other models.

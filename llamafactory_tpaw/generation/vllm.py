@@ -11,20 +11,17 @@ import shlex
 import shutil
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..data.files import read_json
 from ..errors import ConfigError, EnvironmentProblem
 from ..lf.logs import get_logger
 from ..team.checkpoint import read_tensors
+from .base import EngineContext
 from .process import HOST, ServerProcess
 
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from .base import EngineContext
 
 PYTHON = "{python}"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -55,11 +52,7 @@ class Adapter(NamedTuple):
 
 
 def start_vllm(context: EngineContext, beside: Path) -> ServerProcess:
-    r"""Start vLLM on the GPUs in sight and wait until it answers.
-
-    Args:
-        context: The engine's.
-        beside: The triplet file; the server's log lies beside it, `<its name>.server.log`.
+    r"""Start vLLM on the GPUs in sight and wait until it answers; its log lies beside the triplet file.
 
     Raises:
         ConfigError: If `tpaw_vllm_args` sets what is ours to set, or the model cannot be served by vLLM.
@@ -88,12 +81,9 @@ def start_vllm(context: EngineContext, beside: Path) -> ServerProcess:
 
 
 def parallel_arguments(model: Path, dtype: str, gpus: int) -> list[str]:
-    r"""Settle how the GPUs in sight are used: as many copies of the model as they hold, each on as few as hold it.
+    """Settle how the GPUs in sight are used: as many copies of the model as they hold, each on as few as hold it.
 
-    Args:
-        model: Checkpoint folder; the size of a hub's model is not known, and it is taken to fit.
-        dtype: What it computes in.
-        gpus: How many are in sight.
+    The size of a hub's model is not known, and it is taken to fit.
     """
     import torch
 
@@ -130,13 +120,7 @@ def serve_arguments(context: EngineContext, adapter: Adapter | None, port: int, 
 
 
 def server_environment(inherited: Mapping[str, str], gpus: Sequence[str], api_key: str) -> dict[str, str]:
-    r"""Return the environment of the server.
-
-    Args:
-        inherited: This process's environment.
-        gpus: What `CUDA_VISIBLE_DEVICES` shall list; empty leaves it as it is.
-        api_key: What requests must show. A command line could be read by every user of the machine.
-    """
+    """Return the environment of the server: its GPUs, if there are some, and the key, which no command line hides."""
     environment = {
         name: value
         for name, value in inherited.items()
@@ -226,10 +210,7 @@ def refuse_unsupported(model_args: Any) -> None:
 
 
 def served_adapter(folders: Sequence[Path]) -> Adapter | None:
-    r"""Return the adapter that is served upon the model, or None for none.
-
-    Args:
-        folders: All adapters of θ_t, in order.
+    r"""Return the one adapter that is served on the model, of all those of θ_t; None for none.
 
     Raises:
         ConfigError: If vLLM cannot serve what they make of the model.

@@ -7,29 +7,23 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..data.encoding import cut_response
+from ..data.encoding import TurnEncoder, cut_response
 from ..data.files import locked, write_parts_atomic
 from ..data.progress import Progress
+from ..data.prompts import Prompt, PromptSet
+from ..data.rounds import Round
 from ..data.triplets import TripletMeta, TripletRow, read_meta, row_key, write_meta
 from ..errors import DataError, GenerationError
 from ..team.manifest import now, relative_path, versions
-from .base import Failure, PromptRequests, Response, SamplingSettings
+from .base import Answers, Engine, Failure, PromptRequests, Response, SamplingSettings
 from .partial import AGAIN, NewRow, PartialFile
-
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from ..data.encoding import TurnEncoder
-    from ..data.prompts import Prompt, PromptSet
-    from ..data.rounds import Round
-    from .base import Answers, Engine
 
 
 # Failures in a row, beyond those that are allowed, after which the cause is taken to be no single request.
@@ -39,32 +33,22 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be generated, by whom and how; all that the resulting meta file says beforehand.
-
-    Attributes:
-        selection: The keys that settled which rows are prompts.
-        generator: Fingerprint of θ_t, or of the model in its place.
-        engine: Name, version and dtype. A version that only a server knows is filled in when it has answered.
-        hardware: What it is sampled on.
-        samples: Responses a prompt.
-        opponent: `tpaw_opponent_model`; empty where θ_t generates.
-        max_failed: How many responses may be missing in the end.
-    """
+    """What is to be generated, by whom and how; all that the resulting meta file says beforehand."""
 
     round: Round
     prompts: PromptSet
-    selection: dict[str, Any]
+    selection: dict[str, Any]  # the keys that settled which rows are prompts
     encoder: TurnEncoder
-    generator: str
+    generator: str  # fingerprint of θ_t, or of the model in its place
     generator_path: str
     settings: SamplingSettings
-    engine: dict[str, str]
+    engine: dict[str, str]  # name, version and dtype; a version that only a server knows is filled in later
     cutoff_len: int
     template_name: str = ""
-    hardware: dict[str, Any] = field(default_factory=dict)
-    samples: int = 1
-    opponent: str = ""
-    max_failed: int = 0
+    hardware: dict[str, Any] = field(default_factory=dict)  # what it is sampled on
+    samples: int = 1  # responses a prompt
+    opponent: str = ""  # `tpaw_opponent_model`; empty where θ_t generates
+    max_failed: int = 0  # how many responses may be missing in the end
 
     @property
     def partial_path(self) -> Path:

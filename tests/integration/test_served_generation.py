@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engine `openai` against a real server: the same rows as the `hf` engine's, and clear words where it cannot be."""
+"""Engines `openai` and `vllm` with a real server: the same rows as the `hf` engine's, and nothing is left of it."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from llamafactory_tpaw.data.rounds import Round
@@ -14,6 +16,7 @@ from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, read_meta
 from llamafactory_tpaw.errors import GenerationError
 from tests import encoders, serving, tiny
+from tests.processes import ends_soon
 from tests.runs import ADDITIONS, Project
 
 
@@ -34,6 +37,22 @@ TALKS = [
     for first, second in ((0, 5), (7, 2), (3, 3), (12, 9))
 ]
 GREEDY = {"temperature": 0.0, "cutoff_len": 160}
+
+
+# What `vllm serve` is told, for `transformers serve`; it fails where something that it needs is not said.
+PROGRAM = """#!{python}
+import argparse, os
+parser = argparse.ArgumentParser()
+parser.add_argument("serve", choices=["serve"])
+parser.add_argument("model")
+for option in ("served-model-name", "host", "port", "dtype", "max-model-len", "generation-config", "seed"):
+    parser.add_argument("--" + option, required=True)
+given, _ = parser.parse_known_args()
+assert os.environ["VLLM_API_KEY"] and os.environ["LLAMAFACTORY_TPAW"] == "0"
+print("this is", os.getpid(), flush=True)
+words = ["serve", given.model, "--host", given.host, "--port", given.port, "--dtype", given.dtype, "--device", "cpu"]
+os.execv({program!r}, [{program!r}, *words])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +131,21 @@ def test_a_server_of_another_model_is_refused(project: Project, url: str) -> Non
     served = {"tpaw_engine": "openai", "tpaw_engine_url": url, "tpaw_engine_model": "theta_7"}
     with pytest.raises(GenerationError, match=f"serves {project.model}, but theta_7 is asked for"):
         generate(project, "other", **served)
+
+
+def test_a_server_is_started_asked_and_ended(project: Project, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(project.root / "hub"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    program = project.root / "vllm of another environment"
+    transformers = str(Path(sys.executable).parent / "transformers")
+    program.write_text(PROGRAM.format(python=sys.executable, program=transformers), encoding="utf-8")
+    program.chmod(0o755)
+    before = set(psutil.Process().children(recursive=True))
+    _, ours = generate(project, "asked", tpaw_engine="openai", tpaw_engine_url=url)
+    meta, theirs = generate(project, "started", tpaw_engine="vllm", tpaw_vllm_command=f"'{program}'")
+    assert [row["rejected"] for row in theirs] == [row["rejected"] for row in ours]
+    known = {"name": "vllm", "version": "transformers serve", "verified": True}
+    assert known.items() <= meta.engine.items()
+    said = (project.root / "data" / "tpaw" / "started_iter0.server.log").read_text(encoding="utf-8")
+    assert ends_soon(int(said.partition("this is")[2].split()[0]))
+    assert set(psutil.Process().children(recursive=True)) <= before

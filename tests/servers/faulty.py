@@ -20,14 +20,8 @@ from typing import Any
 
 
 FAULTS = ("slow", "429", "429 with a time", "500", "503", "half a body", "wrong JSON", "other shape", "reset", "death")
-STATUS = {
-    "429": (429, ""),
+STATUS = {status: (int(status), "") for status in ("400", "401", "404", "429", "500", "503")} | {
     "429 with a time": (429, "retry-after: 0.01\r\n"),
-    "500": (500, ""),
-    "503": (503, ""),
-    "400": (400, ""),
-    "401": (401, ""),
-    "404": (404, ""),
     "307": (307, "location: http://127.0.0.1:9/v1/completions\r\n"),
 }
 
@@ -53,49 +47,41 @@ def random_faults(prompts: Sequence[Any], seed: int, times: int) -> dict[str, li
     return script
 
 
+def bind(port: int) -> socket.socket:
+    """A socket of this machine that others may share."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.bind(("127.0.0.1", port))
+    return made
+
+
 class FaultyServer:
-    r"""Serve `/v1/completions` and `/v1/models`. A request of one token is a question beforehand: it meets no fault.
+    """Serves `/v1/completions` and `/v1/models` as vLLM does; a request of one token asks beforehand, without a fault.
 
-    Args:
-        script: Prompt's key to its faults, in order.
-        down_s: How long a dead server is gone; None until `rise`.
-        owner: Whose it says that the model is; `vllm` makes it one that takes and gives ids.
-        on_answer: Told the number of valid answers after each.
-
-    Attributes:
-        faults: How often each fault was played.
-        key: The last Authorization header.
-        always: A fault that every request meets.
+    `script` has each prompt's faults in order; a dead server is gone for `down_s` seconds, or until `rise`, and
+    `on_answer` is told the number of valid answers after each.
     """
 
     def __init__(
         self,
         script: Mapping[str, Sequence[str]] | None = None,
         down_s: float | None = 0.01,
-        owner: str = "vllm",
         on_answer: Callable[[int], object] = lambda _: None,
     ) -> None:
         self.script = {key: deque(faults) for key, faults in (script or {}).items()}
-        self.down_s, self.owner, self.on_answer = down_s, owner, on_answer
-        self.faults: Counter[str] = Counter()
-        self.requests = self.valid = self.at_work = 0
-        self.key: str | None = None
-        self.always: str | None = None
+        self.down_s, self.on_answer = down_s, on_answer
+        self.faults: Counter[str] = Counter()  # how often each was played
+        self.valid = self.at_work = 0
+        self.key: str | None = None  # the last Authorization header
+        self.always: str | None = None  # a fault that every request meets
         self.connections: set[Connection] = set()
         self.listener: asyncio.Server | None = None
         self.loop = asyncio.new_event_loop()
         # A bound socket that does not listen keeps the port while the server is dead.
-        self.holder = self._bind(0)
+        self.holder = bind(0)
         self.port: int = self.holder.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-
-    @staticmethod
-    def _bind(port: int) -> socket.socket:
-        made = socket.socket()
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        made.bind(("127.0.0.1", port))
-        return made
 
     def __enter__(self) -> FaultyServer:
         self.thread.start()
@@ -115,7 +101,7 @@ class FaultyServer:
 
     async def _rise(self) -> None:
         if self.listener is None:
-            self.listener = await self.loop.create_server(lambda: Connection(self), sock=self._bind(self.port))
+            self.listener = await self.loop.create_server(lambda: Connection(self), sock=bind(self.port))
 
     async def _die(self) -> None:
         """Reset all connections and listen no more."""
@@ -130,14 +116,6 @@ class FaultyServer:
         self.loop.create_task(self._die())
         if self.down_s is not None:
             self.loop.call_later(self.down_s, lambda: self.loop.create_task(self._rise()))
-
-    def take(self, prompt: Any) -> str | None:
-        """The fault that this arrival of a prompt meets."""
-        faults = self.script.get(key_of(prompt))
-        fault = self.always or (faults.popleft() if faults else None)
-        if fault:
-            self.faults[fault] += 1
-        return fault
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """A valid answer; ids where it was asked in ids, as by vLLM."""
@@ -188,13 +166,14 @@ class Connection(asyncio.Protocol):
     def handle(self, path: str, content: bytes) -> None:
         server = self.server
         if path == "/v1/models":
-            return self.send(200, {"data": [{"id": "tiny", "object": "model", "owned_by": server.owner}]})
+            return self.send(200, {"data": [{"id": "tiny", "object": "model", "owned_by": "vllm"}]})
         if path != "/v1/completions":
             return self.send(404, {"detail": "Not Found"})
-        server.requests += 1
         server.at_work += 1
         body = json.loads(content)
-        fault = server.take(body["prompt"]) if body.get("max_tokens", 16) > 1 else None
+        fault, faults = None, server.script.get(key_of(body["prompt"]))
+        if body.get("max_tokens", 16) > 1 and (fault := server.always or (faults.popleft() if faults else None)):
+            server.faults[fault] += 1
         if fault != "never":
             server.loop.call_later(0.02 if fault == "slow" else 0, self.respond, fault, body)
         return None

@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 
 
@@ -15,12 +14,7 @@ Answer = Callable[[str, str, Any], tuple[int, Any]]
 
 
 class ScriptedServer:
-    r"""Answers what `answer(method, path, body)` says, a status and a JSON value; a context manager.
-
-    Attributes:
-        url: Its base address.
-        seen: Method, path, body and key of each request, in the order of their arrival.
-    """
+    """Answers what `answer(method, path, body)` says, a status and a JSON value; `seen` has all requests and keys."""
 
     def __init__(self, answer: Answer) -> None:
         self.seen: list[tuple[str, str, Any, str | None]] = []
@@ -62,8 +56,6 @@ class ScriptedServer:
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()

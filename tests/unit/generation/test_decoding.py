@@ -185,16 +185,6 @@ def test_finished_rows_run_into_no_position_that_the_model_lacks(monkeypatch: py
     assert decode(model, requests, 300) == single
 
 
-def test_many_short_passes_over_prompts(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = make_requests()
-    whole = decode(model, requests, 1000)
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 50)
-    monkeypatch.setattr(decoding, "MAX_ROWS", 4)
-    watch = Watch(model)
-    assert decode(model, requests, 1000) == whole
-    assert max(watch.rows) == 4
-
-
 SLIDING = {
     "qwen2": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     "mistral": (MistralConfig, {"sliding_window": 5}),
@@ -226,14 +216,6 @@ def test_a_model_whose_rows_cannot_be_exchanged_is_left_to_generate(monkeypatch:
     assert sum(told) == 16
     (line,) = said
     assert line.startswith("Rows of BloomForCausalLM cannot be exchanged while others are generated, because it prep")
-
-
-def test_the_two_ways_agree(model: PreTrainedModel) -> None:
-    for changes in ({}, {"repetition_penalty": 1.3, "top_p": 0.9}):
-        engine = HfEngine(model, settings(**changes), STOP, PAD, 400)
-        exchanged = engine.generate(make_requests())
-        engine.decoder = None
-        assert engine.generate(make_requests()) == exchanged
 
 
 def test_obstacles(model: PreTrainedModel) -> None:

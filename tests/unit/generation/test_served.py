@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +123,6 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(ConfigError) as caught:
             api_key()
         assert wrong not in str(caught.value)
-
-
-def test_names_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "saves" / "theta_1").mkdir(parents=True)
-    whole = os.path.realpath("saves/theta_1")
-    assert names_of(None, "saves/theta_1") == [whole, "saves/theta_1", "theta_1"]
-    assert names_of(None, "Qwen/Qwen2.5-1.5B") == ["Qwen/Qwen2.5-1.5B", "Qwen2.5-1.5B"]
-    assert names_of("mine", "saves/theta_1") == ["mine"]
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,10 @@ def test_a_size_divides_the_heads(model: Path, monkeypatch: pytest.MonkeyPatch) 
     assert vllm.parallel_arguments(model, "bfloat16", 8) == "--tensor-parallel-size 4 --data-parallel-size 2".split()
 
 
-@pytest.mark.parametrize(
-    "option", ["-tp", "--tensor-parallel-size=2", "--pipeline_parallel_size", "--data-parallel-size"]
-)
-def test_what_the_user_says_of_gpus_counts(option: str) -> None:
-    assert vllm.PARALLEL.match(option)
-    assert not vllm.PARALLEL.match(option.replace("parallel", "sequence").replace("tp", "tps"))
+def test_what_the_user_says_of_gpus_counts() -> None:
+    said = ["-tp", "--tensor-parallel-size=2", "--pipeline_parallel_size", "--data-parallel-size"]
+    assert all(map(vllm.PARALLEL.match, said))
+    assert not any(map(vllm.PARALLEL.match, ["-tps", "--context-parallel-size"]))
 
 
 def test_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
@@ -89,6 +87,8 @@ def test_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
     assert "serve some/base --served-model-name theta_2-base " in line
     assert f"--enable-lora --lora-modules theta_2={folder} --max-lora-rank 64 " in line
     assert vllm.served_adapter([]) is None
+    with pytest.raises(ConfigError, match="has 2 adapters"):
+        vllm.served_adapter([folder, folder])
 
 
 @pytest.mark.parametrize(
@@ -105,11 +105,6 @@ def test_adapters_that_vllm_does_not_serve(tmp_path: Path, config: dict, says: s
     folder = adapter(tmp_path / "lora", **config)
     with pytest.raises(ConfigError, match=says):
         vllm.served_adapter([folder])
-
-
-def test_several_adapters_cannot_be_served() -> None:
-    with pytest.raises(ConfigError, match="has 2 adapters"):
-        vllm.served_adapter([Path("one"), Path("two")])
 
 
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
