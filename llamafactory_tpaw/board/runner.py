@@ -114,7 +114,7 @@ class Play:
         if self.running and self._process is not None and self._process.poll() is None:
             if not self.aborted:
                 self.aborted, self._asked_at = True, time.monotonic()
-                os.killpg(self._process.pid, signal.SIGTERM)
+                self._process.terminate()  # which ends its children, each as is best for it
             elif time.monotonic() - self._asked_at > AGAIN_S:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -216,12 +216,14 @@ def follow(runner: Any) -> Iterator[dict[Any, Any]]:
     names = ("output_box", "progress_bar", "loss_viewer")
     output, progress, loss = (manager.get_elem_by_id(f"train.{name}") for name in names)
     lang = runner.running_data[manager.get_elem_by_id("top.lang")]
+    drawn = 0
     while play.running:
         log = play.tail()
         label, percent = _state(play, log, lang)
         bar = gr.Slider(label=label, value=percent, minimum=0, maximum=100, visible=True)
         logged = [entry for entry in read_log(play.folders[play.index] / TRAINER_LOG).values() if "loss" in entry]
-        shown = {loss: gr.Plot(facade.gen_loss_plot(logged))} if logged else {}
+        shown = {loss: gr.Plot(facade.gen_loss_plot(logged))} if len(logged) not in (0, drawn) else {}
+        drawn = len(logged)
         yield {output: _block(log, LINES) or escaped(label), progress: bar, **shown}
         play.wait(REFRESH_S)
     ended = "finished" if play.returncode == 0 else "aborted" if play.aborted else "failed"

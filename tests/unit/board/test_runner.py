@@ -26,6 +26,7 @@ import signal, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("child", child.pid, flush=True)
 def end(*_):
+    child.terminate()
     print("saved", flush=True)
     sys.exit(143)
 signal.signal(signal.SIGTERM, end)
