@@ -95,7 +95,7 @@ class Board:
     def fill(self, name: str, value: Any) -> None:
         """Give a field a value: a dropdown's choice, a number, or a text."""
         block = self.field(name)
-        if block.locator("input[role='listbox']").count():
+        if block.locator("ul, .wrap-inner, input[role='listbox']").count():
             box = block.locator("input").first
             box.click()
             box.fill(str(value))
