@@ -87,8 +87,8 @@ def _init(parser: argparse.ArgumentParser) -> None:
 
 def _check(parser: argparse.ArgumentParser) -> None:
     _run_file(parser)
-    text = "load theta_t, too: recompute the players' fingerprints, show that the newest player's reward is 0 at step "
-    text += "0, and measure a batch of each step for the estimate of time"
+    text = "load theta_t, too: recompute the players' fingerprints, do one batch of each step to measure its memory "
+    text += "and time, and show that the newest player's reward is 0 at step 0"
     parser.add_argument("--model", action="store_true", help=text)
     _json(parser, "findings and estimates")
 
