@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..runs.run_files import numbered
-from ..runs.succession import split_numbered
+from ..runs.run_files import numbered, split_numbered
 from ..team.manifest import MANIFEST
 from .settings import status_of
 from .words import escaped, say

@@ -18,8 +18,7 @@ from ..arguments.recorded import SECRET
 from ..data.files import read_json, write_json_atomic
 from ..data.source import DATASET_INFO, triplet_entry
 from ..errors import ConfigError, TpawError
-from ..runs.run_files import numbered
-from ..runs.succession import names_in, next_settings, own_round, split_numbered
+from ..runs.run_files import names_in, next_settings, numbered, own_round, split_numbered
 from ..team.manifest import read_manifest
 
 

@@ -140,6 +140,7 @@ def tell_init(settings: Any, project: Any, written: Any) -> None:
     lines = ["Found out:", *(f"  {subject:<10}{words}" for subject, words in project.findings), ""]
     lines.append(f"Wrote in {settings.folder.resolve()}:")
     lines += [f"  {name}" for name in written.new] + [f"  {name} (overwritten)" for name in written.replaced]
+    lines += [f"  {name} (removed: no longer part of the family)" for name in written.removed]
     lines += [f"  {settings.dataset_dir}/dataset_info.json: {', '.join(written.entries)}"] * bool(written.entries)
     lines += [f"  ({len(written.same)} are there already, with the same content)"] * bool(written.same)
     lines += ["", "Look through the files, then:"]

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The families of runs that this project ships: `yaml/` and `data/dataset_info.json` are written from here.
 
-`python -m llamafactory_tpaw.runs.families` writes the files below the working folder; with `--check` it only says
-which of them are stale.
+`python -m llamafactory_tpaw.runs.families` (`make run-files`) writes those of the files that are stale.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +81,6 @@ def lora_training(
     return Training(5e-6, epochs, batch, accumulation, extra={**precision, "seed": 42, **extra})
 
 
-LORA = {"lora_rank": 16, "lora_alpha": 32, "lora_target": "all"}
-QWEN_SELF_PLAY = self_play_training(2.0, 4, 16)
 QWEN = Family(
     name="qwen",
     note="Qwen2.5-1.5B on UltraChat, one GPU.",
@@ -92,7 +89,7 @@ QWEN = Family(
     sft_data="ultrachat_200k",
     saves="saves/Qwen2.5-1.5B/full",
     sft=sft_training(2e-5, 1.0, 4, 32),
-    self_play={"tpaw": QWEN_SELF_PLAY, "spin": QWEN_SELF_PLAY, "tspin": QWEN_SELF_PLAY},
+    self_play=dict.fromkeys(("tpaw", "spin", "tspin"), self_play_training(2.0, 4, 16)),
     iterations={"tpaw": 5, "spin": 4, "tspin": 4},
     preference_data="ultrafeedback",
     dpo=self_play_training(1.0, 4, 16),
@@ -100,60 +97,43 @@ QWEN = Family(
     model_keys=GPU_MODEL,
     output_keys=GPU_OUTPUT,
 )
-QWEN_LORA = Family(
+QWEN_LORA = replace(
+    QWEN,
     name="qwen_lora",
     note="Qwen2.5-1.5B on UltraChat with LoRA, one GPU; the settings of LoRA are ours. theta_0 is that of qwen.",
-    model=QWEN.model,
-    template=QWEN.template,
-    sft_data=QWEN.sft_data,
     saves="saves/Qwen2.5-1.5B/lora",
-    sft=QWEN.sft,
     self_play={"tpaw": lora_training(2.0, 4, 16)},
     iterations={"tpaw": 5},
-    prompts=ULTRACHAT_PROMPTS,
-    model_keys=GPU_MODEL,
-    output_keys=GPU_OUTPUT,
+    dpo=None,
     theta_0=QWEN.theta("tpaw", 0),
-    lora=LORA,
+    lora={"lora_rank": 16, "lora_alpha": 32, "lora_target": "all"},
 )
-LLAMA = Family(
+LLAMA = replace(
+    QWEN,
     name="llama",
     note="Llama-3.1-8B on UltraChat, 8 GPUs.",
     launcher="FORCE_TORCHRUN=1",
     model="meta-llama/Llama-3.1-8B",
     template="llama3",
-    sft_data="ultrachat_200k",
     saves="saves/Llama-3.1-8B/full",
     sft=sft_training(2e-5, 1.0, 2, 8, ddp_timeout=180000000),
     self_play={"tpaw": self_play_training(2.0, 2, 4, ddp_timeout=180000000)},
     iterations={"tpaw": 5},
-    preference_data="ultrafeedback",
     dpo=self_play_training(1.0, 2, 4, ddp_timeout=180000000),
-    prompts=ULTRACHAT_PROMPTS,
-    model_keys=GPU_MODEL,
     method_keys={"deepspeed": "yaml/deepspeed/ds_z3_config.json"},
-    output_keys=GPU_OUTPUT,
 )
-QWEN_GSM8K = Family(
+QWEN_GSM8K = replace(
+    QWEN,
     name="qwen_gsm8k",
     note="Qwen2.5-1.5B on GSM8K, one GPU.",
-    model="Qwen/Qwen2.5-1.5B",
-    template="qwen",
     sft_data="gsm8k",
-    saves="saves/Qwen2.5-1.5B/full",
     run_prefix="gsm8k_",
     sft=sft_training(1e-5, 3.0, 8, 8),
-    self_play={
-        "tpaw": self_play_training(2.0, 8, 8),
-        "spin": self_play_training(2.0, 8, 8),
-        "tspin": self_play_training(2.0, 8, 8),
-    },
-    iterations={"tpaw": 5, "spin": 4, "tspin": 4},
+    self_play=dict.fromkeys(("tpaw", "spin", "tspin"), self_play_training(2.0, 8, 8)),
+    dpo=None,
     cutoff_len=1024,
     max_new_tokens=512,
     prompts={"tpaw_turn": "last"},
-    model_keys=GPU_MODEL,
-    output_keys=GPU_OUTPUT,
 )
 TINY_TRAIN = {
     "weight_decay": 0.0,
@@ -196,37 +176,24 @@ TINY = Family(
 FAMILIES = (QWEN, QWEN_LORA, LLAMA, QWEN_GSM8K, TINY)
 
 
-def dataset_info(families: Iterable[Family]) -> str:
-    """Return the text of `data/dataset_info.json`: the sources, then the triplets of every family."""
-    entries = dict(SOURCES)
-    for family in families:
-        entries |= dataset_entries(family)
-    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
-
-
 def committed_files() -> dict[str, str]:
-    """Return every generated file of this project, by path relative to it."""
-    files = {"data/dataset_info.json": dataset_info(FAMILIES)}
+    """Return every generated file of this project, by path relative to it; the sources' entries come first."""
+    entries, files = dict(SOURCES), {}
     for family in FAMILIES:
+        entries |= dataset_entries(family)
         files |= run_files(family)
-    return files
+    return files | {"data/dataset_info.json": json.dumps(entries, indent=2, ensure_ascii=False) + "\n"}
 
 
-def main(arguments: list[str]) -> int:
-    """Write the committed files below the working folder, or with `--check` print which of them are stale."""
-    stale = []
+def main() -> None:
+    """Write the committed files below the working folder, those that are stale."""
     for name, text in committed_files().items():
         path = Path(name)
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
-            continue
-        stale.append(name)
-        if "--check" not in arguments:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-    for name in stale:
-        print(("stale: " if "--check" in arguments else "wrote ") + name)
-    return 1 if stale and "--check" in arguments else 0
+            print(f"wrote {name}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

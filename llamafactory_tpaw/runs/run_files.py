@@ -1,24 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The run files: one YAML an iteration, and their entries of `dataset_info.json`.
 
-A `Family` is everything that the runs on one model and one SFT set share. Everything here is pure: a family in, texts
-out. The families that this project ships are in `families.py`.
+A `Family` is everything that the runs on one model and one SFT set share: a family in, texts out. The families that
+this project ships are in `families.py`, those of a user are made in `init.py`.
 """
 
 from __future__ import annotations
 
+import copy
+import json
+import math
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+from ..arguments.checks import read_tpaw_args
 from ..arguments.start import Start
-from ..data.source import triplet_entry
-from .yaml_text import yaml_line
+from ..data.files import read_json, write_atomic
+from ..data.rounds import split_names
+from ..data.source import DATASET_INFO, triplet_entry
+from ..errors import ConfigError, DataError, EnvironmentProblem
 
 
 Method = Literal["tpaw", "spin", "tspin"]
 Line = tuple[str, Any] | tuple[str, Any, str]
 Section = tuple[str, list[Line]]
+LABELS = {"tpaw": "TPAW", "spin": "SPIN", "tspin": "T-SPIN"}
 TSPIN_KEYS = ("tpaw_scale", "tpaw_history_weight")
 EVAL_HINTS = {
     "val_size": "# val_size: 0.02  # share of the prompts held out, the same ones in every iteration",
@@ -26,6 +37,11 @@ EVAL_HINTS = {
     "eval_steps": "# eval_steps: 100",
     "per_device_eval_batch_size": "# per_device_eval_batch_size: 1",
 }
+NUMBERED = re.compile(r"(?P<stem>.+)_iter(?P<number>\d+)")
+PLAIN_TEXT = re.compile(r"(?:[A-Za-z_]|\.{0,2}/)(?:[A-Za-z0-9 ./_,+-]*[A-Za-z0-9./_,+-])?")
+# What YAML cannot have in a text or takes for the end of a line.
+NEEDS_ESCAPE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+YAML_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 
 
 @dataclass(frozen=True)
@@ -42,15 +58,9 @@ class Training:
 
     def lines(self) -> list[Line]:
         """Return the keys of the `### train` section."""
-        return [
-            ("per_device_train_batch_size", self.per_device_train_batch_size),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
-            ("learning_rate", self.learning_rate),
-            ("num_train_epochs", self.num_train_epochs),
-            ("lr_scheduler_type", self.lr_scheduler_type),
-            ("warmup_ratio", self.warmup_ratio),
-            *self.extra.items(),
-        ]
+        sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        names = (*sizes, "learning_rate", "num_train_epochs", "lr_scheduler_type", "warmup_ratio")
+        return [*((name, getattr(self, name)) for name in names), *self.extra.items()]
 
 
 @dataclass(frozen=True)
@@ -63,86 +73,51 @@ class Change:
 
 @dataclass(frozen=True)
 class Family:
-    r"""The runs that start from one SFT model.
+    """The runs that start from one SFT model."""
 
-    Args:
-        name: Prefix of the run files and of the generated datasets.
-        model: Base model, a folder or a hub name.
-        template: LlamaFactory's template.
-        sft_data: SFT set, an entry of `dataset_info.json`; also the source of the prompts.
-        saves: Folder of the runs; LlamaBoard lists `saves/<its model name>/<finetuning type>`.
-        sft: Training of theta_0.
-        self_play: Training of an iteration, by method; a method absent here has no run files.
-        iterations: Number of iterations, by method.
-        run_prefix: Put before a run's folder, so that two families can share `saves`.
-        preference_data: Set for the `dpo` run, which exists only where this is given.
-        dpo: Training of the `dpo` run.
-        sft_more: Training of continued SFT from theta_0, which exists only where this is given.
-        cutoff_len: Most tokens of a prompt and its response.
-        max_new_tokens: Most tokens of a generated response.
-        prompts: `tpaw_*` keys that choose the prompts, e.g. `tpaw_turn`.
-        engine: What samples the responses.
-        engine_keys: Further keys of the engine, e.g. `tpaw_engine_url`.
-        team_size: Most players, and most rounds of triplets.
-        reward_scale: Lambda.
-        eta: Target weight.
-        gamma: Sharpness of the player weights.
-        model_keys: Further keys of the `### model` section.
-        method_keys: Further keys of the `### method` section, e.g. `deepspeed`.
-        dataset_keys: Further keys of the `### dataset` section, e.g. `default_system`.
-        output_keys: Keys of the `### output` section beside the folder.
-        launcher: Put before the command in the first comment.
-        note: A line on what the family is, for its first comment.
-        theta_0: The SFT model where there is one; then the family has no `sft` run.
-        sft_saves: Folder of the `sft` run where it is another one.
-        lora: Keys of LoRA (`lora_rank`, …) where the iterations train adapters on theta_0; empty for all weights.
-        new_adapters: Whether each iteration merges the adapters before it and begins another one, instead of training
-            on with one adapter.
-        first_triplets: Dataset name of D_0 where another family that starts from the same theta_0 generates it.
-        changes: Keys of the iterations that replace the lines above, or are added to them.
-        sft_changes: The same for the `sft` run.
-        comments: Put behind the line of a key that has no other comment.
-    """
-
-    name: str
-    model: str
-    template: str
-    sft_data: str
-    saves: str
-    sft: Training
-    self_play: Mapping[Method, Training]
-    iterations: Mapping[Method, int]
-    run_prefix: str = ""
-    preference_data: str | None = None
-    dpo: Training | None = None
-    sft_more: Training | None = None
+    name: str  # prefix of the run files and of the generated datasets
+    model: str  # base model, a folder or a hub name
+    template: str  # LlamaFactory's template
+    sft_data: str  # the SFT set, an entry of dataset_info.json; also the source of the prompts
+    saves: str  # folder of the runs; LlamaBoard lists saves/<its model name>/<finetuning type>
+    sft: Training  # of theta_0
+    self_play: Mapping[Method, Training]  # of an iteration; a method absent here has no run files
+    iterations: Mapping[Method, int]  # how many
+    run_prefix: str = ""  # put before a run's folder, so that two families can share `saves`
+    preference_data: str | None = None  # for the `dpo` run
+    dpo: Training | None = None  # the `dpo` run exists only where this is given
+    sft_more: Training | None = None  # continued SFT from theta_0 exists only where this is given
     cutoff_len: int = 2048
     max_new_tokens: int = 1024
-    prompts: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Mapping[str, Any] = field(default_factory=dict)  # keys that choose the prompts, e.g. `tpaw_turn`
     engine: str = "hf"
-    engine_keys: Mapping[str, Any] = field(default_factory=dict)
+    engine_keys: Mapping[str, Any] = field(default_factory=dict)  # further ones, e.g. `tpaw_engine_url`
     team_size: int = 3
     reward_scale: float = 0.1
     eta: float = 6.0
     gamma: float = 0.5
-    model_keys: Mapping[str, Any] = field(default_factory=dict)
-    method_keys: Mapping[str, Any] = field(default_factory=dict)
-    dataset_keys: Mapping[str, Any] = field(default_factory=dict)
-    output_keys: Mapping[str, Any] = field(default_factory=dict)
-    launcher: str = ""
-    note: str = ""
-    theta_0: str | None = None
-    sft_saves: str | None = None
-    lora: Mapping[str, Any] = field(default_factory=dict)
-    new_adapters: bool = False
-    first_triplets: str | None = None
-    changes: Mapping[str, Change] = field(default_factory=dict)
-    sft_changes: Mapping[str, Change] = field(default_factory=dict)
-    comments: Mapping[str, str] = field(default_factory=dict)
+    model_keys: Mapping[str, Any] = field(default_factory=dict)  # further keys of the `### model` section
+    method_keys: Mapping[str, Any] = field(default_factory=dict)  # of `### method`, e.g. `deepspeed`
+    dataset_keys: Mapping[str, Any] = field(default_factory=dict)  # of `### dataset`, e.g. `default_system`
+    output_keys: Mapping[str, Any] = field(default_factory=dict)  # of `### output`, beside the folder
+    launcher: str = ""  # put before the command in the first comment
+    note: str = ""  # a line on what the family is, for its first comment
+    theta_0: str | None = None  # the SFT model where there is one; then the family has no `sft` run
+    sft_saves: str | None = None  # folder of the `sft` run where it is another one
+    lora: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # keys of LoRA where the iterations train adapters on theta_0
+    new_adapters: bool = False  # each iteration merges the adapters before it and begins another one
+    first_triplets: str | None = None  # D_0's dataset where another family with the same theta_0 generates it
+    changes: Mapping[str, Change] = field(
+        default_factory=dict
+    )  # keys that replace lines of the iterations, or are added
+    sft_changes: Mapping[str, Change] = field(default_factory=dict)  # the same for the `sft` run
+    comments: Mapping[str, str] = field(default_factory=dict)  # behind the line of a key that has no other comment
 
     @property
     def asks_servers_of_theta(self) -> bool:
-        """Whether somebody has to start a server of theta_t before each iteration."""
+        """Whether the user has to start a server of theta_t before each iteration."""
         return self.engine == "openai" and not self.engine_keys.get("tpaw_opponent_model")
 
     def run_folder(self, run: str) -> str:
@@ -179,56 +154,36 @@ def numbered(stem: str, iteration: int) -> str:
     return f"{stem}_iter{iteration}"
 
 
+def split_numbered(name: str) -> tuple[str, int] | None:
+    """`tpaw_iter2` → (`tpaw`, 2); None for a name without a number."""
+    match = NUMBERED.fullmatch(name)
+    return (match["stem"], int(match["number"])) if match else None
+
+
 def run_files(family: Family) -> dict[str, str]:
     """Return the text of every run file of a family, by path relative to the project."""
-    files = {} if family.theta_0 else {family.path("sft"): sft_text(family)}
+    theta_0, files = family.theta("tpaw", 0), {}
+    if not family.theta_0:
+        title = "theta_0: supervised fine-tuning, with LlamaFactory's own stage."
+        head = [_model(family, family.model, ""), _method(family, "sft"), _dataset(family, family.sft_data, "")]
+        sections = [*head, _output(family, "sft", "theta_0"), ("train", family.sft.lines())]
+        files[family.path("sft")] = _render(family, "sft", title, sections, family.sft_changes)
     for method in family.self_play:
         for iteration in range(family.iterations[method]):
             files[family.path(numbered(method, iteration))] = iteration_text(family, method, iteration)
     if family.sft_more is not None:
-        files[family.path("sft_more")] = sft_more_text(family)
+        title = "Baseline: continued supervised fine-tuning of theta_0, as many steps as all tpaw iterations together."
+        head = [_model(family, theta_0, "theta_0"), _method(family, "sft"), _dataset(family, family.sft_data, "")]
+        sections = [*head, _output(family, "sft_more", ""), ("train", family.sft_more.lines())]
+        files[family.path("sft_more")] = _render(family, "sft_more", title, sections)
     if family.dpo is not None:
-        files[family.path("dpo")] = dpo_text(family)
+        title = "Baseline: DPO of theta_0 on labelled preferences, with LlamaFactory's own stage."
+        method = _method(family, "dpo", [("pref_beta", 0.1), ("pref_loss", "sigmoid")])
+        head = [_model(family, theta_0, "theta_0: the policy, and the reference model"), method]
+        data = _dataset(family, family.preference_data, "")
+        sections = [*head, data, _output(family, "dpo", ""), ("train", family.dpo.lines())]
+        files[family.path("dpo")] = _render(family, "dpo", title, sections)
     return files
-
-
-def sft_text(family: Family) -> str:
-    """Return the run file that trains theta_0 with LlamaFactory's own stage `sft`."""
-    title = "theta_0: supervised fine-tuning, with LlamaFactory's own stage."
-    sections = [
-        _model(family, family.model, ""),
-        _method(family, "sft"),
-        _dataset(family, family.sft_data, ""),
-        _output(family, "sft", "theta_0"),
-        ("train", family.sft.lines()),
-    ]
-    return _render(family, "sft", title, sections, family.sft_changes)
-
-
-def sft_more_text(family: Family) -> str:
-    """Return the run file that goes on with SFT from theta_0, as a baseline of as many steps."""
-    title = "Baseline: continued supervised fine-tuning of theta_0, as many steps as all tpaw iterations together."
-    sections = [
-        _model(family, family.theta("tpaw", 0), "theta_0"),
-        _method(family, "sft"),
-        _dataset(family, family.sft_data, ""),
-        _output(family, "sft_more", ""),
-        ("train", family.sft_more.lines()),
-    ]
-    return _render(family, "sft_more", title, sections)
-
-
-def dpo_text(family: Family) -> str:
-    """Return the run file of the baseline on labelled preferences, LlamaFactory's own stage `dpo`."""
-    title = "Baseline: DPO of theta_0 on labelled preferences, with LlamaFactory's own stage."
-    sections = [
-        _model(family, family.theta("tpaw", 0), "theta_0: the policy, and the reference model"),
-        _method(family, "dpo", [("pref_beta", 0.1), ("pref_loss", "sigmoid")]),
-        _dataset(family, family.preference_data, ""),
-        _output(family, "dpo", ""),
-        ("train", family.dpo.lines()),
-    ]
-    return _render(family, "dpo", title, sections)
 
 
 def iteration_text(family: Family, method: Method, iteration: int) -> str:
@@ -240,10 +195,7 @@ def iteration_text(family: Family, method: Method, iteration: int) -> str:
         iteration: t: the run starts from theta_t and produces theta_{t+1}.
     """
     t, run = iteration, numbered(method, iteration)
-    label = {"tpaw": "TPAW", "spin": "SPIN", "tspin": "T-SPIN"}[method]
-    title = (
-        f"{label}, iteration {t}: theta_{t} plays, theta_{t + 1} comes out. Samples D_{t} first where it is missing."
-    )
+    title = f"{LABELS[method]}, iteration {t}: theta_{t} plays, theta_{t + 1} comes out. "
     rounds = range(max(0, t + 1 - _team_size(family, method)), t + 1)
     datasets = ",".join(family.triplets(method, r) for r in rounds)
     sections = [
@@ -257,17 +209,13 @@ def iteration_text(family: Family, method: Method, iteration: int) -> str:
     ]
     other = () if method == "tspin" else TSPIN_KEYS
     changes = {key: change for key, change in family.changes.items() if key not in other}
-    return _render(family, run, title, sections, changes)
+    return _render(family, run, f"{title}Samples D_{t} first where it is missing.", sections, changes)
 
 
 def dataset_entries(family: Family) -> dict[str, dict[str, Any]]:
     """Return the entries of `dataset_info.json` for the triplets that a family's runs generate."""
-    return {
-        name: triplet_entry(name)
-        for method in family.self_play
-        for name in (family.triplets(method, t) for t in range(family.iterations[method]))
-        if name != family.first_triplets
-    }
+    names = [family.triplets(method, t) for method in family.self_play for t in range(family.iterations[method])]
+    return {name: triplet_entry(name) for name in names if name != family.first_triplets}
 
 
 def _team_size(family: Family, method: Method) -> int:
@@ -294,33 +242,25 @@ def _method(family: Family, stage: str, lines: Iterable[Line] = ()) -> Section:
     if family.lora and stage == "tpaw":
         new = [("create_new_adapter", True)] if family.new_adapters else []
         trained = [("finetuning_type", "lora"), *family.lora.items(), *new]
-    head = [("stage", stage), ("do_train", True), *trained]
-    return "method", [*head, *family.method_keys.items(), *lines]
+    return "method", [("stage", stage), ("do_train", True), *trained, *family.method_keys.items(), *lines]
 
 
 def _method_lines(family: Family, method: Method, t: int) -> list[Line]:
-    thetas, size = [f"theta_{i}" for i in range(t + 1)], _team_size(family, method)
-    who = ", ".join(thetas)
+    size = _team_size(family, method)
+    who = ", ".join(f"theta_{i}" for i in range(t + 1))
     if method == "tspin":
         who += "; the loss of T-SPIN needs none of them"
     elif t + 1 > size:
         who += f"; the newest {size} play" if size > 1 else "; the newest plays"
-    lines: list[Line] = [
-        ("tpaw_iteration", t),
-        ("tpaw_players", ",".join(family.start(method, i).spelled for i in range(t + 1)), who),
-        ("tpaw_team_size", size),
-    ]
+    players = ",".join(family.start(method, i).spelled for i in range(t + 1))
+    lines: list[Line] = [("tpaw_iteration", t), ("tpaw_players", players, who), ("tpaw_team_size", size)]
     if method == "tspin":
         lines += [("tpaw_objective", "tspin"), ("tpaw_scale", 1.0), ("tpaw_history_weight", 0.1)]
         return [*lines, ("tpaw_proto", family.triplets(method, 0), "D_0 holds y_0")] if t else lines
     eta, gamma = (family.eta, family.gamma) if method == "tpaw" else (1.0, 0.0)
-    return [
-        *lines,
-        ("tpaw_objective", "tpaw", "" if method == "tpaw" else "one player, eta 1 and gamma 0 are SPIN"),
-        ("tpaw_reward_scale", family.reward_scale),
-        ("tpaw_eta", eta),
-        ("tpaw_gamma", gamma),
-    ]
+    comment = "" if method == "tpaw" else "one player, eta 1 and gamma 0 are SPIN"
+    lines += [("tpaw_objective", "tpaw", comment), ("tpaw_reward_scale", family.reward_scale)]
+    return [*lines, ("tpaw_eta", eta), ("tpaw_gamma", gamma)]
 
 
 def _generation_lines(family: Family, t: int) -> list[Line]:
@@ -330,10 +270,7 @@ def _generation_lines(family: Family, t: int) -> list[Line]:
         *family.prompts.items(),
         ("tpaw_engine", family.engine),
         *((key, value, comments.get(key, "")) for key, value in family.engine_keys.items()),
-        ("temperature", 1.0),
-        ("top_p", 1.0),
-        ("top_k", 0),
-        ("max_new_tokens", family.max_new_tokens),
+        *(("temperature", 1.0), ("top_p", 1.0), ("top_k", 0), ("max_new_tokens", family.max_new_tokens)),
     ]
 
 
@@ -349,27 +286,206 @@ def _output(family: Family, run: str, comment: str) -> Section:
 def _render(
     family: Family, run: str, title: str, sections: list[Section], changes: Mapping[str, Change] | None = None
 ) -> str:
+    """Write the sections; a changed key takes the place of its line, or stands at the end of its section."""
     command = f"{family.launcher} llamafactory-cli train {family.path(run)}".strip()
     blocks = ["\n".join(f"# {line}" for line in (title, family.note, command) if line)]
-    changes = changes or {}
-    for name, lines in _changed(sections, changes):
+    changes, there = changes or {}, {key for _, lines in sections for key, *_ in lines}
+    for name, lines in sections:
+        added = [(key, change.value) for key, change in changes.items() if change.section == name and key not in there]
         body = [f"### {name}"]
-        for key, value, *comment in lines:
-            found_out = "" if key in changes else family.comments.get(key, "")
-            body.append(yaml_line(key, value, "".join(comment) or found_out))
+        for key, value, *comment in [*lines, *added]:
+            if key in changes:
+                body.append(yaml_line(key, changes[key].value))
+            else:
+                body.append(yaml_line(key, value, "".join(comment) or family.comments.get(key, "")))
         if name == "eval":
-            given = {key for key, *_ in lines}
-            body += [hint for key, hint in EVAL_HINTS.items() if key not in given]
+            body += [hint for key, hint in EVAL_HINTS.items() if key not in changes]
         blocks.append("\n".join(body))
     return "\n\n".join(blocks) + "\n"
 
 
-def _changed(sections: list[Section], changes: Mapping[str, Change]) -> list[Section]:
-    """Put the values of `changes` in the place of those lines, or at the end of their sections."""
-    there = {key for _, lines in sections for key, *_ in lines}
-    result: list[Section] = []
-    for name, lines in sections:
-        replaced: list[Line] = [(line[0], changes[line[0]].value) if line[0] in changes else line for line in lines]
-        added = [(key, change.value) for key, change in changes.items() if change.section == name and key not in there]
-        result.append((name, [*replaced, *added]))
-    return result
+def settings_text(settings: Mapping[str, Any], title: str) -> str:
+    """Return a run file with these keys, in their order, below a comment; a key that is None is left out."""
+    lines = [yaml_line(key, value) for key, value in settings.items() if value is not None]
+    return "\n".join([f"# {title}", *lines]) + "\n"
+
+
+def yaml_line(key: str, value: Any, comment: str = "") -> str:
+    """Return the line of a key, so that YAML 1.1 and 1.2 readers see the same value."""
+    return f"{key}: {_scalar(value)}" + (f"  # {comment}" if comment else "")
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        text = repr(value)
+        if "e" not in text and not 0 < abs(value) < 1e-2:
+            return text
+        # YAML 1.1 wants a point before an exponent, and a sign behind it.
+        mantissa, _, exponent = f"{Decimal(text):e}".partition("e")
+        return f"{mantissa}{'' if '.' in mantissa else '.0'}e{exponent}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(str(value), str(value))
+    if value == "":
+        return "''"
+    if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and value.lower() not in YAML_WORDS:
+        return value
+    text = json.dumps(value if isinstance(value, bool | list | dict | None) else str(value), ensure_ascii=False)
+    return NEEDS_ESCAPE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+# -- from one iteration to the next
+
+
+def next_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Return the settings of the iteration after this one; nothing but what the iteration changes differs.
+
+    Args:
+        settings: The keys of an iteration's run file. `output_dir` ends with `_iter<t>`. They are left as they are.
+
+    Raises:
+        ConfigError: If a key that this depends on is missing or cannot be counted on.
+    """
+    args, problems = read_tpaw_args(settings)
+    problems += [
+        f"`{key}` is missing, and the next iteration starts from it. Give it."
+        for key in ("model_name_or_path", "dataset", "output_dir")
+        if not settings.get(key)
+    ]
+    t, folder = args.tpaw_iteration, str(settings.get("output_dir") or "").rstrip("/")
+    run = split_numbered(Path(folder).name)
+    if folder and (run is None or run[1] != t):
+        problems.append(
+            f"`output_dir: {folder}` does not end with `_iter{t}`, so the folders of the iterations after it have no "
+            f"name. Rename it, such as `{numbered(folder, t)}`, or play one iteration at a time."
+        )
+    if problems:
+        raise ConfigError(problems)
+    start = Start.of(settings)
+    after = start.after(folder)
+    players = [*(names_in(settings.get("tpaw_players")) or [start.spelled]), after.spelled]
+    following = {key: copy.deepcopy(value) for key, value in settings.items() if key != "resume_from_checkpoint"}
+    following |= {"tpaw_iteration": t + 1, "output_dir": str(Path(folder).with_name(numbered(run[0], t + 1)))}
+    following |= {"model_name_or_path": after.model, "tpaw_players": ",".join(players)}
+    following |= {"adapter_name_or_path": ",".join(after.adapters)} if after.adapters else {}
+    following["dataset"] = ",".join(_next_rounds(names_in(settings["dataset"]), t, run[0], args.rounds_played))
+    if args.tpaw_objective == "tspin" and t == 0:
+        following["tpaw_proto"] = own_round(settings)
+    return following
+
+
+def own_round(settings: Mapping[str, Any]) -> str | None:
+    """Name the entry of `dataset` that is D_t: the one that ends with `_iter<t>`, else the last."""
+    names, t = names_in(settings.get("dataset")), read_tpaw_args(settings)[0].tpaw_iteration
+    return next((name for name in reversed(names) if _number(name) == t), names[-1] if names else None)
+
+
+def names_in(value: Any) -> list[str]:
+    """Return the names of a key's value, whatever a run file gives there."""
+    if isinstance(value, list | tuple):
+        return split_names([str(part) for part in value])
+    return [] if value is None else split_names(str(value))
+
+
+def _next_rounds(names: list[str], t: int, run: str, size: int) -> list[str]:
+    """D_{t+1} after D_t; older rounds than `size` are left out, other sets stay where they are."""
+    newest = next((name for name in reversed(names) if _number(name) == t), None)
+    stem = split_numbered(newest)[0] if newest else run
+    # An ablation shares D_0 with another run: from then on its rounds have its own name.
+    added = numbered(stem if stem.endswith(run) else run, t + 1)
+    kept: list[str] = []
+    for name in names:
+        number = _number(name)
+        kept += [name] if number is None or number > t + 1 - size else []
+        kept += [added] if name == newest else []
+    return kept if newest else [*kept, added]
+
+
+def _number(name: str) -> int | None:
+    parts = split_numbered(name)
+    return parts[1] if parts else None
+
+
+class Written(NamedTuple):
+    """Files by path relative to the folder: new, written over others, there already, removed; entries that are new."""
+
+    new: list[str]
+    replaced: list[str]
+    same: list[str]
+    removed: list[str]
+    entries: list[str]
+
+
+def write_project(
+    folder: Path,
+    dataset_dir: str,
+    files: Mapping[str, str],
+    entries: Mapping[str, Any],
+    force: bool = False,
+    family: str | None = None,
+) -> Written:
+    r"""Write run files, and entries into `dataset_info.json`.
+
+    Args:
+        folder: Where `yaml/` is.
+        dataset_dir: Where `dataset_info.json` is, below it.
+        files: Texts by path relative to the folder.
+        entries: New entries.
+        force: Overwrite what has another content, and remove run files of `family` that are not written again.
+        family: Name of the family that is written.
+
+    Raises:
+        ConfigError: If files or entries are there with another content and `force` is not set, naming all of them.
+        DataError: If `dataset_info.json` cannot be read.
+        EnvironmentProblem: If the folder cannot be written to, or the disk is full.
+    """
+    info = folder / dataset_dir / DATASET_INFO
+    old = read_json(info) if info.exists() else {}
+    if not isinstance(old, dict):
+        raise DataError(f"{info} must hold a JSON object with an entry for each dataset. Repair or remove it.")
+    added = [name for name in entries if name not in old]
+    clashes = [name for name in entries if name in old and old[name] != entries[name]]
+    there = [name for name in files if os.path.lexists(folder / name)]
+    path = info
+    try:
+        same = [name for name in there if (folder / name).read_bytes() == files[name].encode()]
+        replaced = [name for name in there if name not in same]
+        conflicts = [*(str(folder / name) for name in replaced), *(f"entry `{name}` of {info}" for name in clashes)]
+        if conflicts and not force:
+            raise ConfigError(
+                f"{', '.join(conflicts)} would be overwritten by other content. Choose another `--name` or folder, or "
+                "add `--force`."
+            )
+        for name, text in files.items():
+            path = folder / name
+            if name not in same:
+                write_atomic(path, text)
+        path = info
+        if added or clashes:
+            write_atomic(info, _merged(info, old, entries, added))
+        removed = _older_files(folder, family, files) if force and family else []
+        for name in removed:
+            path = folder / name
+            path.unlink()
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{path} cannot be read or written: {error.strerror or error}. Free space or choose another folder."
+        ) from error
+    return Written([name for name in files if name not in there], replaced, same, removed, [*added, *clashes])
+
+
+def _merged(info: Path, old: dict[str, Any], entries: Mapping[str, Any], added: list[str]) -> str:
+    """Add entries; where none is replaced what is there keeps every byte, as its author laid it out."""
+    merged = {**old, **entries}
+    if old and all(merged[name] == entry for name, entry in old.items()):
+        new = json.dumps({name: entries[name] for name in added}, indent=2, ensure_ascii=False)
+        text = f"{info.read_text(encoding='utf-8').rstrip()[:-1].rstrip()},{new[1:-1].rstrip()}\n}}\n"
+        if json.loads(text) == merged:
+            return text
+    return json.dumps(merged, indent=2, ensure_ascii=False) + "\n"
+
+
+def _older_files(folder: Path, family: str, files: Mapping[str, str]) -> list[str]:
+    """Run files of a family, its ablations too, that it no longer has."""
+    own = re.compile(rf"{re.escape(family)}(_no_(trw|mpw|team))?_(sft|({'|'.join(LABELS)})_iter\d+)\.yaml")
+    found = sorted(path.name for path in (folder / "yaml").glob("*.yaml") if own.fullmatch(path.name))
+    return [f"yaml/{name}" for name in found if f"yaml/{name}" not in files]

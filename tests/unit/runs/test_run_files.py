@@ -13,8 +13,21 @@ from typing import Any
 import pytest
 import yaml
 
+from llamafactory_tpaw.errors import ConfigError
+from llamafactory_tpaw.lf.given import read_given
 from llamafactory_tpaw.runs import families
-from llamafactory_tpaw.runs.run_files import Family, Training, iteration_text, run_files
+from llamafactory_tpaw.runs.run_files import (
+    Family,
+    Training,
+    iteration_text,
+    next_settings,
+    own_round,
+    run_files,
+    settings_text,
+    split_numbered,
+    write_project,
+    yaml_line,
+)
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -95,20 +108,6 @@ def test_committed_files_are_what_the_code_writes() -> None:
     assert {path.relative_to(ROOT).as_posix() for path in PATHS} == {
         name for name in expected if name.endswith("yaml")
     }
-
-
-def test_check_names_the_stale_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert families.main([]) == 0
-    assert families.main(["--check"]) == 0
-    stale = tmp_path / "yaml" / "qwen_sft.yaml"
-    stale.write_text("stage: sft\n")
-    capsys.readouterr()
-    assert families.main(["--check"]) == 1
-    assert capsys.readouterr().out == "stale: yaml/qwen_sft.yaml\n"
-    assert stale.read_text() == "stage: sft\n"
 
 
 def test_the_promised_runs_exist() -> None:
@@ -212,15 +211,6 @@ def test_every_file_it_names_is_there(path: Path) -> None:
         assert "FORCE_TORCHRUN=1 llamafactory-cli train" in path.read_text(encoding="utf-8").split("\n\n")[0]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_files_leave_the_sizes_to_llamafactory(stage: int) -> None:
-    settings = json.loads((ROOT / "yaml" / "deepspeed" / f"ds_z{stage}_config.json").read_text(encoding="utf-8"))
-    assert settings["zero_optimization"]["stage"] == stage
-    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    assert {settings[key] for key in sizes} == {"auto"}
-    assert settings["bf16"]["enabled"] == "auto"
-
-
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_precision_and_device(path: Path) -> None:
     keys = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -250,44 +240,42 @@ def _read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def test_sections_stand_in_llamafactorys_order() -> None:
-    text = iteration_text(families.QWEN, "tpaw", 2)
-    headings = [line for line in text.splitlines() if line.startswith("### ")]
-    assert headings == [f"### {name}" for name in "model method generation dataset output train eval".split()]
-    assert "saves/Qwen2.5-1.5B/full/tpaw_iter1  # theta_2: generates, then is trained" in text
-    assert "dataset: qwen_tpaw_iter0,qwen_tpaw_iter1,qwen_tpaw_iter2  # D_0, D_1, D_2" in text
+VALUES = {
+    "small": 5e-7,
+    "exact": 1.23456789012e-5,
+    "negative": -1.5e-3,
+    "zero": 0.0,
+    "large": 1e16,
+    "huge": 180000000,
+    "plain": 0.1,
+    "word": "cosine",
+    "path": "saves/Qwen2.5-1.5B/full/sft,./a/b",
+    "switch": True,
+    "empty": "",
+    "number as text": "1e-3",
+    "point": ".5",
+    "infinite": ".inf",
+    "switch in words": "on",
+    "spaces": " a b ",
+    "comment": "a # b: c",
+    "lines": "first\nsecond\ttab",
+    "quotes": "\"'\\{}[]&*!|>%@`",
+    "emoji": "😀 é 数据",
+    "invisible": "a\x7fb\x85c\u2028d\ufeffe",
+    "interpolation": "${oc.env:HOME}",
+    "list": ["a", 1, 2.5],
+    "mapping": {"a": {"b": [True, None]}},
+}
 
 
-NUMBERS = [5e-7, 1e-5, 1.25e-10, 2e-3, 0.1, 36.0, 1e6, 0, 50000, True, False]
-TEXTS = [
-    "",
-    "no",
-    "None",
-    "2024",
-    "1e5",
-    "a b",
-    "models/my: model",
-    "C:\\models",
-    "#1",
-    "-x",
-    "{a}",
-    " padded ",
-    "θ_0",
-]
-
-
-@pytest.mark.parametrize("value", [*NUMBERS, *TEXTS, "it's", "meta-llama/Llama-3.1-8B"])
-def test_values_survive_yaml(value: Any) -> None:
-    family = _small_family(model_keys={"some_key": value})
-    text = iteration_text(family, "tpaw", 0)
-    loaded = yaml.safe_load(text)["some_key"]
-    assert loaded == value
-    assert type(loaded) is type(value)
-    from omegaconf import OmegaConf
-
-    again = OmegaConf.to_container(OmegaConf.create(text))["some_key"]
-    assert again == value
-    assert type(again) is type(value)
+def test_values_come_back_from_both_readers(tmp_path: Path) -> None:
+    text = settings_text({**VALUES, "absent": None}, "A title.")
+    assert text.startswith("# A title.\n")
+    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+    assert read_given([str(tmp_path / "run.yaml")]) == VALUES == yaml.safe_load(text)
+    numbers = {1e-3: "1.0e-3", 5e-07: "5.0e-7", 0.05: "0.05", 1e20: "1.0e+20", 6.0: "6.0"}
+    assert [yaml_line("key", value) for value in numbers] == [f"key: {text}" for text in numbers.values()]
+    assert yaml_line("key", "on", "why") == 'key: "on"  # why'
 
 
 def test_a_family_of_ones_own() -> None:
@@ -321,7 +309,74 @@ def _small_family(**settings: Any) -> Family:
     return Family(**fixed, **runs, **settings)
 
 
-def test_importing_the_run_files_is_light() -> None:
-    code = "import sys, llamafactory_tpaw.runs.families; print({'torch', 'transformers', 'yaml'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+ABLATION = dataclasses.replace(
+    families.TINY,
+    name="tiny_no_trw",
+    run_prefix="tiny_no_trw_",
+    theta_0="saves/Tiny/full/sft",
+    first_triplets="tiny_tpaw_iter0",
+    eta=1.0,
+)
+
+
+def settings_of(family: Family, method: str, iteration: int) -> dict[str, Any]:
+    return yaml.safe_load(iteration_text(family, method, iteration))
+
+
+@pytest.mark.parametrize(
+    ("family", "method"), [*SELF_PLAY, (ABLATION, "tpaw")], ids=[*SELF_PLAY_IDS, "tiny_no_trw-tpaw"]
+)
+def test_every_iteration_follows_from_the_first(family: Family, method: str) -> None:
+    settings = settings_of(family, method, 0)
+    for iteration in range(1, family.iterations[method]):
+        settings = next_settings(settings)
+        assert settings == settings_of(family, method, iteration)
+    assert iteration > 0
+
+
+def test_other_sets_stay_and_old_rounds_go() -> None:
+    settings = settings_of(families.TINY, "tpaw", 2) | {
+        "dataset": ["other", "tiny_tpaw_iter0", "tiny_tpaw_iter1", "tiny_tpaw_iter2", "more"],
+        "resume_from_checkpoint": "saves/Tiny/full/tpaw_iter2/checkpoint-10",
+    }
+    following = next_settings(settings)
+    assert following["dataset"] == "other,tiny_tpaw_iter1,tiny_tpaw_iter2,tiny_tpaw_iter3,more"
+    assert "resume_from_checkpoint" not in following
+    first = settings_of(families.TINY, "tpaw", 0) | {"dataset": "sampled"}
+    assert (own_round(first), next_settings(first)["dataset"]) == ("sampled", "sampled,tpaw_iter1")
+    del first["tpaw_players"]
+    assert next_settings(first)["tpaw_players"] == "saves/Tiny/full/sft,saves/Tiny/full/tpaw_iter0"
+
+
+def test_what_cannot_be_counted_on_is_refused() -> None:
+    settings = settings_of(families.TINY, "tpaw", 1)
+    for change, message in (
+        ({"output_dir": "saves/mine"}, "`output_dir: saves/mine` does not end with `_iter1`"),
+        ({"dataset": ""}, "`dataset` is missing"),
+        ({"tpaw_team_size": "many"}, "`tpaw_team_size`"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            next_settings(settings | change)
+    parts = {"tpaw_iter2": ("tpaw", 2), "a_iter1_iter10": ("a_iter1", 10), "_iter1": None, "x": None}
+    assert {name: split_numbered(name) for name in parts} == parts
+
+
+def test_writing_keeps_what_is_there(tmp_path: Path) -> None:
+    """What is there keeps every byte, also the layout of entries; other content needs `force`."""
+    (tmp_path / "data").mkdir()
+    info = tmp_path / "data" / "dataset_info.json"
+    info.write_text('{"mine":   {"file_name": "a.json"}}\n')
+    first = {"yaml/a_tpaw_iter0.yaml": "x: 1\n", "yaml/a_tpaw_iter1.yaml": "x: 2\n"}
+    written = write_project(tmp_path, "data", first, {"new": {"file_name": "b.json"}})
+    assert (written.new, written.entries) == (list(first), ["new"])
+    assert info.read_text().startswith('{"mine":   {"file_name": "a.json"},')
+    assert list(json.loads(info.read_text())) == ["mine", "new"]
+    assert write_project(tmp_path, "data", first, {}).same == list(first)
+    (tmp_path / "yaml" / "a_b_tpaw_iter0.yaml").write_text("another family")
+    changed = {"yaml/a_tpaw_iter0.yaml": "x: 3\n"}
+    with pytest.raises(ConfigError, match=r"a_tpaw_iter0\.yaml, entry `new` of .* would be overwritten"):
+        write_project(tmp_path, "data", changed, {"new": {}})
+    assert (tmp_path / "yaml" / "a_tpaw_iter0.yaml").read_text() == "x: 1\n"
+    written = write_project(tmp_path, "data", changed, {}, force=True, family="a")
+    assert (written.replaced, written.removed) == (list(changed), ["yaml/a_tpaw_iter1.yaml"])
+    assert {path.name for path in (tmp_path / "yaml").iterdir()} == {"a_tpaw_iter0.yaml", "a_b_tpaw_iter0.yaml"}
