@@ -35,7 +35,7 @@ HALVES = ("bf16", "fp16", "pure_bf16")
 UNADAPTED = ("embed_tokens", "wte", "lm_head", "embed_out")  # LlamaFactory's `lora_target: all` leaves them out
 # What engine `hf` takes at a time, and how many scores the head holds.
 MAX_ROWS, PREFILL_TOKENS, BLOCK_SCORES = 256, 8192, {"cpu": 1 << 22, "cuda": 1 << 26}
-SMALL_FILES, TIGHT = 1 << 16, 1.1
+SMALL_FILES, TIGHT = 1 << 18, 1.1  # curves, logs, arguments
 UNITS = {
     "bytes": ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")),
     "seconds": ((3600, "h"), (60, "min"), (1, "s")),

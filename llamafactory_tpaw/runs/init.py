@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import json
 import math
@@ -197,8 +198,11 @@ def choose_template(given: Any, tokenizer: Any, known_as: str | None) -> tuple[s
             "The template cannot be told: LlamaFactory does not list the model, and none of its templates writes as "
             "the tokenizer's chat template. Choose one with `--template`; `default` fits every tokenizer."
         )
-    known = facade.TEMPLATES.get(name)
-    missing = [word for word in known.stop_words if word not in tokenizer.get_vocab()] if known else []
+    if name not in facade.TEMPLATES:
+        nearest = difflib.get_close_matches(name, list(facade.TEMPLATES), n=1)
+        advice = f"Did you mean `{nearest[0]}`?" if nearest else "Leave it out, and `init` looks for one."
+        raise ConfigError(f"`template: {name}` is not a template of LlamaFactory. {advice}")
+    missing = [word for word in facade.TEMPLATES[name].stop_words if word not in tokenizer.get_vocab()]
     if missing:
         raise ConfigError(
             f"`template: {name}` ({reason}) needs the tokens {', '.join(missing)}, which the model's vocabulary "
