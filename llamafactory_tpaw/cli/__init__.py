@@ -54,17 +54,14 @@ def _step(name: str) -> Callable[[list[str]], int | None]:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    from ..runs import init, run_files, settings
+    from ..runs import init, settings
     from .output import quiet_libraries, tell_init
 
     flags = {key: value for key, value in vars(arguments).items() if key not in ("overrides", "like", "force")}
     with quiet_libraries() as show:
         found = settings.read_settings(flags, arguments.overrides, arguments.like)
         planned = init.plan_project(found, show)
-        family = planned.families[0].name
-        written = run_files.write_project(
-            found.folder, found.dataset_dir, planned.files, planned.entries, arguments.force, family
-        )
+        written = init.write(found, planned, arguments.force)
     tell_init(found, planned, written)
 
 

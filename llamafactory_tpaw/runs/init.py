@@ -30,7 +30,7 @@ from ..team.players import HUB_NAME
 from .estimates import weight_shapes
 from .families import GPU_OUTPUT, lora_training, self_play_training, sft_training
 from .plan import key_problems
-from .run_files import Change, Family, dataset_entries, run_files
+from .run_files import Change, Family, Written, dataset_entries, run_files, write_project
 from .settings import Settings
 from .sft_set import SftSet, find_sft_set, slug
 
@@ -144,6 +144,12 @@ def plan_project(settings: Settings, tell: Callable[[str], None]) -> Project:
     if not settings.sft and not tokenizer.chat_template:
         found.insert(1, ("", "its tokenizer has no chat template: if it was not fine-tuned yet, add --sft"))
     return Project(files, entries, families, found)
+
+
+def write(settings: Settings, project: Project, force: bool) -> Written:
+    """Write a project where it was asked for, see `write_project`."""
+    place, family = (settings.folder, settings.dataset_dir), project.families[0].name
+    return write_project(*place, project.files, project.entries, force, family)
 
 
 def _findings(
