@@ -109,9 +109,6 @@ def _hook_findings(active: bool) -> Iterator[Finding]:
         yield Finding("warning", text, _reinstall())
     elif reason := _hook.inactive_reason():
         yield Finding("problem", f"The hook does not work: {reason}", _reinstall())
-    for name in ("USE_V1", "USE_MCA"):
-        if os.environ.get(name, "0").lower() in ("true", "y", "1"):
-            yield Finding("problem", f"{name} is set; stage `tpaw` refuses to run with it.", f"unset {name}")
 
 
 def _seams() -> list[dict[str, Any]]:

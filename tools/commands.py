@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 from llamafactory_tpaw.cli.parsers import COMMANDS, build_parsers
@@ -41,10 +40,9 @@ def _section(name: str, parser: argparse.ArgumentParser) -> str:
     rows = "".join(
         f"| `{_name(action)}` | {(action.help or '').replace('|', chr(92) + '|')} |\n" for action in actions
     )
-    # A line that is indented stands in a block of code.
-    description = re.sub(r"^  (?=\S)", "    ", COMMANDS[name].description, flags=re.MULTILINE)
     example = "".join(f"    {line}\n" for line in COMMANDS[name].example.splitlines())
-    return f"## {name}\n\n    {usage}\n\n{description}\n\n| argument | meaning |\n|---|---|\n{rows}\n{example}"
+    text = COMMANDS[name].description
+    return f"## {name}\n\n    {usage}\n\n{text}\n\n| argument | meaning |\n|---|---|\n{rows}\n{example}"
 
 
 def _name(action: argparse.Action) -> str:

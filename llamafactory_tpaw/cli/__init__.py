@@ -78,7 +78,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .output import tell_progress, tell_stop, tell_summary
+    from .output import duration, tell_stop, tell_summary
 
     bootstrap.activate()
     loop = importlib.import_module("llamafactory_tpaw.runs.loop")
@@ -86,9 +86,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if not files:
         raise ConfigError(f"No run file is given, only {' '.join(overrides)}. Name the YAML files to play, in order.")
     items = loop.read_items(files, overrides)
-    stream = sys.stderr if arguments.json else sys.stdout
+
+    def tell(index: int, text: str) -> None:
+        took = f" ({duration(items[index].seconds)})" if items[index].seconds else ""
+        stream = sys.stderr if arguments.json else sys.stdout
+        print(f"[{index + 1}/{len(items)}] {items[index].file}: {text}{took}", file=stream, flush=True)
+
     try:
-        return loop.play(items, lambda index, text: tell_progress(items, index, text, stream), arguments.json)
+        return loop.play(items, tell, arguments.json)
     finally:
         tell_summary([loop.summarize(item) for item in items], arguments.json)
         tell_stop(items, [*arguments.words, *(["--json"] if arguments.json else [])])

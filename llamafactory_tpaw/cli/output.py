@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -39,9 +39,7 @@ NUMBERS = ("triplets", "sampled tokens", "generate", "score", "train", "loss", "
 def quiet_libraries() -> Iterator[Callable[[str], None]]:
     """Keep libraries' output from the answer; yield what shows on a terminal what a command does now."""
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
-    terminal = Console(stderr=True)
-    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
-        status = stack.enter_context(terminal.status("starting")) if terminal.is_terminal else None
+    with contextlib.redirect_stdout(sys.stderr), Console(stderr=True).status("starting") as status:
         import datasets
         import transformers
 
@@ -49,7 +47,7 @@ def quiet_libraries() -> Iterator[Callable[[str], None]]:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
-        yield lambda text: status.update(f"looking at {text}") if status else None
+        yield lambda text: status.update(f"looking at {text}")
 
 
 def tell_check(result: Any) -> None:
@@ -69,13 +67,6 @@ def tell_check(result: Any) -> None:
             output.print(Text(f"  {figure.name}: {figure.readable()} ({figure.how})"))
     errors, warnings = len(result.findings.problems), len(result.findings.warnings)
     output.print(f"{errors} error{'s' if errors != 1 else ''}, {warnings} warning{'s' if warnings != 1 else ''}.")
-
-
-def tell_progress(items: Sequence[Any], index: int, text: str, stream: TextIO) -> None:
-    """Print a line on what becomes of a run file, before the child's own output."""
-    item = items[index]
-    took = f" ({duration(item.seconds)})" if item.seconds else ""
-    print(f"[{index + 1}/{len(items)}] {item.file}: {text}{took}", file=stream, flush=True)
 
 
 def tell_summary(rows: list[dict[str, Any]], as_json: bool) -> None:

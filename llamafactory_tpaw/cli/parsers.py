@@ -2,6 +2,7 @@
 """The commands, their arguments and their help. Nothing heavy is imported here: help and completion load all."""
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from ..errors import EXIT_CODES
 # What an argument names, for shtab: `parser.add_argument(...).complete = FOLDER`.
 FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+HELP_COLUMNS = 79
 
 
 class Command(NamedTuple):
@@ -37,10 +39,13 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     table = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     parsers = {}
     for name, command in COMMANDS.items():
-        examples = "\n".join(f"  {line}" for line in command.example.splitlines())
-        epilog = f"Example:\n{examples}\n\n{codes}"
+        examples = textwrap.indent(command.example, "  ")
         parsers[name] = table.add_parser(
-            name, help=command.summary, description=command.description, epilog=epilog, formatter_class=layout
+            name,
+            help=command.summary,
+            description=textwrap.fill(command.description, HELP_COLUMNS, break_on_hyphens=False),
+            epilog=f"Example:\n{examples}\n\n{codes}",
+            formatter_class=layout,
         )
         command.add_arguments(parsers[name])
     return parser, parsers
@@ -123,106 +128,69 @@ def _completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "tcsh"), help="bash, zsh or tcsh")
 
 
-# The order of the help: setting up, playing, looking.
-COMMANDS = {
-    "init": Command(
-        "the run files of a new run, from a model and an SFT set",
-        """\
-Write the YAML files of a run and its entries of dataset_info.json, ready for
-`llamafactory-cli train`. What can be found out is not asked for: the file's
-columns, the template, lengths, device and batch sizes; each is said, and its
-reason stands in the files. Nothing is overwritten without --force, and either
-all is written or nothing. The same command again writes what is missing.
+# The order of the help: setting up, playing, looking. `$` begins an example.
+HELP = """
+## init: the run files of a new run, from a model and an SFT set
+Write the YAML files of a run and its entries of dataset_info.json. What can be found out is not asked for; it is said,
+and its reason stands in the files. Nothing is overwritten without --force. An override counts more than a flag, and a
+flag more than the file of --like.
+$ llamafactory-tpaw init --model Qwen/Qwen2.5-1.5B --sft --data my_set.jsonl --name mine
+$ llamafactory-tpaw init --model saves/mine/full/sft --data gsm8k --name mine --ablate trw,mpw,team
+$ llamafactory-tpaw init --like yaml/qwen_tpaw_iter2.yaml --name qwen_eta4 tpaw_eta=4 seed=1
+## check: what is wrong with an iteration and what it will need, before it runs
+Check a run file's iteration without training, every problem at once, and say what memory, disk and time it will need,
+each figure with how it was estimated. Takes seconds and reads no weights, except with --model. Ends with the smallest
+exit code of the errors found; warnings do not change it.
+$ llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml
+$ llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml per_device_train_batch_size=2 --model --json
+## run: the iterations given, in order, from wherever they were left
+Play run files one after the other, each in its own process: what is finished is skipped, what was interrupted
+continues, and a failure stops the rest. All files are checked before the first one starts; players and triplets that
+an earlier one makes need not be there yet. Files of stage `sft` may be among them.
+$ llamafactory-tpaw run yaml/qwen_sft.yaml yaml/qwen_tpaw_iter0.yaml yaml/qwen_tpaw_iter1.yaml
+$ llamafactory-tpaw run yaml/qwen_tpaw_iter?.yaml per_device_train_batch_size=2
+## train: the same as `llamafactory-cli train`, where a .pth file is not processed
+Needed only where the .pth file of the package is not processed (`pip install --target`, a zip on PYTHONPATH).
+`llamafactory-tpaw train -h` lists every key.
+$ llamafactory-tpaw train yaml/qwen_tpaw_iter0.yaml learning_rate=2.0e-7
+## generate: only the triplets of a run file's iteration
+Sample the responses that the iteration still lacks, without training. Continues where a stopped run left off.
+$ llamafactory-tpaw generate yaml/qwen_tpaw_iter0.yaml max_new_tokens=512
+## score: only the players' log-probs of a run file's iteration
+Put the players' log-probs that the iteration still lacks into `tpaw_cache_dir`, without training. The triplets must be
+there.
+$ llamafactory-tpaw score yaml/qwen_tpaw_iter0.yaml tpaw_score_batch_tokens=8192
+## lineage: what a checkpoint came from, and whether its files are still the same
+Print the checkpoints, triplets and settings that a checkpoint came from, up to the model that everything started from.
+Several runs from one model are one graph. What is not there any more is shown as missing. With --verify the digests of
+weights, tokenizers, triplets and meta files are computed again, whatever size and time of the files say.
+$ llamafactory-tpaw lineage saves/Qwen2.5-1.5B/full/tpaw_iter2
+$ llamafactory-tpaw lineage saves --verify
+$ llamafactory-tpaw lineage saves --mermaid > lineage.mmd
+## doctor: hook, seams, versions: what is wrong and the command that mends it
+Look at the hook, the places in LlamaFactory that it extends, versions, vLLM's path and `llamafactory-cli env`. Exit
+code 5 if something needed is missing.
+$ llamafactory-tpaw doctor
+$ llamafactory-tpaw doctor --vllm vllm-env/bin/vllm
+## completion: the script that makes bash, zsh or tcsh complete this command
+Print the script with which a shell completes commands, options and files. Put it where the shell looks for it (bash:
+~/.local/share/bash-completion/completions/llamafactory-tpaw, zsh: _llamafactory-tpaw in a folder of $fpath, tcsh: a
+file that ~/.tcshrc sources), and again after an update.
+$ eval "$(llamafactory-tpaw completion bash)"
+"""
 
-An override counts more than a flag, and a flag more than the file of --like.""",
-        "llamafactory-tpaw init --model Qwen/Qwen2.5-1.5B --sft --data my_set.jsonl --name mine\n"
-        "llamafactory-tpaw init --model saves/mine/full/sft --data gsm8k --name mine --ablate trw,mpw,team\n"
-        "llamafactory-tpaw init --like yaml/qwen_tpaw_iter2.yaml --name qwen_eta4 tpaw_eta=4 seed=1",
-        _init,
-    ),
-    "check": Command(
-        "what is wrong with an iteration and what it will need, before it runs",
-        """\
-Check a run file's iteration without training, every problem at once: settings,
-checkpoints, datasets, tokenizers, the token round trip, the engine, disk and
-memory; and estimate memory, disk and time, each figure with how. Takes seconds
-and reads no weights, except with --model.
 
-Ends with the exit code of the errors found: 2 settings, 3 data, 4 generation,
-5 environment, the smallest of several; warnings do not change it.""",
-        "llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml\n"
-        "llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml per_device_train_batch_size=2 --model --json",
-        _check,
-    ),
-    "run": Command(
-        "the iterations given, in order, from wherever they were left",
-        """\
-Play run files one after the other, each in its own process: what is finished
-is skipped, what was interrupted continues, and a failure stops the rest. All
-files are read and checked before the first one starts; players and triplets
-that an earlier file of the list makes need not be there yet. Files of stage
-`sft` may stand in the list; one whose output folder holds a finished model is
-skipped.""",
-        "llamafactory-tpaw run yaml/qwen_sft.yaml yaml/qwen_tpaw_iter0.yaml yaml/qwen_tpaw_iter1.yaml\n"
-        "llamafactory-tpaw run yaml/qwen_tpaw_iter?.yaml per_device_train_batch_size=2",
-        _run,
-    ),
-    "train": Command(
-        "the same as `llamafactory-cli train`, where a .pth file is not processed",
-        """\
-Needed only where the .pth file of the package is not processed (`pip install
---target`, a zip on PYTHONPATH). `llamafactory-tpaw train -h` lists every key.""",
-        "llamafactory-tpaw train yaml/qwen_tpaw_iter0.yaml learning_rate=2.0e-7",
-        _run_file,
-    ),
-    "generate": Command(
-        "only the triplets of a run file's iteration",
-        """\
-Sample the responses that the run file's iteration still lacks, without
-training. Continues where a stopped run left off.""",
-        "llamafactory-tpaw generate yaml/qwen_tpaw_iter0.yaml max_new_tokens=512",
-        _run_file,
-    ),
-    "score": Command(
-        "only the players' log-probs of a run file's iteration",
-        """\
-Put the players' log-probs that the run file's iteration still lacks into
-`tpaw_cache_dir`, without training. The triplets must be there.""",
-        "llamafactory-tpaw score yaml/qwen_tpaw_iter0.yaml tpaw_score_batch_tokens=8192",
-        _run_file,
-    ),
-    "lineage": Command(
-        "what a checkpoint came from, and whether its files are still the same",
-        """\
-Print the checkpoints, triplets and settings that a checkpoint came from, up to
-the model that everything started from. Several runs from one model are one
-graph. What is not there any more is shown as missing.
+def _read_help() -> dict[str, Command]:
+    commands = {}
+    for section in HELP.split("\n## ")[1:]:
+        title, *lines = section.splitlines()
+        name, _, summary = title.partition(": ")
+        text = " ".join(line for line in lines if not line.startswith("$ "))
+        example = "\n".join(line.removeprefix("$ ") for line in lines if line.startswith("$ "))
+        commands[name] = Command(summary, text, example, ARGUMENTS[name])
+    return commands
 
-With --verify the digests of weights, tokenizers, triplets and meta files are
-computed again, whatever size and time of the files say.""",
-        "llamafactory-tpaw lineage saves/Qwen2.5-1.5B/full/tpaw_iter2\n"
-        "llamafactory-tpaw lineage saves --verify\n"
-        "llamafactory-tpaw lineage saves --mermaid > lineage.mmd",
-        _lineage,
-    ),
-    "doctor": Command(
-        "hook, seams, versions: what is wrong and the command that mends it",
-        """\
-Look at the hook, the places in LlamaFactory that it extends, versions, vLLM's
-path and `llamafactory-cli env`. Exit code 5 if something needed is missing.""",
-        "llamafactory-tpaw doctor\nllamafactory-tpaw doctor --vllm vllm-env/bin/vllm",
-        _doctor,
-    ),
-    "completion": Command(
-        "the script that makes bash, zsh or tcsh complete this command",
-        """\
-Print the script with which a shell completes commands, options and files. Put
-it where the shell looks for it, and again after an update:
 
-  bash   ~/.local/share/bash-completion/completions/llamafactory-tpaw
-  zsh    DIR/_llamafactory-tpaw, where DIR is in $fpath before compinit runs
-  tcsh   a file that ~/.tcshrc sources""",
-        'eval "$(llamafactory-tpaw completion bash)"',
-        _completion,
-    ),
-}
+ARGUMENTS = {"init": _init, "check": _check, "run": _run, "train": _run_file, "generate": _run_file}
+ARGUMENTS |= {"score": _run_file, "lineage": _lineage, "doctor": _doctor, "completion": _completion}
+COMMANDS = _read_help()
