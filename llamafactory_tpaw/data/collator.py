@@ -114,13 +114,8 @@ class ShardedSampler(Sampler[int]):
     r"""Pads an order, so that accelerate gives every process as many batches and every triplet to one of them.
 
     The k-th batch of all goes to process k modulo their number, so a step trains on the triplets that come next in
-    the order, as one process with the whole batch would. Only at the end of an epoch do batches hold `PADDING`.
-
-    Args:
-        order: Indices of the triplets in the order in which one process would train on them.
-        batch_size: Triplets in a batch of one process.
-        processes: How many processes there are.
-        drop_last: Whether the triplets at the end that do not fill a batch of every process are left out.
+    the order, as one process with the whole batch would. Only at the end of an epoch do batches hold `PADDING`, or,
+    with `drop_last`, are the triplets left out that do not fill a batch of every process.
     """
 
     def __init__(self, order: Sampler[int], batch_size: int, processes: int, *, drop_last: bool = False) -> None:

@@ -56,16 +56,10 @@ class TurnEncoder:
     def encode(
         self, prompt: Sequence[Message], response: Message, system: str | None = None, tools: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        r"""Encode a prompt, its last message from the user's side, and its response, end of turn included.
+        r"""Return the ids, int32, of a prompt, whose last message is from the user's side, and of its whole response.
 
-        Args:
-            prompt: Messages with `role` and `content`.
-            response: The message that answers.
-            system: System text, or None for the template's default.
-            tools: Tool descriptions as LlamaFactory keeps them, a JSON text.
-
-        Returns:
-            Prompt ids and response ids, int32. Nothing is cut.
+        Without `system` the template's default is written; `tools` is a JSON text as LlamaFactory keeps it. The end of
+        turn is part of the response, and nothing is cut.
 
         Raises:
             UNENCODABLE: One of these, if the template cannot write a message or the tools.
@@ -129,12 +123,9 @@ def cut_response(ids: np.ndarray, prompt_tokens: int, cutoff_len: int) -> np.nda
 
 
 def prompt_id(prompt_ids: np.ndarray, target_ids: np.ndarray, seen: dict[int, int]) -> str:
-    r"""Name a prompt by its content: 16 hex digits of SHA-256 over both, `-`, and its occurrence from 0.
+    r"""Name a prompt and its uncut target by their content: 16 hex digits of SHA-256, `-`, and the occurrence from 0.
 
-    Args:
-        prompt_ids: Prompt token ids.
-        target_ids: Target token ids, uncut.
-        seen: Of each content in this set so far, the number of its last occurrence; updated.
+    `seen` has, of each content in this set so far, the number of its last occurrence; it is updated.
     """
     digest = hashlib.sha256()
     for ids in (prompt_ids, target_ids):

@@ -42,15 +42,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    r"""How a model takes its batches.
+    """How a model takes its batches."""
 
-    Attributes:
-        sharing: When responses share the row of their prompt; needs attention that takes a mask.
-        packed: Whether rows are joined to one without padding; needs attention that keeps sequences apart by their
-            positions.
-    """
-
+    # When responses share the row of their prompt; needs attention that takes a mask.
     sharing: Literal["never", "cheaper", "always"] = "never"
+    # Whether rows are joined to one; needs attention that keeps sequences apart by their positions.
     packed: bool = False
 
     def arrange(self, shared: Sequence[Row], most_tokens: float = math.inf) -> list[Row]:
@@ -112,11 +108,7 @@ def lay_out(
 
 
 def pack(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    r"""Join rows of one response each to a single row without padding, for attention that goes by positions.
-
-    Returns:
-        As `lay_out`, with N = 1; `position_ids` begin at 0 with each row.
-    """
+    """Join rows of one response each to a single one without padding, whose `position_ids` begin at 0 with each."""
     starts = np.cumsum([0, *(row.length for row in rows)])
     places = [
         np.arange(start + len(row.prompt) - 1, start + row.length - 1)

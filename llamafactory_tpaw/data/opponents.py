@@ -181,14 +181,8 @@ def with_proto(
         triplets: Triplets of any number of rounds.
         proto: The triplets of iteration 0.
         entry_name: Their entry, for the message.
-        failed: `failed` of their meta file: prompts that may have none.
-
-    Returns:
-        The triplets, without those of prompts that have no y_0 because every response failed; and how many those
-        prompts are.
-
-    Raises:
-        DataError: If any other prompt has no response in `proto`.
+        failed: `failed` of their meta file. Prompts whose responses all failed are left out, and counted; any other
+            prompt without a y_0 is a `DataError`.
     """
     responses: dict[str, dict[int, np.ndarray]] = {}
     for triplet in proto:

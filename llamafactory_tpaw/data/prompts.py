@@ -187,7 +187,19 @@ def load_prompts(
         ConfigError: If the entry is a ranking set or asks for `num_samples`.
         DataError: If the set is empty or unreadable, or more than `tpaw_max_bad_rows` rows are bad.
     """
-    entry = _find_prompts(tpaw_args, data_args)
+    entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir, "tpaw_prompts")
+    name, problems = f"`tpaw_prompts: {entry.name}`", []
+    if entry.ranking:
+        problems.append(
+            f"{name} is a ranking set, but prompts come from an SFT set. Name an entry without `ranking: true`."
+        )
+    if entry.attributes.get("num_samples") is not None:
+        problems.append(
+            f"{name} has `num_samples`, which would choose other rows with every `seed`. Remove it and set "
+            "`tpaw_max_prompts`."
+        )
+    if problems:
+        raise ConfigError(problems)
     if first is not None:
         data_args = copy.copy(data_args)
         data_args.max_samples = min(first, data_args.max_samples or first)
@@ -203,7 +215,7 @@ def load_prompts(
     encoded = encode_rows(numbered, functools.partial(_encode_row, encoder, limits, turn), bad_rows)
     prompts = Prompts(rows, turn, encoded, folder if first is None else None)
     if first is None:
-        name = f"`tpaw_prompts: {entry.name}` ({entry.path or 'on the hub'})"
+        name += f" ({entry.path or 'on the hub'})"
         check_bad_rows(name, bad_rows, limits.max_bad_rows)
         if not prompts:
             reason = f" Row {bad_rows[0].row} is none, because {bad_rows[0].reason}." if bad_rows else ""
@@ -222,23 +234,6 @@ def load_first_prompts(
 def selection(given: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that settle which prompts there are, for a triplet file's meta; one that is absent has its default."""
     return {name: given.get(name, FIELDS[name].default if name in FIELDS else None) for name in SELECTION}
-
-
-def _find_prompts(tpaw_args: Any, data_args: Any) -> Entry:
-    entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir, "tpaw_prompts")
-    name, problems = f"`tpaw_prompts: {entry.name}`", []
-    if entry.ranking:
-        problems.append(
-            f"{name} is a ranking set, but prompts come from an SFT set. Name an entry without `ranking: true`."
-        )
-    if entry.attributes.get("num_samples") is not None:
-        problems.append(
-            f"{name} has `num_samples`, which would choose other rows with every `seed`. Remove it and set "
-            "`tpaw_max_prompts`."
-        )
-    if problems:
-        raise ConfigError(problems)
-    return entry
 
 
 def _encode_row(encoder: TurnEncoder, limits: Limits, turn: str, row: AlignedRow) -> tuple[np.ndarray, np.ndarray]:

@@ -127,9 +127,7 @@ def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine:
         if hasattr(engine, "close"):
             stack.callback(engine.close)
         unit = "prompt" if job.samples == 1 else "response"
-        progress = stack.enter_context(
-            Progress(f"D_{job.round.iteration}", len(requests), unit, partial.done, "generation")
-        )
+        progress = stack.enter_context(Progress(f"D_{job.round.iteration}", len(requests), unit, partial.done))
         answers = stack.enter_context(contextlib.closing(engine.answer(requests, partial.left, progress.update)))
         started = time.monotonic()
         for batch in answers:

@@ -175,7 +175,7 @@ class TeamScorer:
         batches = self._own_batches(todo, shortcuts.layout)
         total = sum(len(keys) for batch, counts in batches if counts for _, keys in batch)
         flushed = time.monotonic()
-        with Progress(member.player.name, total, "sequence", phase="scoring") as progress:
+        with Progress(member.player.name, total, "sequence") as progress:
             for batch, counts in batches:
                 keys = [key for _, own in batch for key in own]
                 try:

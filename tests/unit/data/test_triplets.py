@@ -163,19 +163,6 @@ def test_a_file_of_one_response_a_prompt_has_no_new_keys(project: Project, encod
     assert (meta.samples, meta.failed, meta.ids_digest, meta.opponent) == (1, [], "", "")
 
 
-def test_numbers_of_a_meta_file_that_do_not_fit(project: Project, encoder: TurnEncoder) -> None:
-    rows = two_samples(encoder)
-    entry, _ = write_round(project, encoder, rows, samples=2, failed=[row_key(rows[2].id, 1)])
-    content = json.loads(meta_path(entry.path).read_text())
-    for change, message in [
-        ({"samples": 0}, r"not 0 \(`samples`\) for each of its prompts"),
-        ({"failed": []}, r"3 rows and 0 responses that failed are not 2 \(`samples`\) for each of its prompts"),
-    ]:
-        write_atomic(meta_path(entry.path), json.dumps(content | change))
-        with pytest.raises(DataError, match=rf"d0\.meta\.json is damaged: .*{message}.* Restore it"):
-            read_meta(entry.path)
-
-
 def test_meta_files_that_cannot_be_used(encoder: TurnEncoder, tmp_path: Path) -> None:
     path = tmp_path / "d0.jsonl"
     with pytest.raises(DataError, match=r"d0\.jsonl is a triplet file, but .*d0\.meta\.json is missing"):
