@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,16 +41,12 @@ class TripletDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index == PADDING:
-            return self[self._shortest] | {IS_PADDING: True}
+            return self[0] | {IS_PADDING: True}
         item: dict[str, Any] = {"triplet": self.triplets[index]}
         if self.player_target_logps is not None:
             item["player_target_logps"] = self.player_target_logps[index]
             item["player_generated_logps"] = self.player_generated_logps[index]
         return item
-
-    @functools.cached_property
-    def _shortest(self) -> int:
-        return min(range(len(self)), key=lambda index: _length(self.triplets, [index]))
 
 
 class GroupSampler(Sampler[int]):
@@ -80,7 +75,9 @@ class GroupSampler(Sampler[int]):
         for index, triplet in enumerate(dataset.triplets):
             groups.setdefault(triplet.id if grouped else index, []).append(index)
         self.groups = list(groups.values())
-        self.lengths = [_length(dataset.triplets, group) for group in self.groups] if by_length else None
+        triplets = dataset.triplets
+        lengths = [len(one.prompt_ids) + max(map(len, one.responses)) for one in triplets] if by_length else []
+        self.lengths = [max(lengths[index] for index in group) for group in self.groups] if by_length else None
         self.bucket = BUCKET_BATCHES * batch_size
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
 
@@ -134,14 +131,6 @@ class ShardedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         yield from itertools.islice(self.order, self.triplets)
         yield from itertools.repeat(PADDING, self.padding)
-
-
-def _length(triplets: Sequence[Triplet], group: Sequence[int]) -> int:
-    """Longest sequence of a group."""
-    return max(
-        len(triplets[index].prompt_ids) + max(len(response) for response in triplets[index].responses)
-        for index in group
-    )
 
 
 @dataclass

@@ -78,8 +78,8 @@ class TurnEncoder:
 
     @cached_property
     def template_digest(self) -> str:
-        """Digest of the template, computed once."""
-        return template_digest(self.template)
+        """SHA-256 over everything the template writes: slots, default system text, stop and thought words."""
+        return hashlib.sha256(json.dumps(self.template, sort_keys=True, default=_describe).encode()).hexdigest()
 
     def finish(self, sampled: Sequence[int], finish_reason: str) -> np.ndarray:
         r"""Complete a sampled response, stop token included, with the tokens that end a turn.
@@ -136,11 +136,6 @@ def prompt_id(prompt_ids: np.ndarray, target_ids: np.ndarray, seen: dict[int, in
     return f"{content:016x}-{seen[content]}"
 
 
-def content_of(name: str) -> str:
-    """The part of a prompt's id that all prompts of one content have in common."""
-    return name.partition("-")[0]
-
-
 def digest_of_ids(ids: Iterable[str]) -> str:
     """SHA-256 over an ordered list of prompt ids: which prompts a set of triplets answers."""
     digest = hashlib.sha256()
@@ -162,11 +157,6 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([state, special], sort_keys=True).encode()).hexdigest()
 
 
-def template_digest(template: Any) -> str:
-    """SHA-256 over everything a template writes: slots, default system text, stop and thought words."""
-    return hashlib.sha256(json.dumps(template, sort_keys=True, default=_describe).encode()).hexdigest()
-
-
 def _describe(value: Any) -> Any:
     """Turn a part of a template into what JSON has, with class names so that formatters of other kinds differ."""
     if is_dataclass(value):
@@ -186,26 +176,21 @@ class TokenFile:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)
-        self._ends = array("q", [0])
+        self.ends = array("q", [0])
 
     def append(self, *arrays: np.ndarray) -> None:
         """Add arrays, which are numbered from 0."""
         for ids in arrays:
             self._file.write(np.asarray(ids, dtype=np.int32).tobytes())
-            self._ends.append(self._ends[-1] + len(ids))
+            self.ends.append(self.ends[-1] + len(ids))
 
     def __getitem__(self, number: int) -> np.ndarray:
         """Return an array, read-only int32."""
-        return self._ids[self._ends[number] : self._ends[number + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of ids of each array, int32."""
-        return np.diff(self._ends).astype(np.int32)
+        return self._ids[self.ends[number] : self.ends[number + 1]]
 
     @cached_property
     def _ids(self) -> np.ndarray:
         self._file.flush()
-        if not self._ends[-1]:
+        if not self.ends[-1]:
             return np.empty(0, dtype=np.int32)
         return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.int32)

@@ -11,8 +11,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .encoding import TokenFile, TurnEncoder, content_of, cut_response, prompt_id
-from .progress import track
+from .encoding import TokenFile, TurnEncoder, cut_response, prompt_id
+from .progress import Progress
 from .prompts import BadRow, Limits, UnusableRowError, check_bad_rows, encode_rows
 from .source import AlignedRow, Entry, load_rows, read_rows
 from .triplets import ANEW, TripletMeta, TripletRow, read_triplets
@@ -94,13 +94,13 @@ def load_triplets(
     exact = is_exact(meta, encoder)
     rows: Iterable[TripletRow] = islice(read_triplets(entry.path, meta if first is None else None), first)
     if first is None:
-        rows = track(rows, f"reading {entry.path.name}", total=meta.rows)
+        rows = Progress(f"reading {entry.path.name}", meta.rows, items=rows)
 
     def encode(numbered: tuple[int, TripletRow]) -> Triplet:
         number, row = numbered
         prompt_ids, target_ids = encoder.encode(row.messages, row.target, row.system, row.tools)
-        content, occurrence = content_of(prompt_id(prompt_ids, target_ids, {})), row.id.rpartition("-")[2]
-        if exact and content != content_of(row.id):
+        content, (given, _, occurrence) = prompt_id(prompt_ids, target_ids, {})[:16], row.id.partition("-")
+        if exact and content != given:
             raise DataError(
                 f"{entry.path}, row {number}: its prompt and target encode to id {content}-0, but the row says "
                 f"{row.id}: it is foreign, or was altered. {ANEW}"
@@ -126,16 +126,7 @@ def load_foreign(
     training_args: Any,
     folder: Path | None = None,
 ) -> list[Triplet]:
-    r"""Read any other ranking dataset: the better response is the target, the worse one counts as generated.
-
-    Raises:
-        DataError: If the entry is not a ranking set, or rows are bad.
-    """
-    if not entry.ranking:
-        raise DataError(
-            f"`dataset: {entry.name}` is not a ranking set (`ranking: true`), so it has no generated responses. SFT "
-            "sets go into `tpaw_prompts`; `dataset` takes triplets."
-        )
+    """Read any other ranking dataset: the better response is the target, the worse one counts as generated."""
     all_rows, seen = copy.copy(data_args), {}
     all_rows.max_samples = None
     rows = load_rows(entry, model_args, all_rows, training_args)
@@ -149,7 +140,7 @@ def load_foreign(
         limits.check_room(prompt_ids)
         return Triplet(name, FOREIGN, prompt_ids, target_ids, generated_ids, truncated=False)
 
-    read = track(read_rows(rows, range(len(rows))), f"encoding {entry.name}", total=len(rows))
+    read = Progress(f"encoding {entry.name}", len(rows), items=read_rows(rows, range(len(rows))))
     return _collect(enumerate(read, start=1), encode, f"`dataset: {entry.name}`", limits, folder)
 
 
@@ -222,14 +213,14 @@ def split_by_prompt(triplets: list[Triplet], val_size: float) -> tuple[list[Trip
     `val_size` is a number of prompts, or their share when below 1. The choice follows a hash of the prompts, so it is
     the same in every iteration.
     """
-    contents = {content_of(triplet.id): None for triplet in triplets}
-    ordered = sorted(contents, key=lambda content: hashlib.sha256(content.encode()).hexdigest())
+    contents = [triplet.id.partition("-")[0] for triplet in triplets]  # duplicates of a prompt stay on one side
+    ordered = sorted(set(contents), key=lambda content: hashlib.sha256(content.encode()).hexdigest())
     count = int(val_size) if val_size >= 1 else math.ceil(val_size * len(ordered))
     held_out = set(ordered[:count])
-    train = [triplet for triplet in triplets if content_of(triplet.id) not in held_out]
+    train = [triplet for triplet, content in zip(triplets, contents, strict=True) if content not in held_out]
     if not train:
         raise DataError(
             f"`val_size` is {val_size:g}, which holds out all {len(ordered)} prompts. Lower it so that some are "
             "trained on."
         )
-    return train, [triplet for triplet in triplets if content_of(triplet.id) in held_out]
+    return train, [triplet for triplet, content in zip(triplets, contents, strict=True) if content in held_out]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -13,14 +13,13 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Item = TypeVar("Item")
 BAR_AFTER_S, LINE_EVERY_S = 5.0, 30.0
 BYTES = "B"
 LINE = "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%, {remaining} left)"
 
 
 class Progress(tqdm):
-    """Counts what is done, in the singular `unit`, and shows it on stderr; of several ranks only the first does."""
+    """Counts what is done, or the `items` that are taken, and shows it on stderr; of several ranks the first does."""
 
     def __init__(
         self, what: str, total: int, unit: str = "row", done: int = 0, items: Iterable[Any] | None = None
@@ -45,8 +44,3 @@ class Progress(tqdm):
             self.fp.write(f"{self}\n")
             self.fp.flush()
         return False
-
-
-def track(items: Iterable[Item], what: str, unit: str = "row", total: int | None = None) -> Iterable[Item]:
-    """Show how many items were taken; `total` is for items that do not know how many they are."""
-    return Progress(what, len(items) if total is None else total, unit, items=items)

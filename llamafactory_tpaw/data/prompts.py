@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from ..arguments.fields import FIELDS
 from ..errors import ConfigError, DataError
 from ..lf.logs import get_logger
 from .encoding import UNENCODABLE, TokenFile, TurnEncoder, digest_of_ids, prompt_id
-from .progress import track
+from .progress import Progress
 from .source import AlignedRow, Entry, find_entry, load_rows, read_rows
 
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import numpy as np
 
     from .encoding import Message
 
@@ -105,11 +105,7 @@ class Prompt:
 class Prompts(Sequence[Prompt]):
     r"""Prompts that do not lie in memory: an item reads its text from the dataset and its token ids from a file.
 
-    Args:
-        rows: LlamaFactory's dataset.
-        turn: `tpaw_turn`.
-        encoded: Row of each prompt, counted from 1, with the token ids of prompt and target.
-        folder: Where the file of token ids is made.
+    They are made from the `rows` of LlamaFactory's dataset that could be `encoded`, numbered from 1.
     """
 
     def __init__(
@@ -123,8 +119,8 @@ class Prompts(Sequence[Prompt]):
             self._places.append(number - 1)
             self.ids.append(prompt_id(*both, seen))
             self._tokens.append(*both)
-        # Number of token ids of each prompt and of each target, int32.
-        self.prompt_tokens, self.target_tokens = self._tokens.lengths.reshape(-1, 2).T
+        # Number of token ids of each prompt and of each target.
+        self.prompt_tokens, self.target_tokens = np.diff(self._tokens.ends).astype(np.int32).reshape(-1, 2).T
 
     def __len__(self) -> int:
         return len(self._places)
@@ -172,12 +168,7 @@ class PromptSet:
 
 
 def load_prompts(
-    encoder: TurnEncoder,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    tpaw_args: Any,
-    first: int | None = None,
+    encoder: TurnEncoder, model_args: Any, data_args: Any, training_args: Any, tpaw_args: Any, first: int | None = None
 ) -> PromptSet:
     r"""Read `tpaw_prompts` and encode what `tpaw_max_prompts` and `tpaw_prompts_seed` choose of it.
 
@@ -210,7 +201,7 @@ def load_prompts(
         places = array("L", sorted(random.Random(tpaw_args.tpaw_prompts_seed).sample(places, most)))
     limits = Limits(data_args.cutoff_len, tpaw_args.tpaw_min_response, tpaw_args.tpaw_max_bad_rows)
     turn, bad_rows = tpaw_args.tpaw_turn, []
-    read = track(read_rows(rows, places), f"encoding the prompts of {entry.name}", total=len(places))
+    read = Progress(f"encoding the prompts of {entry.name}", len(places), items=read_rows(rows, places))
     numbered = zip((place + 1 for place in places), read, strict=True)
     encoded = encode_rows(numbered, functools.partial(_encode_row, encoder, limits, turn), bad_rows)
     prompts = Prompts(rows, turn, encoded, folder if first is None else None)

@@ -162,14 +162,14 @@ def test_what_fills_no_batch_of_every_process_is_left_out_on_request() -> None:
     assert list(ShardedSampler(range(19), 4, 2, drop_last=True)) == list(range(16))
 
 
-def test_a_batch_of_padding_is_the_shortest_triplet() -> None:
+def test_padding_counts_for_nothing() -> None:
     triplets = [make_triplet("a-0"), make_triplet("b-0", generated=1), make_triplet("c-0", generated=2)]
     dataset = TripletDataset(triplets, np.zeros((3, 1), np.float32), np.ones((3, 1), np.float32))
     collate = TripletCollator(0)
     batch = collate([dataset[PADDING], dataset[PADDING]])
     assert IS_PADDING in batch
     assert count_triplets(batch) == 0
-    assert batch["response_counts"].tolist() == [2, 1]
+    assert batch["response_counts"].tolist() == [2, 4]
     mixed = collate([dataset[0], dataset[PADDING], dataset[2]])
     assert IS_PADDING not in mixed
     assert count_triplets(mixed) == 2

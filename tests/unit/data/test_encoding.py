@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 
 from llamafactory_tpaw.data.encoding import (
     UNENCODABLE,
+    TokenFile,
     cut_response,
     digest_of_ids,
     prompt_id,
-    template_digest,
     tokenizer_digest,
 )
 from llamafactory_tpaw.lf import facade
@@ -184,12 +184,9 @@ def test_what_a_template_cannot_write_is_one_of_the_listed_errors(
         encoder.encode([QUESTION], response, tools=tools)
 
 
-def test_cut_response() -> None:
-    ids = np.arange(5, dtype=np.int32)
-    assert cut_response(ids, 10, 15).tolist() == [0, 1, 2, 3, 4]
-    assert cut_response(ids, 10, 13).tolist() == [0, 1, 2]
-    assert cut_response(ids, 10, 10).tolist() == []
-    assert cut_response(ids, 10, 8).tolist() == []
+@pytest.mark.parametrize(("cutoff_len", "left"), [(15, 5), (13, 3), (10, 0), (8, 0)])
+def test_cut_response(cutoff_len: int, left: int) -> None:
+    assert cut_response(array(0, 1, 2, 3, 4), 10, cutoff_len).tolist() == [0, 1, 2, 3, 4][:left]
 
 
 def array(*ids: int) -> np.ndarray:
@@ -197,7 +194,7 @@ def array(*ids: int) -> np.ndarray:
 
 
 def test_prompt_id_is_content_and_occurrence() -> None:
-    seen: dict[str, int] = {}
+    seen: dict[int, int] = {}
     plain = struct.pack("<q2q", 2, 1, 2) + struct.pack("<q1q", 1, 3)
     expected = hashlib.sha256(plain).hexdigest()[:16]
     assert prompt_id(array(1, 2), array(3), seen) == f"{expected}-0"
@@ -247,20 +244,36 @@ def test_tokenizer_digest_without_a_backend() -> None:
 
 def test_template_digest_sees_what_a_template_writes(project: Project) -> None:
     run = encoders.parse(project)
-    plain = template_digest(encoder_of(run, "qwen3").template)
-    assert template_digest(encoder_of(run, "qwen3").template) == plain
+    plain = encoder_of(run, "qwen3").template_digest
+    assert encoder_of(run, "qwen3").template_digest == plain
     others = [
-        template_digest(encoder_of(run, "qwen3", default_system="Be brief.").template),
-        template_digest(encoder_of(run, "qwen3", stop_words=["<|im_end|>", "<|endoftext|>"]).template),
-        template_digest(encoder_of(run, "qwen3", thought_words=("<think>", "</think>")).template),
-        template_digest(encoder_of(run, "qwen3", format_user=facade.TEMPLATES["llama3"].format_user).template),
-        template_digest(encoder_of(run, "qwen3", False).template),
-        template_digest(encoder_of(run, "qwen3", None).template),
-        template_digest(encoder_of(run, "qwen3_nothink").template),
-        template_digest(encoder_of(run, "qwen").template),
+        encoder_of(run, "qwen3", default_system="Be brief."),
+        encoder_of(run, "qwen3", stop_words=["<|im_end|>", "<|endoftext|>"]),
+        encoder_of(run, "qwen3", thought_words=("<think>", "</think>")),
+        encoder_of(run, "qwen3", format_user=facade.TEMPLATES["llama3"].format_user),
+        encoder_of(run, "qwen3", False),
+        encoder_of(run, "qwen3", None),
+        encoder_of(run, "qwen3_nothink"),
+        encoder_of(run, "qwen"),
+        encoders.build_encoder(encoders.parse(project, tool_format="llama3", template="qwen3")),
     ]
-    with_system = encoders.parse(project, default_system="Be brief.", template="qwen3")
-    assert template_digest(encoders.build_encoder(with_system).template) == others[0]
-    with_tools = encoders.parse(project, tool_format="llama3", template="qwen3")
-    others.append(template_digest(encoders.build_encoder(with_tools).template))
-    assert len({plain, *others}) == len(others) + 1
+    assert len({plain, *(other.template_digest for other in others)}) == len(others) + 1
+    with_system = encoders.build_encoder(encoders.parse(project, default_system="Be brief.", template="qwen3"))
+    assert with_system.template_digest == others[0].template_digest
+
+
+def test_token_ids_come_back_from_a_file_without_a_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    given = [rng.integers(0, 150_000, size=size) for size in (0, 1, 1000, 30, 50_000, 7)]
+    tokens = TokenFile(tmp_path / "new" / "tokens")
+    tokens.append(*given[:2])
+    tokens.append(*given[2:])
+    for number, before in enumerate(given):
+        assert tokens[number].dtype == np.int32
+        np.testing.assert_array_equal(tokens[number], before)
+    with pytest.raises(ValueError, match="read-only"):
+        tokens[1][:] = 0
+    assert list((tmp_path / "new" / "tokens").iterdir()) == []
+    empty = TokenFile()
+    empty.append(given[0])
+    assert empty[0].tolist() == []

@@ -179,7 +179,9 @@ def test_other_ranking_data(project: Project, run: RunArguments, encoder: TurnEn
     assert encoder.tokenizer.decode(first.generated_ids) == "3<|im_end|>\n"
     assert run.data.max_samples == 1
     entry = find_entry("additions", run.data.dataset_dir)
-    with pytest.raises(DataError, match=r"`dataset: additions` is not a ranking set .*`tpaw_prompts`"):
+    with pytest.raises(
+        DataError, match=r"`dataset: additions` has 16 bad rows, .* it is not one prompt with two responses"
+    ):
         load_foreign(entry, encoder, LIMITS, run.model, run.data, run.training)
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from llamafactory_tpaw.data import progress
-from llamafactory_tpaw.data.progress import BYTES, Progress, track
+from llamafactory_tpaw.data.progress import BYTES, Progress
 
 
 class Terminal(io.StringIO):
@@ -48,6 +48,6 @@ def test_a_log_gets_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 def test_a_terminal_gets_a_bar_after_a_while(delay: float, is_shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress, "BAR_AFTER_S", delay)
-    assert list(track([1, 2, 3], "reading", "prompt")) == [1, 2, 3]
+    assert list(Progress("reading", 3, "prompt", items=[1, 2, 3])) == [1, 2, 3]
     shown = sys.stderr.getvalue()
     assert ("reading: 100%" in shown and "3/3" in shown) == is_shown

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llamafactory_tpaw.data.encoding import digest_of_ids, prompt_id, template_digest, tokenizer_digest
+from llamafactory_tpaw.data.encoding import digest_of_ids, prompt_id, tokenizer_digest
 from llamafactory_tpaw.data.files import sha256_hex, write_atomic
 from llamafactory_tpaw.data.opponents import Triplet
 from llamafactory_tpaw.data.prompts import Prompt
@@ -60,7 +60,7 @@ def make_meta(encoder: TurnEncoder, rows: Sequence[TripletRow], content: bytes, 
         "generator": "f" * 64,
         "generator_path": "saves/theta_0",
         "tokenizer": tokenizer_digest(encoder.tokenizer),
-        "template": template_digest(encoder.template),
+        "template": encoder.template_digest,
         "prompts_entry": "additions",
         "prompts_digest": digest_of_ids(dict.fromkeys(key.rpartition("#")[0] for key in keys)),
         "ids_digest": digest_of_ids(row.key for row in rows) if numbered else "",
