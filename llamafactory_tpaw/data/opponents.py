@@ -7,7 +7,6 @@ import copy
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
@@ -75,26 +74,18 @@ def encoding_problems(metas: Sequence[tuple[Path, TripletMeta]], encoder: TurnEn
 
 
 def load_triplets(
-    entry: Entry,
-    meta: TripletMeta,
-    encoder: TurnEncoder,
-    limits: Limits,
-    folder: Path | None = None,
-    first: int | None = None,
+    entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits: Limits, folder: Path | None = None
 ) -> list[Triplet]:
-    r"""Read a triplet file as token ids.
+    r"""Read a triplet file as token ids, which are kept in a file in `folder`.
 
     The sampled ids are used where tokenizer and template are those of the file's meta; otherwise texts are encoded,
-    and prompts are named by the content that they have now. `folder` is for the file of token ids. For a look at the
-    `first` rows the file is not checked against its meta.
+    and prompts are named by the content that they have now.
 
     Raises:
         DataError: If a row's prompt does not encode to the tokens it was generated from, or rows are bad.
     """
     exact = is_exact(meta, encoder)
-    rows: Iterable[TripletRow] = islice(read_triplets(entry.path, meta if first is None else None), first)
-    if first is None:
-        rows = Progress(f"reading {entry.path.name}", meta.rows, items=rows)
+    rows = Progress(f"reading {entry.path.name}", meta.rows, items=read_triplets(entry.path, meta))
 
     def encode(numbered: tuple[int, TripletRow]) -> Triplet:
         number, row = numbered

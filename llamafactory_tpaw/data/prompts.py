@@ -214,14 +214,6 @@ def load_prompts(
     return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompts.ids))
 
 
-def load_first_prompts(
-    encoder: TurnEncoder, model_args: Any, data_args: Any, training_args: Any, tpaw_args: Any, count: int
-) -> tuple[PromptSet, int]:
-    """Encode the first `count` rows of `tpaw_prompts`; return also how many rows were read."""
-    found = load_prompts(encoder, model_args, data_args, training_args, tpaw_args, first=count)
-    return found, len(found.prompts) + len(found.bad_rows)
-
-
 def selection(given: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that settle which prompts there are, for a triplet file's meta; one that is absent has its default."""
     return {name: given.get(name, FIELDS[name].default if name in FIELDS else None) for name in SELECTION}

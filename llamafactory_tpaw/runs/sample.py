@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.encoding import cut_response
 from ..data.opponents import Limits, Triplet, load_foreign, load_triplets
-from ..data.prompts import load_first_prompts
+from ..data.prompts import load_prompts
 from ..data.triplets import read_meta
 from ..errors import DataError
 
@@ -96,7 +96,8 @@ def take_sample(
     finished = [(round_, read_meta(round_.path)) for round_ in opponents.rounds if round_.complete]
     prompts, bad_rows, path, triplets = [], [], None, []
     if args.tpaw_prompts:
-        found, read = load_first_prompts(encoder, model_args, data_args, training_args, args, rows)
+        found = load_prompts(encoder, model_args, data_args, training_args, args, first=rows)
+        read = len(found.prompts) + len(found.bad_rows)
         prompts, bad_rows, path = list(found.prompts), list(found.bad_rows), found.entry.path
         how = f"the first {read} rows of {found.entry.name}"
         bounds = [data_args.max_samples, args.tpaw_max_prompts, read if read < rows else _count_lines(path)]
