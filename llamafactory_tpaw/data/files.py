@@ -73,11 +73,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_json(content: bytes, where: str, advice: str) -> Any:
-    r"""Read JSON that is UTF-8.
-
-    Raises:
-        DataError: If it is not, with `where`, the place in it, and `advice`.
-    """
+    """Read JSON that is UTF-8; otherwise a `DataError` says `where`, the place in it, and `advice`."""
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -137,12 +133,7 @@ def digest_json(value: Any) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, subject: str) -> Iterator[None]:
-    r"""Be the only process that writes `path`; the lock, `.<name>.lock` beside it, ends with its process.
-
-    Raises:
-        InUseError: If another process does.
-        EnvironmentProblem: If no lock can be made there.
-    """
+    """Be the only process that writes `path`, else `InUseError`; `.<name>.lock` beside it ends with its process."""
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -103,10 +103,7 @@ class Prompt:
 
 
 class Prompts(Sequence[Prompt]):
-    r"""Prompts that do not lie in memory: an item reads its text from the dataset and its token ids from a file.
-
-    They are made from the `rows` of LlamaFactory's dataset that could be `encoded`, numbered from 1.
-    """
+    """Prompts that do not lie in memory: an item reads its text from the dataset and its token ids from a file."""
 
     def __init__(
         self, rows: Any, turn: str, encoded: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]], folder: Path | None
