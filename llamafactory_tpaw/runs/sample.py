@@ -97,9 +97,8 @@ def take_sample(
     prompts, bad_rows, path, triplets = [], [], None, []
     if args.tpaw_prompts:
         found = load_prompts(encoder, model_args, data_args, training_args, args, first=rows)
-        read = len(found.prompts) + len(found.bad_rows)
-        prompts, bad_rows, path = list(found.prompts), list(found.bad_rows), found.entry.path
-        how = f"the first {read} rows of {found.entry.name}"
+        prompts, bad_rows, path = list(found.prompts), found.bad_rows, found.entry.path
+        how = f"the first {(read := len(prompts) + len(bad_rows))} rows of {found.entry.name}"
         bounds = [data_args.max_samples, args.tpaw_max_prompts, read if read < rows else _count_lines(path)]
         total = finished[0][1].prompts if finished else min((bound for bound in bounds if bound), default=None)
         for prompt, other in zip(prompts, [*prompts[1:], *prompts[:1]], strict=True):
