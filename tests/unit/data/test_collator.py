@@ -69,12 +69,6 @@ def test_each_triplet_finds_its_responses(grouped: bool, sharing: str) -> None:
     assert len(batch["input_ids"]) == rows[sharing, grouped]
 
 
-def test_a_packed_batch_holds_the_same() -> None:
-    batch = collate(ROUNDS, layout=Layout(packed=True))
-    assert batch["input_ids"].shape == (1, (4 + 3 * 3) + (4 + 2 * 4))
-    assert sequences(batch) == sequences(collate(ROUNDS))
-
-
 def test_what_two_triplets_have_in_common_is_there_once() -> None:
     """Also a generated response that is the target, and one that two iterations gave alike."""
     equal = replace(ROUNDS[0], generated_ids=ROUNDS[0].target_ids)
@@ -150,16 +144,14 @@ def test_steps_hold_the_triplets_of_one_process(processes: int, batch_size: int,
     # As many batches as one process with the whole batch would have.
     assert {len(shard) for shard in shards} == {-(-triplets // (batch_size * processes))}
     assert len(sampler) == sum(len(batch) for shard in shards for batch in shard)
+    every = batch_size * processes
+    assert list(ShardedSampler(order, batch_size, processes, drop_last=True)) == order[: triplets // every * every]
     for accumulation in (1, 3):
         step = batch_size * processes * accumulation
         for number in range(-(-triplets // step)):
             part = slice(number * accumulation, (number + 1) * accumulation)
             trained = [index for shard in shards for batch in shard[part] for index in batch if index != PADDING]
             assert sorted(trained) == sorted(order[number * step : (number + 1) * step])
-
-
-def test_what_fills_no_batch_of_every_process_is_left_out_on_request() -> None:
-    assert list(ShardedSampler(range(19), 4, 2, drop_last=True)) == list(range(16))
 
 
 def test_padding_counts_for_nothing() -> None:
@@ -175,13 +167,3 @@ def test_padding_counts_for_nothing() -> None:
     assert count_triplets(mixed) == 2
     expected = collate([dataset[0], dataset[2]])
     assert all(torch.equal(mixed[name], expected[name]) for name in expected)
-
-
-def test_groups_larger_than_a_batch() -> None:
-    """A group is continued in the next batch, which brings the target once more; every triplet is there once."""
-    dataset = TripletDataset([play(name, 0, (index, 9)) for name in ("a-0", "b-0") for index in range(6)])
-    order = list(GroupSampler(dataset, 4))
-    assert sorted(order) == list(range(12))
-    batches = [TripletCollator(PAD)([dataset[index] for index in order[at : at + 4]]) for at in range(0, 12, 4)]
-    # 4 responses and a target each; in the middle the rest of one group and the beginning of the other.
-    assert [len(batch["response_counts"]) for batch in batches] == [5, 6, 5]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from llamafactory_tpaw.data.encoding import (
-    UNENCODABLE,
     TokenFile,
-    cut_response,
-    digest_of_ids,
     prompt_id,
     tokenizer_digest,
 )
@@ -52,10 +50,8 @@ def ids_of(encoder: TurnEncoder, *tokens: str) -> list[int]:
     ("template", "thinking", "end"),
     [
         ("default", True, "<|endoftext|>\n"),
-        ("qwen", True, "<|im_end|>\n"),
         ("llama3", True, "<|eot_id|>"),
         ("qwen3", True, "<|im_end|>\n"),
-        ("qwen3", False, "<|im_end|>\n"),
         ("qwen3", None, "<|im_end|>\n"),
         ("breeze", True, "<|endoftext|>"),  # `efficient_eos`: LlamaFactory adds the token beside the template
         ("falcon", True, "\n<|endoftext|>"),
@@ -69,50 +65,22 @@ def test_end_of_turn(run: RunArguments, template: str, thinking: bool | None, en
     assert text(encoder, target).endswith("48 clips." + end)
 
 
-@pytest.mark.parametrize(
-    ("template", "prompt", "target"),
-    [
-        ("default", "Human: How many?<|endoftext|>\nAssistant:", "48 clips.<|endoftext|>\n"),
-        (
-            "qwen",
-            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-            "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n",
-            "48 clips.<|im_end|>\n",
-        ),
-        (
-            "llama3",
-            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHow many?<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n",
-            "48 clips.<|eot_id|>",
-        ),
-    ],
-)
-def test_encode_writes_the_template_once(run: RunArguments, template: str, prompt: str, target: str) -> None:
-    encoder = encoder_of(run, template)
+def test_encode_writes_the_template_once(run: RunArguments) -> None:
+    encoder = encoder_of(run, "qwen")
     prompt_ids, target_ids = encoder.encode([QUESTION], ANSWER)
-    assert (text(encoder, prompt_ids), text(encoder, target_ids)) == (prompt, target)
+    assert text(encoder, prompt_ids) == (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert text(encoder, target_ids) == "48 clips.<|im_end|>\n"
     assert prompt_ids.dtype == target_ids.dtype == np.int32
-    with_system = encoder.encode([QUESTION], ANSWER, system="Be brief.")[0]
-    assert "Be brief." in text(encoder, with_system)
-    assert "Qwen" not in text(encoder, with_system)
-
-
-@pytest.mark.parametrize(
-    ("thinking", "content", "prompt_end", "target"),
-    [
-        (True, "48", "assistant\n", NO_THOUGHT + "48"),
-        (False, "48", "assistant\n" + NO_THOUGHT, "48"),
-        (None, "48", "assistant\n" + NO_THOUGHT, "48"),
-        (True, THOUGHT + "48", "assistant\n", THOUGHT + "48"),
-        (False, THOUGHT + "48", "assistant\n" + NO_THOUGHT, "48"),
-        (None, THOUGHT + "48", "assistant\n", THOUGHT + "48"),
-    ],
-)
-def test_thoughts(run: RunArguments, thinking: bool | None, content: str, prompt_end: str, target: str) -> None:
-    encoder = encoder_of(run, "qwen3", thinking)
-    prompt_ids, target_ids = encoder.encode([QUESTION], {"role": "assistant", "content": content})
-    assert text(encoder, prompt_ids).endswith(prompt_end)
-    assert text(encoder, target_ids) == target + "<|im_end|>\n"
+    with_system = text(encoder, encoder.encode([QUESTION], ANSWER, system="Be brief.")[0])
+    assert "Be brief." in with_system
+    assert "Qwen" not in with_system
+    assert text(encoder_of(run, "llama3"), encoder_of(run, "llama3").encode([QUESTION], ANSWER)[0]) == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHow many?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
 
 
 def test_finish_adds_what_follows_the_stop_token(run: RunArguments) -> None:
@@ -122,17 +90,13 @@ def test_finish_adds_what_follows_the_stop_token(run: RunArguments) -> None:
     assert encoder.finish([*body, im_end], "stop").tolist() == [*body, im_end, newline]
     assert encoder.finish([*body, endoftext], "stop").tolist() == [*body, endoftext]
     assert encoder.finish(body, "length").tolist() == body
-    assert encoder.finish([im_end], "stop").tolist() == [im_end, newline]
     assert encoder.finish([], "length").tolist() == []
-    assert encoder.finish([*body, im_end], "stop").dtype == np.int32
-
-
-def test_a_limit_at_a_token_of_the_end_adds_nothing(run: RunArguments) -> None:
-    """A response whose last token before the limit happens to be a line break did not end its turn."""
-    encoder = encoder_of(run, "falcon")
-    ids = [*encoder.tokenizer.encode("48"), encoder.end_of_turn[0]]
-    assert encoder.finish(ids, "length").tolist() == ids
-    assert encoder.text_of(ids, "length") == "48\n"
+    assert encoder.text_of([*body, endoftext], "stop") == "48 clips."
+    # A response whose last token before the limit happens to be a line break did not end its turn.
+    falcon = encoder_of(run, "falcon")
+    ids = [*body, falcon.end_of_turn[0]]
+    assert falcon.finish(ids, "length").tolist() == ids
+    assert falcon.text_of(ids, "length") == "48 clips.\n"
 
 
 @pytest.mark.parametrize("template", [*encoders.TEMPLATES, "falcon"])
@@ -149,12 +113,6 @@ def test_target_ids_survive_as_sampled_ids_and_as_text(run: RunArguments, templa
     assert encoder.encode_text(written, "length").tolist() == target[: len(target) - len(encoder.end_of_turn)]
 
 
-def test_text_of_another_stop_token(encoder: TurnEncoder) -> None:
-    body = encoder.tokenizer.encode("48\n")
-    assert encoder.text_of([*body, *ids_of(encoder, "<|endoftext|>")], "stop") == "48\n"
-    assert encoder.text_of([], "length") == ""
-
-
 def test_stop_token_ids(run: RunArguments) -> None:
     encoder = encoder_of(run, "llama3")
     eot, eom, other = ids_of(encoder, "<|eot_id|>", "<|eom_id|>", "<|endoftext|>")
@@ -162,31 +120,6 @@ def test_stop_token_ids(run: RunArguments) -> None:
     assert encoder.stop_token_ids(other) == sorted([eot, eom, other])
     assert encoder.stop_token_ids([other, eot]) == sorted([eot, eom, other])
     assert encoder_of(run, "default").stop_token_ids() == [other]
-
-
-@pytest.mark.parametrize(
-    ("response", "tools"),
-    [
-        (ANSWER, "not JSON"),
-        (ANSWER, "3"),
-        (ANSWER, '{"x": 1}'),
-        (ANSWER, "[null]"),
-        ({"role": "function", "content": '{"name": "add"}'}, None),
-        ({"role": "function", "content": "3"}, None),
-        ({"role": "assistant", "content": None}, None),
-        ({"role": "nobody", "content": "x"}, None),
-    ],
-)
-def test_what_a_template_cannot_write_is_one_of_the_listed_errors(
-    encoder: TurnEncoder, response: dict[str, Any], tools: str | None
-) -> None:
-    with pytest.raises(UNENCODABLE):
-        encoder.encode([QUESTION], response, tools=tools)
-
-
-@pytest.mark.parametrize(("cutoff_len", "left"), [(15, 5), (13, 3), (10, 0), (8, 0)])
-def test_cut_response(cutoff_len: int, left: int) -> None:
-    assert cut_response(array(0, 1, 2, 3, 4), 10, cutoff_len).tolist() == [0, 1, 2, 3, 4][:left]
 
 
 def array(*ids: int) -> np.ndarray:
@@ -204,11 +137,6 @@ def test_prompt_id_is_content_and_occurrence() -> None:
     assert len(others | {f"{expected}-0"}) == 3
 
 
-def test_digest_of_ids_depends_on_the_order() -> None:
-    assert digest_of_ids(["a-0", "b-0"]) == hashlib.sha256(b"a-0\nb-0\n").hexdigest()
-    assert digest_of_ids(["b-0", "a-0"]) != digest_of_ids(["a-0", "b-0"])
-
-
 def test_tokenizer_digest_survives_saving_and_padding(run: RunArguments, tmp_path: Path) -> None:
     for template in encoders.TEMPLATES:
         encoder = encoder_of(run, template)
@@ -222,24 +150,17 @@ def test_tokenizer_digest_survives_saving_and_padding(run: RunArguments, tmp_pat
 
 
 def test_tokenizer_digest_sees_what_changes_ids() -> None:
-    added = tiny.build_tokenizer()
+    added, ended = tiny.build_tokenizer(), tiny.build_tokenizer()
     added.add_tokens(["Natalia"])
-    ended = tiny.build_tokenizer()
     ended.eos_token = "<|im_end|>"
     others = [added, ended, tiny.build_tokenizer("<|begin_of_text|>"), tiny.build_tokenizer()]
     assert len({tokenizer_digest(tokenizer) for tokenizer in others}) == 4
-    assert tokenizer_digest(others[-1]) == tokenizer_digest(tiny.build_tokenizer())
-
-
-def test_tokenizer_digest_without_a_backend() -> None:
-    class Slow:
-        eos_token_id, bos_token_id = 0, None
-
-        def __init__(self, vocab: dict[str, int]) -> None:
-            self.get_vocab = lambda: vocab
-
-    assert tokenizer_digest(Slow({"a": 0, "b": 1})) == tokenizer_digest(Slow({"b": 1, "a": 0}))
-    assert tokenizer_digest(Slow({"a": 0, "b": 1})) != tokenizer_digest(Slow({"a": 1, "b": 0}))
+    # Without a backend, the vocabulary in any order.
+    slow = [
+        SimpleNamespace(eos_token_id=0, bos_token_id=None, get_vocab=lambda vocab=vocab: vocab)
+        for vocab in ({"a": 0, "b": 1}, {"b": 1, "a": 0}, {"a": 1, "b": 0})
+    ]
+    assert tokenizer_digest(slow[0]) == tokenizer_digest(slow[1]) != tokenizer_digest(slow[2])
 
 
 def test_template_digest_sees_what_a_template_writes(project: Project) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from llamafactory_tpaw.data import files
-from llamafactory_tpaw.errors import DataError, EnvironmentProblem, InUseError
+from llamafactory_tpaw.errors import DataError, InUseError
 
 
 def test_a_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -155,9 +155,3 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), files.locked(path, "It"):
         raise ZeroDivisionError
     take(path)
-
-
-def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
-    (tmp_path / "saves").touch()
-    with pytest.raises(EnvironmentProblem, match=r"cannot be locked: .*Make its folder writable"):
-        take(tmp_path / "saves" / "play_iter0")

@@ -23,7 +23,6 @@ from llamafactory_tpaw.data.opponents import (
 )
 from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.errors import DataError
-from tests import encoders, tiny
 from tests.unit.data.writing import make_prompt, make_row, make_triplet, write_round
 
 
@@ -56,6 +55,7 @@ def test_exact_ids_are_used(project: Project, encoder: TurnEncoder, tmp_path: Pa
     assert triplet.generated_ids.tolist() == [*row.generated_ids, *encoder.end_of_turn[1:]]
     assert triplet.generated_ids.dtype == np.int32
     assert (triplet.iteration, triplet.truncated, triplet.equal) == (0, False, False)
+    assert replace(triplet, generated_ids=triplet.target_ids).equal
     # The ids are in a file that has no name.
     assert list((tmp_path / "new" / "tokens").iterdir()) == []
     with pytest.raises(ValueError, match="read-only"):
@@ -73,15 +73,6 @@ def test_text_is_encoded_where_the_ids_do_not_fit(project: Project, encoder: Tur
     expected = encoder.encode([{"role": "user", "content": "?"}], {"role": "assistant", "content": "She earns"})[1]
     assert triplet.generated_ids.tolist() == expected.tolist()
     assert triplet.id == make_prompt(encoder).id
-
-
-def test_another_tokenizer_reads_the_text(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
-    entry, meta = write_round(project, encoder, [odd_row(encoder)])
-    tokenizer = tiny.build_tokenizer()
-    tokenizer.add_tokens(["She earns"])
-    other = encoders.build_encoder(run, tokenizer)
-    (triplet,) = load_triplets(entry, meta, other, LIMITS)
-    assert triplet.generated_ids.tolist() == [tokenizer.convert_tokens_to_ids("She earns"), *other.end_of_turn]
 
 
 def test_other_prompt_tokens_are_refused(project: Project, encoder: TurnEncoder) -> None:
@@ -106,16 +97,6 @@ def test_each_response_is_cut_by_itself(project: Project, encoder: TurnEncoder) 
     assert not cut.truncated
     assert encoder.tokenizer.decode(other.generated_ids) == "1 2 3 4 5 6"
     assert other.truncated
-
-
-def test_truncated_and_equal(project: Project, encoder: TurnEncoder) -> None:
-    prompts = [make_prompt(encoder, number=number) for number in range(3)]
-    answers = (("2", "stop"), ("2", "length"), ("3", "stop"))
-    rows = [make_row(encoder, prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    triplets = load_triplets(*write_round(project, encoder, rows), encoder, LIMITS)
-    assert [triplet.id[-2:] for triplet in triplets] == ["-0", "-1", "-2"]
-    assert [triplet.equal for triplet in triplets] == [True, False, False]
-    assert [triplet.truncated for triplet in triplets] == [False, True, False]
 
 
 def test_prompts_that_leave_no_room(project: Project, encoder: TurnEncoder) -> None:

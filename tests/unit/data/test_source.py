@@ -46,6 +46,9 @@ def test_find_entry(project: Project) -> None:
     assert find_entry("hub", str(folder)).path is None
     assert find_entry("hub", str(folder)).ranking
     assert find_entry("both", str(folder)).path is None  # LlamaFactory takes the hub first
+    project.add_entry("mine", triplet_entry("mine"))
+    assert find_entry("mine", str(folder)).path == folder / "tpaw" / "mine.jsonl"
+    assert find_entry("mine", str(folder)).ranking
 
 
 def test_entries_that_are_not_there(project: Project, tmp_path: Path) -> None:
@@ -56,13 +59,6 @@ def test_entries_that_are_not_there(project: Project, tmp_path: Path) -> None:
         find_entry("nothing", str(project.root / "data"))
     with pytest.raises(ConfigError, match=r"`dataset_dir` is .*empty', but .*dataset_info\.json does not exist"):
         find_entry("additions", str(tmp_path / "empty"))
-
-
-def test_the_suggested_entry_is_one_that_works(project: Project) -> None:
-    project.add_entry("mine", triplet_entry("mine"))
-    entry = find_entry("mine", str(project.root / "data"))
-    assert entry.ranking
-    assert entry.path == project.root / "data" / "tpaw" / "mine.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -94,9 +90,6 @@ def test_rows_of_each_format(project: Project, run: RunArguments) -> None:
     (talk,) = rows_of(project, run, "sharegpt")
     assert (talk.prompt, talk.system, talk.tools) == ([{"role": "user", "content": "q"}], "Be brief.", "[]")
     assert not talk.has_media
-
-
-def test_max_samples_takes_the_first_rows(project: Project, run: RunArguments) -> None:
     run.data.max_samples = 3
     rows = rows_of(project, run, "additions")
     assert [row.responses[0]["content"] for row in rows] == ["0 + 0 = 0.", "0 + 1 = 1.", "0 + 2 = 2."]
@@ -127,13 +120,10 @@ def test_unreadable_files(project: Project, run: RunArguments, text: str, file_n
         rows_of(project, run, "sft")
 
 
-def test_a_file_that_is_not_there(project: Project, run: RunArguments) -> None:
+def test_files_that_are_no_dataset(project: Project, run: RunArguments) -> None:
     project.add_entry("sft", {"file_name": "absent.json"})
     with pytest.raises(DataError, match=r"`sft` names .*absent\.json, which does not exist\. .*`file_name`"):
         rows_of(project, run, "sft")
-
-
-def test_rows_that_the_converter_stumbles_over(project: Project, run: RunArguments) -> None:
     write(project, lines({"talk": None}, {"talk": []}), formatting="sharegpt", columns={"messages": "talk"})
     with pytest.raises(DataError, match=r"`sft` \(.*\) cannot be read as its entry .*NoneType"):
         rows_of(project, run, "sft")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from llamafactory.data import get_dataset
@@ -77,36 +77,6 @@ def test_llamafactorys_pairs_have_the_same_tokens(project: Project, template: st
         assert pair["chosen_input_ids"] == [*triplet.prompt_ids, *triplet.target_ids]
         assert pair["rejected_input_ids"] == [*triplet.prompt_ids, *triplet.generated_ids]
         assert [label for label in pair["rejected_labels"] if label != -100] == triplet.generated_ids.tolist()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"finish_reason": "eos"},
-            r"d0, row 7 is not a triplet: .*`finish_reason` is 'eos', but must be `stop` or `length`",
-        ),
-        (
-            {"chosen": {"from": "nobody", "value": "x"}},
-            r"d0, row 7 is not a triplet: a value is wrong \(`from` is 'nobody', but must be one of human, gpt",
-        ),
-        ({"iteration": "x"}, r"d0, row 7 is not a triplet: a value is wrong \(invalid literal"),
-        ({"rejected": "text"}, r"d0, row 7 is not a triplet: a value is wrong \(string indices"),
-    ],
-)
-def test_rows_that_are_no_triplets(encoder: TurnEncoder, change: dict[str, Any], message: str) -> None:
-    row = json.loads(rows_of(encoder)[0].to_json()) | change
-    with pytest.raises(DataError, match=message):
-        TripletRow.from_json(row, "d0, row 7")
-
-
-def test_a_row_without_a_column(encoder: TurnEncoder) -> None:
-    row = json.loads(rows_of(encoder)[0].to_json())
-    for optional in ("system", "tools", "generated_ids"):
-        assert TripletRow.from_json({key: row[key] for key in row if key != optional}, "x").id == row["id"]
-    for needed in ("id", "iteration", "conversations", "chosen", "rejected", "finish_reason"):
-        with pytest.raises(DataError, match=rf"x is not a triplet: it lacks '{needed}'\."):
-            TripletRow.from_json({key: row[key] for key in row if key != needed}, "x")
 
 
 @pytest.mark.parametrize(
