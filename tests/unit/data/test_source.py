@@ -78,23 +78,6 @@ def test_is_triplet_file(tmp_path: Path, text: str, answer: bool) -> None:
     assert not is_triplet_file(tmp_path / "b.jsonl")
 
 
-def test_rows_of_each_format(project: Project, run: RunArguments) -> None:
-    history = {"prompt": "question", "response": "answer", "history": "before", "system": "system"}
-    project.add_dataset("alpaca", [GOOD | {"before": [["a", "b"]], "system": None}], columns=history)
-    turns = [("system", "Be brief."), ("human", "q"), ("gpt", "a")]
-    sharegpt = {"talk": [{"from": role, "value": content} for role, content in turns], "tools": "[]"}
-    project.add_dataset("sharegpt", [sharegpt], formatting="sharegpt", columns={"messages": "talk", "tools": "tools"})
-    (alpaca,) = rows_of(project, run, "alpaca")
-    assert [message["content"] for message in alpaca.prompt] == ["a", "b", "1 + 1?"]
-    assert (alpaca.responses, alpaca.system, alpaca.tools) == ([{"role": "assistant", "content": "2"}], "", "")
-    (talk,) = rows_of(project, run, "sharegpt")
-    assert (talk.prompt, talk.system, talk.tools) == ([{"role": "user", "content": "q"}], "Be brief.", "[]")
-    assert not talk.has_media
-    run.data.max_samples = 3
-    rows = rows_of(project, run, "additions")
-    assert [row.responses[0]["content"] for row in rows] == ["0 + 0 = 0.", "0 + 1 = 1.", "0 + 2 = 2."]
-
-
 @pytest.mark.parametrize(
     ("text", "file_name", "message"),
     [

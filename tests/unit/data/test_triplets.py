@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from llamafactory.data import get_dataset
 
-from llamafactory_tpaw.data.files import digest_file, write_atomic
+from llamafactory_tpaw.data.files import digest_file
 from llamafactory_tpaw.data.opponents import Limits, load_triplets
 from llamafactory_tpaw.data.triplets import (
     TripletRow,
-    generator_place,
     meta_path,
     read_meta,
     read_triplets,
@@ -152,25 +151,3 @@ def test_meta_files_that_cannot_be_used(encoder: TurnEncoder, tmp_path: Path) ->
     meta_path(path).write_text("{")
     with pytest.raises(DataError, match=r"d0\.meta\.json is not valid JSON"):
         read_meta(path)
-
-
-def test_a_meta_file_of_the_first_version_is_read(encoder: TurnEncoder, tmp_path: Path) -> None:
-    path, meta = tmp_path / "d0.jsonl", make_meta(encoder, [], b"")
-    new = {"created", "template_name", "hardware", "versions"}
-    write_atomic(meta_path(path), json.dumps({key: value for key, value in asdict(meta).items() if key not in new}))
-    assert read_meta(path) == meta
-
-
-def test_where_the_generator_is(encoder: TurnEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run can be moved: the path counts from the file. Older files have it from the working folder."""
-    (tmp_path / "run" / "saves" / "sft").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "run")
-    path = Path("data/tpaw/d0.jsonl")
-    recorded = {
-        "../../saves/sft": "saves/sft",
-        "saves/sft": "saves/sft",
-        "org/hub": "org/hub",
-        "/models/a": "/models/a",
-    }
-    for given, place in recorded.items():
-        assert generator_place(path, make_meta(encoder, [], b"", generator_path=given)) == place
