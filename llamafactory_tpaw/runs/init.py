@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ..arguments.fields import FIELDS, TpawArguments
 from ..arguments.parsed import RunArguments, parse_reading
 from ..arguments.start import is_adapter
-from ..data.prompts import BadRow, load_first_prompts
+from ..data.prompts import BadRow, load_prompts
 from ..data.source import DATASET_INFO
 from ..errors import ConfigError, DataError, Findings
 from ..lf import facade
@@ -253,9 +253,9 @@ def measure(settings: Settings, model: str, template: str, sft_set: SftSet, conf
             args = TpawArguments(tpaw_prompts=sft_set.name, tpaw_turn=turn, tpaw_cache_dir=folder)
             alone = SimpleNamespace(local_process_index=0, seed=0, dataloader_num_workers=0)
             encoder = load_encoder(RunArguments(model_args, data_args, alone, args, None))[2]
-            found, read = load_first_prompts(encoder, model_args, data_args, alone, args, ROWS)
+            found = load_prompts(encoder, model_args, data_args, alone, args, first=ROWS)
             prompts, targets = found.prompts.prompt_tokens.tolist(), found.prompts.target_tokens.tolist()
-            bad_rows = list(found.bad_rows)
+            bad_rows, read = found.bad_rows, len(prompts) + len(found.bad_rows)
             if len(bad_rows) > read / 10:
                 first = bad_rows[0]
                 raise DataError(
