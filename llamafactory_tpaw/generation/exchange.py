@@ -261,7 +261,8 @@ class Exchange:
                 server.up.clear()
                 self._start(self._wait_for(server, reason))
         if server.up.is_set():
-            call.tries += self.keys.tpaw_engine_retries  # by `openai`
+            # `openai` has repeated it; once more, since the server may have been away for just that time.
+            call.tries += max(1, self.keys.tpaw_engine_retries // 2)
         self._again(call, reason)
 
     async def _wait_for(self, server: _Server, reason: str) -> None:

@@ -78,7 +78,7 @@ def test_a_request_without_an_answer_fails_and_the_rest_goes_on(fault: str) -> N
     assert isinstance(failed, Failure)
     assert server.url in failed.reason
     assert KEY not in failed.reason
-    assert server.faults[fault] == (1 if fault == "400" else 3)
+    assert server.faults[fault] == {"400": 1, "reset": 6, "half a body": 6}.get(fault, 3)
     assert rows == {index: row for index, row in RIGHT.items() if index != 3}
 
 
