@@ -304,12 +304,6 @@ def _render(
     return "\n\n".join(blocks) + "\n"
 
 
-def settings_text(settings: Mapping[str, Any], title: str) -> str:
-    """Return a run file with these keys, in their order, below a comment; a key that is None is left out."""
-    lines = [yaml_line(key, value) for key, value in settings.items() if value is not None]
-    return "\n".join([f"# {title}", *lines]) + "\n"
-
-
 def yaml_line(key: str, value: Any, comment: str = "") -> str:
     """Return the line of a key, so that YAML 1.1 and 1.2 readers see the same value."""
     return f"{key}: {_scalar(value)}" + (f"  # {comment}" if comment else "")
