@@ -84,8 +84,7 @@ def examine(vllm_command: str | None = None) -> dict[str, Any]:
 
 def text_of(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a report."""
-    yield f"{OURS} {report['version']}, Python {report['python']}"
-    yield f"interpreter: {report['interpreter']}"
+    yield f"{OURS} {report['version']}, Python {report['python']}: {report['interpreter']}"
     yield f"hook: {'' if report['hook'] else 'not '}registered at the interpreter's start"
     yield f"vLLM: {report['vllm'] or 'not found'}"
     yield f"packages: {', '.join(f'{name} {version}' for name, version in sorted(report['packages'].items()))}"
@@ -139,7 +138,10 @@ def _packages() -> tuple[dict[str, str], list[Finding]]:
     from packaging.requirements import Requirement
 
     versions, findings = {}, []
-    for requirement in map(Requirement, [*_required(OURS), *_required(LLAMAFACTORY)]):
+    lines = metadata.requires(OURS) or []
+    with contextlib.suppress(metadata.PackageNotFoundError):  # its absence is found with ours
+        lines += [line for line in metadata.requires(LLAMAFACTORY) or [] if "extra ==" not in line]
+    for requirement in map(Requirement, lines):
         extra = re.search(r"""extra == ["']([^"']+)""", str(requirement.marker or ""))
         if requirement.marker and not requirement.marker.evaluate({"extra": extra[1] if extra else ""}):
             continue
@@ -155,16 +157,6 @@ def _packages() -> tuple[dict[str, str], list[Finding]]:
     return versions, findings
 
 
-def _required(owner: str) -> list[str]:
-    try:
-        lines = metadata.requires(owner) or []
-    except metadata.PackageNotFoundError:
-        return []
-    return [line for line in lines if "extra ==" not in line or owner == OURS]
-
-
 def _reinstall() -> str:
-    checkout = (CHECKOUT / "setup.py").is_file()
-    return (
-        f"pip install --editable {shlex.quote(str(CHECKOUT))}" if checkout else f"pip install --force-reinstall {OURS}"
-    )
+    is_checkout = (CHECKOUT / "setup.py").is_file()
+    return f"pip install {f'--editable {shlex.quote(str(CHECKOUT))}' if is_checkout else f'--force-reinstall {OURS}'}"

@@ -23,14 +23,6 @@ from ..report.verify import Check
 
 # Wide enough for every line where the output is not a terminal.
 UNBOUNDED = 1000
-STYLES = {
-    "error": "bold red",
-    "warning": "yellow",
-    "note": "cyan",
-    "ok": "green",
-    "changed": "red",
-    "missing": "yellow",
-}
 WORDS = ("run file", "status", "result")
 NUMBERS = ("triplets", "sampled tokens", "generate", "score", "train", "loss", "target reward", "margin")
 
@@ -52,21 +44,20 @@ def quiet_libraries() -> Iterator[Callable[[str], None]]:
 
 def tell_check(result: Any) -> None:
     """Print the findings of `check` and its estimates."""
-    output = _console()
     for level, _, message in result.lines:
-        output.print(Text.assemble((f"{level}: ", STYLES[level]), message))
+        print(f"{level}: {message}")
     if result.measured is not None and result.measured.reward is not None:
-        output.print(f"Step 0: the newest player's target reward is {result.measured.reward:.3g}.")
+        print(f"Step 0: the newest player's target reward is {result.measured.reward:.3g}.")
     device = result.device
     on = f" ({device.name}: {device.total / 2**30:.1f} GiB)" if device else ""
     tables = {f"Memory for {part}{on}": figures for part, figures in result.memory.items()}
     for title, figures in (tables | {"Disk": result.disk, "Time": result.time}).items():
         if figures:
-            output.print(title)
+            print(title)
         for figure in figures:
-            output.print(Text(f"  {figure.name}: {figure.readable()} ({figure.how})"))
+            print(f"  {figure.name}: {figure.readable()} ({figure.how})")
     errors, warnings = len(result.findings.problems), len(result.findings.warnings)
-    output.print(f"{errors} error{'s' if errors != 1 else ''}, {warnings} warning{'s' if warnings != 1 else ''}.")
+    print(f"{errors} error{'s' if errors != 1 else ''}, {warnings} warning{'s' if warnings != 1 else ''}.")
 
 
 def tell_summary(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -118,8 +109,7 @@ def tell_verification(checks: Iterable[Check]) -> list[Check]:
     done: list[Check] = []
     print()
     for check in checks:
-        line = f" {check.name}  {printable(check.path)}: {check.what}"
-        _console().print(Text.assemble((f"{check.state:<8}", STYLES[check.state]), line), soft_wrap=True)
+        print(f"{check.state:<8} {check.name}  {printable(check.path)}: {check.what}", flush=True)
         done.append(check)
     states = [check.state for check in done]
     print(", ".join(f"{states.count(state)} {state}" for state in ("ok", "changed", "missing")))
@@ -145,12 +135,12 @@ def tell_init(settings: Any, project: Any, written: Any) -> None:
     lines.append(f"  llamafactory-tpaw check {main.path(f'{method}_iter0')}")
     for family in project.families:
         for each, count in family.iterations.items():
-            rounds = "0" if count == 1 else f"{{0..{count - 1}}}"
-            files = {family.path(f"{each}_iter{rounds}"): ""}
+            command = f"  {prefix}llamafactory-tpaw run {family.path(f'{each}_iter')}"
             if family.asks_servers_of_theta:
-                paths = {t: family.path(f"{each}_iter{t}") for t in range(count)}
-                files = {path: f"  # while the servers have {family.theta(each, t)}" for t, path in paths.items()}
-            lines += [f"  {prefix}llamafactory-tpaw run {path}{note}" for path, note in files.items()]
+                served = [f"{t}.yaml  # while the servers have {family.theta(each, t)}" for t in range(count)]
+                lines += [command.removesuffix(".yaml") + end for end in served]
+            else:
+                lines.append(command.removesuffix(".yaml") + (f"{{0..{count - 1}}}" if count > 1 else "0") + ".yaml")
     lines.append(f"  llamafactory-tpaw lineage {main.theta(method, main.iterations[method])}")
     print("\n".join(lines))
 
@@ -163,13 +153,9 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else UNBOUNDED)
-
-
 def _print_trimmed(shown: Any) -> None:
     """Print without the spaces with which rich fills lines up to the width of the terminal."""
-    output = _console()
+    output = Console(highlight=False, width=None if sys.stdout.isatty() else UNBOUNDED)
     with output.capture() as captured:
         output.print(shown)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
