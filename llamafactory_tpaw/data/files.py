@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -131,6 +133,10 @@ def digest_json(value: Any) -> str:
     return sha256_hex(text.encode("ascii"))
 
 
+# NFS without its lock service, FUSE, object stores.
+WITHOUT_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
+
+
 @contextlib.contextmanager
 def locked(path: Path, subject: str) -> Iterator[None]:
     """Be the only process that writes `path`, else `InUseError`; `.<name>.lock` beside it ends with its process."""
@@ -144,11 +150,14 @@ def locked(path: Path, subject: str) -> Iterator[None]:
             "finished is kept."
         ) from None
     except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EnvironmentProblem(
-            f"{subject} cannot be locked: {lock.lock_file}: {reason}. Make its folder writable, or choose one on "
-            "another file system."
-        ) from error
+        if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
+            raise EnvironmentProblem(
+                f"{subject} cannot be locked: {lock.lock_file}: {error.strerror or error}. Make its folder writable, "
+                "or choose another one."
+            ) from error
+        logging.getLogger(__name__).warning(
+            f"The file system of {lock.lock_file} has no locks: see to it that one process works there at a time."
+        )
     try:
         yield
     finally:

@@ -165,11 +165,11 @@ def read_meta(path: Path) -> TripletMeta:
             f"{path} is a triplet file, but {where} is missing, which says what generated it. Restore it, or generate "
             "the round anew: delete the file and run the iteration that generates it."
         )
-    both = f"delete {path} and it to generate both anew."
+    both = f"delete {path} and it to generate both again."
     try:
         content = read_json(where)
     except DataError as error:
-        raise DataError(f"{error} Or {both}") from error
+        raise DataError(f"{str(error).partition('. ')[0]}. Restore the file, or {both}") from error
     if isinstance(content, dict) and content.get("schema") != META_SCHEMA:
         raise DataError(
             f"{where} has schema {content.get('schema')}, but this version reads {META_SCHEMA}. Use the version of "

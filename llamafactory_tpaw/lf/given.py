@@ -106,8 +106,8 @@ def unknown_key_problems(given: Mapping[str, Any]) -> list[str]:
             continue
         choices = sorted(name for name in known if name.startswith(PREFIX) or not ours)
         nearest = difflib.get_close_matches(key, choices, n=1, cutoff=0.0 if ours else 0.6)
-        advice = f"Did you mean `{nearest[0]}`? " if nearest else ""
-        problems.append(f"`{key}` is not a key of `train`. {advice}Correct or remove it; {KEYS_HINT}")
+        advice = f"; did you mean `{nearest[0]}`?" if nearest else ". Correct or remove it;"
+        problems.append(f"`{key}` is not a key of `train`{advice} {KEYS_HINT}")
     return problems
 
 

@@ -331,7 +331,7 @@ def _check_result(folder: Path, manifest: Manifest, store: Path) -> None:
     what = f"`output_dir: {folder}` holds theta_{manifest.produces}, finished, but"
     damaged = check_checkpoint_complete(folder)
     if damaged:
-        raise DataError(f"{what} damaged since: {damaged[0]} {mend}")
+        raise DataError(f"{what} damaged since: {damaged[0].partition('. ')[0]}. {mend}")
     weights = hash_weights(folder, store)
     now, recorded = identity(weights.fingerprint, manifest.result), manifest.result.get("fingerprint")
     if now != recorded:

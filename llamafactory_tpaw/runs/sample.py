@@ -64,7 +64,7 @@ class Sample:
     def tokens(self, *kinds: str) -> float:
         """Mean tokens of a triplet's `prompt`, `target` and `generated`, those named."""
         lengths = [len(getattr(triplet, f"{kind}_ids")) for triplet in self.triplets for kind in kinds]
-        return sum(lengths) / len(self.triplets)
+        return sum(lengths) / max(len(self.triplets), 1)
 
     @property
     def row_bytes(self) -> float:

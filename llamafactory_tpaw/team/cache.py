@@ -159,7 +159,8 @@ class LogpCache:
         try:
             stored = read_json(path)
         except DataError as error:
-            raise CacheError(f"{error} Deleting {self.folder} makes its sequences be scored again.") from error
+            cause = str(error).partition(". ")[0]
+            raise CacheError(f"{cause}. Delete {self.folder}; its sequences are then scored again.") from error
         if stored != self.numerics:
             raise CacheError(
                 f"{path} is of other numerics than its folder's name. Delete {self.folder}; its sequences are then "

@@ -29,7 +29,7 @@ def fails(project: Project, code: int, settings: dict[str, Any], *overrides: str
 def test_settings(project: Project) -> None:
     errors = fails(project, 2, anew(project, 1, tpaw_eta=0.5), "tpaw_gama=1", "tpaw_players=saves/none")
     assert len(errors) == 4
-    assert "Did you mean `tpaw_gamma`?" in errors[0]
+    assert "did you mean `tpaw_gamma`?" in errors[0]
 
 
 def test_players_in_the_generating_child(project: Project) -> None:

@@ -155,3 +155,14 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), files.locked(path, "It"):
         raise ZeroDivisionError
     take(path)
+
+
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def acquire(lock: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.FileLock, "acquire", acquire)
+    with files.locked(tmp_path / "x", "It"):
+        assert "has no locks: see to it that one process works there at a time" in caplog.text

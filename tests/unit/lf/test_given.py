@@ -164,10 +164,10 @@ def test_unknown_keys_name_the_nearest() -> None:
         {"tpaw_gama": 1, "learning_rat": 2, "xqzw": 3, "stage": 4, "tpaw_kkkkkkkkkkkkkkkkkkkkkkkkk": 5}
     )
     assert len(problems) == 4
-    assert problems[0].startswith("`tpaw_gama` is not a key of `train`. Did you mean `tpaw_gamma`?")
+    assert problems[0].startswith("`tpaw_gama` is not a key of `train`; did you mean `tpaw_gamma`?")
     assert "`learning_rate`" in problems[1]
-    assert "Did you mean" not in problems[2]
-    assert "Did you mean `tpaw_" in problems[3]
+    assert "did you mean" not in problems[2]
+    assert "did you mean `tpaw_" in problems[3]
 
 
 @pytest.mark.parametrize(
