@@ -68,7 +68,7 @@ def encoding_problems(metas: Sequence[tuple[Path, TripletMeta]], encoder: TurnEn
             what, advice = f"template than this run's ({settings})", "Restore the setting"
         problems.append(
             f"{path} was generated with another {what}, so other tokens would be trained on than were sampled. "
-            f"{advice}, or delete the file and its meta file to sample anew."
+            f"{advice}, or delete the file and its meta file to sample again."
         )
     return problems
 

@@ -204,7 +204,7 @@ def opponent_problems(
 
 
 def _anew(round_: Round) -> str:
-    return f"delete {round_.path} and {meta_path(round_.path)} to generate it anew"
+    return f"delete {round_.path} and {meta_path(round_.path)} to generate it again"
 
 
 def prompts_problems(digests: dict[str, tuple[str, int]]) -> list[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .prompts import Prompt
 
 META_SCHEMA = 1
-ANEW = "Restore the file, or delete it and its meta file to generate it anew."
+ANEW = "Restore the file, or delete it and its meta file to generate it again."
 # How the identity of a model begins that only a server has.
 SERVED = "served:"
 
@@ -163,7 +163,7 @@ def read_meta(path: Path) -> TripletMeta:
     if not where.is_file():
         raise DataError(
             f"{path} is a triplet file, but {where} is missing, which says what generated it. Restore it, or generate "
-            "the round anew: delete the file and run the iteration that generates it."
+            "the round again: delete the file and run the iteration that generates it."
         )
     both = f"delete {path} and it to generate both again."
     try:

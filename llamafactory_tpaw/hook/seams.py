@@ -93,7 +93,7 @@ def seam_status() -> list[SeamStatus]:
 
 
 def callbacks(package: ModuleType) -> dict[str, Extend]:
-    """Start the record anew and return what is to run after each module's body.
+    """Start the record again and return what is to run after each module's body.
 
     Args:
         package: The module `llamafactory`, before its body runs.
