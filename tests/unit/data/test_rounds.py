@@ -175,7 +175,7 @@ def test_another_generator_than_the_run_names(rounds: Project, encoder: TurnEnco
     ):
         (problem,) = opponent_problems(*weak, named, fingerprint)
         assert message in problem
-        assert f"delete {weak[0].path} and {meta_path(weak[0].path)} to generate it anew" in problem
+        assert f"delete {weak[0].path} and {meta_path(weak[0].path)} to generate it again" in problem
     own = by_opponent(rounds, encoder, opponent="")
     assert opponent_problems(*own, None) == []
     (problem,) = opponent_problems(*own, "org/weak")
