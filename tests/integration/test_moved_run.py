@@ -16,12 +16,12 @@ from llamafactory_tpaw import cli
 from llamafactory_tpaw.errors import TpawError
 from llamafactory_tpaw.runs import launcher
 from tests.runs import Project, Result
+from tests.unit.team.checkpoints import flip
 
 
 pytestmark = pytest.mark.integration
 
 Train = Callable[..., list[dict[str, Any]]]
-COMMON = {"num_train_epochs": 2.0}
 
 
 @pytest.fixture
@@ -38,11 +38,18 @@ def manifest(iteration: int) -> dict[str, Any]:
     return json.loads(Path(f"saves/play_iter{iteration}/tpaw.json").read_text())
 
 
-def verified(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+def settings(project: Project, iteration: int, **changes: Any) -> dict[str, Any]:
+    return project.settings(iteration, num_train_epochs=2.0, **changes)
+
+
+def fingerprints(described: Any) -> list[str]:
+    return [each["fingerprint"] for each in (described if isinstance(described, list) else [described])]
+
+
+def verified(capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """Run `lineage --verify` and return its exit code, stdout and stderr."""
     capsys.readouterr()
-    code = cli.main(["lineage", "saves", "--verify", *arguments])
-    return code, *capsys.readouterr()
+    return cli.main(["lineage", "saves", "--verify"]), *capsys.readouterr()
 
 
 def test_it_verifies_and_continues(moved: Project, train_here: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,26 +57,20 @@ def test_it_verifies_and_continues(moved: Project, train_here: Train, capsys: py
     assert (code, errors) == (0, "")
     assert output.endswith(" ok, 0 changed, 0 missing\n")
     for iteration in range(3):
-        with (
-            pytest.raises(SystemExit) as finished,
-            launcher.prepare(moved.settings(iteration, plot_loss=True, **COMMON)),
-        ):
+        with pytest.raises(SystemExit) as finished, launcher.prepared(settings(moved, iteration, plot_loss=True)):
             pass
         assert finished.value.code == 0
 
     before = manifest(2)
     Path("saves/play_iter2").rename("saves/before")
-    train_here(moved, moved.settings(2, **COMMON))
+    train_here(moved, settings(moved, 2))
     again = manifest(2)
-    assert (again["counts"]["scored_blocks"], again["counts"]["scored_sequences"]) == (0, 0)
-    assert again["counts"]["blocks"] == 12
-    assert again["result"]["fingerprint"] == before["result"]["fingerprint"]
-    assert [player["fingerprint"] for player in again["players"]] == [
-        player["fingerprint"] for player in before["players"]
-    ]
+    assert [again["counts"][name] for name in ("blocks", "scored_blocks", "scored_sequences")] == [12, 0, 0]
+    for name in ("result", "players"):
+        assert fingerprints(again[name]) == fingerprints(before[name])
 
-    assert launcher.generate(moved.settings(3, **COMMON)) == 0
-    train_here(moved, moved.settings(3, **COMMON))
+    assert launcher.generate(settings(moved, 3)) == 0
+    train_here(moved, settings(moved, 3))
     newest = manifest(3)
     assert newest["status"] == "finished"
     assert [player["path"] for player in newest["players"]] == [f"../play_iter{index}" for index in range(3)]
@@ -80,26 +81,16 @@ def test_it_verifies_and_continues(moved: Project, train_here: Train, capsys: py
     assert "theta_4 <- theta_3  saves/play_iter3" in output
 
 
-def change_a_byte(path: Path, *, in_secret: bool) -> None:
-    stat = path.stat()
-    with path.open("r+b") as stream:
-        stream.seek(-1, os.SEEK_END)
-        byte = stream.read(1)
-        stream.seek(-1, os.SEEK_END)
-        stream.write(bytes([byte[0] ^ 1]))
-    if in_secret:
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
 def refusal(project: Project) -> str:
     """Start iteration 2 up to where its models would be loaded."""
     from llamafactory_tpaw.arguments.parsed import parse_single_process
+    from llamafactory_tpaw.runs.plan import make_plan
     from llamafactory_tpaw.train.setup import load_setup
 
-    settings = project.settings(2, output_dir="saves/again", **COMMON)
+    given = settings(project, 2, output_dir="saves/again")
     try:
-        with launcher.prepare(settings):
-            load_setup(parse_single_process(launcher.before_parse(settings)))
+        make_plan(given)
+        load_setup(parse_single_process(given))
     except TpawError as error:
         return str(error)
     return ""
@@ -108,20 +99,20 @@ def refusal(project: Project) -> str:
 def test_a_changed_byte_is_refused_by_name(moved: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(moved) == ""
     weights = Path("saves/play_iter0/model.safetensors")
-    change_a_byte(weights, in_secret=False)
+    flip(weights, -1)
     assert "theta_1 (saves/play_iter0) has fingerprint" in refusal(moved)
-    finished = moved.settings(0, plot_loss=True, **COMMON)
     refused = r"`output_dir: saves/play_iter0` holds theta_1, finished, but model\.safetensors changed since"
-    with pytest.raises(TpawError, match=refused), launcher.prepare(finished):
+    with pytest.raises(TpawError, match=refused), launcher.prepared(settings(moved, 0, plot_loss=True)):
         pass
-    change_a_byte(weights, in_secret=False)
+    flip(weights, -1)
     assert refusal(moved) == ""
 
-    change_a_byte(weights, in_secret=True)
+    stat = weights.stat()
+    flip(weights, -1)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert refusal(moved) == "", "neither size nor time shows it"
     code, output, errors = verified(capsys)
-    assert code == 3
+    assert (code, len(errors.splitlines())) == (3, 1)
     assert "changed  theta_1  saves/play_iter0: model.safetensors\n" in output
     assert errors.startswith("llamafactory-tpaw: error: theta_1 (saves/play_iter0): model.safetensors was changed")
-    assert len(errors.splitlines()) == 1
     assert "theta_1 (saves/play_iter0) has fingerprint" in refusal(moved), "what was found is kept"
