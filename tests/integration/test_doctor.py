@@ -27,7 +27,7 @@ def test_doctor_finds_all_that_is_needed(tmp_path: Path) -> None:
         ],
         "applied",
     )
-    assert report["hook"]["active"]
+    assert report["hook"] is True
     assert any("PyTorch version" in line for line in report["environment"])
 
 
