@@ -24,10 +24,10 @@ import os, socket, sys
 os.environ["USE_RAY"] = "1"
 import ray
 from llamafactory.train.tuner import Worker
-from llamafactory_tpaw.runs.launcher import prepare
+from llamafactory_tpaw.runs.launcher import prepared
 from llamafactory_tpaw.lf.given import read_given
 
-with prepare(sys.argv[1:2]):
+with prepared(read_given(sys.argv[1:2]), sys.argv[1]) as plan_file:
     ray.init(num_cpus=2, include_dashboard=False, _temp_dir=sys.argv[2])
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -40,7 +40,7 @@ with prepare(sys.argv[1:2]):
         ).remote()
         for rank in range(2)
     ]
-    config = {"args": read_given(sys.argv[1:2]), "callbacks": []}
+    config = {"args": read_given([plan_file]), "callbacks": []}
     ray.get([worker._training_function.remote(config=config) for worker in workers])
     ray.shutdown()
 """

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.runs.launcher import prepare
+from llamafactory_tpaw.lf.given import read_given
+from llamafactory_tpaw.runs.launcher import prepared
 from tests.integration.pairs import add_pairs, make_pairs, pair_settings
 from tests.runs import Project
 
@@ -38,8 +39,8 @@ def test_weights_go_when_the_window_has_passed(
             save_strategy="steps",
             save_steps=1,
         )
-        with prepare([project.write(f"iter{iteration}.yaml", settings)]):
-            train_here(project, settings)
+        with prepared(settings, project.write(f"iter{iteration}.yaml", settings)) as plan_file:
+            train_here(project, read_given([plan_file]))
             before = weights(project)
         kept.append((before, weights(project)))
     (_, after_zero), (_, after_one), (two, after_two) = kept
