@@ -68,7 +68,7 @@ def peak_bytes() -> int:
 
 
 def reset_peaks() -> None:
-    """Give back what earlier iterations left, and begin to look for peaks anew where the system allows it."""
+    """Give back what earlier iterations left, and begin to look for peaks again where the system allows it."""
     gc.collect()
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):

@@ -89,7 +89,7 @@ def _measure(contender: Contender, workload: Workload, job: Job, base: int) -> d
 
 
 def _reset_state() -> None:
-    """Let accelerate begin anew, and keep LlamaFactory from raising the amount of what is logged."""
+    """Let accelerate begin again, and keep LlamaFactory from raising the amount of what is logged."""
     import transformers
     from accelerate.state import AcceleratorState, GradientState, PartialState
 

@@ -46,7 +46,7 @@ class Finder:
             self.failure = f"{type(error).__name__}: {error}"
 
     def after(self, module):
-        """Tell whoever waits for this module."""
+        """Call what waits for this module."""
         callback = self.watched[module.__name__]
         if callback is not None:
             callback(module)

@@ -59,7 +59,7 @@ class Layout:
 
 
 def separate(rows: Sequence[Row]) -> list[Row]:
-    """Give every response a row of its own."""
+    """Give every response its own row."""
     return [Row(row.prompt, [response]) for row in rows for response in row.responses]
 
 

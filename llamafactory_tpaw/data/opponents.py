@@ -14,7 +14,7 @@ from .encoding import TokenFile, TurnEncoder, cut_response, prompt_id
 from .progress import Progress
 from .prompts import BadRow, Limits, UnusableRowError, check_bad_rows, encode_rows
 from .source import AlignedRow, Entry, load_rows, read_rows
-from .triplets import ANEW, TripletMeta, TripletRow, read_triplets
+from .triplets import RESTORE, TripletMeta, TripletRow, read_triplets
 
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def load_triplets(
         if exact and content != given:
             raise DataError(
                 f"{entry.path}, row {number}: its prompt and target encode to id {content}-0, but the row says "
-                f"{row.id}: it is foreign, or was altered. {ANEW}"
+                f"{row.id}: it is foreign, or was altered. {RESTORE}"
             )
         limits.check_room(prompt_ids)
         if exact and row.generated_ids:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .prompts import Prompt
 
 META_SCHEMA = 1
-ANEW = "Restore the file, or delete it and its meta file to generate it again."
+RESTORE = "Restore the file, or delete it and its meta file to generate it again."
 # How the identity of a model begins that only a server has.
 SERVED = "served:"
 
@@ -93,9 +93,9 @@ class TripletRow:
                 sample=int(row.get("sample") or 0),
             )
         except KeyError as error:
-            raise DataError(f"{where} is not a triplet: it lacks {error}. {ANEW}") from error
+            raise DataError(f"{where} is not a triplet: it lacks {error}. {RESTORE}") from error
         except (TypeError, ValueError) as error:
-            raise DataError(f"{where} is not a triplet: a value is wrong ({error}). {ANEW}") from error
+            raise DataError(f"{where} is not a triplet: a value is wrong ({error}). {RESTORE}") from error
 
 
 @dataclass(frozen=True)
@@ -202,18 +202,18 @@ def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[Tripl
     if meta is not None and digest_file(path) != meta.rows_digest:
         rows = sum(1 for _ in read_triplets(path))  # a row that is broken is named
         changed = f"it has {rows} rows, not {meta.rows}" if rows != meta.rows else "a row or the meta file was changed"
-        raise DataError(f"{path} is not the file that {meta_path(path)} describes: {changed}. {ANEW}")
+        raise DataError(f"{path} is not the file that {meta_path(path)} describes: {changed}. {RESTORE}")
     count, digest = 0, hashlib.sha256()
     with path.open("rb") as stream:
         for count, line in enumerate(stream, start=1):
             where = f"{path}, row {count}"
-            row = TripletRow.from_json(parse_json(line, where, ANEW), where)
+            row = TripletRow.from_json(parse_json(line, where, RESTORE), where)
             digest.update(f"{row.key if meta and meta.ids_digest else row.id}\n".encode())
             yield row
     if meta and (count, digest.hexdigest()) != (meta.rows, meta.ids_digest or meta.prompts_digest):
         raise DataError(
             f"{path} holds {count} triplets, but not those of the {meta.prompts} prompts that {meta_path(path)} "
-            f"describes: rows are missing, doubled or of another set. {ANEW}"
+            f"describes: rows are missing, doubled or of another set. {RESTORE}"
         )
 
 

@@ -2,7 +2,7 @@
 r"""Engines `openai` and `vllm`: requests become calls of servers, and their answers responses.
 
 Prompts go as token ids where the server takes them, else as a text that it reads as the same ids, by its own count.
-An opponent model that others serve has a template of its own, so it is sent messages.
+An opponent model that others serve has its own template, so it is sent messages.
 """
 
 from __future__ import annotations

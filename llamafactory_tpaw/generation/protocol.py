@@ -121,7 +121,7 @@ def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
     r"""The conversation of a prompt as the messages of OpenAI's chat API, its system text first.
 
     Raises:
-        ValueError: If it calls functions, which each server writes by a template of its own.
+        ValueError: If it calls functions, which each server writes by its own template.
     """
     roles = {message["role"] for message in prompt.messages} - {"user", "assistant", "system"}
     if roles or prompt.tools:

@@ -62,7 +62,7 @@ def read_if_ours(args: Args) -> dict[str, Any] | None:
         text = Path(args[0]).read_text(encoding="utf-8", errors="replace") if Path(args[0]).is_file() else ""
         if asked[-1:] == ["stage=tpaw"] or (not asked and STAGE_IN_TEXT.search(text)):
             raise
-        return None  # LlamaFactory's own error for a stage of its own
+        return None  # LlamaFactory says what is wrong with it
     return given if given.get("stage") == STAGE else None
 
 

@@ -90,7 +90,7 @@ def plan_project(settings: Settings, tell: Callable[[str], None]) -> Project:
         tell: Called with what is looked at next, for what takes seconds.
 
     Raises:
-        TpawError: With everything that does not fit, as far as it can be told at once.
+        TpawError: With every problem that can be told at once.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -354,7 +354,7 @@ def _family(settings: Settings, sft_set: SftSet, lengths: Lengths, found: tuple[
 
 
 def _ablation(main: Family, part: str) -> Family:
-    """A family of its own, which shares theta_0 and D_0 with the main one."""
+    """A separate family, which shares theta_0 and D_0 with the main one."""
     name = f"{main.name}_no_{part}"
     return dataclasses.replace(
         main,

@@ -202,7 +202,7 @@ def _require_triplets(plan: Plan) -> None:
 
 
 def _have_generated(plan: Plan, plan_file: str) -> None:
-    """Generate what is missing in a process of its own, so that its memory on the device is free again.
+    """Generate what is missing in a separate process, so that its memory on the device is free again.
 
     Of several nodes the first one does; the others wait for it.
     """

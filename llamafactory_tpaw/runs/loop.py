@@ -337,7 +337,7 @@ def summarize(item: Item) -> dict[str, Any]:
 
     Returns:
         `file`, `stage`, `output_dir`, `status`, `wall_seconds`; of a finished one also `result`, `seconds` by part,
-        `counts` (iterations only), and of the last logged step `loss`, `target_reward` and `margin` as far as they
+        `counts` (iterations only), and of the last logged step `loss`, `target_reward` and `margin` where they
         exist.
     """
     row: dict[str, Any] = {

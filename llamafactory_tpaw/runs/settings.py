@@ -38,7 +38,7 @@ class Settings:
     folder: Path  # where yaml/ and data/ are written
     name: str | None = None  # prefix of run files and datasets; None for one made of model and data
     objectives: tuple[Method, ...] = ("tpaw",)
-    ablations: tuple[str, ...] = ()  # parts of TPAW to leave out, each in a family of its own
+    ablations: tuple[str, ...] = ()  # parts of TPAW to leave out, each in a separate family
     iterations: int = 4
     sft: bool = False  # whether theta_0 is still to be trained from `model`
     saves: str | None = None  # folder of the runs; None for LlamaBoard's

@@ -21,7 +21,7 @@ from .checkpoint import MODEL_INDEX, Tensor, read_header, read_object, read_tens
 SCHEMA = 2
 HASHING_THREADS = 8
 CHUNK_BYTES = 1 << 24
-# What else makes a model: how it is built, what it reads and writes, and code of its own.
+# What else makes a model: how it is built, what it reads and writes, and its own code.
 OTHER_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template*", "*.model", "*.tiktoken", "*.py",
