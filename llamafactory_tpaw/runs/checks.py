@@ -184,7 +184,7 @@ def check_engine(plan: Plan, findings: Findings) -> None:
         program = find_program(args.tpaw_vllm_command)
         split_arguments(args.tpaw_vllm_args)
         findings.remarks.append(
-            f"`tpaw_engine: vllm` starts {shlex.join(program)}; `llamafactory-tpaw doctor` says which version."
+            f"`tpaw_engine: vllm` starts {shlex.join(program)} serve."
         )
         return
     from ..generation.served import api_key, examine, names_of
