@@ -183,9 +183,7 @@ def check_engine(plan: Plan, findings: Findings) -> None:
             served_adapter([Path(adapter) for adapter in start.adapters])
         program = find_program(args.tpaw_vllm_command)
         split_arguments(args.tpaw_vllm_args)
-        findings.remarks.append(
-            f"`tpaw_engine: vllm` starts {shlex.join(program)} serve."
-        )
+        findings.remarks.append(f"`tpaw_engine: vllm` starts {shlex.join(program)} serve.")
         return
     from ..generation.served import api_key, examine, names_of
 

@@ -59,7 +59,7 @@ def test_vllm_is_looked_for(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     (remark,) = engine({"tpaw_engine": "vllm", "tpaw_vllm_command": str(program)}).remarks
-    assert remark.partition(";")[0] == f"`tpaw_engine: vllm` starts {program}"
+    assert remark == f"`tpaw_engine: vllm` starts {program} serve."
     found = engine({"tpaw_engine": "vllm", "tpaw_vllm_command": str(tmp_path / "none")})
     assert found.exit_code == EnvironmentProblem.exit_code
 
