@@ -144,7 +144,8 @@ def started_child(
         through: Whether SIGTERM goes to its own children in its place: torchrun would leave them 30 seconds.
         options: Of `subprocess.Popen`.
     """
-    process = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent, **options)
+    guard = None if LIBC is None else end_with_parent
+    process = subprocess.Popen(command, env=environment, preexec_fn=guard, **options)
     try:
         yield process
     except KeyboardInterrupt as stop:
