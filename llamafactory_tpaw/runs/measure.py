@@ -158,7 +158,7 @@ def _score(run: RunArguments, team: Team, triplets: list[Triplet]) -> tuple[floa
     model = scorer.players.load(team.policy)
     shortcuts = scorer.shortcuts_of(model)
     rows = [Row(triplet.prompt_ids, [ids]) for triplet in triplets for ids in triplet.responses[:2]]
-    size = max(scorer.batch_tokens // max(row.length for row in rows), 1)
+    size = max(run.finetuning.tpaw_score_batch_tokens // max(row.length for row in rows), 1)
     batch = list(itertools.islice(itertools.cycle(rows), size))
     begun = _now(run)
     scorer.score_rows(model, batch, shortcuts)

@@ -58,8 +58,9 @@ def test_each_row_once_though_two_of_three_servers_die(tmp_path: Path) -> None:
         for server, answers in ((first, 300), (second, 1200)):
             server.on_answer = lambda valid, server=server, most=answers: valid == most and server.fall()
         run_job(job, lambda: make_engine(job, kept.url, first.url, second.url, engine_startup=1.0))
-        assert (first.valid, second.valid) == (300, 1200)
-        assert kept.valid >= 3500
+        # What was being answered when a server fell may still have come through.
+        assert 300 <= first.valid < 900 <= 1200 <= second.valid < 2000
+        assert kept.valid >= 2500
     check_rows(job)
 
 

@@ -221,7 +221,7 @@ def test_moved_seams(
     assert "CODE sft 0" in out
     assert len(history(tmp_path / "sft")) == 1
     (message,) = [line for line in err.splitlines() if line.startswith("llamafactory-tpaw: error: ")]
-    for part in [*named, ">=0.9.5,<0.9.6", "0.10.5 is installed", "Other stages are not affected"]:
+    for part in [*named, ">=0.9.5,<0.9.6", "0.10.5 is installed", "other stages are not affected"]:
         assert part in message
     assert "TPAW" not in out.split("STAGES", 1)[1].splitlines()[0]
     if code == "2":

