@@ -30,7 +30,8 @@ NUMBERS = ("triplets", "sampled tokens", "generate", "score", "train", "loss", "
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[Callable[[str], None]]:
     """Keep libraries' output from the answer; yield what shows on a terminal what a command does now."""
-    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
+    asked = os.environ.get("LLAMAFACTORY_VERBOSITY")
+    os.environ["LLAMAFACTORY_VERBOSITY"] = asked or "ERROR"  # read where LlamaFactory is imported
     with contextlib.redirect_stdout(sys.stderr), Console(stderr=True).status("starting") as status:
         import datasets
         import transformers
@@ -39,7 +40,11 @@ def quiet_libraries() -> Iterator[Callable[[str], None]]:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
-        yield lambda text: status.update(f"looking at {text}")
+        try:
+            yield lambda text: status.update(f"looking at {text}")
+        finally:
+            if asked is None:
+                del os.environ["LLAMAFACTORY_VERBOSITY"]
 
 
 def tell_check(result: Any) -> None:
