@@ -103,7 +103,11 @@ def frames(iterations: list[Iteration], lang: str | None) -> dict[str, pd.DataFr
                     points = _points(panel, names, entry, iteration.number, lang)
                     rows[panel] += [(before + step, value, line) for line, value in points.items()]
         before += max(iteration.log, default=0)
-    return {panel: pd.DataFrame(found, columns=["step", "value", "line"]) for panel, found in rows.items()}
+    # The page takes the types of the columns from the first table that it is given.
+    types = {"step": "int64", "value": "float64"}
+    return {
+        panel: pd.DataFrame(found, columns=["step", "value", "line"]).astype(types) for panel, found in rows.items()
+    }
 
 
 def _points(

@@ -197,7 +197,7 @@ class _Results:
         titles = dict(zip(PANELS, ("loss", "reward", "margin", "reward_accuracy", "player_weight"), strict=True))
         plots = [
             gr.LinePlot(
-                value=frame,
+                value=None if frame.empty else frame,
                 title=say(f"column_{titles[panel]}", lang),
                 x_title=say("chart_step", lang),
                 y_title=" ",

@@ -170,6 +170,7 @@ def test_generated_text_is_shown_as_it_is(board: Board, project: Project) -> Non
 
 def test_other_stages_are_llamaboards(board: Board, server: Server) -> None:
     board.choose_language("en")
+    board.wait_for("TPAW results")
     board.fill("Stage", "Supervised Fine-Tuning")
     board.page.locator("#tpaw_iteration").wait_for(state="hidden")  # LlamaBoard empties the datasets meanwhile
     board.fill("Dataset", "additions")
