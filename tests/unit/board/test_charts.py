@@ -72,3 +72,9 @@ def test_table_has_the_last_values_of_each_iteration(iterations: list[charts.Ite
         assert f"<td>{cell}</td>" in table
     assert "已完成" in charts.accuracy_table(iterations, "zh")
     assert charts.accuracy_table([], "en") == ""
+
+
+def test_a_table_without_rows_has_the_types_of_one_with_rows() -> None:
+    """The page keeps the types of the first table, and draws no line along an axis of words."""
+    kinds = {str(frame[name].dtype) for frame in charts.frames([], "en").values() for name in ("step", "value")}
+    assert kinds == {"int64", "float64"}
