@@ -126,7 +126,7 @@ def _build_results() -> dict[str, Any]:
                     made[name] = gr.LinePlot(elem_id=name, x="step", y="value", color="line", height=PLOT_HEIGHT)
         with gr.Row():
             _element(made, gr.Dropdown, "tpaw_round", choices=[], value=None, scale=3)
-            _element(made, gr.Number, "tpaw_page", value=1, precision=0, minimum=1, min_width=80)
+            _element(made, gr.Number, "tpaw_page", value=1, precision=0, min_width=80)
             _element(made, gr.Button, "tpaw_prev", min_width=80)
             _element(made, gr.Button, "tpaw_next", min_width=80)
         made["tpaw_rows"] = gr.HTML(elem_id="tpaw_rows")
@@ -217,7 +217,8 @@ def turn(shown: Sequence[Any], by: int = 0, to: int | None = None) -> tuple[Any,
     """Show a page of triplets: that of the field, one before or behind it, or a certain one."""
     dataset_dir, name, number, lang = shown
     html, number, pages = triplets_page(dataset_dir, name, to or (number or 1) + by, lang)
-    return html, gr.Number(value=number, maximum=pages, info=f"1 – {pages}")
+    # Without bounds, which Gradio would hold against a number that was shown for another file; `triplets_page` has them.
+    return html, gr.Number(value=number, info=f"1 – {pages}")
 
 
 def _saves(model_name: str | None, method: str | None) -> Path:
