@@ -217,7 +217,7 @@ def turn(shown: Sequence[Any], by: int = 0, to: int | None = None) -> tuple[Any,
     """Show a page of triplets: that of the field, one before or behind it, or a certain one."""
     dataset_dir, name, number, lang = shown
     html, number, pages = triplets_page(dataset_dir, name, to or (number or 1) + by, lang)
-    # Without bounds, which Gradio would hold against a number that was shown for another file; `triplets_page` has them.
+    # Bounds are `triplets_page`'s: Gradio would hold its own against a number that was shown for another file.
     return html, gr.Number(value=number, info=f"1 – {pages}")
 
 
