@@ -63,6 +63,10 @@ def test_results_are_those_of_the_page_s_run(played: DrivenPage) -> None:
     assert "prompt 11 " in played["tpaw_rows"]
     played.fire("tpaw_prev")
     assert played["tpaw_page"] == 1
+    for typed, nearest in ((99, 2), (-3, 1)):
+        played.show(tpaw_page=typed)
+        played.fire("tpaw_page", "submit")
+        assert played["tpaw_page"] == nearest
 
 
 def test_results_follow_the_language(played: DrivenPage) -> None:
