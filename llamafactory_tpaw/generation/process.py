@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ import psutil
 
 from ..errors import GenerationError
 from ..lf.logs import get_logger
-from ..lf.signals import PR_SET_PDEATHSIG
+from ..lf.signals import end_with_parent
 
 
 HOST = "127.0.0.1"
@@ -53,7 +51,6 @@ class ServerProcess:
             f"This run started it: look at its log {log}, and correct what it says by `tpaw_vllm_args` (arguments of "
             "`vllm serve`) or `tpaw_vllm_command`. The same command continues."
         )
-        prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else lambda *_: None
         logger.info_rank0(f"{shlex.join(command)} is started. Log: {log}.")
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
@@ -63,7 +60,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # a terminal's Ctrl-C is for the run, which then ends it
-                preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+                preexec_fn=lambda: end_with_parent(signal.SIGTERM),
             )
         try:
             self._wait(startup_s)

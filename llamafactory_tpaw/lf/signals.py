@@ -186,10 +186,10 @@ def end_like_child(code: int, what: str) -> None:
         raise SystemExit(code)
 
 
-def end_with_parent() -> None:
-    """Let the system kill this process when its parent ends; on Linux only."""
+def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """Let the system end this process when its parent ends; on Linux only."""
     if LIBC is not None:
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        LIBC.prctl(PR_SET_PDEATHSIG, by)
 
 
 def _end(process: subprocess.Popen[bytes], patience_s: float, through: bool) -> None:
