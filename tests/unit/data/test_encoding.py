@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 QUESTION = {"role": "user", "content": "How many?"}
 ANSWER = {"role": "assistant", "content": "48 clips."}
-THOUGHT = "<think>\nHm.\n</think>\n\n"
 NO_THOUGHT = "<think>\n\n</think>\n\n"
 
 
