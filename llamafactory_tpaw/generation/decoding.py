@@ -9,7 +9,7 @@ Transformers' own continuous batching (`generate_batch`) is not used. It samples
 generator and drops logits processors that it does not know, so a prompt could not have its own random numbers, and it
 sizes its batches by the memory that is free, so an interrupted run could not be continued to the same result.
 A static cache is not used either: without compiled kernels each step would read all of it, used or not. The buffers
-here are static between their enlargements instead, and a step reads what is in use.
+here are static until rows come or go instead, and a step reads what is in use.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from .base import Request, Response, SamplingSettings
-from .row_cache import RowCache
 from .sampling import choose, refuse_unsound, uniforms_of
 
 
@@ -35,7 +35,6 @@ PREFILL_TOKENS = 8192
 STEPS = {"cpu": 1}
 OTHER_STEPS = 8
 KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
-FULL = "full_attention"
 NEEDED = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache"}
 
 
@@ -52,26 +51,60 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return "its forward takes other arguments than " + ", ".join(sorted(NEEDED))
     if config._attn_implementation not in KERNELS:
         return f"its attention is {config._attn_implementation}, not one of {', '.join(KERNELS)}"
-    kinds = set(getattr(config, "layer_types", None) or [FULL])
-    special = ("attention_chunk_size", "num_kv_shared_layers")
-    if (
-        model._is_stateful
-        or not kinds <= {FULL, "sliding_attention"}
-        or any(getattr(config, key, 0) for key in special)
-    ):
+    kinds = {"full_attention", "sliding_attention", *(getattr(config, "layer_types", None) or ())}
+    special = any(getattr(config, key, 0) for key in ("attention_chunk_size", "num_kv_shared_layers"))
+    if model._is_stateful or special or len(kinds) > 2:
         return "its cache holds more than each layer's keys and values of one token after another"
     return None
 
 
 def pad_left(rows: Sequence[np.ndarray], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Put rows of ids into one batch that ends at the same column: ids and mask, (B, longest)."""
-    width = max(map(len, rows))
+    width = max([1, *map(len, rows)])
     input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     for place, row in enumerate(rows):
         input_ids[place, width - len(row) :] = torch.from_numpy(row)
         attention_mask[place, width - len(row) :] = 1
     return input_ids.to(device), attention_mask.to(device)
+
+
+class RowLayer(DynamicLayer):
+    r"""Keys and values of one layer: (rows, heads, columns, head size), with columns for the steps to come.
+
+    Rows end at the same column, `end`, as in a batch that is padded on the left, so that one column is written a step
+    and distances within a row are distances between columns, as masks of sliding windows need.
+    """
+
+    end = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one step's states (B, heads, 1, head size) and return all that is in use."""
+        self.keys[:, :, self.end : self.end + 1] = key_states
+        self.values[:, :, self.end : self.end + 1] = value_states
+        self.end += 1
+        return self.keys[:, :, : self.end], self.values[:, :, : self.end]
+
+    def get_seq_length(self) -> int:
+        """Columns in use."""
+        return self.end
+
+    def rearrange(self, staying: torch.Tensor, entering: DynamicLayer | None, width: int, further: int) -> None:
+        """Make buffers for the rows that stay, by their places, and others behind them, with `further` columns."""
+        start = max(self.end - width, 0)
+        for name in ("keys", "values"):
+            parts = [getattr(self, name)[staying, :, start : self.end]] if len(staying) else []
+            parts += [getattr(entering, name)] if entering is not None else []
+            rows, (_, heads, _, size) = sum(map(len, parts)), parts[0].shape
+            # What is masked may be anything but NaN.
+            buffer = parts[0].new_zeros(rows, heads, width + further, size)
+            for part, places in zip(parts, buffer.split([len(part) for part in parts]), strict=True):
+                places[:, :, width - part.shape[2] : width] = part
+            setattr(self, name, buffer)
+        self.end, self.is_initialized = width, True
+        self.dtype, self.device = buffer.dtype, buffer.device
 
 
 @dataclass(eq=False)
@@ -82,6 +115,7 @@ class Row:
     request: Request
     uniforms: np.ndarray | None
     ids: list[int] = field(default_factory=list)
+    place: int = 0  # in the cache
 
     @property
     def length(self) -> int:
@@ -126,16 +160,13 @@ class RowDecoder:
             for index, request in enumerate(requests)
         )
         self.active: list[Row] = []
-        self.cache = RowCache(self.model.config.num_hidden_layers)
-        self.seen: torch.Tensor | None = None
+        self.cache = Cache(layers=[RowLayer() for _ in range(self.model.config.num_hidden_layers)])
+        self.seen: torch.Tensor | None = None  # what each row holds, (B, V), for the repetition penalty
         self.responses: list[Response | None] = [None] * len(requests)
-        self.answered = self.answered_tokens = 0
         self.usual_length = max((request.max_new_tokens for request in requests), default=0) // 4
         while self.waiting or self.active:
             self._admit()
-            tokens = self._step()
-            left = self._take(tokens)
-            if left:
+            if left := self._take(self._step()):
                 finished(left)
         return self.responses
 
@@ -150,43 +181,45 @@ class RowDecoder:
 
     def _admit(self) -> None:
         """Let the first waiting rows in when there is room for enough of them to be worth a forward pass."""
-        while len(self.active) > 1 and not self._fits(len(self.active), self.cache.width + self.steps):
-            self._preempt()
+        while len(self.active) > 1 and not self._fits(len(self.active), _width(self.active) + self.steps):
+            # The row that loses least goes on later.
+            row = min(self.active, key=lambda row: (len(row.ids), -row.index))
+            self.active.remove(row)
+            self.waiting.appendleft(row)
         entering: list[Row] = []
-        width = reserved = self.cache.width
+        reserved = _width(self.active)
         for row in self.waiting:
             to_come = min(max(self.usual_length - len(row.ids), 0), row.request.max_new_tokens - len(row.ids))
             reserved = max(reserved, row.length + to_come)
             if not self._fits(len(self.active) + len(entering) + 1, reserved) and (self.active or entering):
                 break
-            width = max(width, row.length - 1)
             entering.append(row)
-        if not entering or len(entering) < min(len(self.active) // 8, len(self.waiting)):
+        if len(entering) < min(len(self.active) // 8, len(self.waiting)):
             entering = []
         for _ in entering:
             self.waiting.popleft()
-        rows = len(self.active) + len(entering)
-        if entering or self.cache.window.end + self.steps > self.cache.window.capacity:
-            self.cache.reserve(rows, width, self.steps, self._further(width))
         for group in self._groups(entering):
-            self.cache.append(self._prefill(group), len(group))
-            self._remember(group)
-            self.active += group
+            self._rearrange(group)
+        first = self.cache.layers[0]
+        if not entering and (len(self.active) < len(first.keys) or first.end + self.steps > first.keys.shape[2]):
+            self._rearrange([])
 
-    def _preempt(self) -> None:
-        """Send the row that loses least back to wait."""
-        place = min(
-            range(len(self.active)), key=lambda place: (len(self.active[place].ids), -self.active[place].index)
-        )
-        self.waiting.appendleft(self.active[place])
-        self._remove([place])
-
-    def _remove(self, places: list[int]) -> None:
-        order = self.cache.drop(places)
-        if self.seen is not None:
-            self.seen = self.seen[order]
-        self.active = [self.active[place] for place in order]
-        self.cache.shrink(max((row.length - 1 for row in self.active), default=0))
+    def _rearrange(self, entering: list[Row]) -> None:
+        """Let rows enter the cache behind the active ones, and those leave it that are active no more."""
+        states = self._prefill(entering).layers if entering else [None] * len(self.cache.layers)
+        staying = torch.tensor([row.place for row in self.active], dtype=torch.long, device=self.model.device)
+        if self.settings.repetition_penalty != 1:
+            seen = torch.zeros(len(entering), self.model.config.vocab_size, dtype=torch.bool)
+            for marks, row in zip(seen, entering, strict=True):
+                marks[torch.from_numpy(row.tokens()).long()] = True
+            seen = seen.to(self.model.device)
+            self.seen = seen if self.seen is None else torch.cat([self.seen[staying], seen])
+        self.active += entering
+        width = _width(self.active)
+        for layer, new in zip(self.cache.layers, states, strict=True):
+            layer.rearrange(staying, new, width, self._further(width))
+        for place, row in enumerate(self.active):
+            row.place = place
 
     # --- forward passes
 
@@ -194,20 +227,15 @@ class RowDecoder:
     def _groups(rows: list[Row]) -> list[list[Row]]:
         """Split rows that enter, so that one forward pass is bounded."""
         groups: list[list[Row]] = []
-        longest = 0
         for row in rows:
-            longest = max(longest, row.length - 1)
-            if groups and (len(groups[-1]) + 1) * longest <= PREFILL_TOKENS:
+            if groups and (len(groups[-1]) + 1) * _width([*groups[-1], row]) <= PREFILL_TOKENS:
                 groups[-1].append(row)
             else:
                 groups.append([row])
-                longest = row.length - 1
         return groups
 
-    def _prefill(self, rows: list[Row]) -> DynamicCache | None:
+    def _prefill(self, rows: list[Row]) -> DynamicCache:
         """Keys and values of all tokens but the last; the next step reads that one, so no head is needed here."""
-        if max(row.length for row in rows) == 1:
-            return None
         tokens = [row.tokens()[:-1] for row in rows]
         input_ids, attention_mask = pad_left(tokens, self.pad_token_id, self.model.device)
         states = DynamicCache()
@@ -222,10 +250,10 @@ class RowDecoder:
 
     def _step(self) -> np.ndarray:
         """Sample the next tokens of all rows; shape (steps, rows)."""
-        device, rows, cache = self.model.device, self.active, self.cache
+        device, rows, width = self.model.device, self.active, self.cache.get_seq_length()
         tokens = torch.tensor([row.ids[-1] if row.ids else int(row.request.prompt_ids[-1]) for row in rows])
         lengths = torch.tensor([row.length - 1 for row in rows])
-        padding = (cache.width - lengths).to(device)[:, None]
+        padding = (width - lengths).to(device)[:, None]
         # Rows that finish between two looks run on, but not beyond the positions that the model may have.
         last = torch.tensor([row.last_position for row in rows]).to(device)[:, None]
         tokens, lengths = tokens.to(device)[:, None], lengths.to(device)[:, None]
@@ -234,48 +262,39 @@ class RowDecoder:
             numbers = torch.from_numpy(np.stack([row.numbers(self.steps) for row in rows], 1)).to(device)
         sampled, sound = [], []
         for step in range(self.steps):
-            columns = torch.arange(cache.width + 1, device=device)
+            columns = torch.arange(width + step + 1, device=device)
             logits = self.model(
                 input_ids=tokens,
                 attention_mask=(columns >= padding).long(),
                 position_ids=torch.minimum(lengths + step, last),
-                past_key_values=cache,
+                past_key_values=self.cache,
                 use_cache=True,
             ).logits[:, -1]
-            cache.advance(1)
-            picked = choose(logits, None if numbers is None else numbers[step], self.settings, self.seen)
-            tokens = picked.tokens[:, None]
+            picked, is_sound = choose(logits, None if numbers is None else numbers[step], self.settings, self.seen)
+            tokens = picked[:, None]
             if self.seen is not None:
                 self.seen.scatter_(1, tokens, True)
-            sampled.append(picked.tokens)
-            sound.append(picked.sound)
+            sampled.append(picked)
+            sound.append(is_sound)
         refuse_unsound(bool(torch.stack(sound).all()))
         return torch.stack(sampled).cpu().numpy()
 
-    def _remember(self, rows: list[Row]) -> None:
-        """Keep what rows that enter hold, for the repetition penalty."""
-        if self.settings.repetition_penalty == 1:
-            return
-        seen = torch.zeros(len(rows), self.model.config.vocab_size, dtype=torch.bool)
-        for place, row in enumerate(rows):
-            seen[place, torch.from_numpy(row.tokens()).long()] = True
-        seen = seen.to(self.model.device)
-        self.seen = seen if self.seen is None else torch.cat([self.seen, seen])
-
     def _take(self, tokens: np.ndarray) -> int:
         """Give the rows their tokens, let the finished ones leave, and say how many these were."""
-        leaving: list[int] = []
-        for place, row in enumerate(self.active):
-            for token in tokens[:, place].tolist():
+        for row, column in zip(self.active, tokens.T.tolist(), strict=True):
+            for token in column:
                 row.ids.append(token)
                 stopped = token in self.stop_token_ids
                 if stopped or len(row.ids) == row.request.max_new_tokens:
                     self.responses[row.index] = Response(row.ids, "stop" if stopped else "length")
-                    leaving.append(place)
                     break
-        if leaving:
-            self.answered_tokens += sum(len(self.active[place].ids) for place in leaving)
-            self.answered += len(leaving)
-            self.usual_length = self.answered_tokens // self.answered
-            self._remove(leaving)
-        return len(leaving)
+        before = len(self.active)
+        self.active = [row for row in self.active if self.responses[row.index] is None]
+        lengths = [len(response.ids) for response in self.responses if response is not None]
+        self.usual_length = sum(lengths) // len(lengths) if lengths else self.usual_length
+        return before - len(self.active)
+
+
+def _width(rows: Sequence[Row]) -> int:
+    """Columns that rows take in the cache."""
+    return max([1, *(row.length - 1 for row in rows)])

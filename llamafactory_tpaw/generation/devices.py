@@ -13,26 +13,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 
 import numpy as np
 
-from ..errors import GenerationError
+from ..errors import TpawError
 from ..lf.signals import end_like_child, exit_code, started_child
 from .base import Answers, PromptRequests, Request, Response, ignore, units_left
 
 
-# Writes the plan for a process that is to call `answer_parent`, and returns its file.
-Hand = Callable[..., contextlib.AbstractContextManager[str]]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a process that generates a part of a round is told: the round's file and an open pipe to its parent."""
-
-    file: str
-    channel: int
+# Loads the model and returns what answers a unit.
+Load = Callable[[], Callable[[Sequence[Request]], list[Response]]]
 
 
 def devices_in_sight(environment: Mapping[str, str]) -> list[str]:
@@ -51,20 +42,15 @@ class DeviceEngine:
 
     Args:
         version: Of the engine in the processes.
-        hand: Hands the plan over.
-        file: The round's file, by which the process knows its round.
-        job: Digest of what is generated, in which the processes must agree with this one.
+        load: What they call first; it is pickled.
         devices: A value of `CUDA_VISIBLE_DEVICES` for each process.
         batch_tokens: Most tokens in a batch.
     """
 
     name = "hf"
 
-    def __init__(
-        self, version: str, hand: Hand, file: str, job: str, devices: Sequence[str], batch_tokens: int
-    ) -> None:
-        self.version, self.hand, self.file, self.job = version, hand, file, job
-        self.devices, self.batch_tokens = devices, batch_tokens
+    def __init__(self, version: str, load: Load, devices: Sequence[str], batch_tokens: int) -> None:
+        self.version, self.load, self.devices, self.batch_tokens = version, load, devices, batch_tokens
 
     def answer(
         self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
@@ -72,84 +58,62 @@ class DeviceEngine:
         r"""Hand out units until all are answered.
 
         Raises:
+            TpawError: What a process raised; the others are ended.
             KeyboardInterrupt: If a process was interrupted.
-            SystemExit: With the code of a process that failed, which has said why; the others are ended.
-            GenerationError: If a process sees other prompts or settings than this one.
+            SystemExit: With the code of a process that failed otherwise, which has said why.
         """
         units = units_left(requests, left, self.batch_tokens)
-        needed = len(list(itertools.islice(units_left(requests, left, self.batch_tokens), len(self.devices))))
+        first = list(itertools.islice(units, len(self.devices)))
+        asked: dict[Connection, list[int]] = {}
+
+        def ask(channel: Connection, unit: list[int]) -> None:
+            asked[channel] = unit
+            with contextlib.suppress(ConnectionError):  # one that is gone is noticed when it is read from
+                channel.send((self.load, [requests[index] for index in unit]))
+
         with contextlib.ExitStack() as stack:
-            children = dict(self._start(stack, device) for device in self.devices[:needed])
-            stack.callback(_terminate, list(children.values()))
-            busy = set(children)
-            while children:
-                for channel in wait(list(children)):
+            children = dict(_start(stack, device) for device, _ in zip(self.devices, first, strict=False))
+            for channel, unit in zip(children, first, strict=True):
+                ask(channel, unit)
+            while asked:
+                for channel in wait(list(asked)):
+                    unit = asked.pop(channel)
                     try:
-                        kind, content = channel.recv()
+                        answers = channel.recv()
                     except (EOFError, ConnectionError):
-                        _check_end(children.pop(channel), channel in busy)
+                        end_like_child(exit_code(children[channel]), "generates")
                         continue
-                    if kind == "finished":
-                        finished(content)
-                        continue
-                    if kind == "job" and content != self.job:
-                        raise GenerationError(
-                            "A process found other prompts, settings or weights than the one that started it: they "
-                            "were changed meanwhile. Leave them as they are and start again: what is done is kept."
-                        )
-                    unit = next(units, None)
-                    if unit is None:
-                        busy.discard(channel)
-                    with contextlib.suppress(ConnectionError):  # one that is gone is noticed when it is read from
-                        channel.send(unit)
-                    if kind == "answers":
-                        yield content
-
-    def _start(self, stack: contextlib.ExitStack, device: str) -> tuple[Connection, subprocess.Popen[bytes]]:
-        own, others = Pipe()
-        stack.callback(own.close)
-        with others:
-            plan_file = stack.enter_context(self.hand(share=asdict(Share(self.file, others.fileno()))))
-            command = [sys.executable, "-m", "llamafactory_tpaw", "generate", plan_file]
-            # One progress bar is enough.
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device, "TQDM_DISABLE": "1"}
-            return own, stack.enter_context(started_child(command, environment, pass_fds=[others.fileno()]))
+                    if isinstance(answers, TpawError):
+                        raise answers
+                    following = next(units, None)
+                    if following is not None:
+                        ask(channel, following)
+                    yield list(zip(unit, answers, strict=True))
 
 
-def _check_end(process: subprocess.Popen[bytes], busy: bool) -> None:
-    """Wait for a process and end as it did, unless it was done."""
-    end_like_child(exit_code(process), "generates")
-    if busy:
-        raise GenerationError(
-            "A process ended before it had answered. What is done is kept: the same command continues."
-        )
+def _start(stack: contextlib.ExitStack, device: str) -> tuple[Connection, subprocess.Popen[bytes]]:
+    own, others = Pipe()
+    stack.callback(own.close)
+    with others:
+        command = [sys.executable, "-m", __name__, str(others.fileno())]
+        # One progress bar is enough, and a terminal's Ctrl-C is for this process, which then ends them.
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device, "TQDM_DISABLE": "1"}
+        options = {"pass_fds": [others.fileno()], "start_new_session": True}
+        return own, stack.enter_context(started_child(command, environment, **options))
 
 
-def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask all at once to end, so that they need not be waited for one after another."""
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-
-
-def answer_parent(
-    share: Share,
-    job: str,
-    requests: PromptRequests,
-    make_generate: Callable[[], Callable[[list[Request], Callable[[int], object]], list[Response]]],
-) -> None:
-    r"""In a process for one device: answer the units that the parent sends, until it sends no more.
-
-    Args:
-        share: What this process was told.
-        job: Digest of what is generated.
-        requests: All requests.
-        make_generate: Loads the model and returns what answers a unit; called when there is one.
-    """
+def answer_parent(channel: Connection) -> None:
+    """In a process for one device: answer the units that the parent sends, as long as it is there."""
     generate = None
-    with Connection(share.channel) as channel:
-        channel.send(("job", job))
-        while (unit := channel.recv()) is not None:
-            generate = generate or make_generate()
-            responses = generate([requests[index] for index in unit], lambda count: channel.send(("finished", count)))
-            channel.send(("answers", list(zip(unit, responses, strict=True))))
+    with contextlib.suppress(EOFError):
+        while True:
+            load, unit = channel.recv()
+            try:
+                generate = generate or load()
+                channel.send(generate(unit))
+            except TpawError as error:
+                channel.send(error)
+
+
+if __name__ == "__main__":
+    answer_parent(Connection(int(sys.argv[1])))

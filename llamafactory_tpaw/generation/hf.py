@@ -44,9 +44,9 @@ class ChosenOnly(LogitsProcessor):
             mask[:, : self.prompt_mask.shape[1]] = self.prompt_mask
             seen = torch.zeros_like(scores, dtype=mask.dtype).scatter_add_(1, input_ids, mask) > 0
         uniforms = None if self.uniforms is None else self.uniforms[:, step]
-        picked = choose(scores, uniforms, self.settings, seen)
-        refuse_unsound(bool(picked.sound))
-        return torch.full_like(scores, -torch.inf).scatter_(1, picked.tokens[:, None], 0.0)
+        tokens, sound = choose(scores, uniforms, self.settings, seen)
+        refuse_unsound(bool(sound))
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
 
 class HfEngine:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..arguments.parsed import RunArguments
-from ..data.files import digest_json, read_json
+from ..data.files import read_json
 from ..data.opponents import encoding_problems
 from ..data.prompts import PromptSet, load_prompts, selection
 from ..data.rounds import Round, list_opponents, origin_problems, prompts_problems, split_names
@@ -18,10 +21,10 @@ from ..errors import DataError, Findings
 from ..lf.logs import get_logger
 from ..team.loading import load_generator
 from ..team.manifest import hardware
-from ..team.members import Team, load_opponent, load_team, served_identity
+from ..team.members import Team, load_encoder, load_opponent, load_team, served_identity
 from ..team.sharding import autocast_dtype
-from .base import Engine, EngineContext, SamplingSettings
-from .devices import DeviceEngine, Hand, Share, answer_parent
+from .base import Engine, EngineContext, Request, Response, SamplingSettings
+from .devices import DeviceEngine
 from .hf import HfEngine
 from .workflow import Job, run_job
 
@@ -29,15 +32,12 @@ from .workflow import Job, run_job
 logger = get_logger(__name__)
 
 
-def generate_round(
-    run: RunArguments, round_: Round, hand: Hand | None = None, devices: Sequence[str] = ()
-) -> TripletMeta:
+def generate_round(run: RunArguments, round_: Round, devices: Sequence[str] = ()) -> TripletMeta:
     r"""Sample D_t from θ_t, or from the model that stands in for it, and write its files.
 
     Args:
         run: The run's arguments, parsed for one process.
         round_: The round whose file is missing or half done.
-        hand: Writes the plan for a process on a further device, and returns its file.
         devices: The devices in sight, as `CUDA_VISIBLE_DEVICES` names them.
 
     Raises:
@@ -45,7 +45,7 @@ def generate_round(
             sampling fails.
     """
     job, context = _prepare(run, round_, devices)
-    meta = run_job(job, lambda: _make_engine(job, context, hand))
+    meta = run_job(job, lambda: _make_engine(job, context))
     logger.info_rank0(
         f"{round_.path}: {meta.rows} triplets of {context.name}, {meta.counts['stop']} ended, "
         f"{meta.counts['length']} ran into the limit, {meta.counts['equal']} equal their target."
@@ -56,14 +56,6 @@ def generate_round(
             f"{job.max_failed}`). {job.failed_path} says why."
         )
     return meta
-
-
-def answer_share(run: RunArguments, round_: Round, share: Share) -> None:
-    """Answer what the process that started this one hands out, which `share` says."""
-    if share.file != str(round_.path):
-        return  # another round of the same plan
-    job, context = _prepare(run, round_, [])
-    answer_parent(share, digest_json(job.identity()), job.requests(), lambda: _load_engine(context).generate)
 
 
 def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[Job, EngineContext]:
@@ -115,22 +107,17 @@ def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[
     return job, context
 
 
-def _make_engine(job: Job, context: EngineContext, hand: Hand | None) -> Engine:
+def _make_engine(job: Job, context: EngineContext) -> Engine:
     args = context.run.finetuning
     if args.tpaw_engine != HfEngine.name:
         from .client import make_engine
 
         return make_engine(context, job.round.path)
     if len(context.devices) < 2:
-        return _load_engine(context)
-    return DeviceEngine(
-        HfEngine.version,
-        hand,
-        str(job.round.path),
-        digest_json(job.identity()),
-        context.devices,
-        args.tpaw_generate_batch_tokens,
-    )
+        return _load_engine(context, context.encoder.tokenizer)
+    # Each process loads its tokenizer: the code of one that a checkpoint brings along cannot be sent.
+    load = functools.partial(_load_there, replace(context, encoder=None))
+    return DeviceEngine(HfEngine.version, load, context.devices, args.tpaw_generate_batch_tokens)
 
 
 def _eos_of(folder: Path) -> int | list[int] | None:
@@ -163,11 +150,13 @@ def _check_earlier_rounds(run: RunArguments, round_: Round, team: Team, prompts:
         raise DataError(problems)
 
 
-def _load_engine(context: EngineContext) -> HfEngine:
-    run, encoder = context.run, context.encoder
-    model = load_generator(
-        run, encoder.tokenizer, Path(context.model), context.adapters, getattr(torch, context.dtype)
-    )
-    stop_token_ids = encoder.stop_token_ids(model.generation_config.eos_token_id)
+def _load_engine(context: EngineContext, tokenizer: Any) -> HfEngine:
+    run, dtype = context.run, getattr(torch, context.dtype)
+    model = load_generator(run, tokenizer, Path(context.model), context.adapters, dtype)
     batch_tokens = run.finetuning.tpaw_generate_batch_tokens
-    return HfEngine(model, context.settings, stop_token_ids, encoder.tokenizer.pad_token_id, batch_tokens)
+    return HfEngine(model, context.settings, context.stop_token_ids, tokenizer.pad_token_id, batch_tokens)
+
+
+def _load_there(context: EngineContext) -> Callable[[Sequence[Request]], list[Response]]:
+    """Load the model in a process for one device."""
+    return _load_engine(context, load_encoder(context.run)[0]).generate

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shutil
 import sys
@@ -137,7 +136,7 @@ def before_training(given: dict[str, Any], handed: Mapping[str, Any] | None) -> 
 
 def generate(argv: list[str]) -> int:
     """Generate the triplets that an iteration lacks, in this process, or in one for each device in sight."""
-    from ..generation.devices import Share, devices_in_sight
+    from ..generation.devices import devices_in_sight
 
     devices = devices_in_sight(os.environ)
     _use_one_device()
@@ -153,16 +152,13 @@ def generate(argv: list[str]) -> int:
             logger.info_rank0("The triplets of this iteration are there already.")
             return 0
         from ..arguments.parsed import parse_single_process
-        from ..generation.local import answer_share, generate_round
+        from ..generation.local import generate_round
 
         run = parse_single_process(given)
         if run.training.device.type == "cpu":
             devices = []  # `use_cpu: true`
         for round_ in plan.to_generate:
-            if handed and "share" in handed:
-                answer_share(run, round_, Share(**handed["share"]))
-            else:
-                generate_round(run, round_, functools.partial(handed_file, given, planned=True), devices)
+            generate_round(run, round_, devices)
     return 0
 
 

@@ -97,20 +97,20 @@ class Watch:
 
     def see(self, _: object, __: object, inputs: dict[str, Any]) -> None:
         self.rows.append(inputs["input_ids"].shape[0])
-        self.room.append(inputs["past_key_values"].allocated_tokens)
+        self.room.append(inputs["past_key_values"].layers[0].keys[:, 0, :, 0].numel())
 
 
 @pytest.fixture
 def preempted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many tokens the rows had that were sent back to wait."""
+    """How many tokens the rows had already that entered."""
     found: list[int] = []
-    preempt = RowDecoder._preempt
+    prefill = RowDecoder._prefill
 
-    def see(self: RowDecoder) -> None:
-        found.append(min(len(row.ids) for row in self.active))
-        preempt(self)
+    def see(self: RowDecoder, rows: list[Any]) -> Any:
+        found.extend(len(row.ids) for row in rows)
+        return prefill(self, rows)
 
-    monkeypatch.setattr(RowDecoder, "_preempt", see)
+    monkeypatch.setattr(RowDecoder, "_prefill", see)
     return found
 
 

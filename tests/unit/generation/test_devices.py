@@ -4,39 +4,74 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
+import functools
+import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from llamafactory_tpaw.errors import GenerationError
+from llamafactory_tpaw.errors import EnvironmentProblem
 from llamafactory_tpaw.generation import devices
+from llamafactory_tpaw.generation.base import Request, Response
 from llamafactory_tpaw.generation.devices import DeviceEngine, devices_in_sight
-from tests.unit.generation.sharing import COUNT, JOB, Numbered, respond
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from subprocess import Popen
 
+COUNT = 40
 EVERYTHING = np.arange(COUNT)
+
+
+class Numbered:
+    """Request `i` has a prompt of `COUNT - i` tokens, and `i` is its answer."""
+
+    prompt_tokens = np.arange(COUNT, 0, -1, dtype=np.int32)
+    new_tokens = np.ones(COUNT, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> Request:
+        return Request(str(index), np.zeros(self.prompt_tokens[index], dtype=np.int32), 1, 0)
+
+
+def respond(request: Request) -> Response:
+    return Response([int(request.id)] * 1000, "stop")
+
+
+def load(how: str) -> Callable[[Sequence[Request]], list[Response]]:
+    """What a process calls: the first one works until it is ended where the second one is to fail."""
+    device = os.environ["CUDA_VISIBLE_DEVICES"]
+
+    def generate(unit: Sequence[Request]) -> list[Response]:
+        if device == "0" and how != "well":
+            signal.pause()
+        if how == "memory":
+            raise EnvironmentProblem("No memory.")
+        if how == "fail":
+            raise ValueError(how)
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [respond(request) for request in unit]
+
+    return generate
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Popen[bytes]]:
-    """The processes that were started, of this package's tests instead of its command."""
+    """The processes that were started."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     found: list[Popen[bytes]] = []
     start = devices.started_child
 
     @contextlib.contextmanager
-    def note(command: list[str], environment: dict[str, str], **options: Any) -> Iterator[Popen[bytes]]:
-        assert command[1:4] == ["-m", "llamafactory_tpaw", "generate"]
-        module = [sys.executable, "-m", "tests.unit.generation.sharing", *json.loads(command[4])]
-        with start(module, environment, **options) as process:
+    def note(*given: Any, **options: Any) -> Iterator[Popen[bytes]]:
+        with start(*given, **options) as process:
             found.append(process)
             yield process
 
@@ -44,58 +79,46 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Popen[bytes]]:
     return found
 
 
-def engine(how: str, *names: str) -> DeviceEngine:
-    @contextlib.contextmanager
-    def hand(share: dict[str, Any]) -> Iterator[str]:
-        yield json.dumps([how, json.dumps(share)])
-
-    return DeviceEngine("1", hand, "d1.jsonl", JOB, names, 4)
+def answer(how: str, *names: str, left: np.ndarray = EVERYTHING) -> Iterator[Any]:
+    return DeviceEngine("1", functools.partial(load, how), names, 4).answer(Numbered(), left)
 
 
 def test_every_request_is_answered_once_by_two_devices(started: list[Popen[bytes]]) -> None:
-    told: list[int] = []
-    batches = list(engine("well", "0", "1").answer(Numbered(), EVERYTHING, told.append))
+    batches = list(answer("well", "0", "1"))
     answers = [answer for batch in batches for answer in batch]
     assert sorted(index for index, _ in answers) == EVERYTHING.tolist()
     assert all(answer == respond(Numbered()[index]) for index, answer in answers)
-    assert sum(told) == COUNT
-    assert [process.poll() for process in started] == [0, 0]
-    alone = list(engine("well", "0").answer(Numbered(), EVERYTHING))
+    alone = list(answer("well", "0"))
     assert sorted(map(str, alone)) == sorted(map(str, batches))  # the same units, so the same rounding
     assert len(started) == 3
 
 
 def test_what_is_left_is_asked_of_no_more_processes_than_there_are_units(started: list[Popen[bytes]]) -> None:
-    left = np.asarray([3, COUNT - 1])
-    answers = [answer for batch in engine("well", *"0123").answer(Numbered(), left) for answer in batch]
-    assert sorted(index for index, _ in answers) == [3, COUNT - 1]
+    batches = list(answer("well", *"0123", left=np.asarray([3, COUNT - 1])))
+    assert sorted(index for batch in batches for index, _ in batch) == [3, COUNT - 1]
     assert len(started) == 2
-    assert list(engine("well", "0", "1").answer(Numbered(), EVERYTHING[:0])) == []
-    assert len(started) == 2
+    assert list(answer("well", "0", "1", left=EVERYTHING[:0])) == []
 
 
-@pytest.mark.parametrize(("how", "code"), [("fail", 5), ("killed", 137)])
-def test_one_that_fails_ends_the_others(started: list[Popen[bytes]], how: str, code: int) -> None:
-    with pytest.raises(SystemExit) as caught:
-        list(engine(how, "0", "1").answer(Numbered(), EVERYTHING))
-    assert caught.value.code == code
-    assert all(process.poll() is not None for process in started)
-
-
-def test_one_that_leaves_early_is_noticed(started: list[Popen[bytes]]) -> None:
-    with pytest.raises(GenerationError, match="A process ended before it had answered"):
-        list(engine("leave", "0", "1").answer(Numbered(), EVERYTHING))
-    assert all(process.poll() is not None for process in started)
-
-
-def test_one_that_sees_another_job_is_refused(started: list[Popen[bytes]]) -> None:
-    with pytest.raises(GenerationError, match="A process found other prompts, settings or weights"):
-        list(engine("other", "0").answer(Numbered(), EVERYTHING))
-    assert started[0].poll() is not None
+@pytest.mark.parametrize(
+    ("how", "kind", "said"),
+    [
+        ("memory", EnvironmentProblem, "No memory."),
+        ("fail", SystemExit, "1"),
+        ("killed", SystemExit, "137"),
+    ],
+)
+def test_one_that_fails_ends_the_others(
+    started: list[Popen[bytes]], how: str, kind: type[BaseException], said: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        list(answer(how, "0", "1"))
+    assert str(caught.value) == said
+    assert [process.poll() is None for process in started] == [False, False]
 
 
 def test_no_process_is_left_where_the_answers_are_not_wanted(started: list[Popen[bytes]]) -> None:
-    answers = engine("well", "0", "1").answer(Numbered(), EVERYTHING)
+    answers = answer("well", "0", "1")
     assert next(answers)
     assert [process.poll() for process in started] == [None, None]
     answers.close()

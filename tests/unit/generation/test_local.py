@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A round of a real run: on one device and on several, and of another model than theta."""
+"""A round of a real run: on one device and on several."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
-from types import SimpleNamespace
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.generation import devices, local
-from llamafactory_tpaw.generation.devices import DeviceEngine, Share
+from llamafactory_tpaw.generation.devices import DeviceEngine
 from llamafactory_tpaw.generation.hf import HfEngine
 from llamafactory_tpaw.lf import facade
 from tests import encoders
@@ -29,12 +28,10 @@ if TYPE_CHECKING:
     from llamafactory_tpaw.arguments.parsed import RunArguments
 
 
-SETTINGS = {"tpaw_generate_batch_tokens": 32, "tpaw_samples_per_prompt": 2, "max_new_tokens": 8}
-
-
 @pytest.fixture
 def run(tmp_path: Path, tiny_model: Path) -> RunArguments:
-    return encoders.parse(Project(tmp_path, tiny_model), **SETTINGS)
+    settings = {"tpaw_generate_batch_tokens": 32, "tpaw_samples_per_prompt": 2, "max_new_tokens": 8}
+    return encoders.parse(Project(tmp_path, tiny_model), **settings)
 
 
 def round_of(run: RunArguments) -> Round:
@@ -43,12 +40,7 @@ def round_of(run: RunArguments) -> Round:
 
 def generate(run: RunArguments, *names: str) -> bytes:
     round_ = round_of(run)
-
-    @contextlib.contextmanager
-    def hand(share: dict[str, Any]) -> Iterator[str]:
-        yield json.dumps(share)
-
-    meta = local.generate_round(run, round_, hand, names)
+    meta = local.generate_round(run, round_, names)
     assert meta.hardware["processes"] == max(len(names), 1)
     content = round_.path.read_bytes()
     for path in round_.path.parent.glob(f"{round_.path.stem}*"):
@@ -57,7 +49,7 @@ def generate(run: RunArguments, *names: str) -> bytes:
 
 
 @pytest.fixture
-def in_threads(run: RunArguments, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Threads stand in for the processes, whose start takes long; returns the devices that were asked for."""
     found: list[str] = []
     load_model, loading = facade.load_model, threading.Lock()
@@ -67,18 +59,14 @@ def in_threads(run: RunArguments, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return load_model(*arguments)
 
     @contextlib.contextmanager
-    def start(command: Sequence[str], environment: dict[str, str], pass_fds: Sequence[int]) -> Iterator[Any]:
+    def start(command: Sequence[str], environment: dict[str, str], **_: Any) -> Iterator[Any]:
         found.append(environment["CUDA_VISIBLE_DEVICES"])
-        share = json.loads(command[-1])
-        assert share["channel"] == pass_fds[0]
-        share["channel"] = os.dup(pass_fds[0])
-        thread = threading.Thread(target=answer, args=(Share(**share),))
-        thread.start()
-        yield SimpleNamespace(wait=lambda: thread.join() or 0, poll=lambda: 0, terminate=lambda: None)
+        threading.Thread(target=answer, args=(Connection(os.dup(int(command[-1]))),)).start()
+        yield
 
-    def answer(share: Share) -> None:
+    def answer(channel: Connection) -> None:
         with contextlib.suppress(ConnectionError):  # a process would be ended
-            local.answer_share(run, round_of(run), share)
+            devices.answer_parent(channel)
 
     monkeypatch.setattr(devices, "started_child", start)
     monkeypatch.setattr(facade, "load_model", load_alone)

@@ -142,10 +142,10 @@ def test_a_handed_file_is_read_as_a_run_file_by_us_and_by_llamafactory(monkeypat
         "x": None,
         "y": "1e-3",
     }
-    with given.handed_file(settings, planned=True, share=3) as file:
+    with given.handed_file(settings, planned=True, run_file="x") as file:
         found, handed = given.take_handed(given.read_given([file]))
         assert found == settings
-        assert (handed["planned"], handed["share"], handed["cwd"]) == (True, 3, str(Path.cwd()))
+        assert (handed["planned"], handed["run_file"], handed["cwd"]) == (True, "x", str(Path.cwd()))
         assert stat.S_IMODE(Path(file).parent.stat().st_mode) == 0o700
         monkeypatch.setattr(sys, "argv", ["llamafactory-cli", file])
         assert given.take_handed(facade.read_args()) == (settings, handed)

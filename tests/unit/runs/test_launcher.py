@@ -18,7 +18,6 @@ from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import Entry
 from llamafactory_tpaw.data.triplets import meta_path
 from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem, InUseError
-from llamafactory_tpaw.generation.devices import Share
 from llamafactory_tpaw.lf.given import HANDED, handed_file, read_given
 from llamafactory_tpaw.lf.signals import Terminated
 from llamafactory_tpaw.runs import launcher
@@ -241,25 +240,8 @@ class TestSteps:
         plan.to_generate = [ROUND]
         with handed_file(GIVEN) as file:
             assert launcher.generate([file]) == 0
-        ((got, round_, hand, seen),) = told
-        assert (got, round_, seen) == (run, ROUND, devices)
-        with hand(share={"file": "d.jsonl", "channel": 7}) as file:
-            assert read_given([file])[HANDED]["share"] == {"file": "d.jsonl", "channel": 7}
+        assert told == [(run, ROUND, devices)]
         assert os.environ["CUDA_VISIBLE_DEVICES"] == first
-
-    def test_a_process_for_one_device_answers_its_share(
-        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        told: list[Any] = []
-        run = SimpleNamespace(training=SimpleNamespace(device=SimpleNamespace(type="cuda")))
-        monkeypatch.setattr("llamafactory_tpaw.arguments.parsed.parse_single_process", lambda given: run)
-        monkeypatch.setattr("llamafactory_tpaw.generation.local.generate_round", None)
-        monkeypatch.setattr("llamafactory_tpaw.generation.local.answer_share", lambda *given: told.append(given))
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-        plan.to_generate = [ROUND]
-        with handed_file(GIVEN, planned=True, share={"file": "d.jsonl", "channel": 7}) as file:
-            assert launcher.generate([file]) == 0
-        assert told == [(run, ROUND, Share("d.jsonl", 7))]
 
     def test_nothing_to_generate(self, plan: SimpleNamespace) -> None:
         with handed_file(GIVEN) as file:
