@@ -47,7 +47,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-parallelism", action="store_true", help="in tests/distributed also ZeRO-1, ZeRO-2, offload, Ray"
     )
-    parser.addoption("--whole-demo", action="store_true", help="in tests/board the demo with all of its problems")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log-probs of sequences: hand-worked numbers, equality with LlamaFactory's, gradients, padding, bad input."""
+"""Log-probs of sequences: hand-worked numbers, equality with LlamaFactory's, gradients, padding."""
 
 from __future__ import annotations
 
@@ -75,13 +75,9 @@ def test_gradient_equals_autograd(monkeypatch: pytest.MonkeyPatch, chunk: int) -
 def test_padding_changes_no_bit() -> None:
     logits, labels = make_batch([5, 9, 2], width=12)
     expected = sequence_logps(logits, labels).sums
-    more = torch.randn(3, 4, 17)
-    mask = torch.full((3, 4), -100)
-    for wide, wide_labels in (
-        (torch.cat([logits, more], 1), torch.cat([labels, mask], 1)),
-        (torch.cat([more, logits], 1), torch.cat([mask, labels], 1)),
-    ):
-        assert torch.equal(sequence_logps(wide, wide_labels).sums, expected)
+    more, mask = torch.randn(3, 4, 17), torch.full((3, 4), -100)
+    for one, other in (((logits, more), (labels, mask)), ((more, logits), (mask, labels))):
+        assert torch.equal(sequence_logps(torch.cat(one, 1), torch.cat(other, 1)).sums, expected)
     order = torch.tensor([2, 0, 1])
     assert torch.equal(sequence_logps(logits[order], labels[order]).sums, expected[order])
 
@@ -99,13 +95,6 @@ def test_any_dtype_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert logits.grad.dtype == dtype
 
 
-def test_long_sums_keep_float32() -> None:
-    """2,000 tokens of log(1 / 17) in bf16 logits: a bf16 sum would stall near -512."""
-    logits = torch.zeros(1, 2001, 17, dtype=torch.bfloat16)
-    sums, counts = sequence_logps(logits, torch.ones(1, 2001, dtype=torch.long))
-    assert sums.item() == pytest.approx(2000 * math.log(1 / 17), rel=1e-6)
-    assert counts.tolist() == [2000]
-
 
 def test_only_the_logits_are_kept_for_the_backward() -> None:
     logits, labels = make_batch([30] * 4, width=40, vocabulary=500)
@@ -115,21 +104,3 @@ def test_only_the_logits_are_kept_for_the_backward() -> None:
         sequence_logps(logits, labels)
     extra = [value.numel() for value in kept if value.data_ptr() != logits.data_ptr()]
     assert max(extra) <= 4 * 30
-
-
-@pytest.mark.parametrize("bad", [17, -1, -99])
-def test_labels_out_of_range(bad: int) -> None:
-    logits, labels = make_batch([5, 9], width=12)
-    labels[1, 4] = bad
-    with pytest.raises(ValueError, match=rf"`labels` holds \[{bad}\] in rows \[1\].* 0 to 16"):
-        sequence_logps(logits, labels)
-
-
-def test_wrong_shapes_and_types() -> None:
-    logits, labels = make_batch([5, 9], width=12)
-    with pytest.raises(ValueError, match=r"`labels` must have shape \(2, 12\).* got \(2, 11\)"):
-        sequence_logps(logits, labels[:, 1:])
-    with pytest.raises(ValueError, match=r"`logits` must have shape \(B, T, V\).* got \(12, 17\)"):
-        sequence_logps(logits[0], labels)
-    with pytest.raises(ValueError, match=r"`labels` must be a tensor of integers, got torch\.float32"):
-        sequence_logps(logits, labels.float())

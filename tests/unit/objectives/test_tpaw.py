@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TPAW loss: hand-worked numbers, the special cases of the algorithm, gradients, extremes, bad input."""
+"""The TPAW loss: hand-worked numbers, the special cases of the algorithm, gradients, extremes."""
 
 from __future__ import annotations
 
@@ -137,36 +137,17 @@ def test_smaller_margin_gives_a_player_more_weight() -> None:
     torch.testing.assert_close(out.player_weights.sum(1), torch.ones(5), **FP32)
 
 
-def test_gradcheck() -> None:
-    logps = make_logps(dtype=torch.float64)
-    # Frozen weights have no part in the analytic gradient, so they may not move under the numeric one either.
-    kwargs = {"reward_scale": 0.3, "gamma": 0.0}
-    rewards = tpaw_loss(*logps, **kwargs).target_rewards
-    assert rewards.dtype == torch.float64
-    assert rewards.abs().min() > 1e-3
-    assert torch.autograd.gradcheck(lambda t, g: tpaw_loss(t, g, *logps[2:], **kwargs).losses, logps[:2])
-
-
 def test_no_gradient_flows_through_the_weights() -> None:
-    logps = make_logps(dtype=torch.float64)
+    logps = [value.requires_grad_() for value in make_logps(dtype=torch.float64)]
     out = tpaw_loss(*logps)
-    ours = torch.autograd.grad(out.loss, logps[:2])
+    ours = torch.autograd.grad(out.loss, logps, allow_unused=True)
+    assert ours[2:] == (None, None), "players are constants, even if they carry grad"
     alpha, beta = out.target_weights, out.player_weights
     target_rewards = 0.1 * (logps[0][:, None] - logps[2])
     generated_rewards = 0.1 * (logps[1][:, None] - logps[3])
     frozen = (beta * torch.log1p(torch.exp(generated_rewards - alpha * target_rewards))).sum(1).mean()
-    torch.testing.assert_close(ours, torch.autograd.grad(frozen, logps[:2]))
-    for value in (out.target_rewards, out.generated_rewards, alpha, beta):
-        assert not value.requires_grad
-    assert out.loss.requires_grad
-    assert out.losses.requires_grad
-
-
-def test_players_are_constants_even_if_they_carry_grad() -> None:
-    logps = make_logps()
-    players = [value.requires_grad_() for value in logps[2:]]
-    tpaw_loss(*logps[:2], *players).loss.backward()
-    assert [value.grad for value in players] == [None, None]
+    torch.testing.assert_close(ours[:2], torch.autograd.grad(frozen, logps[:2]))
+    assert not any(value.requires_grad for value in (out.target_rewards, out.generated_rewards, alpha, beta))
 
 
 @pytest.mark.parametrize(("reward_scale", "eta", "gamma"), [(10.0, 100.0, 0.5), (10.0, 1.0, 100.0), (0.1, 6.0, 0.0)])
@@ -200,58 +181,3 @@ def test_half_inputs_are_computed_in_float32(dtype: torch.dtype) -> None:
         torch.testing.assert_close(value, wanted, rtol=0, atol=0, check_stride=False)
     out.loss.backward()
     assert logps[0].grad.dtype == dtype
-
-
-NAMES = ["policy_target_logps", "policy_generated_logps", "player_target_logps", "player_generated_logps"]
-
-
-@pytest.mark.parametrize("position", range(4))
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_nan_and_inf_name_the_argument_and_the_rows(position: int, bad: float) -> None:
-    logps = [value.detach() for value in make_logps(batch=9)]
-    logps[position][3] = bad
-    logps[position][5:] = bad
-    with pytest.raises(ValueError, match=rf"`{NAMES[position]}` holds NaN or inf in rows \[3, 5, 6, 7, 8\] of 9"):
-        tpaw_loss(*logps)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        ([(4, 1), (4,), (4, 2), (4, 2)], r"`policy_target_logps` must have shape \(B,\).* got \(4, 1\)"),
-        ([(0,), (0,), (0, 2), (0, 2)], r"`policy_target_logps` .* at least 1, got \(0,\)"),
-        ([(4,), (3,), (4, 2), (4, 2)], r"`policy_generated_logps` must have shape \(4,\), got \(3,\)"),
-        ([(4,), (4,), (3, 2), (3, 2)], r"`player_target_logps` must have shape \(4, J\).* got \(3, 2\)"),
-        ([(4,), (4,), (4,), (4,)], r"`player_target_logps` must have shape \(4, J\).* got \(4,\)"),
-        ([(4,), (4,), (4, 0), (4, 0)], r"`player_target_logps` .* J at least 1, got \(4, 0\)"),
-        ([(4,), (4,), (4, 2), (4, 3)], r"`player_generated_logps` must have shape \(4, 2\), got \(4, 3\)"),
-    ],
-)
-def test_wrong_shapes(shapes: list[tuple[int, ...]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tpaw_loss(*(torch.zeros(shape) for shape in shapes))
-
-
-def test_wrong_types() -> None:
-    with pytest.raises(ValueError, match="`policy_target_logps` must be a tensor of floats, got list"):
-        tpaw_loss([0.0], torch.zeros(1), torch.zeros(1, 1), torch.zeros(1, 1))
-    with pytest.raises(ValueError, match=r"`player_target_logps` must be a tensor of floats, got torch\.int64"):
-        tpaw_loss(torch.zeros(1), torch.zeros(1), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1))
-
-
-@pytest.mark.parametrize(
-    ("setting", "allowed"),
-    [
-        ({"reward_scale": 0.0}, "> 0"),
-        ({"reward_scale": -0.1}, "> 0"),
-        ({"reward_scale": math.nan}, "> 0"),
-        ({"eta": 0.99}, ">= 1"),
-        ({"eta": math.inf}, ">= 1"),
-        ({"gamma": -0.01}, ">= 0"),
-        ({"gamma": math.nan}, ">= 0"),
-    ],
-)
-def test_settings_out_of_range(setting: dict[str, float], allowed: str) -> None:
-    name, value = next(iter(setting.items()))
-    with pytest.raises(ValueError, match=f"`{name}` must be a finite number {allowed}, got {value}"):
-        tpaw_loss(*make_logps(), **setting)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: its problems are right, its tokens are read back, its answers are measured, its trainings run in order."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from demo import evaluate, run
+from demo.make_task import SIZES, write_base_model, write_problems
+from demo.page import LABELS, METHODS
+from demo.problems import Problem, make_splits, parse_answer
+from demo.steps import RUNS, Layout, command, layout
+from demo.tokenizer import vocabulary
+from llamafactory_tpaw.lf import facade
+
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE = re.compile(r"(\d+)([+-]\d+)=(\d+)")
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[Problem]:
+    return [problem for split in make_splits(0, SIZES).values() for problem in split]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base_model(tmp_path_factory.mktemp("demo") / "base", seed=1)
+
+
+def test_answers_are_right_step_by_step_and_no_calculation_appears_twice(problems: list[Problem]) -> None:
+    for problem in problems:
+        *lines, end = problem.answer.split("; ")
+        value, steps = problem.start, []
+        for line in lines:
+            left, step, right = LINE.fullmatch(line).groups()
+            assert int(left) == value
+            steps.append(int(step))
+            value += steps[-1]
+            assert int(right) == value >= 0
+        assert (end, tuple(steps)) == (f"answer {value}", problem.steps)
+        numbers = [int(number) for number in re.findall(r"\d+", problem.question)]
+        assert numbers == [problem.start, *map(abs, problem.steps)]
+    assert len({(problem.start, *problem.steps) for problem in problems}) == len(problems) == sum(SIZES.values())
+
+
+def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, again, other = (write_problems(tmp_path / str(index), seed) for index, seed in enumerate((3, 3, 4)))
+    for name in SIZES:
+        assert first[name].read_bytes() == again[name].read_bytes() != other[name].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("response", "number"),
+    [("34+7=41; answer 41", 41), (" answer 0 ", 0), ("34+7=41", None), ("answer 4 1", None), ("answer -3", None)],
+)
+def test_parse_answer(response: str, number: int | None) -> None:
+    assert parse_answer(response) == number
+
+
+def test_every_problem_round_trips_through_the_template(checkpoint: Path, problems: list[Problem]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    settings = SimpleNamespace(template="default", train_on_prompt=False, tool_format=None, default_system="")
+    template = facade.get_template_and_fix_tokenizer(tokenizer, settings)
+    assert tokenizer.convert_ids_to_tokens(range(len(tokenizer))) == vocabulary()
+    for problem in problems:
+        turn = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": problem.answer}]
+        prompt, response = template.encode_oneturn(tokenizer, turn, "", None)
+        text = tokenizer.decode(prompt + response)
+        assert text == f"Human: {problem.question}<eos>\nAssistant:{problem.answer}<eos>\n"
+        assert tokenizer.encode(text, add_special_tokens=False) == prompt + response
+        assert tokenizer.unk_token_id not in prompt + response
+        assert prompt == evaluate.encode_prompt(tokenizer, problem.question)
+
+
+def test_answers_are_the_greedy_ones_in_batches_of_any_size(checkpoint: Path, problems: list[Problem]) -> None:
+    tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint)
+    questions = [problem.question for problem in problems[:5]]
+    ids, new = evaluate.encode_prompt(tokenizer, questions[0]), []
+    while len(new) < evaluate.MAX_NEW_TOKENS:
+        token = int(model.eval()(torch.tensor([ids + new])).logits[0, -1].argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        new.append(token)
+    alone = evaluate.answer_questions(model, tokenizer, questions, 1)
+    assert alone[0] == tokenizer.decode(new)
+    assert evaluate.answer_questions(model, tokenizer, questions, 5) == alone
+    assert len(set(alone)) > 1
+
+
+def test_hits_line_up_with_the_problems(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"question": "a", "answer": f"answer {number}"} for number in (1, 2, 3)]
+    monkeypatch.setattr(evaluate, "answer_questions", lambda *_: ["answer 1", "answer", "9; answer 3"])
+    result = evaluate.evaluate_checkpoint(checkpoint, rows)
+    assert (result["hits"], result["correct"], result["n"]) == ("101", 2, 3)
+
+
+def test_wilson_interval() -> None:
+    """For 8 of 10: centre (0.8 + z²/20) / (1 + z²/10) = 0.7167, half width 0.2268 with z = 1.96."""
+    assert evaluate.wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def settings(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "yaml" / f"tiny_{name}.yaml").read_text())
+
+
+def test_the_committed_files_are_run_and_another_seed_changes_folders_alone() -> None:
+    assert set(LABELS) == set(RUNS) == {"sft", *(name for names in METHODS.values() for name in names)}
+    assert settings("sft")["model_name_or_path"] == str(layout(0).base)
+    for name in RUNS:
+        assert command(layout(0), name) == ["llamafactory-cli", "train", f"yaml/tiny_{name}.yaml"]
+        assert settings(name)["output_dir"] == str(layout(0).output(name))
+        changed = dict(part.split("=", 1) for part in command(layout(7), name)[3:])
+        keys = {"model_name_or_path", "output_dir", "dataset_dir", "seed"}
+        assert set(changed) == keys | ({"tpaw_players"} if "iter" in name else set())
+        for key in {"model_name_or_path", "output_dir", "tpaw_players"} & set(changed):
+            assert changed[key].replace("saves/Tiny-seed7/", "saves/Tiny/") == settings(name)[key]
+
+
+def test_continued_sft_takes_as_many_steps_as_tpaw() -> None:
+    steps = 0
+    for iteration in range(3):
+        played = settings(f"tpaw_iter{iteration}")
+        rows = SIZES["train"] * (iteration + 1)
+        steps += int(played["num_train_epochs"]) * -(-rows // played["per_device_train_batch_size"])
+    assert settings("sft_more")["max_steps"] == steps
+
+
+def test_a_training_is_done_once_and_a_failure_shows_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Layout(0, tmp_path / "saves", tmp_path / "data", tmp_path / "report")
+    state = place.output("sft") / "trainer_state.json"
+    script, run_file = tmp_path / "fake.py", tmp_path / "run.yaml"
+    script.write_text(f"import pathlib\npathlib.Path({str(state.parent)!r}).mkdir(parents=True)\nprint('trained')\n")
+    script.write_text(f"{script.read_text()}pathlib.Path({str(state)!r}).write_text('{{}}')\n")
+    run_file.write_text("a: 1\n")
+    monkeypatch.setattr(run, "command", lambda *_: [sys.executable, str(script), str(run_file)])
+    progress: dict[str, str] = {}
+    run.train(place, "sft", 1, progress)
+    assert json.loads((place.saves / "demo.json").read_text()) == progress
+    run.train(place, "sft", 1, progress)
+    assert "there already" in capsys.readouterr().out
+    run_file.write_text("a: 2\n")
+    with pytest.raises(run.DemoError, match=r"run.yaml changed since .*saves was made. Delete"):
+        run.train(place, "sft", 1, progress)
+    run_file.write_text("a: 1\n")
+    state.unlink()
+    with pytest.raises(run.DemoError, match=r"(?s)FileExistsError.*fake.py .*run.yaml\nended with status 1"):
+        run.train(place, "sft", 1, progress)
