@@ -24,7 +24,7 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One thing done wrong to the played run; everything else is right.
+    r"""One thing done wrong to the played run; everything else is right.
 
     Attributes:
         about: What is wrong; the heading in `messages.md`.
@@ -34,7 +34,6 @@ class Row:
         generating: Whether the iteration's own triplets are still to be generated.
         overrides: What stands after the run file on the command line.
         run_file: The text of the run file, instead of the settings.
-        environment: Variables of the environment.
         during: What is going on meanwhile.
         unlike: Patterns of what other packages say, and what stands for it in `messages.md`.
     """

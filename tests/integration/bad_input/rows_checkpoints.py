@@ -8,18 +8,7 @@ import shutil
 from pathlib import Path
 
 from .rows import Row
-from .spoiling import (
-    OTHER,
-    change_json,
-    cut,
-    fewer_merges,
-    larger_vocabulary,
-    no_tokenizer,
-    other_model,
-    other_weights,
-    remove_key,
-    write,
-)
+from .spoiling import OTHER, change_json, cut, other_model, other_weights, remove_key, write
 
 
 MANIFEST = "saves/play_iter0/tpaw.json"
@@ -43,84 +32,66 @@ def interrupt_and_change_triplets() -> None:
     change_json("saves/anew/tpaw.json", status="training", triplets=record["triplets"])
 
 
-FOLDERS = [
-    Row("a player's folder that is gone", spoil=lambda: shutil.rmtree("saves/play_iter0"), iteration=2),
+def fewer_merges(folder: str) -> None:
+    """Give a folder a tokenizer that reads text otherwise."""
+    path = Path(folder) / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-5]
+    path.write_text(json.dumps(tokenizer))
+
+
+def no_tokenizer(folder: str) -> None:
+    for path in Path(folder).glob("tokenizer*"):
+        path.unlink()
+
+
+def larger_vocabulary(folder: str) -> None:
+    """Let a checkpoint's config say that it has 8 tokens more."""
+    path = Path(folder) / "config.json"
+    change_json(path, vocab_size=json.loads(path.read_text())["vocab_size"] + 8)
+
+
+ROWS = [
+    Row("a player's folder that is gone", lambda: shutil.rmtree("saves/play_iter0"), 2),
     Row("a model's folder that is not there", given={"model_name_or_path": "/no/model", "tpaw_players": None}),
-    Row(
-        "a model that neither this machine nor the hub has",
-        unlike=HUB,
-        given={"model_name_or_path": "nobody/nothing", "tpaw_players": None},
-    ),
-    Row(
-        "a player that is a file",
-        spoil=lambda: write("saves/file", ""),
-        iteration=1,
-        given={"tpaw_players": "saves/file,saves/play_iter0"},
-    ),
-    Row("a folder without weights", spoil=lambda: Path("saves/sft/model.safetensors").unlink(), iteration=1),
-    Row("weights that were half copied", spoil=lambda: cut("saves/play_iter1/model.safetensors"), iteration=2),
-    Row("a shard that is gone", spoil=lose_a_shard, iteration=1),
-    Row("a folder without config.json", spoil=lambda: Path("saves/sft/config.json").unlink(), iteration=1),
-    Row("a config.json that is cut", spoil=lambda: cut("saves/sft/config.json"), iteration=1),
-    Row("weights changed after the iteration", spoil=lambda: other_weights("saves/play_iter0"), iteration=1),
-]
-MANIFESTS = [
-    Row(
-        "a player whose training is not finished", spoil=lambda: change_json(MANIFEST, status="training"), iteration=1
-    ),
-    Row(
-        "an unfinished output as theta_0",
-        spoil=lambda: change_json(MANIFEST, status="training"),
-        given={"model_name_or_path": "saves/play_iter0", "tpaw_players": None},
-    ),
-    Row("a player without tpaw.json", spoil=lambda: Path(MANIFEST).unlink(), iteration=1),
-    Row("a tpaw.json that is cut", spoil=lambda: cut(MANIFEST), iteration=1),
-    Row("a tpaw.json that is a list", spoil=lambda: write(MANIFEST, "[]"), iteration=1),
-    Row("a tpaw.json of another version", spoil=lambda: change_json(MANIFEST, schema=99), iteration=1),
-    Row("a tpaw.json that lacks a key", spoil=lambda: remove_key(MANIFEST, "policy"), iteration=1),
-    Row("an interrupted training whose triplets changed", spoil=interrupt_and_change_triplets),
-]
-ORDER = [
-    Row(
-        "players in the wrong order",
-        iteration=2,
-        given={"tpaw_players": "saves/play_iter0,saves/sft,saves/play_iter1"},
-    ),
-    Row(
-        "outputs in the wrong order",
-        iteration=2,
-        given={
-            "tpaw_players": "saves/sft,saves/play_iter1,saves/play_iter0",
-            "model_name_or_path": "saves/play_iter0",
-        },
-    ),
-    Row("a model that is not the last player", iteration=1, given={"tpaw_players": "saves/play_iter0,saves/sft"}),
-    Row("too few players", iteration=2, given={"tpaw_players": "saves/play_iter1"}),
-    Row(
-        "too many players",
-        iteration=1,
-        given={
-            "tpaw_players": "saves/sft,saves/play_iter0,saves/play_iter1",
-            "model_name_or_path": "saves/play_iter1",
-        },
-    ),
-    Row("no players from iteration 1 on", iteration=1, given={"tpaw_players": None}),
-    Row("a player named twice", iteration=1, given={"tpaw_players": "saves/play_iter0,./saves/play_iter0"}),
-    Row(
-        "a player of another run", spoil=other_model, iteration=1, given={"tpaw_players": f"{OTHER},saves/play_iter0"}
-    ),
-]
-TOKENIZERS = [
-    Row("a player with another tokenizer", spoil=lambda: fewer_merges("saves/sft"), iteration=1),
-    Row("a player without a tokenizer", spoil=lambda: no_tokenizer("saves/sft"), iteration=1),
-    Row("a model without a tokenizer", spoil=lambda: no_tokenizer("saves/play_iter0"), iteration=1),
-    Row("a player with a cut tokenizer", spoil=lambda: cut("saves/sft/tokenizer.json"), iteration=1),
-    Row("a player with another vocabulary", spoil=lambda: larger_vocabulary("saves/sft"), iteration=1),
+    Row("a model that neither this machine nor the hub has", unlike=HUB,
+        given={"model_name_or_path": "nobody/nothing", "tpaw_players": None}),
+    Row("a player that is a file", lambda: write("saves/file", ""), 1,
+        {"tpaw_players": "saves/file,saves/play_iter0"}),
+    Row("a folder without weights", lambda: Path("saves/sft/model.safetensors").unlink(), 1),
+    Row("weights that were half copied", lambda: cut("saves/play_iter1/model.safetensors"), 2),
+    Row("a shard that is gone", lose_a_shard, 1),
+    Row("a folder without config.json", lambda: Path("saves/sft/config.json").unlink(), 1),
+    Row("a config.json that is cut", lambda: cut("saves/sft/config.json"), 1),
+    Row("weights changed after the iteration", lambda: other_weights("saves/play_iter0"), 1),
+    # What tpaw.json says.
+    Row("a player whose training is not finished", lambda: change_json(MANIFEST, status="training"), 1),
+    Row("an unfinished output as theta_0", lambda: change_json(MANIFEST, status="training"),
+        given={"model_name_or_path": "saves/play_iter0", "tpaw_players": None}),
+    Row("a player without tpaw.json", lambda: Path(MANIFEST).unlink(), 1),
+    Row("a tpaw.json that is cut", lambda: cut(MANIFEST), 1),
+    Row("a tpaw.json that is a list", lambda: write(MANIFEST, "[]"), 1),
+    Row("a tpaw.json of another version", lambda: change_json(MANIFEST, schema=99), 1),
+    Row("a tpaw.json that lacks a key", lambda: remove_key(MANIFEST, "policy"), 1),
+    Row("an interrupted training whose triplets changed", interrupt_and_change_triplets),
+    # The order of the players.
+    Row("players in the wrong order", None, 2, {"tpaw_players": "saves/play_iter0,saves/sft,saves/play_iter1"}),
+    Row("outputs in the wrong order", None, 2, {"model_name_or_path": "saves/play_iter0",
+        "tpaw_players": "saves/sft,saves/play_iter1,saves/play_iter0"}),
+    Row("a model that is not the last player", None, 1, {"tpaw_players": "saves/play_iter0,saves/sft"}),
+    Row("too few players", None, 2, {"tpaw_players": "saves/play_iter1"}),
+    Row("too many players", None, 1, {"model_name_or_path": "saves/play_iter1",
+        "tpaw_players": "saves/sft,saves/play_iter0,saves/play_iter1"}),
+    Row("no players from iteration 1 on", None, 1, {"tpaw_players": None}),
+    Row("a player named twice", None, 1, {"tpaw_players": "saves/play_iter0,./saves/play_iter0"}),
+    Row("a player of another run", other_model, 1, {"tpaw_players": f"{OTHER},saves/play_iter0"}),
+    # Their tokenizers.
+    Row("a player with another tokenizer", lambda: fewer_merges("saves/sft"), 1),
+    Row("a player without a tokenizer", lambda: no_tokenizer("saves/sft"), 1),
+    Row("a model without a tokenizer", lambda: no_tokenizer("saves/play_iter0"), 1),
+    Row("a player with a cut tokenizer", lambda: cut("saves/sft/tokenizer.json"), 1),
+    Row("a player with another vocabulary", lambda: larger_vocabulary("saves/sft"), 1),
     Row("tokens beyond the vocabulary", given={"tpaw_players": None, "add_tokens": "<new>", "resize_vocab": True}),
-    Row(
-        "a player of another run with another tokenizer and changed weights",
-        iteration=1,
-        spoil=lambda: (other_weights("saves/play_iter0"), fewer_merges("saves/sft")),
-    ),
-]
-ROWS = [*FOLDERS, *MANIFESTS, *ORDER, *TOKENIZERS]
+    Row("a player of another run with another tokenizer and changed weights",
+        lambda: (other_weights("saves/play_iter0"), fewer_merges("saves/sft")), 1),
+]  # fmt: skip

@@ -13,35 +13,26 @@ from .spoiling import OTHER, change_json, cut, other_model, write
 
 
 PLAYED = {"output_dir": "saves/play_iter0", "plot_loss": True}
-CACHE = Path("saves/.tpaw_cache")
 INFO = "data/dataset_info.json"
 
 
 def swap_parts() -> None:
     """Put the content of another part under every part's name."""
-    parts = sorted(CACHE.glob("logps/*/*/part-*.safetensors"))
+    parts = sorted(Path("saves/.tpaw_cache").glob("logps/*/*/part-*.safetensors"))
     contents = [part.read_bytes() for part in parts]
     for part, content in zip(parts, contents[1:] + contents[:1], strict=True):
         part.write_bytes(content)
 
 
-def every_part(do: Callable[[Path], object]) -> None:
-    for part in CACHE.glob("logps/*/*/part-*.safetensors"):
-        do(part)
-
-
-def every_numerics(do: Callable[[Path], object]) -> None:
-    for path in CACHE.glob("logps/*/*/numerics.json"):
+def every(name: str, do: Callable[[Path], object]) -> None:
+    """Do something to every such file of the cache."""
+    for path in Path("saves/.tpaw_cache").glob(f"logps/*/*/{name}"):
         do(path)
 
 
-RUN_FILES = [
-    Row(
-        "a run file that does not exist",
-        run_file="",
-        spoil=lambda: Path("run.yaml").unlink(missing_ok=True),
-        overrides=("stage=tpaw",),
-    ),
+ROWS = [
+    Row("a run file that does not exist", lambda: Path("run.yaml").unlink(missing_ok=True), run_file="",
+        overrides=("stage=tpaw",)),
     Row("a run file that is a list", run_file="- stage: tpaw\n", overrides=("stage=tpaw",)),
     Row("a run file that is not YAML", run_file="stage: tpaw\ntpaw_players: [a\n"),
     Row("a run file with tabs", run_file="stage: tpaw\n\tdo_train: true\n"),
@@ -50,66 +41,36 @@ RUN_FILES = [
     Row("an override without a key", overrides=("=1",)),
     Row("an override that is not YAML", overrides=("tpaw_eta=[1",)),
     Row("an override with dashes", overrides=("--tpaw_eta", "4")),
-]
-INFOS = [
-    Row("no dataset_info.json", spoil=lambda: Path(INFO).unlink()),
+    Row("no dataset_info.json", lambda: Path(INFO).unlink()),
     Row("a `dataset_dir` that does not exist", given={"dataset_dir": "nowhere"}),
-    Row("a dataset_info.json that is not JSON", spoil=lambda: cut(INFO)),
-    Row("a dataset_info.json that is a list", spoil=lambda: write(INFO, "[]")),
-    Row("an entry that is not an object", spoil=lambda: change_json(INFO, play_iter0="play.jsonl")),
-    Row("an entry without `file_name`", spoil=lambda: change_json(INFO, play_iter0={"ranking": True})),
-    Row("an entry whose `file_name` is a number", spoil=lambda: change_json(INFO, play_iter0={"file_name": 3})),
+    Row("a dataset_info.json that is not JSON", lambda: cut(INFO)),
+    Row("a dataset_info.json that is a list", lambda: write(INFO, "[]")),
+    Row("an entry that is not an object", lambda: change_json(INFO, play_iter0="play.jsonl")),
+    Row("an entry without `file_name`", lambda: change_json(INFO, play_iter0={"ranking": True})),
+    Row("an entry whose `file_name` is a number", lambda: change_json(INFO, play_iter0={"file_name": 3})),
     Row("a dataset without an entry", given={"dataset": "play_iter9"}),
     Row("an `eval_dataset` without an entry", given={"eval_dataset": "nowhere"}),
-]
-OUTPUT_FOLDERS = [
-    Row("an `output_dir` that is a file", spoil=lambda: write("saves/anew", "")),
-    Row("an `output_dir` below a file", spoil=lambda: write("saves/anew", ""), given={"output_dir": "saves/anew/x"}),
+    Row("an `output_dir` that is a file", lambda: write("saves/anew", "")),
+    Row("an `output_dir` below a file", lambda: write("saves/anew", ""), given={"output_dir": "saves/anew/x"}),
     Row("an `output_dir` finished with other settings", given=PLAYED | {"tpaw_eta": 4.0, "learning_rate": 2.0e-3}),
-    Row(
-        "an `output_dir` finished from another checkpoint",
-        spoil=other_model,
-        iteration=1,
-        given={"output_dir": "saves/play_iter1", "plot_loss": True, "tpaw_players": f"{OTHER},saves/play_iter0"},
-        unlike=((r"theta_0 was \S+ with", "theta_0 was <its folder> with"),),
-    ),
-    Row(
-        "an `output_dir` finished but damaged since",
-        spoil=lambda: cut("saves/play_iter0/model.safetensors"),
-        given=PLAYED,
-    ),
-    Row("an `output_dir` with a model of another stage", spoil=other_model, given={"output_dir": OTHER}),
-    Row(
-        "an `output_dir` that is a player's folder",
-        iteration=1,
-        given={"output_dir": "saves/sft", "overwrite_output_dir": True},
-    ),
-    Row("an `output_dir` with a cut tpaw.json", spoil=lambda: cut("saves/play_iter0/tpaw.json"), given=PLAYED),
-]
-IN_USE = [
-    Row(
-        "an `output_dir` that another process is at work on",
-        during=lambda: locked(Path("saves/anew").resolve(), "it"),
-    ),
-    Row(
-        "triplets that another process is generating",
-        generating=True,
-        during=lambda: locked(Path("data/tpaw/play_iter0.jsonl").resolve(), "it"),
-    ),
-]
-CACHES = [
-    Row("a truncated cache part", spoil=lambda: every_part(cut)),
-    Row("a cache part with another's content", spoil=swap_parts, iteration=1),
-    Row("a numerics.json of the cache that is cut", spoil=lambda: every_numerics(cut)),
-    Row(
-        "a numerics.json of the cache that says something else",
-        spoil=lambda: every_numerics(lambda path: change_json(path, schema=99)),
-    ),
-    Row("a numerics.json of the cache that is gone", spoil=lambda: every_numerics(Path.unlink)),
-    Row(
-        "a `tpaw_cache_dir` that is a file",
-        spoil=lambda: write("saves/cache", ""),
-        given={"tpaw_cache_dir": "saves/cache"},
-    ),
-]
-ROWS = [*RUN_FILES, *INFOS, *OUTPUT_FOLDERS, *IN_USE, *CACHES]
+    Row("an `output_dir` finished from another checkpoint", other_model, 1,
+        {"output_dir": "saves/play_iter1", "plot_loss": True, "tpaw_players": f"{OTHER},saves/play_iter0"},
+        unlike=((r"theta_0 was \S+ with", "theta_0 was <its folder> with"),)),
+    Row("an `output_dir` finished but damaged since", lambda: cut("saves/play_iter0/model.safetensors"), given=PLAYED),
+    Row("an `output_dir` with a model of another stage", other_model, given={"output_dir": OTHER}),
+    Row("an `output_dir` that is a player's folder", None, 1,
+        {"output_dir": "saves/sft", "overwrite_output_dir": True}),
+    Row("an `output_dir` with a cut tpaw.json", lambda: cut("saves/play_iter0/tpaw.json"), given=PLAYED),
+    Row("an `output_dir` that another process is at work on",
+        during=lambda: locked(Path("saves/anew").resolve(), "it")),
+    Row("triplets that another process is generating", generating=True,
+        during=lambda: locked(Path("data/tpaw/play_iter0.jsonl").resolve(), "it")),
+    Row("a truncated cache part", lambda: every("part-*", cut)),
+    Row("a cache part with another's content", swap_parts, 1),
+    Row("a numerics.json of the cache that is cut", lambda: every("numerics.json", cut)),
+    Row("a numerics.json of the cache that says something else",
+        lambda: every("numerics.json", lambda path: change_json(path, schema=99))),
+    Row("a numerics.json of the cache that is gone", lambda: every("numerics.json", Path.unlink)),
+    Row("a `tpaw_cache_dir` that is a file", lambda: write("saves/cache", ""),
+        given={"tpaw_cache_dir": "saves/cache"}),
+]  # fmt: skip

@@ -3,67 +3,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import yaml
+
 from .rows import Row
 
 
-# A value for each key of LlamaFactory that stage `tpaw` does not go with.
-INCOMPATIBLE = {
-    "streaming": True,
-    "packing": True,
-    "neat_packing": True,
-    "tokenized_path": "data/tokenized",
-    "mix_strategy": "interleave_under",
-    "mask_history": True,
-    "train_on_prompt": True,
-    "adapter_folder": "adapter",
-    "pissa_init": True,
-    "use_kt": True,
-    "use_unsloth": True,
-    "rope_scaling": "dynamic",
-    "fp8": True,
-    "moe_aux_loss_coef": 0.01,
-    "mixture_of_depths": "convert",
-    "use_badam": True,
-    "num_beams": 4,
-    "predict_with_generate": True,
-    "do_predict": True,
-    "eval_on_each_dataset": True,
-    "neftune_noise_alpha": 5,
-    "label_smoothing_factor": 0.1,
-    "pref_beta": 0.1,
-    "pref_loss": "sigmoid",
-    "pref_ftx": 1.0,
-    "dpo_label_smoothing": 0.1,
-    "ref_model": "saves/sft",
-}
-WRONG = {
-    "tpaw_iteration": "one",
-    "tpaw_team_size": 0,
-    "tpaw_objective": "dpo",
-    "tpaw_reward_scale": 0.0,
-    "tpaw_eta": 0.5,
-    "tpaw_gamma": -1,
-    "tpaw_scale": "large",
-    "tpaw_history_weight": "nan",
-    "tpaw_max_prompts": 0,
-    "tpaw_prompts_seed": -1,
-    "tpaw_turn": "second",
-    "tpaw_engine": "vllmm",
-    "tpaw_generate_batch_tokens": 1.5,
-    "tpaw_engine_concurrency": 0,
-    "tpaw_engine_timeout": 0,
-    "tpaw_engine_retries": -1,
-    "tpaw_engine_startup": "long",
-    "tpaw_max_failed": -1,
-    "tpaw_samples_per_prompt": 0,
-    "tpaw_reference": "offline",
-    "tpaw_score_batch_tokens": "8k",
-    "tpaw_grouping": "iteration",
-    "tpaw_layout": "packed",
-    "tpaw_logits": "chunks",
-    "tpaw_min_response": 0,
-    "tpaw_max_bad_rows": -1,
-}
+# A value for each key of LlamaFactory that stage `tpaw` does not go with, and a wrong one for each key of ours.
+INCOMPATIBLE: dict[str, Any] = yaml.safe_load("""{
+streaming: true, packing: true, neat_packing: true, tokenized_path: data/tokenized, mix_strategy: interleave_under,
+mask_history: true, train_on_prompt: true, adapter_folder: adapter, pissa_init: true, use_kt: true, use_unsloth: true,
+rope_scaling: dynamic, fp8: true, moe_aux_loss_coef: 0.01, mixture_of_depths: convert, use_badam: true, num_beams: 4,
+predict_with_generate: true, do_predict: true, eval_on_each_dataset: true, neftune_noise_alpha: 5,
+label_smoothing_factor: 0.1, pref_beta: 0.1, pref_loss: sigmoid, pref_ftx: 1.0, dpo_label_smoothing: 0.1,
+ref_model: saves/sft}""")
+WRONG: dict[str, Any] = yaml.safe_load("""{
+tpaw_iteration: one, tpaw_team_size: 0, tpaw_objective: dpo, tpaw_reward_scale: 0.0, tpaw_eta: 0.5, tpaw_gamma: -1,
+tpaw_scale: large, tpaw_history_weight: nan, tpaw_max_prompts: 0, tpaw_prompts_seed: -1, tpaw_turn: second,
+tpaw_engine: vllmm, tpaw_generate_batch_tokens: 1.5, tpaw_engine_concurrency: 0, tpaw_engine_timeout: 0,
+tpaw_engine_retries: -1, tpaw_engine_startup: long, tpaw_max_failed: -1, tpaw_samples_per_prompt: 0,
+tpaw_reference: offline, tpaw_score_batch_tokens: 8k, tpaw_grouping: iteration, tpaw_layout: packed,
+tpaw_logits: chunks, tpaw_min_response: 0, tpaw_max_bad_rows: -1}""")
 
 ROWS = [
     Row("an unknown key of this package", given={"tpaw_gama": 1.0}),

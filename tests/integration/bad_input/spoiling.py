@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,10 @@ def anew(project: Project, iteration: int, **changes: Any) -> dict[str, Any]:
 
 
 def triplets_of(iteration: int) -> Path:
-    """The triplet file of an iteration."""
     return Path(f"data/tpaw/play_iter{iteration}.jsonl")
 
 
 def meta_of(iteration: int) -> Path:
-    """Its meta file."""
     return triplets_of(iteration).with_suffix(".meta.json")
 
 
@@ -55,29 +51,16 @@ def cut(path: str | Path) -> None:
 
 
 def change_json(path: str | Path, **values: Any) -> None:
-    """Set keys of a JSON file."""
     Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | values))
 
 
 def remove_key(path: str | Path, key: str) -> None:
-    """Remove a key of a JSON file."""
     content = json.loads(Path(path).read_text())
     del content[key]
     Path(path).write_text(json.dumps(content))
 
 
-def change_rows(change: Callable[[list[str]], list[str]], iteration: int = 0, *, meta_agrees: bool = False) -> None:
-    """Change the lines of a triplet file; where `meta_agrees`, its meta file is changed to fit."""
-    path = triplets_of(iteration)
-    content = "".join(change(path.read_text().splitlines(keepends=True))).encode()
-    path.write_bytes(content)
-    if meta_agrees:
-        digest = hashlib.sha256(content).hexdigest()
-        change_json(meta_of(iteration), rows=content.count(b"\n"), rows_digest=digest)
-
-
 def other_model(**config: Any) -> None:
-    """Save another checkpoint at `saves/other`."""
     tiny.save_model(Path(OTHER), seed=5, **config)
 
 
@@ -88,34 +71,12 @@ def other_weights(folder: str) -> None:
     shutil.rmtree(OTHER)
 
 
-def fewer_merges(folder: str) -> None:
-    """Give a folder a tokenizer that reads text otherwise."""
-    path = Path(folder) / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-5]
-    path.write_text(json.dumps(tokenizer))
-
-
-def no_tokenizer(folder: str) -> None:
-    """Remove a folder's tokenizer."""
-    for path in Path(folder).glob("tokenizer*"):
-        path.unlink()
-
-
-def larger_vocabulary(folder: str) -> None:
-    """Let a checkpoint's config say that it has 8 tokens more."""
-    path = Path(folder) / "config.json"
-    change_json(path, vocab_size=json.loads(path.read_text())["vocab_size"] + 8)
-
-
 def write(path: str, content: str | bytes) -> None:
-    """Write a file."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def sft_set(content: str | bytes | list[dict[str, Any]], name: str = "bad", **entry: Any) -> None:
-    """Write `data/bad.jsonl` and its entry."""
     text = "".join(json.dumps(row) + "\n" for row in content) if isinstance(content, list) else content
     write(f"data/{name}.jsonl", text)
     change_json("data/dataset_info.json", **{name: {"file_name": f"{name}.jsonl", "columns": COLUMNS, **entry}})

@@ -84,7 +84,6 @@ def test_frozen_parts_get_no_gradient() -> None:
     assert weight.grad is None
 
 
-
 def test_huge_scores_stay_finite() -> None:
     hidden, weight = torch.tensor([[1e4]], requires_grad=True), torch.tensor([[1.0], [-1.0], [0.5]])
     logps = head_logps(hidden, weight, torch.tensor([1]))
@@ -98,7 +97,6 @@ def test_a_foreign_id_is_named() -> None:
     tokens[3] = VOCABULARY
     with pytest.raises(ValueError, match="the vocabulary has the ids 0 to 1008"):
         head_logps(hidden, weight, tokens)
-
 
 
 def test_nothing_of_tokens_times_vocabulary_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

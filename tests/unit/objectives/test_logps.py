@@ -95,7 +95,6 @@ def test_any_dtype_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert logits.grad.dtype == dtype
 
 
-
 def test_only_the_logits_are_kept_for_the_backward() -> None:
     logits, labels = make_batch([30] * 4, width=40, vocabulary=500)
     logits.requires_grad_()
