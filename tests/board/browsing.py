@@ -8,18 +8,17 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route
+    from playwright.sync_api import Browser, Locator, Page, Route
+
+    from tests.board.server import Server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-# Folder in which pictures of the states that a test shows are written; none without it.
-PICTURES = os.environ.get("TPAW_BOARD_PICTURES")
 REQUIRED = "TPAW_BROWSER_TESTS"
 # No sandbox, which root cannot have; and no /dev/shm, which is small in containers.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
@@ -56,15 +55,14 @@ def _skip(reason: str) -> None:
 class Board:
     """A page of LlamaBoard. What it asks of other machines is not answered, and recorded in `asked_outside`."""
 
-    def __init__(self, browser: Browser, url: str) -> None:
-        self.url = f"{url}?__theme=light"
+    def __init__(self, browser: Browser, server: Server) -> None:
+        self.server = server
         self.asked_outside: list[str] = []
         self.errors: list[str] = []
-        self.context: BrowserContext = browser.new_context(viewport={"width": 1280, "height": 1000})
-        self.context.set_default_timeout(ACTION_TIMEOUT_MS)
+        self.page: Page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        self.page.set_default_timeout(ACTION_TIMEOUT_MS)
         # The board's own requests do not pass here: they would wait while a test waits for something else.
-        self.context.route(re.compile(r"^https?://(?!127\.0\.0\.1[:/])"), self._refuse)
-        self.page: Page = self.context.new_page()
+        self.page.route(re.compile(r"^https?://(?!127\.0\.0\.1[:/])"), self._refuse)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def _refuse(self, route: Route) -> None:
@@ -73,18 +71,9 @@ class Board:
 
     def open(self) -> Board:
         """Load the page and wait until its language and its output folder are filled in."""
-        self.page.goto(self.url)
+        self.page.goto(self.server.url)
         self.page.locator(f".block:has({INFO}:text-is('Output dir')) input").wait_for()
         return self
-
-    def close(self) -> None:
-        self.context.close()
-
-    def picture(self, name: str) -> None:
-        """Write a picture of this state, where the environment names a folder."""
-        if PICTURES:
-            path = Path(PICTURES) / f"{name}.png"
-            self.page.screenshot(path=path, full_page=True, animations="disabled")
 
     def field(self, name: str) -> Locator:
         """The visible field of this label, or the one with this id where the name is an id of this package."""

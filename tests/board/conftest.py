@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One board, one browser and one page for all tests of this folder, ended with its last test."""
+"""One board and one page in a browser for all tests of this folder, ended with its last test."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,17 +12,6 @@ from tests.board import hostile
 from tests.board.browsing import Board, open_chromium
 from tests.board.server import Server
 from tests.runs import Project
-
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
-
-# Not of the session: Playwright's event loop would be in the way of the tests that start one.
-@pytest.fixture(scope="package")
-def browser() -> Iterator[Browser]:
-    with open_chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="package")
@@ -34,20 +22,14 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Proje
     return project
 
 
+# Not of the session: Playwright's event loop would be in the way of the tests that start one.
 @pytest.fixture(scope="package")
-def server(project: Project, browser: Browser) -> Iterator[Server]:
-    """The board; it asks for the browser first, since without one there is nothing to start it for."""
-    started = Server(project.root)
-    try:
-        started.wait_until_it_answers()
-        yield started
-    finally:
-        started.stop()
-
-
-@pytest.fixture(scope="package")
-def board(browser: Browser, server: Server) -> Iterator[Board]:
-    """The page, which the tests handle one after the other."""
-    opened = Board(browser, server.url).open()
-    yield opened
-    opened.close()
+def board(project: Project) -> Iterator[Board]:
+    """The page, which the tests handle one after the other, and its `server`."""
+    with open_chromium() as browser:  # first, since without one there is nothing to start the server for
+        server = Server(project)
+        try:
+            server.wait_until(server.answers)
+            yield Board(browser, server).open()
+        finally:
+            server.stop()

@@ -16,6 +16,9 @@ from tests.unit.board.conftest import save_iteration
 from tests.unit.board.page import DrivenPage
 
 
+SAVES = "saves/Custom/full"
+
+
 def played(page: DrivenPage, **shown: Any) -> list[dict[str, Any]]:
     page.show(**shown)
     parse = type(page.engine.runner)._parse_train_args.__wrapped__
@@ -24,69 +27,47 @@ def played(page: DrivenPage, **shown: Any) -> list[dict[str, Any]]:
 
 def test_first_iteration_of_a_new_run(page: DrivenPage) -> None:
     (found,) = played(page, learning_rate="1e-3", tpaw_max_prompts="50", cutoff_len=512)
-    expected = {
-        "stage": "tpaw",
-        "do_train": True,
-        "model_name_or_path": "models/sft",
-        "finetuning_type": "full",
-        "template": "qwen",
-        "learning_rate": 1e-3,
-        "cutoff_len": 512,
-        "optim": "adamw_torch",
-        "dataset": "Custom_play_iter0",
-        "output_dir": "saves/Custom/full/play_iter0",
-        "tpaw_iteration": 0,
-        "tpaw_objective": "tpaw",
-        "tpaw_eta": 6.0,
-        "tpaw_prompts": "sums",
-        "tpaw_max_prompts": "50",
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "top_k": 0,
-    }
+    expected = {"stage": "tpaw", "do_train": True, "model_name_or_path": "models/sft", "finetuning_type": "full"}
+    expected |= {"template": "qwen", "learning_rate": 1e-3, "cutoff_len": 512, "optim": "adamw_torch"}
+    expected |= {"dataset": "Custom_play_iter0", "output_dir": f"{SAVES}/play_iter0", "tpaw_iteration": 0}
+    expected |= {"tpaw_objective": "tpaw", "tpaw_eta": 6.0, "tpaw_prompts": "sums", "tpaw_max_prompts": "50"}
+    expected |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     assert {key: found.get(key) for key in expected} == expected
     absent = ("trust_remote_code", "max_samples", "preprocessing_num_workers", "tpaw_scale", "tpaw_engine_url")
     assert [key for key in absent if key in found] == []
 
 
-def test_iterations_follow_from_the_first_model_and_the_run(page: DrivenPage) -> None:
-    second, third = played(page, tpaw_iteration=1, tpaw_iterations=2, tpaw_team_size=2, dataset=["pairs"])
-    saves = "saves/Custom/full"
-    assert second["model_name_or_path"] == f"{saves}/play_iter0"
-    assert second["tpaw_players"] == f"models/sft,{saves}/play_iter0"
-    assert third["tpaw_players"] == f"models/sft,{saves}/play_iter0,{saves}/play_iter1"
-    assert third["dataset"] == "pairs,Custom_play_iter1,Custom_play_iter2"
-    assert (third["output_dir"], third["tpaw_iteration"]) == (f"{saves}/play_iter2", 2)
-    changed = ("model_name_or_path", "tpaw_players", "dataset", "output_dir", "tpaw_iteration")
-    assert {k: v for k, v in second.items() if k not in changed} == {
-        k: v for k, v in third.items() if k not in changed
-    }
-
-
 @pytest.mark.parametrize("output_dir", ["play", "play_iter0", "play_iter7"])
-def test_an_output_folder_names_its_run(page: DrivenPage, output_dir: str) -> None:
-    assert played(page, output_dir=output_dir, tpaw_iteration=1)[0]["output_dir"] == "saves/Custom/full/play_iter1"
+def test_iterations_follow_from_the_first_model_and_the_run(page: DrivenPage, output_dir: str) -> None:
+    given = {"tpaw_iteration": 1, "tpaw_iterations": 2, "tpaw_team_size": 2, "dataset": ["pairs"]}
+    second, third = played(page, output_dir=output_dir, **given)
+    players = ["models/sft", f"{SAVES}/play_iter0", f"{SAVES}/play_iter1"]
+    changed = {
+        "model_name_or_path": (players[1], players[2]),
+        "tpaw_players": (",".join(players[:2]), ",".join(players)),
+        "dataset": ("pairs,Custom_play_iter0,Custom_play_iter1", "pairs,Custom_play_iter1,Custom_play_iter2"),
+        "output_dir": (f"{SAVES}/play_iter1", f"{SAVES}/play_iter2"),
+        "tpaw_iteration": (1, 2),
+    }
+    assert {key: (second[key], third[key]) for key in second if second[key] != third[key]} == changed
 
 
 def test_checkpoints_and_adapters_are_llamaboards(page: DrivenPage) -> None:
     (full,) = played(page, top__checkpoint_path="sft")
-    assert full["model_name_or_path"] == "saves/Custom/full/sft"
+    assert full["model_name_or_path"] == f"{SAVES}/sft"
     lora = played(page, top__finetuning_type="lora", top__checkpoint_path=["sft"], tpaw_iteration=1, lora_rank=4)[0]
     assert (lora["model_name_or_path"], lora["lora_rank"]) == ("models/sft", 4)
     assert lora["adapter_name_or_path"] == "saves/Custom/lora/play_iter0"
     assert lora["tpaw_players"] == "models/sft+saves/Custom/lora/sft,models/sft+saves/Custom/lora/play_iter0"
 
 
-def test_tspin_has_its_own_keys_and_its_proto_round(page: DrivenPage) -> None:
+def test_tspin_has_its_own_keys_and_extra_arguments_go_before_the_fields(page: DrivenPage) -> None:
     (found,) = played(page, tpaw_objective="tspin", tpaw_iteration=1)
     assert (found["tpaw_scale"], found["tpaw_history_weight"]) == (1.0, 0.1)
     assert found["tpaw_proto"] == "Custom_play_iter0"
     assert not {"tpaw_eta", "tpaw_gamma", "tpaw_team_size"} & set(found)
-
-
-def test_extra_arguments_go_before_the_fields(page: DrivenPage) -> None:
-    extra = {"tpaw_eta": 2, "tpaw_turn": "first", "trust_remote_code": True, "max_samples": 100000, "dataset": "D"}
-    (found,) = played(page, extra_args=json.dumps(extra))
+    extra = {"tpaw_scale": 2, "tpaw_turn": "first", "trust_remote_code": True, "max_samples": 100000, "dataset": "D"}
+    (found,) = played(page, tpaw_iteration=0, extra_args=json.dumps(extra))
     assert {key: found[key] for key in extra} == extra
 
 
@@ -97,8 +78,7 @@ def test_extra_arguments_go_before_the_fields(page: DrivenPage) -> None:
         ({"tpaw_eta": 0.5, "tpaw_team_size": 0}, ["`tpaw_eta` is 0.5", "`tpaw_team_size` is 0"]),
         ({"tpaw_max_prompts": "many"}, ["`tpaw_max_prompts` is 'many'"]),
         ({"tpaw_temperature": None}, ["`temperature` must be given"]),
-        ({"tpaw_iteration": None}, ["The first iteration is None"]),
-        ({"tpaw_iterations": 0}, ["0 are to be played"]),
+        ({"tpaw_iteration": None, "tpaw_iterations": 0}, ["The first iteration is None and 0 are to be played"]),
         ({"tpaw_engine": "openai"}, ["tpaw_engine_url"]),
         ({"packing": True}, ["`packing: True` does not go with stage `tpaw`"]),
         ({"extra_args": '{"stage": "sft"}'}, ["`extra_args` has `stage`"]),
@@ -117,25 +97,17 @@ def test_what_is_written_is_what_the_command_line_reads(page: DrivenPage) -> Non
     found = played(page, tpaw_iterations=2)
     settings.add_entries(found)
     path = runner.facade.save_run_file(found[1])
-    assert path == "saves/Custom/full/play_iter1/training_args.yaml"
+    assert path == f"{SAVES}/play_iter1/training_args.yaml"
     written = yaml.safe_load(Path(path).read_text())
     assert {key: found[1][key] for key in written} == written
     info = json.loads(Path("data/dataset_info.json").read_text())
     assert list(info) == ["sums", "pairs", "Custom_play_iter0", "Custom_play_iter1"]
     assert info["Custom_play_iter1"]["file_name"] == "tpaw/Custom_play_iter1.jsonl"
-    settings.add_entries(found)
-    assert json.loads(Path("data/dataset_info.json").read_text()) == info
 
 
 def test_next_iteration_is_the_first_that_is_not_finished(page: DrivenPage) -> None:
     for number, status in enumerate(("finished", "finished", "training")):
         folder = save_iteration(number, status)
-    assert settings.next_iteration(folder) == 2
     assert settings.next_iteration(folder.with_name("other")) == 0
     (folder / "tpaw.json").write_text("{")
     assert settings.next_iteration(folder) == 2
-
-
-def test_prompts_are_the_sets_without_pairs(page: DrivenPage) -> None:
-    assert settings.prompt_sets("data") == ["sums"]
-    assert settings.prompt_sets("nowhere") == []
