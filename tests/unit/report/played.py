@@ -104,10 +104,5 @@ def play_three() -> list[Path]:
     return thetas
 
 
-def branch(thetas: list[Path]) -> Path:
-    """Play iteration 1 a second time, against the newest player alone."""
-    return play("saves/alone1", thetas[1:2], [Path("data/tpaw/d1.jsonl")], first=1, settings={"tpaw_eta": 1.0})
-
-
 def change_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -55,15 +55,12 @@ def test_a_changed_byte_in_a_file_of_the_same_size_and_time(thetas: list[Path], 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tpaw.json"])
 def test_other_files_of_a_checkpoint(thetas: list[Path], name: str) -> None:
+    (thetas[2] / "tokenizer.json").unlink()
+    (thetas[2] / "modeling_own.py").write_text("")
+    (thetas[2] / "README.md").write_text("not part of the model")
     change_json(thetas[1] / name, **({"finished": "2027-01-01T00:00:00Z"} if name == "tpaw.json" else {"new": 1}))
-    assert found("changed") == [("theta_1", str(thetas[1]), name)]
-
-
-def test_files_that_came_or_went(thetas: list[Path]) -> None:
-    (thetas[1] / "tokenizer.json").unlink()
-    (thetas[1] / "modeling_own.py").write_text("")
-    (thetas[1] / "README.md").write_text("not part of the model")
-    assert {name for _, _, name in found("changed")} == {"tokenizer.json", "modeling_own.py"}
+    changed = [("theta_1", name), ("theta_2", "modeling_own.py"), ("theta_2", "tokenizer.json")]
+    assert [(theta, what) for theta, _, what in found("changed")] == changed
 
 
 def test_weights_that_are_cut_off_or_gone(thetas: list[Path]) -> None:
