@@ -10,7 +10,7 @@ PACKAGING := setup.py pyproject.toml llamafactory_tpaw.pth llamafactory_tpaw.sta
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test chromium lint docs run-files bench
+.PHONY: help venv demo test chromium lint docs bench
 
 help:
 	@echo "make demo       play three iterations with a tiny model on the CPU and write a report"
@@ -19,7 +19,6 @@ help:
 	@echo "make bench      measure time and memory of training against other trainers"
 	@echo "make lint       check style and formatting"
 	@echo "make docs       write docs/configuration.md and docs/commands.md from the help"
-	@echo "make run-files  write yaml/ and data/dataset_info.json from llamafactory_tpaw/runs/families.py"
 
 venv: $(VENV)/.tpaw-installed
 
@@ -47,9 +46,6 @@ lint: $(VENV)/.tpaw-installed-dev
 docs: $(VENV)/.tpaw-installed
 	@$(RUN) -m tools.configuration
 	@$(RUN) -m tools.commands
-
-run-files: $(VENV)/.tpaw-installed
-	@$(RUN) -m llamafactory_tpaw.runs.families
 
 # The environment is made here and not in a separate rule: an interrupted `venv` leaves a python without pip behind.
 $(VENV)/.tpaw-installed: $(PACKAGING)

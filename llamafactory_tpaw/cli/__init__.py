@@ -54,14 +54,15 @@ def _step(name: str) -> Callable[[list[str]], int | None]:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    from ..runs import init, settings
+    from ..runs import init, run_files, settings
     from .output import quiet_libraries, tell_init
 
     flags = {key: value for key, value in vars(arguments).items() if key not in ("overrides", "like", "force")}
     with quiet_libraries() as show:
         found = settings.read_settings(flags, arguments.overrides, arguments.like)
         planned = init.plan_project(found, show)
-        written = init.write(found, planned, arguments.force)
+        place = found.folder, found.dataset_dir
+        written = run_files.write_project(*place, planned.files, planned.entries, planned.name, arguments.force)
     tell_init(found, planned, written)
 
 

@@ -121,32 +121,28 @@ def tell_verification(checks: Iterable[Check]) -> list[Check]:
     return done
 
 
-def tell_init(settings: Any, project: Any, written: Any) -> None:
+def tell_init(settings: Any, project: Any, written: dict[str, str]) -> None:
     """Print what `init` found out and wrote, and the commands that come next, in the order of the files."""
-    lines = ["Found out:", *(f"  {subject:<10}{words}" for subject, words in project.findings), ""]
-    lines.append(f"Wrote in {settings.folder.resolve()}:")
-    lines += [f"  {name}" for name in written.new] + [f"  {name} (overwritten)" for name in written.replaced]
-    lines += [f"  {name} (removed: no longer part of the family)" for name in written.removed]
-    lines += [f"  {settings.dataset_dir}/dataset_info.json: {', '.join(written.entries)}"] * bool(written.entries)
-    lines += [f"  ({len(written.same)} are there already, with the same content)"] * bool(written.same)
+    from ..runs.run_files import launcher_of, path_of
+
+    lines = ["Found out:", *(f"  {words}" for words in project.findings), ""]
+    lines += [f"Wrote in {settings.folder.resolve()}:", *(f"  {name} ({state})" for name, state in written.items())]
     lines += ["", "Look through the files, then:"]
-    main = project.families[0]
-    prefix = f"{main.launcher} " if main.launcher else ""
-    method = next(iter(main.self_play))
+    main = next(iter(project.runs.values()))
     if settings.folder.resolve() != settings.folder.cwd():
         lines.append(f"  cd {shlex.quote(str(settings.folder))}")
     if settings.sft:
-        lines.append(f"  {prefix}llamafactory-cli train {main.path('sft')}")
-    lines.append(f"  llamafactory-tpaw check {main.path(f'{method}_iter0')}")
-    for family in project.families:
-        for each, count in family.iterations.items():
-            command = f"  {prefix}llamafactory-tpaw run {family.path(f'{each}_iter')}"
-            if family.asks_servers_of_theta:
-                served = [f"{t}.yaml  # while the servers have {family.theta(each, t)}" for t in range(count)]
-                lines += [command.removesuffix(".yaml") + end for end in served]
-            else:
-                lines.append(command.removesuffix(".yaml") + (f"{{0..{count - 1}}}" if count > 1 else "0") + ".yaml")
-    lines.append(f"  llamafactory-tpaw lineage {main.theta(method, main.iterations[method])}")
+        lines.append(f"  {launcher_of(main[0])}llamafactory-cli train {next(iter(project.files))}")
+    lines.append(f"  llamafactory-tpaw check {path_of(main[0])}")
+    for run in project.runs.values():
+        command = f"  {launcher_of(run[0])}llamafactory-tpaw run "
+        if run[0]["tpaw_engine"] == "openai" and not run[0].get("tpaw_opponent_model"):
+            for each in run:
+                theta = each["tpaw_players"].split(",")[-1]
+                lines.append(f"{command}{path_of(each)}  # while the servers have {theta}")
+        else:
+            lines.append(command + " ".join(map(path_of, run)))
+    lines.append(f"  llamafactory-tpaw lineage {main[-1]['output_dir']}")
     print("\n".join(lines))
 
 

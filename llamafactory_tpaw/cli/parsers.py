@@ -70,7 +70,7 @@ def _init(parser: argparse.ArgumentParser) -> None:
     add("--iterations", metavar="N", type=int, help="number of iterations (default: 4)")
     text = "tpaw, spin, tspin, or several by commas (default: tpaw)"
     add("--objective", dest="objectives", metavar="LIST", help=text)
-    text = "trw, mpw, team: families of their own without target weights, player weights, team"
+    text = "trw, mpw, team: more runs, without target weights, player weights, team"
     add("--ablate", dest="ablations", metavar="LIST", help=text)
     add("--template", metavar="NAME", help="LlamaFactory's template (default: found out)")
     add("--columns", metavar="LIST", help="the columns of a file, such as prompt=ask,response=say")
@@ -131,9 +131,9 @@ def _completion(parser: argparse.ArgumentParser) -> None:
 # The order of the help: setting up, playing, looking. `$` begins an example.
 HELP = """
 ## init: the run files of a new run, from a model and an SFT set
-Write the YAML files of a run and its entries of dataset_info.json. What can be found out is not asked for; it is said,
-and its reason stands in the files. Nothing is overwritten without --force. An override counts more than a flag, and a
-flag more than the file of --like.
+Write the YAML files of a run and its entries of dataset_info.json. What can be found out is not asked for, but
+said. Nothing is overwritten without --force. An override counts more than a flag, and a flag more than the file of
+--like.
 $ llamafactory-tpaw init --model Qwen/Qwen2.5-1.5B --sft --data my_set.jsonl --name mine
 $ llamafactory-tpaw init --model saves/mine/full/sft --data gsm8k --name mine --ablate trw,mpw,team
 $ llamafactory-tpaw init --like yaml/qwen_tpaw_iter2.yaml --name qwen_eta4 tpaw_eta=4 seed=1

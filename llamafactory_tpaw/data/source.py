@@ -140,7 +140,7 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
         return facade.load_aligned_dataset(attr, model_args, data_args, training_args)
     except (AttributeError, DatasetsError, LookupError, OSError, StopIteration, TypeError, ValueError) as error:
         if entry.path is not None and entry.path.suffix in (".json", ".jsonl") and entry.path.is_file():
-            _refuse_broken_row(entry.path)
+            refuse_broken_row(entry.path)
         if isinstance(error, KeyError):
             raise DataError(
                 f"`{entry.name}` has no column {error}, which its entry in {DATASET_INFO} asks for. Correct `columns` "
@@ -153,7 +153,7 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
         ) from error
 
 
-def _refuse_broken_row(path: Path) -> None:
+def refuse_broken_row(path: Path) -> None:
     """Name the row of a JSON file that could not be read, which `datasets` does not."""
     with path.open("rb") as stream:
         if stream.peek(1).lstrip().startswith(b"["):

@@ -7,15 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from ..arguments.fields import FIELDS, parse_value
 from ..errors import ConfigError
 from ..lf.given import read_given, unknown_key_problems, value_problems
-from .run_files import Method
 
 
-METHODS = get_args(Method)
+METHODS = ("tpaw", "spin", "tspin")
 ABLATIONS = ("trw", "mpw", "team")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OVERRIDE = re.compile(r"(?P<sft>sft\.)?(?P<key>[A-Za-z_][A-Za-z0-9_]*)=(?P<value>.*)", re.DOTALL)
@@ -37,7 +36,7 @@ class Settings:
     data: str  # an entry of dataset_info.json or a file
     folder: Path  # where yaml/ and data/ are written
     name: str | None = None  # prefix of run files and datasets; None for one made of model and data
-    objectives: tuple[Method, ...] = ("tpaw",)
+    objectives: tuple[str, ...] = ("tpaw",)
     ablations: tuple[str, ...] = ()  # parts of TPAW to leave out, each in a separate family
     iterations: int = 4
     sft: bool = False  # whether theta_0 is still to be trained from `model`

@@ -105,7 +105,7 @@ def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
     Raises:
         TpawError: If there is no tokenizer that transformers can load, or it lacks tokens of the template.
     """
-    module = _load_tokenizer(run.model, "`model_name_or_path`")
+    module = load_tokenizer(run.model, "`model_name_or_path`")
     template = facade.get_template_and_fix_tokenizer(module["tokenizer"], run.data)
     try:
         encoder = TurnEncoder(module["tokenizer"], template)
@@ -207,7 +207,7 @@ def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: Turn
             continue  # adapters read what the model below them reads
         model_args = copy.copy(run.model)
         model_args.model_name_or_path = str(member.folder)
-        other = _load_tokenizer(model_args, f"{member.player.name} (`tpaw_players`)")["tokenizer"]
+        other = load_tokenizer(model_args, f"{member.player.name} (`tpaw_players`)")["tokenizer"]
         facade.get_template_and_fix_tokenizer(other, run.data)
         if tokenizer_digest(other) != encoder.tokenizer_digest:
             problems.append(
@@ -305,9 +305,9 @@ def served_identity(name: str) -> str:
     return SERVED + digest_json({"name": name})
 
 
-def _load_tokenizer(model_args: Any, whose: str) -> dict[str, Any]:
-    folder = Path(model_args.model_name_or_path)
-    advice = "Copy the tokenizer files of the SFT model into the folder."
+def load_tokenizer(model_args: Any, whose: str) -> dict[str, Any]:
+    """Load a tokenizer and processor with LlamaFactory; an error says whose they are."""
+    folder, advice = Path(model_args.model_name_or_path), "Copy the tokenizer files of the SFT model into the folder."
     # Without files transformers makes a tokenizer that knows no text instead of failing.
     if folder.is_dir() and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise DataError(f"{whose}: {folder} holds no tokenizer. {advice}")

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 from llamafactory_tpaw.cli import main as command
-from llamafactory_tpaw.runs.families import committed_files
 from llamafactory_tpaw.team.cache import sequence_key
 from llamafactory_tpaw.team.fingerprint import chain_fingerprints, fingerprint_checkpoint
 
 
-__all__ = ["chain_fingerprints", "command", "committed_files", "fingerprint_checkpoint", "sequence_key"]
+__all__ = ["chain_fingerprints", "command", "fingerprint_checkpoint", "sequence_key"]

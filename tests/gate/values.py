@@ -219,11 +219,9 @@ def cached(folder: Path, trained: dict[str, str]) -> dict[str, Any]:
 
 
 def committed(root: Path) -> dict[str, Any]:
-    """SHA-256 of the committed run files and `data/dataset_info.json`, and which of them the package itself writes."""
+    """SHA-256 of the committed run files and `data/dataset_info.json`."""
     paths = [ROOT / "data" / "dataset_info.json", *(path for path in (ROOT / "yaml").rglob("*") if path.is_file())]
-    found = {path.relative_to(ROOT).as_posix(): digest(path.read_bytes()) for path in sorted(paths)}
-    written = reach.committed_files().items()
-    return {"files": found, "written": sorted(name for name, text in written if digest(text.encode()) == found[name])}
+    return {path.relative_to(ROOT).as_posix(): digest(path.read_bytes()) for path in sorted(paths)}
 
 
 def init(root: Path) -> dict[str, Any]:

@@ -63,12 +63,13 @@ def test_a_run_for_gsm8k(gsm8k: Path, tiny_model: Path, capsys: pytest.CaptureFi
     from llamafactory_tpaw.arguments.parsed import parse_single_process
 
     arguments = ["--model", tiny_model, "--data", gsm8k / "train.jsonl", "--iterations", "3"]
-    assert init(*arguments, "--ablate", "trw,mpw,team", "--objective", "tpaw,tspin") == 0
+    changes = ("--ablate", "trw,mpw,team", "--objective", "tpaw,spin,tspin", "tpaw_reward_scale=1", "tpaw_eta=4")
+    assert init(*arguments, *changes) == 0
     printed = capsys.readouterr().out
     assert "7473 rows; prompt = `question`, response = `answer`" in printed
-    assert "llamafactory-tpaw run yaml/mine_tpaw_iter{0..2}.yaml" in printed
-    families = ("mine_tpaw", "mine_tspin", "mine_no_trw_tpaw", "mine_no_mpw_tpaw", "mine_no_team_tpaw")
-    runs = {f"{name}_iter{t}" for name in families for t in range(3)}
+    assert "llamafactory-tpaw run yaml/mine_tpaw_iter0.yaml yaml/mine_tpaw_iter1.yaml" in printed
+    families = ("tpaw", "spin", "tspin", "no_trw_tpaw", "no_mpw_tpaw", "no_team_tpaw")
+    runs = {f"mine_{name}_iter{t}" for name in families for t in range(3)}
     assert {path.stem for path in Path("yaml").iterdir()} == runs
     for run in sorted(runs):
         given = run_file(run)
@@ -78,35 +79,38 @@ def test_a_run_for_gsm8k(gsm8k: Path, tiny_model: Path, capsys: pytest.CaptureFi
         assert plan.players[0].path == str(tiny_model)
     parsed = parse_single_process(given)
     assert parsed.data.cutoff_len == given["cutoff_len"] <= 2048
-    # A step has 64 triplets, so that an epoch of 7,473 has 117: one line in ten steps.
-    assert (given["use_cpu"], given["logging_steps"], given["tpaw_prompts"]) == (True, 10, "gsm8k_train")
+    assert (given["use_cpu"], given["logging_steps"], given["tpaw_prompts"]) == (True, 10, "train")
     assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] == 64
-    rounds = {name: run_file(f"{name}_iter1")["dataset"] for name in families}
-    assert rounds["mine_no_trw_tpaw"] == "mine_tpaw_iter0,mine_no_trw_tpaw_iter1"
-    settings = {part: run_file(f"mine_no_{part}_tpaw_iter1") for part in ("trw", "mpw", "team")}
-    changed = {part: (run["tpaw_eta"], run["tpaw_gamma"], run["tpaw_team_size"]) for part, run in settings.items()}
-    assert changed == {"trw": (1.0, 0.5, 3), "mpw": (6.0, 0.0, 3), "team": (6.0, 0.5, 1)}
+    assert run_file("mine_no_trw_tpaw_iter1")["dataset"] == "mine_tpaw_iter0,mine_no_trw_tpaw_iter1"
+    keys = ("tpaw_reward_scale", "tpaw_eta", "tpaw_gamma", "tpaw_team_size")
+    settings = {name: tuple(map(run_file(f"mine_{name}_iter1").get, keys)) for name in families}
+    expected = (
+        (1, 4, 0.5, 3),
+        (1, 1.0, 0.0, 1),
+        (None, None, None, 1),
+        (1, 1.0, 0.5, 3),
+        (1, 4, 0.0, 3),
+        (1, 4, 0.5, 1),
+    )
+    assert settings == dict(zip(families, expected, strict=True))
 
 
 def test_a_base_model_gets_its_sft_file(data: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(tiny_model, "base")
-    changes = ("sft.num_train_epochs=7", "seed=5", "tpaw_eta=4", "num_train_epochs=1", "sft.bf16=null")
-    assert init("--model", "base", "--data", data, "--sft", "--iterations", 1, *changes[:4]) == 0
-    sft, first = run_file("mine_sft"), run_file("mine_tpaw_iter0")
-    assert (sft["model_name_or_path"], sft["stage"], sft["dataset"]) == ("base", "sft", "additions")
-    assert first["model_name_or_path"] == first["tpaw_players"] == sft["output_dir"] == "saves/Custom/full/mine_sft"
-    assert (sft["num_train_epochs"], first["num_train_epochs"]) == (7, 1)
-    assert sft["seed"] == first["seed"] == 5
-    # 16 rows are two steps: each is logged.
-    assert first["logging_steps"] == 1
-    assert first["tpaw_eta"] == 4.0
-    assert not [key for key in sft if key.startswith("tpaw_")]
-    assert "llamafactory-cli train yaml/mine_sft.yaml" in capsys.readouterr().out
+    changes = ("sft.num_train_epochs=7", "seed=5", "num_train_epochs=1")
     adapters = ("finetuning_type=lora", "lora_rank=4")
-    assert init("--model", "base", "--data", data, "--iterations", 2, "--name", "small", *adapters) == 0
-    second = run_file("small_tpaw_iter1")
-    assert (second["lora_rank"], second["adapter_name_or_path"]) == (4, "saves/Custom/lora/small_tpaw_iter0")
-    assert second["tpaw_players"] == "base,base+saves/Custom/lora/small_tpaw_iter0"
+    assert init("--model", "base", "--data", data, "--sft", "--iterations", 2, *changes, *adapters) == 0
+    sft, first, second = map(run_file, ("mine_sft", "mine_tpaw_iter0", "mine_tpaw_iter1"))
+    assert (sft["model_name_or_path"], sft["stage"], sft["dataset"]) == ("base", "sft", "additions")
+    theta_0 = "saves/Custom/full/mine_sft"
+    assert first["model_name_or_path"] == first["tpaw_players"] == sft["output_dir"] == theta_0
+    assert (sft["num_train_epochs"], first["num_train_epochs"], sft["finetuning_type"]) == (7, 1, "full")
+    assert sft["seed"] == first["seed"] == 5
+    assert first["logging_steps"] == 1
+    assert not [key for key in sft if key.startswith(("tpaw_", "lora_"))]
+    assert "llamafactory-cli train yaml/mine_sft.yaml" in capsys.readouterr().out
+    assert (second["lora_rank"], second["adapter_name_or_path"]) == (4, "saves/Custom/lora/mine_tpaw_iter0")
+    assert second["tpaw_players"] == f"{theta_0},{theta_0}+saves/Custom/lora/mine_tpaw_iter0"
 
 
 def test_a_family_is_kept_continued_and_replaced(
@@ -115,7 +119,7 @@ def test_a_family_is_kept_continued_and_replaced(
     arguments = ("--model", tiny_model, "--data", data)
     assert init(*arguments, "--iterations", 1) == 0
     assert init(*arguments, "--iterations", 3) == 0
-    assert "(1 are there already, with the same content)" in capsys.readouterr().out
+    assert "mine_tpaw_iter0.yaml (as it was)" in capsys.readouterr().out
     before = {path: path.read_text() for path in Path("yaml").iterdir()}
     assert init(*arguments, "--iterations", 2, "--learning-rate", "1e-6") == 2
     assert "mine_tpaw_iter0.yaml, yaml/mine_tpaw_iter1.yaml would be overwritten" in capsys.readouterr().err
@@ -127,7 +131,7 @@ def test_a_family_is_kept_continued_and_replaced(
     like = ["--like", "yaml/mine_tpaw_iter1.yaml", "--name", "b", "--iterations", 2, "tpaw_eta=2"]
     assert init(*like) == 0
     other = run_file("b_tpaw_iter1")
-    assert (other.pop("tpaw_eta"), other["learning_rate"]) == (2.0, 1e-6)
+    assert (other.pop("tpaw_eta"), other["learning_rate"]) == (2, 1e-6)
     text = Path("yaml/mine_tpaw_iter1.yaml").read_text().replace("mine_tpaw", "b_tpaw")
     assert other == {key: value for key, value in yaml.safe_load(text).items() if key != "tpaw_eta"}
 
@@ -136,27 +140,26 @@ def test_formats_folders_and_engines(tiny_model: Path, capsys: pytest.CaptureFix
     import pyarrow
     from pyarrow import parquet
 
-    Path("sums.json").write_text(json.dumps(ADDITIONS))
+    Path("array.json").write_text(json.dumps(ADDITIONS))
     with Path("sums.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, ["question", "answer"])
         writer.writeheader()
         writer.writerows([*ADDITIONS[:5], {"question": "empty", "answer": ""}, *ADDITIONS[5:]])
-    parquet.write_table(pyarrow.Table.from_pylist(ADDITIONS), "sums.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(ADDITIONS), "table.parquet")
     shutil.copytree(tiny_model, "new/place/sft")
-    for ending in ("json", "csv", "parquet"):
-        folder = ("--model", "new/place/sft", "--folder", "new/place", "--iterations", 1, "--name", ending)
-        assert init(*folder, "--data", f"sums.{ending}") == 0
+    for file in ("array.json", "sums.csv", "table.parquet"):
+        name, folder = Path(file).stem, ("--model", "new/place/sft", "--folder", "new/place", "--iterations", 1)
+        assert init(*folder, "--name", name, "--data", file) == 0
     printed = capsys.readouterr().out
     assert "cd new/place" in printed
-    assert "1 cannot be used" in printed
-    assert "the first is row 6: " in printed
-    runs = [yaml.safe_load(Path(f"new/place/yaml/{name}_tpaw_iter0.yaml").read_text()) for name in ("json", "csv")]
+    assert "1 of 17 rows cannot be used" in printed
+    runs = [yaml.safe_load(Path(f"new/place/yaml/{name}_tpaw_iter0.yaml").read_text()) for name in ("array", "sums")]
     assert [run["model_name_or_path"] for run in runs] == ["sft", "sft"]
     assert [run.get("tpaw_max_bad_rows") for run in runs] == [None, 1]
     info = json.loads(Path("new/place/data/dataset_info.json").read_text())
-    assert Path(info["sums"]["file_name"]) == Path("sums.json").resolve()
+    assert Path(info["sums"]["file_name"]) == Path("sums.csv").resolve()
     servers = ("--engine", "openai", "--engine-url", "http://a:8000/v1")
-    assert init("--model", tiny_model, "--data", "sums.json", "--iterations", 1, *servers) == 0
+    assert init("--model", tiny_model, "--data", "array.json", "--iterations", 1, *servers) == 0
     assert f"iter0.yaml  # while the servers have {tiny_model}" in capsys.readouterr().out
     assert run_file("mine_tpaw_iter0")["tpaw_engine_url"] == "http://a:8000/v1"
 
@@ -171,20 +174,16 @@ def test_what_is_refused(data: str, tiny_model: Path, capsys: pytest.CaptureFixt
     shutil.copytree(tiny_model, "untokened", ignore=shutil.ignore_patterns("token*"))
     model = ["--model", tiny_model]
     cases: list[tuple[list[Any], int, str]] = [
-        ([*model, "--data", "empty.jsonl"], 3, "empty.jsonl: it has no rows."),
-        ([*model, "--data", "torn.jsonl"], 3, "torn.jsonl, row 2 cannot be read"),
-        ([*model, "--data", "list.json"], 3, "list.json: row 1 is no JSON object"),
-        (
-            [*model, "--data", "silent.jsonl"],
-            3,
-            "1 of 1 rows cannot be used, the first is row 1: its response",
-        ),
-        ([*model, "--data", "notes.txt"], 3, "`--data notes.txt` must end in .json, .jsonl, .csv or .parquet"),
+        ([*model, "--data", "empty.jsonl"], 3, "empty.jsonl has no rows."),
+        ([*model, "--data", "torn.jsonl"], 3, "torn.jsonl, row 2 is not valid JSON"),
+        ([*model, "--data", "list.json"], 3, "Prompt and response cannot be told in list.json"),
+        ([*model, "--data", "silent.jsonl"], 3, "1 of 1 rows of silent cannot be used, the first is row 1:"),
+        ([*model, "--data", "notes.txt"], 3, "`--data notes.txt` must be a .json, .jsonl, .csv or .parquet file"),
         ([*model, "--data", "gsm8k"], 2, "`--data gsm8k` is neither a file nor an entry of data/dataset_info.json"),
-        (["--model", "absent/model/here", "--data", data], 3, "absent/model/here does not exist."),
-        (["--model", "adapter", "--data", data], 2, "`--model adapter` is an adapter"),
-        (["--model", "untokened", "--data", data], 3, "untokened holds no tokenizer. Save"),
-        (["--model", "no-one/no-model", "--data", data], 3, "config and tokenizer cannot be read"),
+        (["--model", "absent/model/here", "--data", "torn.jsonl"], 3, "absent/model/here does not exist."),
+        (["--model", "adapter", "--data", data], 3, "adapter is an adapter"),
+        (["--model", "untokened", "--data", data], 3, "untokened holds no tokenizer."),
+        (["--model", "no-one/no-model", "--data", data], 3, "the tokenizer in no-one/no-model cannot be loaded"),
         ([*model, "--data", data, "--template", "qwn"], 2, "Did you mean `qwen`?"),
         ([*model, "--data", data, "cutoff_len=4096"], 2, "the model has 2048 positions"),
         ([*model, "--data", data, "--cutoff-len", 64, "--max-new-tokens", 64], 2, "`cutoff_len: 64` and `max_new_tok"),
