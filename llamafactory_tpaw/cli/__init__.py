@@ -71,11 +71,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
     bootstrap.activate()
     with quiet_libraries() as show:
-        result = importlib.import_module("llamafactory_tpaw.runs.check").check(
+        found = importlib.import_module("llamafactory_tpaw.runs.check").check(
             [arguments.run_file, *arguments.overrides], with_model=arguments.model, say=show
         )
-    print(json.dumps(result.as_dict(), indent=2)) if arguments.json else tell_check(result)
-    return result.findings.exit_code
+    print(json.dumps(found, indent=2)) if arguments.json else tell_check(found)
+    return found["exit_code"]
 
 
 def _run(arguments: argparse.Namespace) -> int:

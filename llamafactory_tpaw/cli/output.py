@@ -47,21 +47,24 @@ def quiet_libraries() -> Iterator[Callable[[str], None]]:
                 del os.environ["LLAMAFACTORY_VERBOSITY"]
 
 
-def tell_check(result: Any) -> None:
+def tell_check(found: dict[str, Any]) -> None:
     """Print the findings of `check` and its estimates."""
-    for level, _, message in result.lines:
-        print(f"{level}: {message}")
-    if result.measured is not None and result.measured.reward is not None:
-        print(f"Step 0: the newest player's target reward is {result.measured.reward:.3g}.")
-    device = result.device
-    on = f" ({device.name}: {device.total / 2**30:.1f} GiB)" if device else ""
-    tables = {f"Memory for {part}{on}": figures for part, figures in result.memory.items()}
-    for title, figures in (tables | {"Disk": result.disk, "Time": result.time}).items():
+    from ..runs.estimates import readable_bytes
+
+    for each in found["findings"]:
+        print(f"{each['level']}: {each['message']}")
+    if found["step_zero"] and found["step_zero"]["reward"] is not None:
+        print(f"Step 0: the newest player's target reward is {found['step_zero']['reward']:.3g}.")
+    device = found["device"]
+    on = f" ({device['name']}: {readable_bytes(device['bytes'])})" if device else ""
+    tables = {f"Memory for {part}{on}": figures for part, figures in found["memory"].items()}
+    for title, figures in (tables | {"Disk": found["disk"], "Time": found["time"]}).items():
         if figures:
             print(title)
-        for figure in figures:
-            print(f"  {figure.name}: {figure.readable()} ({figure.how})")
-    errors, warnings = len(result.findings.problems), len(result.findings.warnings)
+        for name, amount in figures.items():
+            print(f"  {name}: {duration(amount) if title == 'Time' else readable_bytes(amount)}")
+    levels = [each["level"] for each in found["findings"]]
+    errors, warnings = levels.count("error"), levels.count("warning")
     print(f"{errors} error{'s' if errors != 1 else ''}, {warnings} warning{'s' if warnings != 1 else ''}.")
 
 

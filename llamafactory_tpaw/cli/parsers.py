@@ -138,9 +138,9 @@ $ llamafactory-tpaw init --model Qwen/Qwen2.5-1.5B --sft --data my_set.jsonl --n
 $ llamafactory-tpaw init --model saves/mine/full/sft --data gsm8k --name mine --ablate trw,mpw,team
 $ llamafactory-tpaw init --like yaml/qwen_tpaw_iter2.yaml --name qwen_eta4 tpaw_eta=4 seed=1
 ## check: what is wrong with an iteration and what it will need, before it runs
-Check a run file's iteration without training, every problem at once, and say what memory, disk and time it will need,
-each figure with how it was estimated. Takes seconds and reads no weights, except with --model. Ends with the smallest
-exit code of the errors found; warnings do not change it.
+Check a run file's iteration without training, every problem at once, and say what memory, disk and time it will need.
+Takes seconds and reads no weights, except with --model. Ends with the smallest exit code of the errors found; warnings
+do not change it.
 $ llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml
 $ llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml per_device_train_batch_size=2 --model --json
 ## run: the iterations given, in order, from wherever they were left

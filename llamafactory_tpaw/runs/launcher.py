@@ -19,7 +19,7 @@ from ..lf.given import handed_file, is_true, read_given, take_handed
 from ..lf.logs import get_logger
 from ..lf.signals import end_like_child, run_child
 from ..team.checkpoint import find_resume_point, read_pruned
-from .checks import check_start, refuse_engine
+from .checks import check_first_rows, check_start, refuse_engine
 from .plan import Plan, handed_plan, make_plan, refuse_other_stage
 from .pruning import prune
 
@@ -157,6 +157,7 @@ def generate(argv: list[str]) -> int:
         run = parse_single_process(given)
         if run.training.device.type == "cpu":
             devices = []  # `use_cpu: true`
+        check_first_rows(run, plan)
         for round_ in plan.to_generate:
             generate_round(run, round_, devices)
     return 0

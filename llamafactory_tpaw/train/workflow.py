@@ -58,7 +58,7 @@ def run_tpaw(
     scorer = TeamScorer(run, setup.team.tokenizer, processes)
     cached = finetuning_args.tpaw_reference == "cached" and bool(setup.team.members)
     report = scorer.fill(setup.team.members, setup.blocks()) if cached else ScoreReport()
-    trainer = _make_trainer(run, setup, scorer, callbacks or [])
+    trainer = make_trainer(run, setup, scorer, callbacks or [])
     manifest = start_manifest(run, setup, report)
     trainer.add_callback(CheckpointManifests(manifest))
     started = time.monotonic()
@@ -86,9 +86,10 @@ def score_tpaw(run: RunArguments) -> ScoreReport:
     return TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())
 
 
-def _make_trainer(
+def make_trainer(
     run: RunArguments, setup: IterationSetup, scorer: TeamScorer, callbacks: list[TrainerCallback]
 ) -> TpawTrainer:
+    """Load the policy and give it to a Trainer with what the cache knows of its triplets."""
     run.training.remove_unused_columns = False
     run.training.logging_nan_inf_filter = False  # a NaN must stop the run, not be replaced by the running average
     team, players = setup.team, setup.team.members
@@ -106,8 +107,7 @@ def _make_trainer(
     policy = load_policy(run, team.tokenizer)
     if not sharding_of(run.training):
         policy = to_device(policy, run.training.device)  # where it is left elsewhere, the Trainer would move it
-    grouped = run.finetuning.tpaw_grouping == "prompt"
-    shortcuts = find_shortcuts(policy, run.training, run.finetuning)
+    grouped, shortcuts = run.finetuning.tpaw_grouping == "prompt", find_shortcuts(policy, run.training, run.finetuning)
     savers = [facade.SaveProcessorCallback(team.processor)] if team.processor is not None else []
     return TpawTrainer(
         model=policy,

@@ -35,41 +35,25 @@ def project(
     return runs.Project(tmp_path / "run", played[0].model)
 
 
-def messages(result: Any) -> list[str]:
-    return [f"{level}: {message}" for level, _, message in result.lines]
+def messages(found: dict[str, Any]) -> list[str]:
+    return [f"{each['level']}: {each['message']}" for each in found["findings"]]
 
 
-def test_a_sound_run_has_estimates_with_how(
-    project: runs.Project, played: tuple[runs.Project, list[runs.Result]]
-) -> None:
-    result = check(project.settings(2, num_train_epochs=2.0))
-    assert messages(result) == []
-    plain = json.loads(json.dumps(result.as_dict()))
-    assert list(plain) == ["schema", "exit_code", "findings", "device", "memory", "disk", "time", "step_zero"]
-    assert (plain["exit_code"], plain["step_zero"]) == (0, None)
-    assert list(plain["memory"]) == STEPS
-    figures = [*plain["disk"], *plain["time"], *(figure for part in plain["memory"].values() for figure in part)]
-    assert all(figure["amount"] > 0 and figure["how"] and figure["unit"] in ("bytes", "seconds") for figure in figures)
+def test_a_sound_run_has_estimates(project: runs.Project, played: tuple[runs.Project, list[runs.Result]]) -> None:
+    found = check(project.settings(2, num_train_epochs=2.0))
+    assert (found["findings"], found["exit_code"], found["step_zero"]) == ([], 0, None)
+    assert list(found) == ["schema", "exit_code", "findings", "device", "memory", "disk", "time", "step_zero"]
+    assert list(found["memory"]) == STEPS
+    assert all(amount > 0 for figures in found["memory"].values() for amount in figures.values())
     # By the iteration before, which trained on two rounds.
     before = json.loads(Path("saves/play_iter1/tpaw.json").read_text())["seconds"]
-    seconds = {figure["name"]: figure["amount"] for figure in plain["time"]}
+    seconds = found["time"]
     assert seconds["generate"] == pytest.approx(before["generate"], abs=1e-3)
     assert seconds["train"] == pytest.approx(before["train"] * 3 / 2, rel=0.01)
     assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"], abs=1e-3)
-    real = played[0].root
-    disk = {figure["name"]: figure["amount"] for figure in plain["disk"]}
-    written = sum(path.stat().st_size for path in (real / "saves/play_iter2").rglob("*") if path.is_file())
-    assert disk["theta_{t+1}"] == pytest.approx(written, rel=0.3)
-    # By four bytes a token; of this tokenizer most tokens are one.
-    assert disk["triplets"] == pytest.approx((real / "data/tpaw/play_iter2.jsonl").stat().st_size, rel=1.0)
-    # Each prompt's target and three responses by theta_2, its new response by theta_0 and theta_1.
-    assert disk["cache"] == 16 * 6 * 40
-
-
-def test_the_first_iteration_has_no_hours(project: runs.Project) -> None:
-    time = check(project.settings(0, output_dir="saves/other_iter0")).time
-    assert [(figure.name, figure.readable()) for figure in time] == [("total", "unknown")]
-    assert "`check --model` measures" in time[0].how
+    weights = (played[0].root / "saves/play_iter2/model.safetensors").stat().st_size
+    assert found["disk"] == {"theta_{t+1}": pytest.approx(weights, rel=0.3), "checkpoints": 0}
+    assert check(project.settings(0, output_dir="saves/other_iter0"))["time"] == {}
 
 
 def test_memory_is_near_what_one_batch_takes(tmp_path: Path) -> None:
@@ -83,9 +67,11 @@ def test_memory_is_near_what_one_batch_takes(tmp_path: Path) -> None:
     assert found["step_zero"]["reward"] == pytest.approx(0.0, abs=1e-5)
     assert list(found["memory"]) == STEPS
     for figures in found["memory"].values():
-        amounts = {figure["name"]: figure["amount"] for figure in figures}
-        assert amounts["peak"] == pytest.approx(amounts["measured"], rel=0.3)
-    assert amounts["measured"] > amounts["process"] + 16 * 10e6
+        assert figures["peak"] == pytest.approx(figures["measured"], rel=0.3)
+    assert figures["measured"] > figures["process"] + 16 * 10e6
+    assert set(found["time"]) == {"generate", "score", "train", "total"}
+    assert all(found["time"].values())
+    assert sorted((tmp_path / "saves").glob("**/checkpoint-*")) == []
 
 
 def test_every_problem_at_once(project: runs.Project) -> None:
@@ -94,86 +80,75 @@ def test_every_problem_at_once(project: runs.Project) -> None:
     assert info["additions"]
     rows = Path("data/additions.jsonl").read_text().splitlines()
     Path("data/additions.jsonl").write_text("\n".join([*rows[:2], '{"question": "?", "answer": ""}', *rows[3:]]))
-    result = check(settings)
-    assert result.findings.exit_code == 3
-    texts = "\n".join(messages(result))
+    found = check(settings)
+    assert found["exit_code"] == 3
+    texts = "\n".join(messages(found))
     assert "play_iter0.jsonl was generated with another tokenizer than this run's" in texts
-    assert "1 bad among the first 16 rows of additions, and `tpaw_max_bad_rows` allows 0" in texts
-    assert "the first is data/additions.jsonl, row 3: its response is empty." in texts
-    assert all((result.memory, result.disk, result.time))
+    assert "`tpaw_prompts: additions` (data/additions.jsonl, first 16 rows) has 1 bad row, but" in texts
+    assert "First: row 3, because its response is empty." in texts
+    assert all((found["memory"], found["disk"], found["time"]))
 
 
 @pytest.mark.parametrize(
     ("given", "what"), [({"stage": "dpo"}, "`stage: dpo` is not `tpaw`"), ({}, "`stage` is missing")]
 )
 def test_a_run_file_of_another_stage(given: dict[str, Any], what: str) -> None:
-    result = check(given)
+    found = check(given)
     advice = "but `llamafactory-tpaw check` is for an iteration of self-play. Give the run file of one."
-    assert messages(result) == [f"error: {what}, {advice}"]
-    assert result.findings.exit_code == 2
+    assert messages(found) == [f"error: {what}, {advice}"]
+    assert found["exit_code"] == 2
 
 
 def test_settings_come_first(project: runs.Project) -> None:
-    result = check(project.settings(2, tpaw_eta=0, tpaw_gama=1, temperature=None))
-    assert result.findings.exit_code == 2
-    assert len(result.findings.problems) == 3
+    found = check(project.settings(2, tpaw_eta=0, tpaw_gama=1, temperature=None))
+    assert (found["exit_code"], len(found["findings"]), found["memory"]) == (2, 3, {})
     started = check(project.settings(2, do_train=False, deepspeed=None))
     assert messages(started)[0].startswith("error: Neither `do_train` nor `do_eval` is true")
-    assert result.as_dict()["memory"] == {}
 
 
-def test_what_does_not_fit(project: runs.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small(project: runs.Project, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
-    settings = project.settings(2)
-    result = check(settings)
-    assert result.findings.exit_code == 5
-    (problem,) = messages(result)
-    assert problem.startswith("error: The iteration writes theta_{t+1} ")
-    assert "97.7 KiB free. Free some, save fewer checkpoints (`save_total_limit`" in problem
+    settings = project.settings(2, save_strategy="steps")
+    found = check(settings)
+    assert found["exit_code"] == 5
+    (problem,) = messages(found)
+    assert problem.startswith("error: `output_dir: saves/play_iter2` is to hold theta_{t+1} of ")
+    assert "but its file system has 97.7 KiB free. Free some, save fewer checkpoints" in problem
     with pytest.raises(EnvironmentProblem, match=r"has 97\.7 KiB free"):
         check_start(make_plan(settings))
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda path: usage._replace(free=int(sum(f.amount for f in result.disk)))
-    )
-    assert [level for level, *_ in check(settings).lines] == ["warning"]
-    check_start(make_plan(settings))
+    needed = int(sum(found["disk"].values()))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    assert check(settings)["findings"] == []
 
 
-def test_device_that_is_too_small(project: runs.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_too_small(project: runs.Project, monkeypatch: pytest.MonkeyPatch) -> None:
     from llamafactory_tpaw.runs import check as module
-    from llamafactory_tpaw.runs.check import Device
 
-    monkeypatch.setattr(module, "_device_of", lambda run: Device("a watch", 400_000))
-    result = check(project.settings(2))
-    assert result.findings.exit_code == 5
-    assert any("weights and optimizer, which no smaller batch makes less" in text for text in messages(result))
-    peak = max(figures[-1].amount for figures in result.memory.values())
-    monkeypatch.setattr(module, "_device_of", lambda run: Device("a phone", round(peak)))
-    result = check(project.settings(2))
-    assert (result.findings.exit_code, {level for level, *_ in result.lines}) == (0, {"warning"})
-
-
-def test_model_shows_a_reward_of_zero(project: runs.Project) -> None:
-    result = check(project.settings(2), with_model=True)
-    assert result.findings.errors == []
-    assert result.measured.reward == pytest.approx(0.0, abs=1e-5)
-    assert sorted(result.measured.fingerprints) == ["theta_0", "theta_1", "theta_2"]
-    assert [figure.name for figure in result.time] == ["generate", "score", "train", "total"]
-    assert all(figure.amount > 0 for figure in result.time)
-    assert sorted(Path("saves").glob("**/checkpoint-*")) == [] == sorted(Path("saves").glob("play_iter2*"))
+    settings = project.settings(2)
+    peak = check(settings)["memory"]["training"]["peak"]
+    for share, code, level in ((2, 5, "error"), (1, 0, "warning")):
+        device = {"name": "a phone", "bytes": round(peak / share)}
+        monkeypatch.setattr(module, "_device_of", lambda run, device=device: device)
+        found = check(settings)
+        assert found["exit_code"] == code
+        assert {each["level"] for each in found["findings"]} == {level}
+        assert "Lower `per_device_train_batch_size` or `cutoff_len`" in messages(found)[-1]
 
 
 def test_model_finds_a_hidden_change(project: runs.Project) -> None:
     settings = project.settings(2)
-    check(settings)
+    found = check(settings, with_model=True)
+    assert found["findings"] == []
+    assert found["step_zero"]["reward"] == pytest.approx(0.0, abs=1e-5)
+    assert sorted(found["step_zero"]["fingerprints"]) == ["theta_0", "theta_1", "theta_2"]
     path = Path("saves/play_iter1/model.safetensors")
     stat, content = path.stat(), bytearray(path.read_bytes())
     content[-1] ^= 1
     with path.open("r+b") as stream:
         stream.write(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert check(settings).findings.exit_code == 0
-    result = check(settings, with_model=True)
-    assert result.findings.exit_code in (2, 3)
-    assert "theta_2" in messages(result)[0]
+    assert check(settings)["exit_code"] == 0
+    found = check(settings, with_model=True)
+    assert found["exit_code"] in (2, 3)
+    assert "theta_2" in messages(found)[0]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from llamafactory_tpaw.arguments.checks import read_tpaw_args
 from llamafactory_tpaw.data.encoding import TurnEncoder
 from llamafactory_tpaw.data.prompts import Prompt
-from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem, Findings, GenerationError, TpawError
+from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem, Findings, GenerationError
 from llamafactory_tpaw.runs import checks
 from llamafactory_tpaw.runs.checks import check_engine, refuse_engine, round_trip_problems
 from tests import encoders
@@ -42,9 +42,7 @@ def test_servers_are_named_with_what_they_serve() -> None:
         assert engine(given, to_generate=0).remarks == []
     (first,), ((second, code),) = found.remarks, found.problems.items()
     assert code == GenerationError.exit_code
-    assert first.startswith(
-        f"{right.url} answers: a server of OpenAI's API, serving theta_1, a name that says nothing"
-    )
+    assert first == f"{right.url} answers: a server of OpenAI's API, serving theta_1."
     assert second.startswith(f"The server at {wrong.url} serves theta_0, but saves/theta_1 or theta_1 is asked for.")
 
 
@@ -72,51 +70,22 @@ def test_a_package_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch)
     assert "not installed" in message
 
 
-def test_the_hf_engine_is_there() -> None:
-    found = engine({})
-    assert (found.exit_code, found.remarks) == (0, [])
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_ray_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object() if there else None)
-    refuse_engine({})  # without USE_RAY it is not needed
-    monkeypatch.setenv("USE_RAY", "1")
-    if there:
-        refuse_engine({})
-    else:
-        with pytest.raises(EnvironmentProblem, match="Ray is not installed"):
-            refuse_engine({})
-
-
-@pytest.mark.parametrize(
-    ("config", "given", "problem"),
-    [
-        ({"zero_optimization": {"stage": 3}}, {"do_train": True}, "would not be saved as a model"),
-        ({"zero_optimization": {"stage": 2}}, {"do_eval": True}, "cannot evaluate with unless it trains"),
-        ({}, {"do_train": True, "use_cpu": True}, "accelerate leaves DeepSpeed's start out"),
-        ([], {"do_train": True}, "must hold a JSON object"),
-    ],
-)
-def test_deepspeed_that_cannot_work(
-    config: Any, given: dict[str, Any], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_TORCHRUN", "1")
-    path = tmp_path / "ds.json"
-    path.write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=problem):
-        refuse_engine(given | {"deepspeed": str(path)})
-
-
-def test_deepspeed_without_torchrun_and_fsdp_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_and_fsdp_that_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
-    with pytest.raises(TpawError) as caught:
-        refuse_engine({"deepspeed": {"steps_per_print": 1}, "fsdp": "full_shard", "use_cpu": True, "do_train": True})
+    given = {"deepspeed": {"zero_optimization": {"stage": 3}}, "fsdp": "full_shard", "use_cpu": True, "do_train": True}
+    with pytest.raises(ConfigError) as caught:
+        refuse_engine(given)
     assert [problem.split(",")[0] for problem in caught.value.problems] == [
-        "`deepspeed` is set",
         "`deepspeed` is set with `use_cpu`",
         "`fsdp` is set with `use_cpu`",
+        "`deepspeed` is set",
+        "the config of `deepspeed` asks for ZeRO-3 without `stage3_gather_16bit_weights_on_model_save: true`",
     ]
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentProblem, match="DeepSpeed is not installed"):
+        refuse_engine(given)
+    refuse_engine({"do_train": True})
 
 
 # -- the token round trip
@@ -135,10 +104,6 @@ def prompt_of(encoder: TurnEncoder, text: str = " 7 apples. \n") -> Prompt:
     return Prompt("abc-0", MESSAGES, "", "", target, prompt_ids, target_ids)
 
 
-def changed(prompt: Prompt, **changes: Any) -> Prompt:
-    return Prompt(**(vars(prompt) | changes))
-
-
 @pytest.mark.parametrize("template", encoders.TEMPLATES)
 def test_real_templates_come_back_as_the_same_tokens(tiny_model: Path, tmp_path: Path, template: str) -> None:
     encoder = encoder_of(tiny_model, tmp_path, template)
@@ -146,23 +111,14 @@ def test_real_templates_come_back_as_the_same_tokens(tiny_model: Path, tmp_path:
 
 
 def test_each_break_is_named_once_with_the_first_prompt(tiny_model: Path, tmp_path: Path) -> None:
-    encoder = encoder_of(tiny_model, tmp_path, "llama3")
-    good = prompt_of(encoder)
-    bos, eos = encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id
-    doubled = changed(good, prompt_ids=np.concatenate([[bos], good.prompt_ids]).astype(np.int32))
-    ended = changed(good, target_ids=np.concatenate([good.target_ids, [eos, eos]]).astype(np.int32))
-    problems = round_trip_problems([good, doubled, doubled, ended], encoder, "llama3")
-    texts = " | ".join(problems)
-    assert "prompt 2 (abc-0) is written to a triplet file and read back as other tokens" in texts
-    assert "prompt 2 (abc-0) begins with two BOS (<|begin_of_text|>)" in texts
-    assert "prompt 4 (abc-0) has a target that ends with two EOS" in texts
-    assert not any("prompt 3" in problem for problem in problems)
-
-
-def test_a_response_that_would_not_end_as_its_target(tiny_model: Path, tmp_path: Path) -> None:
     encoder = encoder_of(tiny_model, tmp_path, "qwen")
     good = prompt_of(encoder)
+    other = replace(good, prompt_ids=good.prompt_ids[1:])
+    (problem,) = round_trip_problems([good, other, other], encoder, "qwen")
+    assert problem.startswith(
+        "`template: qwen`: prompt 2 (abc-0) is written to a triplet file and read back as other tokens"
+    )
     encoder.finish = lambda ids, reason: np.asarray(ids, dtype=np.int32)  # the line break after the end is forgotten
-    (problem,) = round_trip_problems([good], encoder, "qwen")
-    assert "Use the template of the model, so that both end alike" in problem
+    (problem,) = round_trip_problems([good, good], encoder, "qwen")
     assert problem.startswith("`template: qwen`: prompt 1 (abc-0) has a target whose last tokens are [")
+    assert "Use the template of the model, so that both end alike" in problem
