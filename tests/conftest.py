@@ -14,11 +14,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests import runs, tiny, workers
+from tests import runs, tiny
 
 
 # A shell's `&` and `nohup` have Ctrl-C ignored, also by the commands that the tests start and interrupt.
@@ -49,10 +48,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let a worker of pytest-xdist take whole files, and the files that share a run together."""
-    return workers.scheduler(config, log)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """With `--dist loadgroup`, let a worker of pytest-xdist take whole files, and all that shares the run `played`."""
+    if item.config.pluginmanager.hasplugin("xdist"):
+        shared = "played" if "played" in item.fixturenames else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(autouse=True)

@@ -54,6 +54,8 @@ LEVELS = [
 # These run at every interpreter's start, or write files on a machine that has no torch.
 LIGHT = ("__init__", "_hook", "errors", "hook.start", "arguments.fields")
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "llamafactory", "numpy", "yaml", "omegaconf"}
+# LlamaFactory's column names appear where its files and its rows are read and written.
+BORDER = {"data/triplets.py", "data/source.py", "data/encoding.py"}
 # While the package shrinks towards its budgets: lines of each part, which may only fall, and imports upward, which may
 # only go.
 RATCHET = ROOT / "tests" / "unit" / "house_sizes.json"
@@ -114,25 +116,20 @@ def lines_of(paths: list[Path]) -> int:
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_licence_docstring_and_size(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines, tree = path.read_text(encoding="utf-8").splitlines(), parse(path)
     assert len(lines) <= MAX_FILE_LINES
     if lines[1:]:  # a folder's `__init__.py` may be empty or hold the licence line alone
         assert lines[0] == LICENCE
-        assert ast.get_docstring(parse(path))
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_functions_are_short(path: Path) -> None:
-    functions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    sizes = {node.name: _code_lines(node) for node in functions}
+        assert ast.get_docstring(tree)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    sizes = {node.name: node.end_lineno - node.lineno + 1 - _docstring_lines(node) for node in functions}
     assert {name: size for name, size in sizes.items() if size > MAX_FUNCTION_LINES} == {}
 
 
-def _code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Count a function's lines without its docstring."""
+def _docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     first = node.body[0]
     has_words = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    return node.end_lineno - node.lineno + 1 - (first.end_lineno - first.lineno + 1 if has_words else 0)
+    return first.end_lineno - first.lineno + 1 if has_words else 0
 
 
 def parts_with_lines() -> dict[str, int]:
@@ -173,25 +170,18 @@ def test_folders_make_no_circle() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_no_print(path: Path) -> None:
-    calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
-    printed = [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
-    may_print = part_of(path) == "cli"
-    assert not printed or may_print, f"print in lines {printed}"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_only_two_folders_import_llamafactory_and_one_gradio(path: Path) -> None:
+def test_what_a_folder_alone_does(path: Path) -> None:
+    """Print, import LlamaFactory or Gradio, and name LlamaFactory's columns `chosen` and `rejected`."""
+    part, inside = part_of(path), path.relative_to(ROOT / PACKAGE).as_posix()
     named = {name.partition(".")[0] for name in imports_of(path)}
-    assert "llamafactory" not in named or part_of(path) in ("lf", "hook")
-    assert "gradio" not in named or part_of(path) in ("board", "hook")
-
-
-def test_objectives_need_nothing_but_torch() -> None:
-    allowed = {"torch", "__future__", "typing", "math", "collections", "contextlib"}
-    for path in (ROOT / PACKAGE / "objectives").glob("*.py"):
-        foreign = {name for name in imports_of(path) if not name.startswith(f"{PACKAGE}.objectives")}
-        assert {name.partition(".")[0] for name in foreign} <= allowed, relative(path)
+    names = {node.id for node in ast.walk(parse(path)) if isinstance(node, ast.Name)}
+    assert "print" not in names or part == "cli"
+    assert "llamafactory" not in named or part in ("lf", "hook")
+    assert "gradio" not in named or part in ("board", "hook")
+    assert not {"chosen", "rejected"} & names or part == "hook" or inside in BORDER
+    if part == "objectives":
+        assert {name for name in named if name != PACKAGE} <= {"torch", "__future__", "typing", "math", "collections"}
+        assert own_imports(path) <= {part}
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -211,15 +201,6 @@ def test_every_key_is_read_somewhere(key: str) -> None:
     pattern = re.compile(rf"\.{key}\b|[\"']{key}[\"']")
     reading = [path for path in MODULES if path.name not in describing]
     assert any(pattern.search(path.read_text(encoding="utf-8")) for path in reading), f"nothing reads `{key}`"
-
-
-def test_no_chosen_or_rejected_but_at_the_border() -> None:
-    # LlamaFactory's column names appear where its files and its rows are read and written.
-    border = {"data/triplets.py", "data/source.py", "data/encoding.py"}
-    for path in MODULES:
-        name = path.relative_to(ROOT / PACKAGE).as_posix()
-        names = {node.id for node in ast.walk(parse(path)) if isinstance(node, ast.Name)}
-        assert name in border or part_of(path) == "hook" or not {"chosen", "rejected"} & names, name
 
 
 def test_the_rules_see_what_they_forbid() -> None:
