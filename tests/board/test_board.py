@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from llamafactory_tpaw.board.words import ELEMENTS, say
-from llamafactory_tpaw.data.source import triplet_entry
 from tests.board import hostile
 from tests.board.browsing import RUN_TIMEOUT_MS, Board
 from tests.runs import Project
@@ -105,39 +104,20 @@ def test_start_continues(board: Board, project: Project) -> None:
     assert (settings["tpaw_eta"], settings.get("trust_remote_code")) == (4, None)
 
 
-def test_charts_and_triplets_in_another_language(board: Board, project: Project) -> None:
-    board.choose_language("zh")
-    for name, shown in (("tpaw_eta", "label"), ("tpaw_prompts", "info"), ("tpaw_tab", "label")):
-        board.page.locator(f"#{name}").filter(has_text=ELEMENTS[name]["zh"][shown]).wait_for()
-    board.unfold(ELEMENTS["tpaw_results_tab"]["zh"]["label"])
-    board.until_value("tpaw_run", "play")
-    table = board.page.locator("#tpaw_accuracy table")
-    table.filter(has_text=say("status_finished", "zh")).wait_for()
-    assert say("column_reward_accuracy", "zh") in table.inner_text()
-    board.page.locator("#tpaw_plot_loss canvas, #tpaw_plot_loss svg.marks").first.wait_for()
-    assert board.page.locator("[id^='tpaw_plot_'] :is(canvas, svg.marks)").count() == 5
-    rows = project.triplets("Custom_play_iter0")
-    for first in (0, 10):
-        cells = {kind: board.page.locator(f".tpaw-{kind} .tpaw-text") for kind in ("prompt", "target", "generated")}
-        cells["target"].filter(has_text=rows[first]["chosen"]["value"]).first.wait_for()
-        expected = rows[first : first + 10]
-        assert cells["prompt"].all_text_contents() == [row["conversations"][0]["value"] for row in expected]
-        assert cells["target"].all_text_contents() == [row["chosen"]["value"] for row in expected]
-        assert cells["generated"].count() == len(expected)
-        board.press(ELEMENTS["tpaw_next"]["zh"]["value"])
-    board.wait_for(say("browser_generated", "zh", theta="θ_0"))
-    assert board.errors == []
-
-
-def test_generated_text_is_shown_as_it_is(board: Board, project: Project) -> None:
+def test_results_in_another_language_show_texts_as_they_are(board: Board, project: Project) -> None:
     rows = project.triplets("Custom_play_iter0")[: len(hostile.TEXTS)]
     for row, text in zip(rows, hostile.TEXTS.values(), strict=True):
         row["conversations"][0]["value"] = row["chosen"]["value"] = row["rejected"]["value"] = text
-    path = project.root / "data" / "tpaw" / "hostile_iter0.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    project.add_entry("hostile_iter0", triplet_entry("hostile_iter0"))
-    board.press(ELEMENTS["tpaw_refresh"]["zh"]["value"])
-    board.fill("tpaw_round", path.name)
+    (project.root / "data/tpaw/hostile_iter0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    board.choose_language("zh")
+    board.page.locator("#tpaw_prompts").filter(has_text=ELEMENTS["tpaw_prompts"]["zh"]["info"]).wait_for()
+    board.unfold(ELEMENTS["tpaw_results_tab"]["zh"]["label"])
+    board.until_value("tpaw_run", "play")
+    board.page.locator("#tpaw_accuracy table").filter(has_text=say("status_finished", "zh")).wait_for()
+    board.page.locator("#tpaw_plot_loss canvas, #tpaw_plot_loss svg.marks").first.wait_for()
+    assert board.page.locator("[id^='tpaw_plot_'] :is(canvas, svg.marks)").count() == 5
+    board.wait_for(say("browser_generated", "zh", theta="θ_0"))
+    board.fill("tpaw_round", "hostile_iter0.jsonl")
     for kind in ("prompt", "target", "generated"):
         cells = board.page.locator(f".tpaw-{kind} .tpaw-text")
         cells.filter(has_text=hostile.TEXTS["style"]).first.wait_for()
@@ -158,6 +138,7 @@ def test_other_stages_are_llamaboards(board: Board) -> None:
     # Gradio's own page asks for a font and a script; nothing else is asked for.
     assert {url.split("/")[2] for url in board.asked_outside} <= {"fonts.googleapis.com", "cdnjs.cloudflare.com"}
     assert "Traceback" not in board.server.output
+    assert board.errors == []
 
 
 def test_killed_board_leaves_no_process(board: Board, project: Project) -> None:

@@ -16,7 +16,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.gate import reach
+from llamafactory_tpaw.cli import main as command
+from llamafactory_tpaw.team.cache import sequence_key
+from llamafactory_tpaw.team.fingerprint import chain_fingerprints, fingerprint_checkpoint
 
 
 HERE = Path(__file__).resolve().parent
@@ -53,7 +55,7 @@ def start(root: Path) -> None:
 
 def run(*arguments: str) -> None:
     """Run `llamafactory-tpaw` in this process and in the working folder."""
-    code = reach.command(list(arguments))
+    code = command(list(arguments))
     assert code == 0, f"llamafactory-tpaw {' '.join(arguments)} ended with {code}"
 
 
@@ -114,9 +116,9 @@ def fingerprints(root: Path) -> dict[str, Any]:
         named = {f"base_model.model.{module}.{half}.weight": tensor for half, tensor in halves.items()}
         save_file(named, root / name / "adapter_model.safetensors")
     store, folders = root / "store", ("full", "sharded", "tied", "adapter", "other_adapter")
-    found: dict[str, Any] = {name: reach.fingerprint_checkpoint(root / name, store) for name in folders}
+    found: dict[str, Any] = {name: fingerprint_checkpoint(root / name, store) for name in folders}
     chain = [root / name for name in ("full", "adapter", "other_adapter")]
-    return found | {"chain": reach.chain_fingerprints(chain, store)}
+    return found | {"chain": chain_fingerprints(chain, store)}
 
 
 def cache_keys(root: Path) -> dict[str, str]:
@@ -128,7 +130,7 @@ def cache_keys(root: Path) -> dict[str, str]:
         "no prompt": ([], [1, 2]),
         "large": ([2**31 + 5, 0], [2**40]),
     }
-    return {name: reach.sequence_key(*pair).hex() for name, pair in pairs.items()}
+    return {name: sequence_key(*pair).hex() for name, pair in pairs.items()}
 
 
 def prompts(root: Path) -> dict[str, Any]:

@@ -54,39 +54,29 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     logging.getLogger("llamafactory").setLevel(logging.INFO)
 
 
-def test_all_do_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = [NAIVE, TRL_ONLINE, "no saving", ALL]
-    arguments = ["--check", *TOY, "--accumulation", "2", "--folder", str(tmp_path / "made"), "--only", *names]
+def test_all_do_the_same_work(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--check", *TOY, "--accumulation", "2", "--only", NAIVE, TRL_ONLINE, "no saving", ALL]
     assert training.main(arguments) == 0, capsys.readouterr()
     assert "All contenders do the same work." in capsys.readouterr().out
 
 
-def test_the_table_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_training(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--prompt-tokens", "24", "--epochs", "1", "2", "--repeats", "1", "--json", "found/result.json"]
     assert training.main([*TOY, *arguments, "--only", NAIVE, ALL, FLOOR]) == 0, capsys.readouterr()
-    (found,) = json.loads((tmp_path / "found" / "result.json").read_text())["results"]
+    (found,) = json.loads(Path("found/result.json").read_text())["results"]
     assert list(found["contenders"]) == [NAIVE, OURS + ALL, FLOOR]
     for row in found["contenders"].values():
-        assert 0 < row["iteration_seconds"]["1"][0] < row["iteration_seconds"]["2"][0]
+        (one,), (two,) = row["iteration_seconds"]["1"], row["iteration_seconds"]["2"]  # the warm-up does not count
+        assert 0 < one < two
         assert row["peak_mib"] > 0
-    printed = capsys.readouterr().out
-    assert "Prompts of 24 tokens, responses of 8: 2 prompts x 3 rounds, 3 triplets a step" in printed
-    assert "step / floor" in printed
+    assert "step / floor" in capsys.readouterr().out
 
 
-def test_the_table_of_growth(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(iteration, "GROWTH", (1, 2))
-    monkeypatch.setattr(iteration, "PLAYERS", (1,))
-    monkeypatch.setattr(iteration, "EPOCHS", ())
+def test_the_table_of_growth(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, values in {"GROWTH": (1, 2), "PLAYERS": (1,), "EPOCHS": ()}.items():
+        monkeypatch.setattr(iteration, name, values)
     arguments = ["--prompts", "1", "--prompt-tokens", "24", "--memory-prompts", "2", "--repeats", "1"]
     assert iteration.main([*TOY, *arguments, "--json", "result.json"]) == 0, capsys.readouterr()
-    found = json.loads((tmp_path / "result.json").read_text())
-    assert {label: row["triplets"] for label, row in found["time"].items()} == {
-        "1x prompts": 3,
-        "2x prompts": 6,
-        "1 players": 2,
-    }
-    assert found["memory"]["2x prompts"]["bytes_per_added_triplet"] is not None
+    triplets = {name: row["triplets"] for name, row in json.loads(Path("result.json").read_text())["time"].items()}
+    assert triplets == {"1x prompts": 3, "2x prompts": 6, "1 players": 2}
     assert "the ids of a triplet are 160 bytes" in capsys.readouterr().out
