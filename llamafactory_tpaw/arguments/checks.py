@@ -7,9 +7,8 @@ import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
-from .fields import FIELDS, Range, TpawArguments, parse_number, parse_value
+from .fields import FIELDS, Range, TpawArguments, parse_value
 from .start import Start
 
 
@@ -30,6 +29,8 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "fp8": ((False,), "players and policy are run in float32, bf16 or fp16"),
     "moe_aux_loss_coef": ((0, 0.0), "the loss has no term for routers"),
     "mixture_of_depths": ((), "it changes the model that players and policy share"),
+    "use_mca": ((False,), "it trains with transformers' Trainer only"),
+    "use_hyper_parallel": ((False,), "it trains with transformers' Trainer only"),
     "use_badam": ((False,), "its hooks on the Trainer are not there"),
     "num_beams": ((1,), "responses are sampled one by one"),
     "predict_with_generate": ((False,), "generation is part of the stage itself"),
@@ -43,18 +44,20 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "dpo_label_smoothing": ((0, 0.0), "the loss has no label smoothing"),
     "ref_model": ((), "the reference models are `tpaw_players` here"),
 }
-SAMPLING_NUMBERS: dict[str, tuple[type[int] | type[float], Range]] = {
-    "temperature": (float, Range(0)),
-    "top_p": (float, Range(0, exclusive=True, maximum=1)),
-    "top_k": (int, Range(0)),
-    "repetition_penalty": (float, Range(0, exclusive=True)),
-    "max_new_tokens": (int, Range(1)),
-    "seed": (int, Range(0)),
+# What LlamaFactory's numbers may be here.
+NUMBERS = {
+    **dict.fromkeys(("temperature", "top_k", "seed"), Range(0)),
+    **dict.fromkeys(("cutoff_len", "gradient_accumulation_steps", "max_new_tokens"), Range(1)),
+    "per_device_train_batch_size": Range(1),
+    "repetition_penalty": Range(0, exclusive=True),
+    "top_p": Range(0, exclusive=True, maximum=1),
 }
 ENGINE_KEYS = {"openai": ("tpaw_engine_url", "tpaw_engine_model"), "vllm": ("tpaw_vllm_command", "tpaw_vllm_args")}
 # Where a server's key is read from, the first one that is set; no key of a run file takes it.
 KEY_VARIABLES = ("TPAW_ENGINE_API_KEY", "OPENAI_API_KEY")
 SECRET_ADVICE = f"Put the key into the environment variable `{KEY_VARIABLES[0]}`, and nowhere else."
+# http(s)://host:port/path and nothing else; a host may be an IPv6 address in brackets.
+ADDRESS = re.compile(r"https?://(\[[\da-fA-F:.]+\]|[^][\s/:@?#;,]+)(:\d+)?(/[^\s:@?#;,]*)?")
 REQUIRED_KEYS = ("model_name_or_path", "template", "dataset", "output_dir")
 
 
@@ -78,6 +81,10 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
         value = given.get(key)
         if value is not None and value not in harmless:
             problems.append(f"`{key}: {value}` does not go with stage `tpaw`: {reason}. Remove it.")
+    for key, allowed in NUMBERS.items():
+        value = given.get(key)
+        if isinstance(value, int | float) and not allowed.holds(value):
+            problems.append(f"`{key}` is {value}, but must be {allowed}. Correct the key.")
     problems += _method_problems(given)
     if given.get("tpaw_prompts"):
         problems += _sampling_problems(given)
@@ -111,7 +118,7 @@ def _method_problems(given: Mapping[str, Any]) -> list[str]:
 
 
 def _sampling_problems(given: Mapping[str, Any]) -> list[str]:
-    """Check the keys of sampling, which must be given, and that several samples of a prompt can differ."""
+    """Check that the keys of sampling are given, and that several samples of a prompt can differ."""
     problems = []
     absent = [f"`{key}`" for key in ("temperature", "top_p", "top_k") if given.get(key) is None]
     if absent:
@@ -119,13 +126,8 @@ def _sampling_problems(given: Mapping[str, Any]) -> list[str]:
             f"{', '.join(absent)} must be given where `tpaw_prompts` is set: LlamaFactory's defaults (0.95, 0.7, 50) "
             "would apply unseen. TPAW samples with `temperature: 1.0`, `top_p: 1.0`, `top_k: 0`."
         )
-    values = {}
-    for key, (kind, allowed) in SAMPLING_NUMBERS.items():
-        if given.get(key) is not None:
-            values[key], problem = parse_number(key, given[key], kind, allowed)
-            problems += [f"{problem} Correct the key."] if problem else []
     samples, _ = parse_value("tpaw_samples_per_prompt", given.get("tpaw_samples_per_prompt", 1))
-    is_greedy = str(given.get("do_sample", True)).lower() == "false" or values.get("temperature") == 0
+    is_greedy = str(given.get("do_sample", True)).lower() == "false" or given.get("temperature") == 0
     if is_greedy and isinstance(samples, int) and samples > 1:
         problems.append(
             f"`tpaw_samples_per_prompt` is {samples}, but without sampling (`do_sample: false` or `temperature: 0`) "
@@ -153,7 +155,7 @@ def _engine_problems(given: Mapping[str, Any]) -> list[str]:
         "`tpaw_engine_url` must list addresses such as `http://localhost:8000/v1`, with commas between them and "
         f"without user, password, query or fragment, which logs would show; address {number} is none. {SECRET_ADVICE}"
         for number, url in enumerate(urls, start=1)
-        if not _is_base_address(url)
+        if not ADDRESS.fullmatch(url)
     ]
     try:
         words = shlex.split(str(given.get("tpaw_vllm_args") or ""))
@@ -163,14 +165,3 @@ def _engine_problems(given: Mapping[str, Any]) -> list[str]:
         # Every user of the machine sees the arguments of a process.
         problems.append(f"`tpaw_vllm_args` has `--api-key`, which is no place for a server's key. {SECRET_ADVICE}")
     return problems
-
-
-def _is_base_address(url: str) -> bool:
-    """Whether a text is http(s)://host:port/path and nothing else."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return False
-    more = parts.username is not None or parts.password is not None or parts.query or parts.fragment
-    return parts.scheme in ("http", "https") and bool(host) and not more and not re.search(r"[\s;,]|.://.*://", url)

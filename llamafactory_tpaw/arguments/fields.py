@@ -197,14 +197,13 @@ def parse_value(name: str, value: Any) -> tuple[Any, str | None]:
         return value, None if known else f"`{name}` is {value!r}, but must be {choices}. {advice}"
     if name not in RANGES:
         return str(value), None
-    parsed, problem = parse_number(name, value, float if kind is float else int, RANGES[name])
-    return parsed, f"{problem} {advice}" if problem else None
-
-
-def parse_number(name: str, value: Any, kind: type[int] | type[float], allowed: Range) -> tuple[Any, str | None]:
-    """Read a number as `kind` and check its range: (number, None) or (value, message)."""
     try:
-        parsed = kind(str(value))
+        parsed = float(str(value)) if kind is float else int(str(value))
     except ValueError:
-        return value, f"`{name}` is {value!r}, but must be {'a whole number' if kind is int else 'a number'}."
-    return (parsed, None) if allowed.holds(parsed) else (value, f"`{name}` is {value}, but must be {allowed}.")
+        return (
+            value,
+            f"`{name}` is {value!r}, but must be {'a number' if kind is float else 'a whole number'}. {advice}",
+        )
+    if not RANGES[name].holds(parsed):
+        return value, f"`{name}` is {value}, but must be {RANGES[name]}. {advice}"
+    return parsed, None

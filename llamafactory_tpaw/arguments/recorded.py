@@ -41,14 +41,9 @@ def different_settings(
     differing = []
     for key in sorted({*recorded, *now}):
         before, after = (values.get(key, defaults.get(key)) for values in (recorded, now))
-        if not same_value(before, after):
+        if _plain(before) != _plain(after):
             differing.append(f"`{key}` was {before} and is {after} now")
     return differing
-
-
-def same_value(first: Any, second: Any) -> bool:
-    """Whether two values of a key mean the same, however they are written."""
-    return _plain(first) == _plain(second)
 
 
 def _plain(value: Any) -> Any:

@@ -14,19 +14,12 @@ WHOLE_MODELS = ("model*.safetensors*", "pytorch_model*.bin*")
 
 
 class Start(NamedTuple):
-    r"""θ_t as the keys name it.
+    """θ_t as the keys name it."""
 
-    Attributes:
-        model: `model_name_or_path`.
-        adapters: `adapter_name_or_path`, merged from left to right; the last one is trained on.
-        finetuning_type: `full`, `freeze` or `lora`.
-        new_adapter: `create_new_adapter`: all adapters are merged, and another one is trained.
-    """
-
-    model: str
-    adapters: tuple[str, ...] = ()
+    model: str  # `model_name_or_path`
+    adapters: tuple[str, ...] = ()  # `adapter_name_or_path`, merged from left to right; the last one is trained on
     finetuning_type: str = FINETUNING_TYPE
-    new_adapter: bool = False
+    new_adapter: bool = False  # `create_new_adapter`: all adapters are merged, and another one is trained
 
     @classmethod
     def of(cls, keys: Mapping[str, Any]) -> Start:

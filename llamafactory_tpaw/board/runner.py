@@ -82,7 +82,9 @@ class Play:
         try:
             with (
                 self.log.open("wb") as stream,
-                started_child([*COMMAND, *self.files], self._environment, stdout=stream, **streams) as self._process,
+                started_child(
+                    [*COMMAND, *self.files], env=self._environment, stdout=stream, **streams
+                ) as self._process,
             ):
                 self._began.set()
                 self.returncode = exit_code(self._process)

@@ -24,16 +24,15 @@ TEMP_SUFFIX = ".tmp"
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    r"""Write a file so that a reader, also one that comes after a crash, sees the old or the new one, never a part.
-
-    The content goes to a temporary file in the same folder (`.<name>.<random>.tmp`), is flushed to the disk and
-    renamed; after an error it is removed. Missing parent folders are made. Text is written as UTF-8.
-    """
+    """Write a file so that a reader, also one that comes after a crash, sees the old or the new one, never a part."""
     write_parts_atomic(path, [content.encode() if isinstance(content, str) else content])
 
 
 def write_parts_atomic(path: str | Path, parts: Iterable[bytes]) -> str:
-    """Write a file as `write_atomic` does from parts, of which one at a time is in memory; return its SHA-256."""
+    """Write a file as `write_atomic` does from parts, of which one at a time is in memory; return its SHA-256.
+
+    They go to a temporary file in the same folder, which is flushed to the disk and renamed.
+    """
     path, digest = Path(path), hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMP_SUFFIX}")
@@ -91,9 +90,11 @@ def parse_json(content: bytes, where: str, advice: str) -> Any:
         raise DataError(f"{where} is not valid JSON: {error}. {advice}") from error
 
 
-def parse_row(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
+def parse_row(
+    path: str | Path, number: int, line: bytes, advice: str = "Repair the row, or delete the file."
+) -> dict[str, Any]:
     """Read one line of a JSON lines file; one that is no JSON object is a `DataError` that names file and row."""
-    where, advice = f"{path}, row {number}", "Repair the row, or delete the file."
+    where = f"{path}, row {number}"
     row = parse_json(line.rstrip(b"\r\n"), where, advice)
     if not isinstance(row, dict):
         raise DataError(f"{where} must be a JSON object in braces, got {type(row).__name__}. {advice}")

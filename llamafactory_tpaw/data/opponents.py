@@ -58,31 +58,22 @@ def is_exact(meta: TripletMeta, encoder: TurnEncoder) -> bool:
 
 def encoding_problems(metas: Sequence[tuple[Path, TripletMeta]], encoder: TurnEncoder, template: str) -> list[str]:
     """Check that triplet files, with their meta, were generated from the tokens that this run trains on."""
-    problems = []
-    for path, meta in metas:
-        if is_exact(meta, encoder):
-            continue
-        what, advice = "tokenizer than this run's", "Restore it (a template may add tokens, too)"
-        if meta.tokenizer == encoder.tokenizer_digest:
-            settings = f"`template: {template}`, with `default_system`, `enable_thinking` and the like"
-            what, advice = f"template than this run's ({settings})", "Restore the setting"
-        problems.append(
-            f"{path} was generated with another {what}, so other tokens would be trained on than were sampled. "
-            f"{advice}, or delete the file and its meta file to sample again."
-        )
-    return problems
+    return [
+        f"{path} was generated with another tokenizer or template than this run's, so other tokens would be trained "
+        f"on than were sampled. Restore the tokenizer, `template: {template}`, `default_system`, `enable_thinking` "
+        "and the like, or delete the file and its meta file to sample again."
+        for path, meta in metas
+        if not is_exact(meta, encoder)
+    ]
 
 
 def load_triplets(
     entry: Entry, meta: TripletMeta, encoder: TurnEncoder, limits: Limits, folder: Path | None = None
 ) -> list[Triplet]:
-    r"""Read a triplet file as token ids, which are kept in a file in `folder`.
+    """Read a triplet file as token ids, which are kept in a file in `folder`.
 
     The sampled ids are used where tokenizer and template are those of the file's meta; otherwise texts are encoded,
     and prompts are named by the content that they have now.
-
-    Raises:
-        DataError: If a row's prompt does not encode to the tokens it was generated from, or rows are bad.
     """
     exact = is_exact(meta, encoder)
     rows = Progress(f"reading {entry.path.name}", meta.rows, items=read_triplets(entry.path, meta))
@@ -157,14 +148,10 @@ def _collect(
 def with_proto(
     triplets: list[Triplet], proto: list[Triplet], entry_name: str, failed: Collection[str] = ()
 ) -> tuple[list[Triplet], int]:
-    r"""Give each triplet y_0: of what θ_0 generated for the same prompt, the response of the same number or the first.
+    """Give each triplet y_0: of what θ_0 generated for the same prompt, the response of the same number or the first.
 
-    Args:
-        triplets: Triplets of any number of rounds.
-        proto: The triplets of iteration 0.
-        entry_name: Their entry, for the message.
-        failed: `failed` of their meta file. Prompts whose responses all failed are left out, and counted; any other
-            prompt without a y_0 is a `DataError`.
+    Prompts whose responses are all among the `failed` of D_0's meta file are left out, and counted; any other prompt
+    without a y_0 is a `DataError`.
     """
     responses: dict[str, dict[int, np.ndarray]] = {}
     for triplet in proto:

@@ -102,8 +102,8 @@ class Prompt:
     target_ids: np.ndarray  # end of turn included, uncut
 
 
-class Prompts(Sequence[Prompt]):
-    """Prompts that do not lie in memory: an item reads its text from the dataset and its token ids from a file."""
+class Prompts:
+    """Prompts that do not lie in memory: their texts are read from the dataset and their token ids from a file."""
 
     def __init__(
         self, rows: Any, turn: str, encoded: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]], folder: Path | None
@@ -121,11 +121,6 @@ class Prompts(Sequence[Prompt]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return one prompt, or a list of them for a slice."""
-        places = range(len(self))[index]
-        return self.take(places) if isinstance(index, slice) else self.take([places])[0]
 
     def __iter__(self) -> Iterator[Prompt]:
         return map(self._join, range(len(self)), read_rows(self._rows, self._places))
@@ -170,10 +165,6 @@ def load_prompts(
     r"""Read `tpaw_prompts` and encode what `tpaw_max_prompts` and `tpaw_prompts_seed` choose of it.
 
     For a look at the `first` rows so many are encoded, whatever would be chosen, and no bad row is refused.
-
-    Raises:
-        ConfigError: If the entry is a ranking set or asks for `num_samples`.
-        DataError: If the set is empty or unreadable, or more than `tpaw_max_bad_rows` rows are bad.
     """
     entry = find_entry(tpaw_args.tpaw_prompts, data_args.dataset_dir, "tpaw_prompts")
     name, problems = f"`tpaw_prompts: {entry.name}`", []

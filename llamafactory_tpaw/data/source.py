@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError, DataError
 from ..lf import facade
-from .files import parse_json, read_json
+from .files import parse_json, parse_row, read_json
 from .triplets import meta_path
 
 
@@ -64,12 +64,7 @@ def read_rows(dataset: Any, places: Sequence[int]) -> Iterator[AlignedRow]:
 
 
 def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
-    r"""Look up the entry that `key` names.
-
-    Raises:
-        ConfigError: If `dataset_dir` is not a folder with a `dataset_info.json`, or the entry is not in it or wrong.
-        DataError: If `dataset_info.json` is damaged.
-    """
+    """Look up the entry that `key` names; one that is not there or says too little is a `ConfigError`."""
     info_path = Path(dataset_dir) / DATASET_INFO
     if not info_path.is_file():
         raise ConfigError(
@@ -141,35 +136,22 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
     except (AttributeError, DatasetsError, LookupError, OSError, StopIteration, TypeError, ValueError) as error:
         if entry.path is not None and entry.path.suffix in (".json", ".jsonl") and entry.path.is_file():
             refuse_broken_row(entry.path)
-        if isinstance(error, KeyError):
-            raise DataError(
-                f"`{entry.name}` has no column {error}, which its entry in {DATASET_INFO} asks for. Correct `columns` "
-                "there."
-            ) from error
+        cause = " ".join(str(error.__cause__ or error).split()).rstrip(".")
         raise DataError(
             f"`{entry.name}` ({entry.path or 'on the hub'}) cannot be read as its entry in {DATASET_INFO} says: "
-            f"{' '.join(str(error.__cause__ or error).split()).rstrip('.')}. Correct the entry, or the row: in a "
-            "column all values have one type."
+            f"{'it has no column ' if isinstance(error, KeyError) else ''}{cause}. Correct the entry, or the row: in "
+            "a column all values have one type."
         ) from error
 
 
 def refuse_broken_row(path: Path) -> None:
     """Name the row of a JSON file that could not be read, which `datasets` does not."""
-    with path.open("rb") as stream:
-        if stream.peek(1).lstrip().startswith(b"["):
-            rows = enumerate(parse_json(stream.read(), str(path), "Correct the file."), start=1)
-        else:
-            rows = (
-                (number, parse_json(line, f"{path}, row {number}", "Correct or remove the row."))
-                for number, line in enumerate(stream, start=1)
-                if line.strip()
-            )
-        number = 0
-        for number, row in rows:
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{path}, row {number} must be a JSON object in braces, got {type(row).__name__}. Correct or "
-                    "remove the row."
-                )
-    if not number:
+    content = path.read_bytes()
+    rows = content.splitlines()
+    if content.lstrip().startswith(b"["):
+        rows = [json.dumps(row).encode() for row in parse_json(content, str(path), "Correct the file.")]
+    for number, row in enumerate(rows, start=1):
+        if row.strip():
+            parse_row(path, number, row, "Correct or remove the row.")
+    if not any(row.strip() for row in rows):
         raise DataError(f"{path} has no rows. Give a dataset with at least one row.")

@@ -92,10 +92,8 @@ class TripletRow:
                 generated_ids=row.get("generated_ids") or [],
                 sample=int(row.get("sample") or 0),
             )
-        except KeyError as error:
-            raise DataError(f"{where} is not a triplet: it lacks {error}. {RESTORE}") from error
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where} is not a triplet: a value is wrong ({error}). {RESTORE}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where} is not a triplet: {error!r}. {RESTORE}") from error
 
 
 @dataclass(frozen=True)
@@ -160,24 +158,19 @@ def write_meta(path: Path, meta: TripletMeta) -> None:
 def read_meta(path: Path) -> TripletMeta:
     """Read the meta file of the triplet file `path`; one that is missing, damaged or too new is a `DataError`."""
     where = meta_path(path)
-    if not where.is_file():
-        raise DataError(
-            f"{path} is a triplet file, but {where} is missing, which says what generated it. Restore it, or generate "
-            "the round again: delete the file and run the iteration that generates it."
-        )
-    both = f"delete {path} and it to generate both again."
+    advice = f"Restore it, or delete {path} and it to generate both again."
     try:
         content = read_json(where)
     except DataError as error:
-        raise DataError(f"{str(error).partition('. ')[0]}. Restore the file, or {both}") from error
-    if isinstance(content, dict) and content.get("schema") != META_SCHEMA:
-        raise DataError(
-            f"{where} has schema {content.get('schema')}, but this version reads {META_SCHEMA}. Use the version of "
-            f"llamafactory-tpaw that wrote it, or {both}"
-        )
-    problems = key_problems(TripletMeta, content) if isinstance(content, dict) else ["it holds no JSON object"]
+        raise DataError(f"{str(error).partition('. ')[0]}. {advice}") from error
+    if not isinstance(content, dict):
+        problems = ["it holds no JSON object"]
+    elif content.get("schema") != META_SCHEMA:
+        problems = [f"it has schema {content.get('schema')}, but this version reads {META_SCHEMA}"]
+    else:
+        problems = key_problems(TripletMeta, content)
     if problems:
-        raise DataError(f"{where} is damaged: {', '.join(problems)}. Restore it, or {both}")
+        raise DataError(f"{where} does not fit: {', '.join(problems)}. {advice}")
     return TripletMeta(**content)
 
 
@@ -186,11 +179,6 @@ def generator_place(path: Path, meta: TripletMeta) -> str:
     recorded = meta.opponent or meta.generator_path
     beside = Path(os.path.normpath(path.parent / recorded))
     return str(beside) if beside.exists() else recorded
-
-
-def opponent_place(path: Path, meta: TripletMeta) -> str:
-    """Where the opponent that generated `path` is, likewise; empty where θ generated it."""
-    return generator_place(path, meta) if meta.opponent else ""
 
 
 def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[TripletRow]:

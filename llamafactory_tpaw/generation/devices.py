@@ -59,7 +59,6 @@ class DeviceEngine:
 
         Raises:
             TpawError: What a process raised; the others are ended.
-            KeyboardInterrupt: If a process was interrupted.
             SystemExit: With the code of a process that failed otherwise, which has said why.
         """
         units = units_left(requests, left, self.batch_tokens)
@@ -81,7 +80,7 @@ class DeviceEngine:
                     try:
                         answers = channel.recv()
                     except (EOFError, ConnectionError):
-                        end_like_child(exit_code(children[channel]), "generates")
+                        end_like_child(exit_code(children[channel]))
                         continue
                     if isinstance(answers, TpawError):
                         raise answers
@@ -99,7 +98,7 @@ def _start(stack: contextlib.ExitStack, device: str) -> tuple[Connection, subpro
         # One progress bar is enough, and a terminal's Ctrl-C is for this process, which then ends them.
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device, "TQDM_DISABLE": "1"}
         options = {"pass_fds": [others.fileno()], "start_new_session": True}
-        return own, stack.enter_context(started_child(command, environment, **options))
+        return own, stack.enter_context(started_child(command, env=environment, **options))
 
 
 def answer_parent(channel: Connection) -> None:

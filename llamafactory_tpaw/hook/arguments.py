@@ -9,16 +9,8 @@ from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
 from ..arguments.fields import TpawArguments
-from ..errors import ConfigError
 from ..lf.given import STAGE
-from ..lf.status import check
-
-
-BACKENDS = ("use_hyper_parallel", "use_mca", "use_megatron_bridge")
-BACKEND_PROBLEM = (
-    "`{key}` is true, but stage `tpaw` trains with transformers' Trainer only. "
-    "Remove the key, and use torchrun with `deepspeed` or FSDP for several devices."
-)
+from .shape import check
 
 
 def extend_arguments(module: ModuleType) -> None:
@@ -48,23 +40,10 @@ def _extended(base: type, old_stage: "dataclasses.Field[Any]") -> type:
         stage: stages = dataclasses.field(default=old_stage.default, metadata=old_stage.metadata)
 
         def __post_init__(self) -> None:
-            problems = backend_problems(self)
-            try:
-                TpawArguments.__post_init__(self)
-            except ConfigError as error:
-                problems += error.problems
-            if problems:
-                raise ConfigError(problems)
+            TpawArguments.__post_init__(self)
             base.__post_init__(self)
 
     # pickle, inspect and typing look the class up where LlamaFactory has it.
     for name in ("__module__", "__qualname__", "__doc__"):
         setattr(FinetuningArguments, name, getattr(base, name))
     return FinetuningArguments
-
-
-def backend_problems(finetuning_args: Any) -> list[str]:
-    """Return a message for each training backend that is switched on and that stage `tpaw` does not run on."""
-    if finetuning_args.stage != STAGE:
-        return []
-    return [BACKEND_PROBLEM.format(key=key) for key in BACKENDS if getattr(finetuning_args, key, False)]

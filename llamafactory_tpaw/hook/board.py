@@ -7,15 +7,14 @@ Where one is missing, LlamaBoard opens without the tab for self-play and says so
 import functools
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from ..lf.status import RECORD, SUPPORTED, check, check_function, installed_version
+from ..lf.status import RECORD, installed_version
+from .shape import check, check_function
 
 
-NEEDED = ("stages", "board_words", "board_runner", "board_train")
 # What the page shows; imported when it is built, because they need gradio.
 TAB, RUNNER, WORDS = (f"llamafactory_tpaw.board.{name}" for name in ("tab", "runner", "words"))
 # The methods of LlamaBoard's `Runner` that our functions of the same name extend, and their parameters.
@@ -52,13 +51,10 @@ def extend_runner(module: ModuleType) -> None:
     """
     kind = getattr(module, "Runner", None)
     check(inspect.isclass(kind), "there is no class `Runner`")
+    check_function(kind, "__init__", uses=("manager", "trainer", "running", "running_data", "aborted"))
     for name, parameters in METHODS.items():
-        found = getattr(kind, name, None)
-        check(inspect.isfunction(found), f"`Runner` has no method `{name}`")
-        taken = tuple(inspect.signature(found).parameters)
-        check(taken == parameters, f"`Runner.{name}` takes ({', '.join(taken)}) instead of ({', '.join(parameters)})")
-    lacking = {"manager", "trainer", "running", "running_data", "aborted"} - set(kind.__init__.__code__.co_names)
-    check(not lacking, f"`Runner` has no {' and '.join(f'`{name}`' for name in sorted(lacking))}")
+        found = check_function(kind, name, parameters)
+        check(found.__code__.co_argcount == len(parameters), f"`{name}` takes more than ({', '.join(parameters)})")
     for name in METHODS:
         setattr(kind, name, _extended(name.lstrip("_"), getattr(kind, name)))
 
@@ -85,35 +81,24 @@ def extend_train_tab(module: ModuleType) -> None:
     Raises:
         SeamMissing: If the tab is not built as expected.
     """
-    original = check_function(module, "create_train_tab", parameters=("engine",), uses=("get_base_elems", "runner"))
-    absent = [name for name in ("rlhf_tab", "input_elems", "output_box") if name not in original.__code__.co_varnames]
-    check(not absent, f"`create_train_tab` makes no {' and '.join(f'`{name}`' for name in absent)}")
+    uses = ("get_base_elems", "runner", "rlhf_tab", "input_elems", "output_box")
+    original = check_function(module, "create_train_tab", ("engine",), uses)
 
     @functools.wraps(original)
     def create_train_tab(engine: Any) -> Any:
-        if missing_board():
-            return _without_tab(lambda: original(engine))
+        if missing := missing_board():
+            import gradio
+
+            text = importlib.import_module(WORDS).say(
+                "seam_missing", "en", version=installed_version(), missing=missing
+            )
+            gradio.Markdown(text, elem_id="tpaw_missing")
+            return original(engine)
         return importlib.import_module(TAB).create_train_tab(engine, original)
 
     module.create_train_tab = create_train_tab
 
 
 def missing_board() -> str | None:
-    """Return what of LlamaBoard is not as the tab needs it, or None."""
-    seams = [seam for seam in RECORD.values() if seam.state == "missing" and (seam.required or seam.name in NEEDED)]
-    return "; ".join(map(str, seams)) or None
-
-
-def _without_tab(build: Callable[[], Any]) -> Any:
-    """Build the page's Train tab as it is, and say on stderr and in the page why there is no other."""
-    missing = missing_board()
-    sys.stderr.write(
-        f"llamafactory-tpaw: warning: LlamaBoard opens without the tab for stage `tpaw`: {installed_version()} is "
-        f"installed and lacks what the tab needs: {missing}. {SUPPORTED} has it. `llamafactory-cli train` and "
-        "LlamaBoard's other stages are not affected.\n"
-    )
-    import gradio
-
-    say = importlib.import_module(WORDS).say
-    gradio.Markdown(say("seam_missing", "en", version=installed_version(), missing=missing), elem_id="tpaw_missing")
-    return build()
+    """Return what is not as the tab needs it, or None."""
+    return "; ".join(str(seam) for seam in RECORD.values() if seam.state == "missing") or None

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import INTERRUPTED, TERMINATED, TpawError
+from ..errors import TERMINATED, TpawError
 from ..lf import signals
 
 
@@ -41,7 +41,7 @@ def as_rank(handed: Mapping[str, Any] | None) -> Iterator[None]:
             yield
     except (TpawError, KeyboardInterrupt) as error:
         silent = handed or (isinstance(error, KeyboardInterrupt) and os.environ["RANK"] != "0")
-        raise SystemExit(_code(error) if silent else signals.report(error)) from None
+        raise SystemExit(signals.code_of(error) if silent else signals.report(error)) from None
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def recorded(handed: Mapping[str, Any] | None) -> Iterator[None]:
     except (TpawError, KeyboardInterrupt) as error:
         path = Path(handed["folder"] if handed else "", ERROR_FILE)
         if handed and path.parent.is_dir():
-            record = {"problems": getattr(error, "problems", []), "exit_code": _code(error)}
+            record = {"problems": getattr(error, "problems", []), "exit_code": signals.code_of(error)}
             own = path.with_name(f"{ERROR_FILE}.{os.getpid()}")
             own.write_text(json.dumps(record), encoding="utf-8")
             with contextlib.suppress(FileExistsError):
@@ -104,13 +104,7 @@ class _Subprocess:
             # Ranks that are started again would meet in the store of the first ones, and read where those were.
             environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         words = [sys.executable, "-m", "torch.distributed.run", *command[1:]]
-        code = signals.run_child(words, environment, patience_s=signals.SAVING_S, through=True)
+        code = signals.run_child(words, env=environment, patience_s=signals.SAVING_S, through=True)
         if code and check:
             raise subprocess.CalledProcessError(code, command)
         return subprocess.CompletedProcess(command, code)
-
-
-def _code(error: TpawError | KeyboardInterrupt) -> int:
-    if isinstance(error, TpawError):
-        return error.exit_code
-    return TERMINATED if isinstance(error, signals.Terminated) else INTERRUPTED

@@ -6,90 +6,43 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from types import ModuleType, TracebackType
-from typing import NamedTuple
 
 from ..errors import TpawError
-from ..lf.status import PACKAGE, RECORD, SeamMissing, SeamStatus, missing_message
+from ..lf.status import PACKAGE, RECORD, SeamStatus, missing_message
 from . import board, dispatch, stages
 from .arguments import extend_arguments
+from .shape import SeamMissing
 
 
 Extend = Callable[[ModuleType], None]
 
-
-class Seam(NamedTuple):
-    """What `callbacks` turns into a `SeamStatus` and a callback; `target` is below `llamafactory`."""
-
-    name: str
-    target: str
-    purpose: str
-    apply: Extend
-    required: bool = False
-    board: bool = False
-    fallback: Extend | None = None
-
-    def status(self) -> SeamStatus:
-        """Its state while LlamaFactory has not imported the module."""
-        return SeamStatus(self.name, f"{PACKAGE}.{self.target}", self.purpose, self.required, self.board)
-
-
-SEAMS = (
-    Seam(
-        "arguments",
-        "hparams.finetuning_args.FinetuningArguments",
-        "the `tpaw_*` keys",
-        extend_arguments,
-        required=True,
-    ),
-    Seam(
-        "dispatch",
-        "train.tuner._training_function",
-        "starts the stage's training",
-        dispatch.extend_tuner,
-        required=True,
-        fallback=dispatch.guard_tuner,
-    ),
-    Seam(
-        "launch",
-        "launcher.launch",
-        "generates before the training processes start",
-        dispatch.extend_launcher,
-        required=True,
-    ),
-    Seam(
-        "launch_v1",
-        "v1.launcher.launch",
-        "says that stage `tpaw` does not run with USE_V1",
-        dispatch.extend_v1_launcher,
-    ),
-    Seam("stages", "extras.constants.TRAINING_STAGES", "LlamaBoard's list of stages", stages.extend_stages),
-    Seam(
-        "board_words",
-        "webui.locales.LOCALES",
-        "the texts of LlamaBoard's tab",
-        board.extend_words,
-        board=True,
-    ),
-    Seam(
-        "board_runner",
-        "webui.runner.Runner",
-        "what LlamaBoard's Start, Abort and Preview do",
-        board.extend_runner,
-        board=True,
-    ),
-    Seam(
-        "board_train",
+# What extends what, by the seam's name; targets are below `llamafactory`.
+SEAMS: dict[str, tuple[Extend, str, str]] = {
+    "arguments": (extend_arguments, "hparams.finetuning_args.FinetuningArguments", "the `tpaw_*` keys"),
+    "dispatch": (dispatch.extend_tuner, "train.tuner._training_function", "starts the stage's training"),
+    "launch": (dispatch.extend_launcher, "launcher.launch", "generates before the training processes start"),
+    "stages": (stages.extend_stages, "extras.constants.TRAINING_STAGES", "LlamaBoard's list of stages"),
+    "board_words": (board.extend_words, "webui.locales.LOCALES", "the texts of LlamaBoard's tab"),
+    "board_runner": (board.extend_runner, "webui.runner.Runner", "what LlamaBoard's Start, Abort and Preview do"),
+    "board_train": (
+        board.extend_train_tab,
         "webui.components.train.create_train_tab",
         "LlamaBoard's fields for the `tpaw_*` keys, and its results",
-        board.extend_train_tab,
-        board=True,
     ),
-)
+}
+REQUIRED = ("arguments", "dispatch", "launch")
 
 
 def seam_status() -> list[SeamStatus]:
     """Return what became of each seam; all are `waiting` while LlamaFactory is not imported."""
-    return list(RECORD.values()) or [seam.status() for seam in SEAMS]
+    return list(RECORD.values()) or _waiting()
+
+
+def _waiting() -> list[SeamStatus]:
+    return [
+        SeamStatus(name, f"{PACKAGE}.{target}", purpose, name in REQUIRED)
+        for name, (_, target, purpose) in SEAMS.items()
+    ]
 
 
 def callbacks(package: ModuleType) -> dict[str, Extend]:
@@ -99,36 +52,33 @@ def callbacks(package: ModuleType) -> dict[str, Extend]:
         package: The module `llamafactory`, before its body runs.
     """
     RECORD.clear()
+    RECORD.update({seam.name: seam for seam in _waiting()})
     found: dict[str, Extend] = {}
-    for seam in SEAMS:
-        status = RECORD[seam.name] = seam.status()
-        if _exists(status.module, package):
-            found[status.module] = functools.partial(_apply, seam, status)
+    for seam in RECORD.values():
+        if _exists(seam.module, package):
+            found[seam.module] = functools.partial(_apply, seam)
         else:
-            _miss(status, f"there is no module `{status.module}`")
+            _miss(seam, f"there is no module `{seam.module}`")
     return found
 
 
-def _apply(seam: Seam, status: SeamStatus, module: ModuleType) -> None:
+def _apply(seam: SeamStatus, module: ModuleType) -> None:
     """Extend one module. Whatever goes wrong, LlamaFactory's import of it must succeed."""
     try:
-        seam.apply(module)
+        SEAMS[seam.name][0](module)
     except SeamMissing as problem:
-        _miss(status, str(problem))
+        _miss(seam, str(problem))
     except Exception as error:
-        _miss(status, f"{type(error).__name__}: {error}")
+        _miss(seam, f"{type(error).__name__}: {error}")
     else:
-        status.state, status.reason = "applied", None
+        seam.state = "applied"
         if missing_message():
             stages.withdraw_stage()
-        return
-    if seam.fallback is not None:
-        seam.fallback(module)
 
 
-def _miss(status: SeamStatus, reason: str) -> None:
-    status.miss(reason)
-    if status.required:
+def _miss(seam: SeamStatus, reason: str) -> None:
+    seam.miss(reason)
+    if seam.required:
         stages.withdraw_stage()
         _explain_uncaught()
 
@@ -136,13 +86,13 @@ def _miss(status: SeamStatus, reason: str) -> None:
 def _exists(name: str, package: ModuleType) -> bool:
     """Look a module's file up without importing anything."""
     path = package.__path__
-    *parents, last = name.split(".")[1:]
-    for parent in parents:
-        spec = PathFinder.find_spec(f"{package.__name__}.{parent}", path)
-        if spec is None or spec.submodule_search_locations is None:
+    parents = name.split(".")
+    for length in range(2, len(parents) + 1):
+        spec = PathFinder.find_spec(".".join(parents[:length]), path)
+        if spec is None:
             return False
-        path = spec.submodule_search_locations
-    return PathFinder.find_spec(f"{name.rpartition('.')[0]}.{last}", path) is not None
+        path = spec.submodule_search_locations or []
+    return True
 
 
 def _explain_uncaught() -> None:

@@ -5,7 +5,8 @@ import sys
 from types import ModuleType
 
 from ..lf.given import STAGE
-from ..lf.status import PACKAGE, check
+from ..lf.status import PACKAGE
+from .shape import check
 
 
 LABEL = "TPAW"

@@ -21,7 +21,6 @@ NAMES: dict[str, tuple[str, str]] = {
     "TEMPLATES": ("data.template", "TEMPLATES"),
     "TRAINING_STAGES": ("extras.constants", "TRAINING_STAGES"),
     "TRAIN_ARGS": ("hparams.parser", "_TRAIN_ARGS"),
-    "VERSION": ("extras.env", "VERSION"),
     "create_custom_optimizer": ("train.trainer_utils", "create_custom_optimizer"),
     "create_custom_scheduler": ("train.trainer_utils", "create_custom_scheduler"),
     "create_modelcard_and_push": ("train.trainer_utils", "create_modelcard_and_push"),
@@ -40,7 +39,6 @@ NAMES: dict[str, tuple[str, str]] = {
     "plot_loss": ("extras.ploting", "plot_loss"),
     "save_board_config": ("webui.common", "save_args"),
     "save_run_file": ("webui.common", "save_cmd"),
-    "read_args": ("hparams.parser", "read_args"),
     "torch_gc": ("extras.misc", "torch_gc"),
 }
 
@@ -62,7 +60,3 @@ def __getattr__(name: str) -> Any:
         raise ConfigError(lacks(f"`{full_name}`")) from None
     globals()[name] = value
     return value
-
-
-def __dir__() -> list[str]:
-    return sorted(NAMES)

@@ -2,11 +2,10 @@
 """What became of each seam, and the message for stage `tpaw` where one is missing."""
 
 import importlib
-import inspect
-import os
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib import metadata
+from typing import Literal
 
 from .. import _hook
 from ..errors import ConfigError
@@ -19,31 +18,16 @@ TORCH = "<2.15"
 PACKAGE = "llamafactory"
 
 
-class SeamMissing(Exception):
-    """A LlamaFactory name is not what the hook builds on. Says what is wrong with it."""
-
-
 @dataclass
 class SeamStatus:
-    """One place where LlamaFactory is extended.
+    """One place where LlamaFactory is extended, and what became of it."""
 
-    Attributes:
-        name: Short name, as `llamafactory-tpaw doctor` shows it.
-        target: Full name of what is extended.
-        purpose: What it is for, in a few words.
-        required: Whether stage `tpaw` cannot run without it.
-        board: Whether LlamaBoard alone needs it, so that nothing else imports its module.
-        state: `waiting` until LlamaFactory imports the module.
-        reason: What is wrong, where the state is `missing`.
-    """
-
-    name: str
-    target: str
+    name: str  # as `llamafactory-tpaw doctor` shows it
+    target: str  # full name of what is extended
     purpose: str
-    required: bool
-    board: bool = False
-    state: Literal["waiting", "applied", "missing"] = "waiting"
-    reason: str | None = None
+    required: bool  # by the stage itself; the others are LlamaBoard's
+    state: Literal["waiting", "applied", "missing"] = "waiting"  # until LlamaFactory imports the module
+    reason: str | None = None  # what is wrong, where it is missing
 
     @property
     def module(self) -> str:
@@ -51,10 +35,8 @@ class SeamStatus:
         return self.target.rpartition(".")[0]
 
     def miss(self, reason: str) -> None:
-        """Record that the seam is missing. Only a debug run hears of it here: other stages are not concerned."""
+        """Record that the seam is missing; nothing is said yet, since other stages are not concerned."""
         self.state, self.reason = "missing", reason
-        if os.environ.get("LLAMAFACTORY_VERBOSITY", "").upper() == "DEBUG":
-            sys.stderr.write(f"llamafactory-tpaw: debug: seam `{self.name}` ({self.target}) is missing: {reason}\n")
 
     def __str__(self) -> str:
         return f"seam `{self.name}`, `{self.target}` ({self.purpose}): {self.reason}"
@@ -65,16 +47,9 @@ RECORD: dict[str, SeamStatus] = {}
 
 
 def installed_version() -> str:
-    """Return the version of the LlamaFactory that is imported, else installed, else `an unknown version`."""
-    version = getattr(sys.modules.get(f"{PACKAGE}.extras.env"), "VERSION", None)
-    if isinstance(version, str):
-        return version
-    from importlib import metadata
-
-    try:
-        return metadata.version(PACKAGE)
-    except metadata.PackageNotFoundError:
-        return "an unknown version"
+    """Return the version of the LlamaFactory that is imported, else of the one that is installed."""
+    imported = getattr(sys.modules.get(f"{PACKAGE}.extras.env"), "VERSION", None)
+    return imported or next((found.version for found in metadata.distributions(name=PACKAGE)), "0+unknown")
 
 
 def lacks(what: str) -> str:
@@ -98,67 +73,10 @@ def require_seams() -> None:
         ConfigError: If the hook is not active or a seam is missing; names the seams and the supported versions.
     """
     importlib.import_module(PACKAGE)  # fills the record
-    reason = _hook.inactive_reason()
-    if reason:
+    if reason := _hook.inactive_reason():
         raise ConfigError(f"Stage `tpaw` is not available: {reason}")
     for seam in list(RECORD.values()):
-        if seam.state == "waiting" and not seam.board:
+        if seam.state == "waiting" and seam.required:
             importlib.import_module(seam.module)
-    message = missing_message()
-    if message:
+    if message := missing_message():
         raise ConfigError(message)
-    _warn_untested()
-
-
-def _warn_untested() -> None:
-    """Say once, for stage `tpaw` only, that a version was never tried or that a seam of convenience is missing."""
-    import logging
-
-    from packaging.specifiers import SpecifierSet
-    from packaging.version import InvalidVersion, Version
-
-    notices = [
-        f"{seam}. Training is not affected." for seam in RECORD.values() if seam.state == "missing" and not seam.board
-    ]
-    version = installed_version()
-    try:
-        tested = SpecifierSet(SUPPORTED).contains(Version(version), prereleases=True)
-    except InvalidVersion:
-        tested = False
-    if not tested:
-        notices.append(f"LlamaFactory {version} was not tested with stage `tpaw`; {SUPPORTED} was.")
-    for notice in notices:
-        if notice not in _said:
-            _said.add(notice)
-            logging.getLogger(f"{PACKAGE}.tpaw").warning(notice)
-
-
-_said: set[str] = set()
-
-
-def check(condition: Any, problem: str) -> None:
-    """Raise `SeamMissing` with `problem` unless `condition` holds."""
-    if not condition:
-        raise SeamMissing(problem)
-
-
-def check_function(module: Any, name: str, *, parameters: tuple[str, ...] = (), uses: tuple[str, ...] = ()) -> Any:
-    r"""Return a module's function after a look at its shape.
-
-    Args:
-        module: Where it should be.
-        name: Its name there.
-        parameters: Names of its first parameters, in order.
-        uses: Global or attribute names that its body refers to.
-
-    Raises:
-        SeamMissing: If it is not there or differs.
-    """
-    function = getattr(module, name, None)
-    check(inspect.isfunction(function), f"there is no function `{name}` in `{module.__name__}`")
-    found = tuple(inspect.signature(function).parameters)
-    expected = f"({', '.join(parameters)}, ...)"
-    check(found[: len(parameters)] == parameters, f"`{name}` takes ({', '.join(found)}) instead of {expected}")
-    absent = [used for used in uses if used not in function.__code__.co_names]
-    check(not absent, f"`{name}` no longer refers to {' and '.join(f'`{used}`' for used in absent)}")
-    return function

@@ -209,7 +209,7 @@ def _have_generated(plan: Plan, plan_file: str) -> None:
         return
     files = ", ".join(str(round_.path) for round_ in plan.to_generate)
     logger.info_rank0(f"{files}: generated first, in a separate process.")
-    end_like_child(_generate_in_child(plan_file), "generates")
+    end_like_child(_generate_in_child(plan_file))
 
 
 def _generate_in_child(plan_file: str) -> int:

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from ..arguments.checks import SAMPLING_NUMBERS
 from ..arguments.start import Start
 from ..data.files import read_json
 from ..data.rounds import split_names
@@ -196,7 +195,7 @@ def _check(item: Item, expected: set[Path] | None) -> bool:
         if item.is_iteration:
             findings.refuse(ConfigError, key_problems(item.given))
             return False
-        findings.refuse(ConfigError, unknown_key_problems(item.given) + value_problems(item.given, SAMPLING_NUMBERS))
+        findings.refuse(ConfigError, unknown_key_problems(item.given) + value_problems(item.given))
         findings.raise_noted()
         return find_progress(item).state == "finished"
 

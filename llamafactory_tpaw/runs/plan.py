@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments.checks import SAMPLING_NUMBERS, read_tpaw_args, setting_problems
+from ..arguments.checks import read_tpaw_args, setting_problems
 from ..arguments.fields import parse_value
 from ..arguments.recorded import different_settings
 from ..arguments.start import Start, same_place
@@ -127,7 +127,7 @@ def key_problems(given: dict[str, Any]) -> list[str]:
     """Say what is wrong with the keys by themselves: unknown, out of range, or not for this stage."""
     return [
         *unknown_key_problems(given),
-        *value_problems(given, SAMPLING_NUMBERS),
+        *value_problems(given),
         *read_tpaw_args(given)[1],
         *setting_problems(given),
         *_template_problems(given),

@@ -9,10 +9,12 @@ import torch
 from transformers import TrainerCallback
 
 from ..lf.logs import get_logger
-from ..lf.signals import Terminated, Termination
+from ..lf.signals import Terminated
 
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from transformers import Trainer
 
 logger = get_logger(__name__)
@@ -24,14 +26,14 @@ class StopBetweenSteps(TrainerCallback):
     Must be the last of the callbacks, so that the others have done what they do when a checkpoint is saved.
     """
 
-    def __init__(self, trainer: Trainer, termination: Termination) -> None:
+    def __init__(self, trainer: Trainer, termination: Event) -> None:
         self.trainer = trainer
         self.termination = termination
         self.asked = self.stopping = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop here, unless an epoch ends with the step: then what is due at its end comes first."""
-        flag = torch.tensor(int(self.asked or self.termination.asked), device=args.device)
+        flag = torch.tensor(int(self.asked or self.termination.is_set()), device=args.device)
         # The same answer in all processes, although the signal may have reached one of them only.
         self.asked = bool(self.trainer.accelerator.reduce(flag, reduction="sum"))
         if not float(state.epoch or 0.0).is_integer():
@@ -55,7 +57,7 @@ class StopBetweenSteps(TrainerCallback):
         if self.stopping:
             logger.warning_rank0(
                 f"SIGTERM: {args.output_dir}/checkpoint-{state.global_step} is saved, from which the same command "
-                "continues. A second signal ends this at once."
+                "continues."
             )
             self.trainer.accelerator.wait_for_everyone()  # torchrun ends all processes when the first one ends
             raise Terminated

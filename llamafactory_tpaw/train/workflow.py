@@ -76,7 +76,7 @@ def run_tpaw(
             finish_manifest(run, manifest, seconds=time.monotonic() - started)  # so that what is pushed says it
         facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
         processes.meet()  # where a process ends the result is there, also on another machine
-        if termination.asked:
+        if termination.is_set():
             raise Terminated
 
 

@@ -83,7 +83,7 @@ def test_every_problem_at_once(project: runs.Project) -> None:
     found = check(settings)
     assert found["exit_code"] == 3
     texts = "\n".join(messages(found))
-    assert "play_iter0.jsonl was generated with another tokenizer than this run's" in texts
+    assert "play_iter0.jsonl was generated with another tokenizer or template than this run's" in texts
     assert "`tpaw_prompts: additions` (data/additions.jsonl, first 16 rows) has 1 bad row, but" in texts
     assert "First: row 3, because its response is empty." in texts
     assert all((found["memory"], found["disk"], found["time"]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`llamafactory-tpaw doctor` on this machine, and the launcher that stage `tpaw` does not run with."""
+"""`llamafactory-tpaw doctor` on this machine."""
 
 from __future__ import annotations
 
@@ -22,16 +22,10 @@ def test_doctor_finds_all_that_is_needed(tmp_path: Path) -> None:
     assert (report["ok"], process.returncode) == (True, 0)
     assert {seam["name"]: seam["state"] for seam in report["seams"]} == dict.fromkeys(
         [
-            *("arguments", "dispatch", "launch", "launch_v1", "stages"),
+            *("arguments", "dispatch", "launch", "stages"),
             *("board_words", "board_runner", "board_train"),
         ],
         "applied",
     )
     assert report["hook"] is True
     assert any("PyTorch version" in line for line in report["environment"])
-
-
-def test_use_v1_is_refused(tmp_path: Path) -> None:
-    result = Project(tmp_path, tmp_path).command("llamafactory-cli", "train", "--stage", "tpaw", USE_V1="1")
-    assert result.code == 2
-    assert "USE_V1 is set" in result.output

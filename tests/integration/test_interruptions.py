@@ -52,11 +52,6 @@ def play(project: Project, *names: str) -> Started:
     return Started(project, "llamafactory-tpaw", "run", *names)
 
 
-def loop(project: Project, iterations: str) -> Started:
-    command = f"for i in {iterations}; do llamafactory-cli train iter$i.yaml || break; done; echo ended with $i"
-    return Started(project, "bash", "-c", command)
-
-
 def batches(project: Project) -> list[str]:
     """Rows of the half-done file: with one a batch each has a line after it that says that it is whole."""
     path = project.root / PARTIAL
@@ -75,14 +70,9 @@ def logged_steps(project: Project) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def manifest(project: Project) -> dict[str, Any]:
-    return json.loads((project.root / OUTPUT / "tpaw.json").read_text())
-
-
-def state_of(*folders: Path) -> dict[str, tuple[int, bytes]]:
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Time of change and content of every file."""
-    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -249,43 +239,19 @@ def test_result_is_that_of_an_undisturbed_run(finished: tuple[Project, str], cal
 def test_team_is_kept_and_nothing_is_scored_twice(finished: tuple[Project, str], calm: Project) -> None:
     disturbed, output = finished
     assert "Scored 0 of 2 blocks (0 sequences)" in output
-    own, reference = manifest(disturbed), manifest(calm)
-    assert own["status"] == reference["status"] == "finished"
-    # Of all attempts together as many as of the one that nothing disturbed.
-    assert own["counts"]["scored_blocks"] == reference["counts"]["scored_blocks"] == 2
-    assert own["players"][0]["name"] == reference["players"][0]["name"] == "theta_0"
-    assert own["players"][0]["fingerprint"] == reference["players"][0]["fingerprint"]
-    assert len(own["players"]) == len(reference["players"]) == 1
-    for source in (*own["triplets"], *reference["triplets"]):
-        source.pop("meta")  # its file says when it was made
-    assert own["triplets"] == reference["triplets"]
+    recorded = []
+    for project in (disturbed, calm):
+        found = json.loads((project.root / OUTPUT / "tpaw.json").read_text())
+        player, *more = found["players"]
+        # Of all attempts together as many blocks as of the one that nothing disturbed.
+        recorded.append((found["status"], found["counts"]["scored_blocks"], player["fingerprint"], more))
+    assert recorded[0] == recorded[1]
+    assert recorded[0][:2] == ("finished", 2)
 
 
-def test_the_time_of_interrupted_training_adds_up(finished: tuple[Project, str]) -> None:
+def test_killed_between_two_iterations_it_repeats_nothing(finished: tuple[Project, str]) -> None:
     project, _ = finished
-    resumed, last = (
-        {path.name: path for path in checkpoints(project)}[name] for name in ("checkpoint-14", "checkpoint-42")
-    )
-    parts = [json.loads((folder / "tpaw.json").read_text()) for folder in (resumed, last)]
-    assert [(part["status"], part["step"]) for part in parts] == [("checkpoint", 14), ("checkpoint", 42)]
-    before, at_42 = (part["seconds"]["train"] for part in parts)
-    assert 0 < before < at_42 <= manifest(project)["seconds"]["train"]
-
-
-def test_loop_stops_at_the_first_failure_and_repeats_nothing(finished: tuple[Project, str]) -> None:
-    project, _ = finished
-    folders = project.root / OUTPUT, project.root / "data" / "tpaw"
     quick = SETTINGS | {"max_new_tokens": 4, "tpaw_generate_batch_tokens": 4096, "num_train_epochs": 0.25}
-    for iteration in (1, 2):
-        project.write(f"iter{iteration}.yaml", project.settings(iteration, **quick, tpaw_eta=0.5))
-    before = state_of(*folders)
-    stopped = loop(project, "0 1 2")
-    stopped.wait()
-    assert "saves/play_iter0 holds theta_1, finished with these settings: nothing to do." in stopped.output
-    assert "`tpaw_eta` is 0.5" in stopped.output
-    assert stopped.output.endswith("ended with 1\n")
-    assert state_of(*folders) == before
-
     project.write("iter1.yaml", project.settings(1, **quick))
     before = state_of(project.root / OUTPUT)
     between = play(project, "iter0.yaml", "iter1.yaml")
@@ -299,11 +265,6 @@ def test_loop_stops_at_the_first_failure_and_repeats_nothing(finished: tuple[Pro
     rows = [line.split()[:3] for line in again.output.splitlines()[-2:]]
     assert rows == [["iter0.yaml", "skipped", "theta_1"], ["iter1.yaml", "finished", "theta_2"]]
     assert state_of(project.root / OUTPUT) == before
-    produced = json.loads((project.root / "saves" / "play_iter1" / "tpaw.json").read_text())
-    assert (produced["status"], [player["name"] for player in produced["players"]]) == (
-        "finished",
-        ["theta_0", "theta_1"],
-    )
 
 
 def test_killed_scoring_keeps_what_was_flushed(calm: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,25 +277,21 @@ def test_killed_scoring_keeps_what_was_flushed(calm: Project, tmp_path: Path, mo
     run = parse_single_process(settings)
     setup = load_setup(run)
 
-    class Killed(scorer.TeamScorer):
-        """Scores three batches and dies in the fourth."""
+    score_rows, batches = scorer.TeamScorer.score_rows, []
 
-        left = 3
-        rows = 0
-
-        def score_rows(self, model: Any, rows: Any, shortcuts: Any) -> Any:
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            self.rows += sum(len(row.responses) for row in rows)
-            return super().score_rows(model, rows, shortcuts)
+    def killed(self: Any, model: Any, rows: Any, shortcuts: Any) -> Any:
+        """Score three batches and die in the fourth."""
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        batches.append(sum(len(row.responses) for row in rows))
+        return score_rows(self, model, rows, shortcuts)
 
     monkeypatch.setattr(scorer, "FLUSH_SECONDS", 0.0)
-    killed = Killed(run, setup.team.tokenizer)
-    with pytest.raises(KeyboardInterrupt):
-        killed.fill(setup.team.members, setup.blocks())
+    with monkeypatch.context() as patch:
+        patch.setattr(scorer.TeamScorer, "score_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            scorer.TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())
     report = scorer.TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())
-    assert killed.rows > 3
-    assert report.scored_sequences == 32 - killed.rows
+    assert report.scored_sequences == 32 - sum(batches) < 32 - 3
     again = scorer.TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())
     assert (again.scored_blocks, again.scored_sequences) == (0, 0)

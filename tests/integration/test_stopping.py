@@ -8,16 +8,13 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerControl, TrainerState
 
-from llamafactory_tpaw.lf.signals import Terminated, Termination
-from llamafactory_tpaw.train.stopping import StopBetweenSteps
+from llamafactory_tpaw.lf.signals import Terminated
 from llamafactory_tpaw.train.trainer import TpawTrainer
 from tests.integration.pairs import add_pairs, make_pairs, pair_settings
 from tests.runs import Project
@@ -115,20 +112,3 @@ def test_a_checkpoint_is_saved_though_none_is_asked_for_and_after_the_last_step_
     assert (checkpoint / "optimizer.pt").is_file() == (status == "checkpoint")
     described = folder if status == "finished" else checkpoint
     assert json.loads((described / "tpaw.json").read_text())["status"] == status
-
-
-def test_a_process_that_was_not_reached_stops_with_the_others() -> None:
-    """Another process's flag comes with the sum over all of them."""
-    together: list[str] = []
-    accelerator = SimpleNamespace(
-        reduce=lambda flag, reduction: flag + 1, wait_for_everyone=lambda: together.append("here")
-    )
-    callback = StopBetweenSteps(SimpleNamespace(accelerator=accelerator), Termination(asked=False))
-    arguments = SimpleNamespace(device="cpu", save_only_model=True, output_dir="saves/other")
-    state, control = TrainerState(global_step=3, max_steps=12, epoch=0.75), TrainerControl()
-    callback.on_step_end(arguments, state, control)
-    assert control.should_save
-    assert not arguments.save_only_model
-    with pytest.raises(Terminated):
-        callback.on_save(arguments, state, control)
-    assert together == ["here"]

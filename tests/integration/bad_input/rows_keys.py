@@ -14,7 +14,8 @@ from .rows import Row
 INCOMPATIBLE: dict[str, Any] = yaml.safe_load("""{
 streaming: true, packing: true, neat_packing: true, tokenized_path: data/tokenized, mix_strategy: interleave_under,
 mask_history: true, train_on_prompt: true, adapter_folder: adapter, pissa_init: true, use_kt: true, use_unsloth: true,
-rope_scaling: dynamic, fp8: true, moe_aux_loss_coef: 0.01, mixture_of_depths: convert, use_badam: true, num_beams: 4,
+rope_scaling: dynamic, fp8: true, moe_aux_loss_coef: 0.01, mixture_of_depths: convert, use_mca: true,
+use_hyper_parallel: true, use_badam: true, num_beams: 4,
 predict_with_generate: true, do_predict: true, eval_on_each_dataset: true, neftune_noise_alpha: 5,
 label_smoothing_factor: 0.1, pref_beta: 0.1, pref_loss: sigmoid, pref_ftx: 1.0, dpo_label_smoothing: 0.1,
 ref_model: saves/sft}""")

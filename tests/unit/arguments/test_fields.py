@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.arguments.fields import FIELDS, RANGES, Range, TpawArguments, parse_number, parse_value
+from llamafactory_tpaw.arguments.fields import FIELDS, RANGES, TpawArguments, parse_value
 from llamafactory_tpaw.errors import ConfigError
 
 
@@ -42,33 +42,18 @@ def test_values_are_read_as_their_type(name: str, value: Any, parsed: Any) -> No
     ("name", "value", "message"),
     [
         ("tpaw_eta", 0.99, "`tpaw_eta` is 0.99, but must be >= 1. Change the key or leave it out (default: 6.0)."),
-        ("tpaw_gamma", -0.1, "`tpaw_gamma` is -0.1, but must be >= 0."),
         ("tpaw_gamma", "inf", "`tpaw_gamma` is inf, but must be >= 0."),
         ("tpaw_gamma", math.nan, "`tpaw_gamma` is nan, but must be >= 0."),
-        ("tpaw_team_size", 0, "`tpaw_team_size` is 0, but must be >= 1."),
         ("tpaw_reward_scale", 0, "`tpaw_reward_scale` is 0, but must be > 0."),
-        ("tpaw_reward_scale", -1, "`tpaw_reward_scale` is -1, but must be > 0."),
         ("tpaw_iteration", 1.5, "`tpaw_iteration` is 1.5, but must be a whole number."),
         ("tpaw_iteration", True, "`tpaw_iteration` is True, but must be a whole number."),
-        ("tpaw_eta", "six", "`tpaw_eta` is 'six', but must be a number."),
         ("tpaw_eta", None, "`tpaw_eta` is empty. Give a value or leave the key out."),
-        ("tpaw_objective", "spin", "`tpaw_objective` is 'spin', but must be `tpaw` or `tspin`."),
-        ("tpaw_max_prompts", 0, "`tpaw_max_prompts` is 0, but must be >= 1."),
     ],
 )
 def test_wrong_values_are_told(name: str, value: Any, message: str) -> None:
     kept, problem = parse_value(name, value)
     assert kept is value
     assert problem.startswith(message)
-
-
-def test_ranges_with_both_ends() -> None:
-    share = Range(0, exclusive=True, maximum=1)
-    assert str(share) == "> 0 and <= 1"
-    assert [share.holds(value) for value in (0, 0.1, 1, 1.1, math.nan)] == [False, True, True, False, False]
-    assert str(Range(1)) == ">= 1"
-    assert parse_number("top_p", "0.5", float, share) == (0.5, None)
-    assert parse_number("top_p", 0, float, share) == (0, "`top_p` is 0, but must be > 0 and <= 1.")
 
 
 def test_every_number_has_a_range_that_holds_its_default() -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,24 +63,6 @@ def test_end_of_turn(run: RunArguments, template: str, thinking: bool | None, en
     assert text(encoder, target).endswith("48 clips." + end)
 
 
-def test_encode_writes_the_template_once(run: RunArguments) -> None:
-    encoder = encoder_of(run, "qwen")
-    prompt_ids, target_ids = encoder.encode([QUESTION], ANSWER)
-    assert text(encoder, prompt_ids) == (
-        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-        "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert text(encoder, target_ids) == "48 clips.<|im_end|>\n"
-    assert prompt_ids.dtype == target_ids.dtype == np.int32
-    with_system = text(encoder, encoder.encode([QUESTION], ANSWER, system="Be brief.")[0])
-    assert "Be brief." in with_system
-    assert "Qwen" not in with_system
-    assert text(encoder_of(run, "llama3"), encoder_of(run, "llama3").encode([QUESTION], ANSWER)[0]) == (
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHow many?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
-
-
 def test_finish_adds_what_follows_the_stop_token(run: RunArguments) -> None:
     encoder = encoder_of(run, "qwen")
     body = encoder.tokenizer.encode("48 clips.")
@@ -136,30 +117,21 @@ def test_prompt_id_is_content_and_occurrence() -> None:
     assert len(others | {f"{expected}-0"}) == 3
 
 
-def test_tokenizer_digest_survives_saving_and_padding(run: RunArguments, tmp_path: Path) -> None:
+def test_tokenizer_digest_survives_saving_and_padding_and_sees_what_changes_ids(
+    run: RunArguments, tmp_path: Path
+) -> None:
     for template in encoders.TEMPLATES:
         encoder = encoder_of(run, template)
         digest = tokenizer_digest(encoder.tokenizer)
         encoder.tokenizer.save_pretrained(tmp_path / template)
         loaded = encoders.build_encoder(run, AutoTokenizer.from_pretrained(tmp_path / template))
-        assert tokenizer_digest(loaded.tokenizer) == digest
         loaded.tokenizer(["a", "b c"], padding=True, truncation=True, max_length=1)
-        loaded.tokenizer.chat_template = "{{ messages }}"
         assert tokenizer_digest(loaded.tokenizer) == digest
-
-
-def test_tokenizer_digest_sees_what_changes_ids() -> None:
     added, ended = tiny.build_tokenizer(), tiny.build_tokenizer()
     added.add_tokens(["Natalia"])
     ended.eos_token = "<|im_end|>"
     others = [added, ended, tiny.build_tokenizer("<|begin_of_text|>"), tiny.build_tokenizer()]
     assert len({tokenizer_digest(tokenizer) for tokenizer in others}) == 4
-    # Without a backend, the vocabulary in any order.
-    slow = [
-        SimpleNamespace(eos_token_id=0, bos_token_id=None, get_vocab=lambda vocab=vocab: vocab)
-        for vocab in ({"a": 0, "b": 1}, {"b": 1, "a": 0}, {"a": 1, "b": 0})
-    ]
-    assert tokenizer_digest(slow[0]) == tokenizer_digest(slow[1]) != tokenizer_digest(slow[2])
 
 
 def test_template_digest_sees_what_a_template_writes(project: Project) -> None:
@@ -169,12 +141,8 @@ def test_template_digest_sees_what_a_template_writes(project: Project) -> None:
     others = [
         encoder_of(run, "qwen3", default_system="Be brief."),
         encoder_of(run, "qwen3", stop_words=["<|im_end|>", "<|endoftext|>"]),
-        encoder_of(run, "qwen3", thought_words=("<think>", "</think>")),
         encoder_of(run, "qwen3", format_user=facade.TEMPLATES["llama3"].format_user),
         encoder_of(run, "qwen3", False),
-        encoder_of(run, "qwen3", None),
-        encoder_of(run, "qwen3_nothink"),
-        encoder_of(run, "qwen"),
         encoders.build_encoder(encoders.parse(project, tool_format="llama3", template="qwen3")),
     ]
     assert len({plain, *(other.template_digest for other in others)}) == len(others) + 1

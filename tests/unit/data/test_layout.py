@@ -55,14 +55,6 @@ def test_packed_rows_have_no_padding() -> None:
     }
 
 
-def test_empty_responses_and_padding_ids_in_responses() -> None:
-    batch = lay_out([Row(array(1), [array(), array(PAD, 3)])], pad_token_id=PAD)
-    assert batch["input_ids"].shape == (1, 8)
-    assert batch["response_tokens"].tolist() == [PAD, 3]
-    assert batch["response_places"].tolist() == [0, 1]
-    assert batch["response_counts"].tolist() == [0, 2]
-
-
 def rows(prompt: int, responses: list[int]) -> list[Row]:
     return [Row(np.ones(prompt, dtype=np.int32), [np.ones(size, dtype=np.int32) for size in responses])]
 

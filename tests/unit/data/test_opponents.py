@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +55,6 @@ def test_exact_ids_are_used(project: Project, encoder: TurnEncoder, tmp_path: Pa
     assert triplet.generated_ids.dtype == np.int32
     assert (triplet.iteration, triplet.truncated, triplet.equal) == (0, False, False)
     assert replace(triplet, generated_ids=triplet.target_ids).equal
-    # The ids are in a file that has no name.
-    assert list((tmp_path / "new" / "tokens").iterdir()) == []
-    with pytest.raises(ValueError, match="read-only"):
-        triplet.generated_ids[:] = 0
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "template", "ids"])
@@ -73,14 +68,6 @@ def test_text_is_encoded_where_the_ids_do_not_fit(project: Project, encoder: Tur
     expected = encoder.encode([{"role": "user", "content": "?"}], {"role": "assistant", "content": "She earns"})[1]
     assert triplet.generated_ids.tolist() == expected.tolist()
     assert triplet.id == make_prompt(encoder).id
-
-
-def test_other_prompt_tokens_are_refused(project: Project, encoder: TurnEncoder) -> None:
-    first, second = make_prompt(encoder, "a"), make_prompt(encoder, "b")
-    rows = [make_row(encoder, first, "1"), replace(make_row(encoder, second, "2", sample=1), id=first.id)]
-    entry, meta = write_round(project, encoder, rows, samples=2)
-    with pytest.raises(DataError, match=rf"row 2: its prompt and target encode to id {second.id}, but the row says"):
-        load_triplets(entry, meta, encoder, LIMITS)
 
 
 def test_each_response_is_cut_by_itself(project: Project, encoder: TurnEncoder) -> None:
@@ -97,16 +84,6 @@ def test_each_response_is_cut_by_itself(project: Project, encoder: TurnEncoder) 
     assert not cut.truncated
     assert encoder.tokenizer.decode(other.generated_ids) == "1 2 3 4 5 6"
     assert other.truncated
-
-
-def test_prompts_that_leave_no_room(project: Project, encoder: TurnEncoder) -> None:
-    prompts = [make_prompt(encoder, "x" * length) for length in (1, 5)]
-    entry, meta = write_round(project, encoder, [make_row(encoder, prompt, "3") for prompt in prompts])
-    cutoff_len = len(prompts[1].prompt_ids) + 1
-    assert len(load_triplets(entry, meta, encoder, Limits(cutoff_len, 1, 0))) == 2
-    with pytest.raises(DataError, match=r"`dataset: d0` \(.*\) has 1 bad row,.*First: row 2, because its prompt has"):
-        load_triplets(entry, meta, encoder, Limits(cutoff_len, 2, 0))
-    assert len(load_triplets(entry, meta, encoder, Limits(cutoff_len, 2, 1))) == 1
 
 
 def rows_of(encoder: TurnEncoder, samples: int, prompts: int = 2) -> list[TripletRow]:
@@ -206,9 +183,6 @@ def test_prompts_are_counted_not_responses() -> None:
     ]
     assert first_prompts(triplets, None) == triplets
     assert first_prompts(triplets, 4) == [triplet for triplet in triplets if int(triplet.id[:16], 16) < 4]
-    train, held_out = split_by_prompt(triplets, 0.3)
-    assert list(Counter(triplet.id for triplet in held_out).values()) == [6] * 3
-    assert not {triplet.id for triplet in train} & {triplet.id for triplet in held_out}
     repeated = [play("a-0", 0), play("a-0", 1), play("a-0", 2, generated=5), play("a-0", 0, 1)]
     assert count_repeated(repeated) == 2
 
@@ -223,17 +197,13 @@ def contents(triplets: list[Triplet]) -> set[str]:
     return {triplet.id[:16] for triplet in triplets}
 
 
-@pytest.mark.parametrize(("val_size", "count"), [(0.25, 10), (0.1, 4), (7, 7), (1, 1), (0, 0), (0.0, 0)])
-def test_split_by_prompt(val_size: float, count: int) -> None:
+@pytest.mark.parametrize(("val_size", "count"), [(0.25, 10), (0.1, 4), (7, 7), (0, 0)])
+def test_the_split_is_by_prompt_and_the_same_in_every_iteration(val_size: float, count: int) -> None:
     triplets = rounds_of(0, 1, 2)
     train, held_out = split_by_prompt(triplets, val_size)
     assert len(contents(held_out)) == count
     assert not contents(train) & contents(held_out)
     assert sorted(train + held_out, key=triplets.index) == triplets
-    assert [triplet for triplet in triplets if triplet in train] == train
-
-
-def test_the_split_is_the_same_in_every_iteration() -> None:
     held_out = contents(split_by_prompt(rounds_of(0), 0.25)[1])
     assert contents(split_by_prompt(rounds_of(1, 2, 3), 0.25)[1]) == held_out
     assert contents(split_by_prompt(rounds_of(0)[::-1], 0.25)[1]) == held_out

@@ -59,8 +59,8 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return load_model(*arguments)
 
     @contextlib.contextmanager
-    def start(command: Sequence[str], environment: dict[str, str], **_: Any) -> Iterator[Any]:
-        found.append(environment["CUDA_VISIBLE_DEVICES"])
+    def start(command: Sequence[str], env: dict[str, str], **_: Any) -> Iterator[Any]:
+        found.append(env["CUDA_VISIBLE_DEVICES"])
         threading.Thread(target=answer, args=(Connection(os.dup(int(command[-1]))),)).start()
         yield
 

@@ -68,7 +68,7 @@ class Shuffled:
             return Failure(f"No server answers {index}.")
         stop = self.job.encoder.end_of_turn[0]
         if index == 0:
-            ids = self.job.prompts.prompts[:1][0].target_ids.tolist()
+            ids = self.job.prompts.prompts.take([0])[0].target_ids.tolist()
             return Response(ids[: ids.index(stop) + 1], "stop")
         number = request.seed(self.job.settings.seed) % 1000
         ids = self.job.encoder.tokenizer.encode(f"Ä {number}\n")
@@ -327,7 +327,7 @@ def test_a_round_may_do_without_some_responses(job: Job, samples: int) -> None:
 
 
 def test_texts_without_ids_are_counted_and_compared_by_their_tokens(job: Job) -> None:
-    target = job.prompts.prompts[2].target["content"]
+    target = job.prompts.prompts.take([2])[0].target["content"]
 
     class Texts(Shuffled):
         def respond(self, index: int, _: Request) -> Response:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LlamaFactory with its seams extended, and a stand-in for what the dispatch calls."""
+"""LlamaFactory with its seams extended, and what takes the place of the functions that the dispatch calls."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from llamafactory_tpaw.hook import start
 start.install()
 
 
-class Calls(SimpleNamespace):
-    """What the dispatch handed to the stand-ins, by function name."""
+def fake(**names: Any) -> ModuleType:
+    """A module of LlamaFactory with these names."""
+    module = ModuleType("llamafactory.fake")
+    vars(module).update(names)
+    return module
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+def calls(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Replace `runs.launcher` and `train.workflow` by modules that write down how they are called."""
-    seen = Calls(prepared=[], before_training=[], run_tpaw=[])
+    seen = SimpleNamespace(prepared=[], before_training=[], run_tpaw=[])
 
     @contextlib.contextmanager
     def prepared(given: dict[str, Any], run_file: str) -> Iterator[str]:
@@ -34,7 +37,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     launcher = ModuleType("llamafactory_tpaw.runs.launcher")
     launcher.prepared = prepared
     launcher.hold_output = lambda given, handed: contextlib.nullcontext()
-    launcher.generate = launcher.score = lambda argv: 0
     launcher.before_training = lambda given, handed: seen.before_training.append((given, handed)) or given
     workflow = ModuleType("llamafactory_tpaw.train.workflow")
     workflow.run_tpaw = lambda *args: seen.run_tpaw.append(args)

@@ -33,24 +33,16 @@ def test_install_twice_registers_one_finder() -> None:
 
 
 @pytest.mark.usefixtures("without_llamafactory")
-def test_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_why_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "llamafactory-tpaw train" in _hook.inactive_reason()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "llamafactory", sys)
+        start.install()
+        assert "imported before" in _hook.inactive_reason()
     monkeypatch.setenv("LLAMAFACTORY_TPAW", "0")
     start.install()
     assert _hook.active_finder() is None
     assert "LLAMAFACTORY_TPAW=0" in _hook.inactive_reason()
-
-
-@pytest.mark.usefixtures("without_llamafactory")
-def test_refuses_after_llamafactory_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llamafactory", sys)
-    start.install()
-    assert _hook.active_finder() is None
-    assert "imported before" in _hook.inactive_reason()
-
-
-@pytest.mark.usefixtures("without_llamafactory")
-def test_says_where_no_hook_was_registered() -> None:
-    assert "llamafactory-tpaw train" in _hook.inactive_reason()
 
 
 def test_callback_runs_after_the_body_and_the_loader_is_restored(

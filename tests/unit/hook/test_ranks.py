@@ -55,12 +55,6 @@ def test_other_failures_are_torchruns(handed: dict[str, Any], launcher: ModuleTy
         command(handed, launcher, RuntimeError("a bug"))
 
 
-def test_without_the_command_the_error_just_passes() -> None:
-    for handed in (None, {"folder": "/on/another/node"}):
-        with pytest.raises(GenerationError), ranks.recorded(handed):
-            raise GenerationError("the engine is gone.")
-
-
 class TestRank:
     @pytest.fixture(autouse=True)
     def _is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,20 +82,14 @@ class TestRank:
         assert self.end(None, KeyboardInterrupt()) == 130
         assert capsys.readouterr().err == ""
 
-    def test_an_attempt_before_a_restart_is_forgotten(self, handed: dict[str, Any]) -> None:
-        error_file = Path(handed["folder"], ranks.ERROR_FILE)
-        error_file.write_text("{}")
-        with ranks.as_rank(handed):
-            assert not error_file.exists()
-
 
 def test_torchrun_is_started_so_that_its_ranks_may_save(
     handed: dict[str, Any], launcher: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Any] = []
 
-    def run_child(command: list[str], environment: dict[str, str], **options: Any) -> int:
-        started.append((command, environment, options))
+    def run_child(command: list[str], env: dict[str, str], **options: Any) -> int:
+        started.append((command, env, options))
         return 7
 
     monkeypatch.setattr(signals, "run_child", run_child)

@@ -19,7 +19,6 @@ from llamafactory_tpaw.data.source import Entry
 from llamafactory_tpaw.data.triplets import meta_path
 from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem, InUseError
 from llamafactory_tpaw.lf.given import HANDED, handed_file, read_given
-from llamafactory_tpaw.lf.signals import Terminated
 from llamafactory_tpaw.runs import launcher
 from llamafactory_tpaw.runs.plan import Plan
 from llamafactory_tpaw.team.manifest import Manifest
@@ -161,9 +160,7 @@ class TestSteps:
             assert children == [[sys.executable, "-m", "llamafactory_tpaw", "generate", plan_file]]
         assert not Path(plan_file).exists()
 
-    @pytest.mark.parametrize(
-        ("code", "kind"), [(3, SystemExit), (137, SystemExit), (130, KeyboardInterrupt), (143, Terminated)]
-    )
+    @pytest.mark.parametrize("code", [3, 137, 130, 143])
     def test_the_command_ends_as_the_child_does(
         self,
         plan: SimpleNamespace,
@@ -171,14 +168,12 @@ class TestSteps:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
         code: int,
-        kind: type[BaseException],
     ) -> None:
         monkeypatch.setattr(TestSteps, "code", code)
         plan.to_generate = [ROUND]
-        with pytest.raises(kind) as caught, launcher.prepared(GIVEN):
+        with pytest.raises(SystemExit) as caught, launcher.prepared(GIVEN):
             raise AssertionError("it went on")
-        assert caught.type is kind
-        assert getattr(caught.value, "code", code) == code
+        assert caught.value.code == code
         assert ("ended by signal 9" in capsys.readouterr().err) == (code == 137)
 
     def test_a_process_with_a_plan_goes_on_where_the_command_was_started(

@@ -132,8 +132,8 @@ class TestReading:
         Path("bare.yaml").write_text("output_dir: x")
         assert problems_of([sft, first, "bare.yaml"], "learning_rate=fast") == [
             "bare.yaml: `stage` is missing. `run` plays run files of the stages tpaw and sft.",
-            "sft.yaml: `learning_rate` is 'fast', but must be a number. Correct the value.",
-            "iter0.yaml: `learning_rate` is 'fast', but must be a number. Correct the value.",
+            "sft.yaml: `learning_rate: fast` is wrong: invalid float value: 'fast'. Correct it.",
+            "iter0.yaml: `learning_rate: fast` is wrong: invalid float value: 'fast'. Correct it.",
         ]
 
     def test_problems_of_keys_and_of_files_come_together(self, project: Project) -> None:

@@ -94,7 +94,7 @@ class TestPlan:
         path = write_triplets()
         path.with_suffix(".meta.json").unlink()
         (problem,) = problems_of(project.settings(0))
-        assert problem.startswith("data/tpaw/play_iter0.jsonl is a triplet file, but data/tpaw/play_iter0.meta.json")
+        assert problem.startswith("data/tpaw/play_iter0.meta.json cannot be read: No such file")
 
     def test_sampling_settings_are_those_of_the_file(self, project: Project) -> None:
         write_triplets(sampling=SAMPLING | {"seed": 5, "top_p": 0.9})

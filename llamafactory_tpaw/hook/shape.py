@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at what a seam extends, before anything is changed."""
+
+import inspect
+from typing import Any
+
+
+class SeamMissing(Exception):
+    """A LlamaFactory name is not what the hook builds on. Says what is wrong with it."""
+
+
+def check(condition: Any, problem: str) -> None:
+    """Raise `SeamMissing` with `problem` unless `condition` holds."""
+    if not condition:
+        raise SeamMissing(problem)
+
+
+def check_function(module: Any, name: str, parameters: tuple[str, ...] = (), uses: tuple[str, ...] = ()) -> Any:
+    r"""Return a module's or a class's function after a look at its shape.
+
+    Args:
+        module: Where it should be.
+        name: Its name there.
+        parameters: Names of its first parameters, in order.
+        uses: Names that its body refers to.
+
+    Raises:
+        SeamMissing: If it is not there or differs.
+    """
+    function = getattr(module, name, None)
+    check(inspect.isfunction(function), f"there is no function `{name}` in `{module.__name__}`")
+    found = tuple(inspect.signature(function).parameters)
+    expected = f"({', '.join(parameters)}, ...)"
+    check(found[: len(parameters)] == parameters, f"`{name}` takes ({', '.join(found)}) instead of {expected}")
+    names = {*function.__code__.co_names, *function.__code__.co_varnames}
+    absent = [f"`{used}`" for used in uses if used not in names]
+    check(not absent, f"`{name}` no longer refers to {' and '.join(absent)}")
+    return function
