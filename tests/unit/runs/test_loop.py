@@ -111,7 +111,7 @@ class TestReading:
         project.write("idle.yaml", {**project.settings(2), "do_train": False})
         problems = problems_of([sft, first, "nope.yaml", "dpo.yaml", "run.txt", second, "idle.yaml"], "tpaw_gama=1")
         expected = [
-            ("nope.yaml", "does not exist"),
+            ("nope.yaml", "No such file"),
             ("dpo.yaml", "`stage: dpo` is none that `run` plays: tpaw and sft. Train it with `llamafactory-cli"),
             ("run.txt", "ends with `.yaml`"),
             ("sft.yaml", "`tpaw_gama` is not a key"),
