@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -67,10 +67,6 @@ class SamplingSettings:
             seed=int(keys.get("seed", 42)),
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for a meta file."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Request:
@@ -110,15 +106,8 @@ class Failure:
 class PromptRequests:
     r"""All requests of a round, each made when it is asked for, so that prompts need not be in memory.
 
-    Request `i` is sample `i % samples` of prompt `i // samples`.
-
-    Args:
-        prompts: The prompts.
-        iteration: Which θ answers.
-        samples: Responses a prompt.
-        max_new_tokens: Most tokens of a response.
-        cutoff_len: Most tokens of prompt and response together; what a prompt leaves of it bounds its responses.
-
+    Request `i` is sample `i % samples` of prompt `i // samples`; what a prompt leaves of `cutoff_len` bounds its
+    responses.
     """
 
     def __init__(self, prompts: PromptSet, iteration: int, samples: int, max_new_tokens: int, cutoff_len: int) -> None:
@@ -133,8 +122,6 @@ class PromptRequests:
 
     def __getitem__(self, index: int) -> Request:
         """Make one request."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"no request {index} among {len(self)}")
         prompt, sample = divmod(index, self.samples)
         prompts, limit = self.prompts.prompts, int(self.new_tokens[index])
         return Request(prompts.id(prompt), prompts.prompt_ids(prompt), limit, self.iteration, sample)
@@ -201,17 +188,10 @@ def units_left(requests: PromptRequests, left: np.ndarray, batch_tokens: int) ->
 
 
 def plan_batches(prompt_tokens: np.ndarray, new_tokens: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    r"""Split requests into batches: longest prompts first, bounded by tokens rather than rows.
+    r"""Split requests into batches, longest prompts first, and give the indices of each.
 
-    Args:
-        prompt_tokens: Tokens of each request's prompt, (N,).
-        new_tokens: Most new tokens of each request, (N,).
-        batch_tokens: Most tokens in a batch, prompts padded to the longest and new tokens included. A request that
-            is larger by itself forms a batch of one.
-
-    Yields:
-        Indices of the requests in a batch. The plan depends on nothing else, so a run that was interrupted makes the
-        same batches again.
+    A batch has at most `batch_tokens` tokens, prompts padded to the longest and new tokens included; a request that is
+    larger by itself forms a batch of one. The plan depends on nothing else.
     """
     order = np.argsort(-prompt_tokens.astype(np.int64), kind="stable")
     begin = width = longest = 0

@@ -122,11 +122,6 @@ class Row:
         """Tokens of prompt and response. The last one is the next step's input, the others are in the cache."""
         return len(self.request.prompt_ids) + len(self.ids)
 
-    @property
-    def last_position(self) -> int:
-        """Where the last token stands that predicts one within the limit."""
-        return len(self.request.prompt_ids) + self.request.max_new_tokens - 2
-
     def tokens(self) -> np.ndarray:
         """All of them."""
         return np.concatenate([self.request.prompt_ids, np.asarray(self.ids, dtype=np.int32)])
@@ -136,24 +131,20 @@ class Row:
         return np.resize(self.uniforms[len(self.ids) : len(self.ids) + steps], steps)
 
 
+@dataclass(eq=False)
 class RowDecoder:
     """Decodes requests of a model without an `obstacle`; its cache holds `batch_tokens`, or one row that is larger."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        settings: SamplingSettings,
-        stop_token_ids: Sequence[int],
-        pad_token_id: int,
-        batch_tokens: int,
-    ) -> None:
-        self.model, self.settings, self.batch_tokens = model, settings, batch_tokens
-        self.stop_token_ids, self.pad_token_id = frozenset(stop_token_ids), pad_token_id
-        self.steps = STEPS.get(model.device.type, OTHER_STEPS)
+    model: PreTrainedModel
+    settings: SamplingSettings
+    stop_token_ids: Sequence[int]
+    pad_token_id: int
+    batch_tokens: int
 
     @torch.inference_mode()
     def decode(self, requests: Sequence[Request], finished: Callable[[int], object]) -> list[Response]:
         """Answer requests, in their order; `finished` is told how many are whenever some are."""
+        self.steps = STEPS.get(self.model.device.type, OTHER_STEPS)
         greedy = self.settings.temperature == 0
         self.waiting = deque(
             Row(index, request, None if greedy else uniforms_of(request, self.settings))
@@ -255,8 +246,8 @@ class RowDecoder:
         lengths = torch.tensor([row.length - 1 for row in rows])
         padding = (width - lengths).to(device)[:, None]
         # Rows that finish between two looks run on, but not beyond the positions that the model may have.
-        last = torch.tensor([row.last_position for row in rows]).to(device)[:, None]
-        tokens, lengths = tokens.to(device)[:, None], lengths.to(device)[:, None]
+        last = torch.tensor([len(row.request.prompt_ids) + row.request.max_new_tokens - 2 for row in rows])
+        tokens, lengths, last = (values.to(device)[:, None] for values in (tokens, lengths, last))
         numbers = None
         if self.settings.temperature > 0:
             numbers = torch.from_numpy(np.stack([row.numbers(self.steps) for row in rows], 1)).to(device)

@@ -38,14 +38,7 @@ def devices_in_sight(environment: Mapping[str, str]) -> list[str]:
 
 
 class DeviceEngine:
-    r"""Samples with a process for each device.
-
-    Args:
-        version: Of the engine in the processes.
-        load: What they call first; it is pickled.
-        devices: A value of `CUDA_VISIBLE_DEVICES` for each process.
-        batch_tokens: Most tokens in a batch.
-    """
+    """Samples with a process for each device, a value of `CUDA_VISIBLE_DEVICES`; `load` is pickled for them."""
 
     name = "hf"
 

@@ -31,9 +31,8 @@ class ChosenOnly(LogitsProcessor):
         self.settings, self.prompt_mask = settings, attention_mask  # (B, P)
         self.uniforms: torch.Tensor | None = None  # (B, S)
         if settings.temperature > 0:
-            steps = max(request.max_new_tokens for request in requests)
-            rows = [np.resize(uniforms_of(request, settings), steps) for request in requests]
-            self.uniforms = torch.from_numpy(np.stack(rows)).to(attention_mask.device)
+            rows = [torch.from_numpy(uniforms_of(request, settings)) for request in requests]
+            self.uniforms = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(attention_mask.device)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Leave the chosen token of each row at 0 and all others at -inf."""
@@ -93,11 +92,7 @@ class HfEngine:
             yield list(zip(unit, self.generate([requests[index] for index in unit], finished), strict=True))
 
     def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
-        r"""Answer the requests of one unit, in their order, each up to its own `max_new_tokens`.
-
-        Args:
-            requests: The prompts.
-            finished: Told how many more are finished, whenever some are.
+        r"""Answer requests, in their order, each up to its own `max_new_tokens`; `finished` is told how many more are.
 
         Raises:
             EnvironmentProblem: If the device runs out of memory.
@@ -106,11 +101,9 @@ class HfEngine:
             if self.decoder is not None:
                 return self.decoder.decode(requests, finished)
             responses: dict[int, Response] = {}
-            prompt_tokens = np.asarray([len(request.prompt_ids) for request in requests])
-            new_tokens = np.asarray([request.max_new_tokens for request in requests])
-            for indices in plan_batches(prompt_tokens, new_tokens, self.batch_tokens):
-                batch = indices.tolist()
-                responses.update(zip(batch, self._fixed_batch([requests[index] for index in batch]), strict=True))
+            lengths = np.asarray([(len(request.prompt_ids), request.max_new_tokens) for request in requests])
+            for batch in plan_batches(*lengths.T, self.batch_tokens):
+                responses |= zip(batch, self._fixed_batch([requests[index] for index in batch]), strict=True)
                 finished(len(batch))
             return [responses[index] for index in range(len(requests))]
         except torch.OutOfMemoryError as error:
@@ -137,11 +130,9 @@ class HfEngine:
             generation_config=config,
             logits_processor=LogitsProcessorList([ChosenOnly(requests, self.settings, attention_mask)]),
         )
-        sampled = output[:, input_ids.shape[1] :].tolist()
-        return [self._finish(ids, request) for ids, request in zip(sampled, requests, strict=True)]
-
-    def _finish(self, ids: list[int], request: Request) -> Response:
-        """Cut a row at its first stop token or at its own limit."""
-        ids = ids[: request.max_new_tokens]
-        end = next((index for index, token in enumerate(ids) if token in self.stop_token_ids), None)
-        return Response(ids, "length") if end is None else Response(ids[: end + 1], "stop")
+        responses = []
+        for request, sampled in zip(requests, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            ids = sampled[: request.max_new_tokens]
+            end = next((index for index, token in enumerate(ids) if token in self.stop_token_ids), None)
+            responses.append(Response(ids, "length") if end is None else Response(ids[: end + 1], "stop"))
+        return responses

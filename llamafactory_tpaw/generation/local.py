@@ -70,7 +70,9 @@ def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[
     named = str(args.tpaw_opponent_model or "")
     generator = opponent or team.policy
     served = bool(named) and opponent is None
-    dtype = str(_compute_dtype(run)).removeprefix("torch.")
+    # What the run trains in. The file's dtype says nothing: LlamaFactory saves bf16 training in float32.
+    dtype = torch.bfloat16 if args.pure_bf16 else autocast_dtype(run.training) or torch.float32
+    dtype = str(dtype).removeprefix("torch.")
     context = EngineContext(
         run=run,
         name=named or generator.player.name,
@@ -128,13 +130,6 @@ def _eos_of(folder: Path) -> int | list[int] | None:
             config = read_json(path)
             return config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
     return None
-
-
-def _compute_dtype(run: RunArguments) -> torch.dtype:
-    """What the run trains in. The file's dtype says nothing: LlamaFactory saves bf16 training in float32."""
-    if run.finetuning.pure_bf16:
-        return torch.bfloat16
-    return autocast_dtype(run.training) or torch.float32
 
 
 def _check_earlier_rounds(run: RunArguments, round_: Round, team: Team, prompts: PromptSet) -> None:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..data.files import cannot_read, parse_row, write_atomic
+from ..data.files import parse_row
 from ..errors import DataError
 
 
@@ -28,8 +28,7 @@ COMMIT = b'{"commit": '
 MISSING = -1
 AGAIN = "Restore the file, or delete it to generate the round again."
 # Keys of the run file, where an identity names them otherwise.
-KEYS = {"engine": "tpaw_engine", "iteration": "tpaw_iteration", "samples": "tpaw_samples_per_prompt"}
-SHOWN_CHARACTERS = 24
+KEYS = {"iteration": "tpaw_iteration", "samples": "tpaw_samples_per_prompt"}
 
 
 @dataclass(frozen=True)
@@ -60,25 +59,13 @@ class PartialFile:
         self.counts: Counter[str] = Counter()
         self.version, self.facts = "", {}  # what the engine that gave the newest row says of itself
         self._end = 0
-        try:
+        if path.exists():
             with path.open("rb") as stream:
                 self._read(stream, identity)
-        except FileNotFoundError:
-            pass  # nothing is done yet
-        except OSError as error:
-            raise DataError(cannot_read(path, error)) from error
-        if not self._end:
-            header = json.dumps(identity) + "\n"
-            write_atomic(path, header)
-            self._end = len(header)
-        os.truncate(path, self._end)
+        # Written with the first rows, so that a run whose engine cannot be started leaves nothing that binds the next.
+        self._header = b"" if self._end else json.dumps(identity).encode() + b"\n"
         self._writer = path.open("ab", buffering=0)
-
-    def __enter__(self) -> PartialFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        self._writer.truncate(self._end)
 
     @property
     def left(self) -> np.ndarray:
@@ -86,45 +73,43 @@ class PartialFile:
         return np.flatnonzero(self.offsets == MISSING)
 
     def append(self, rows: Sequence[NewRow], seconds: float, version: str = "", facts: Any = None) -> None:
-        r"""Keep rows: after this they are on the disk, whatever happens.
+        r"""Keep rows, on which `seconds` were spent: after this they are on the disk, whatever happens.
 
-        Args:
-            rows: Of requests that have none yet.
-            seconds: Time spent on them.
-            version: Of the engine.
-            facts: What the engine says of itself besides: a dict of plain values.
+        `version` and `facts`, a dict of plain values, are what the engine says of itself.
 
         Raises:
             OSError: If they cannot be written, with the file's name; the file is as before.
+            ValueError: If a request would have two rows, which only a bug of an engine can cause.
         """
+        indices = [row.index for row in rows]
+        if not self._lack_rows(indices):
+            raise ValueError(f"requests that were answered before, or never asked: some of {indices}")
         lines = [row.line.encode() + b"\n" for row in rows]
         body = b"".join(lines)
         commit = {
-            "commit": [row.index for row in rows],
+            "commit": indices,
             "crc32": zlib.crc32(body),
             "seconds": round(seconds, 6),
             "counts": sum((Counter(row.counts) for row in rows), Counter()),
             "version": version,
             "facts": facts or {},
         }
-        content = body + json.dumps(commit).encode() + b"\n"
+        content = self._header + body + json.dumps(commit).encode() + b"\n"
         self._write(content)
-        offsets = self._end + np.cumsum([0, *map(len, lines[:-1])])
-        self._take(commit, offsets[: len(rows)])
-        self._end += len(content)
+        starts = self._end + len(self._header) + np.cumsum([0, *map(len, lines)])
+        self._take(commit, starts[:-1])
+        self._end, self._header = self._end + len(content), b""
 
     def rows(self) -> Iterator[tuple[int, bytes]]:
         """Give the rows in the order of the requests: the index and the line; those without a row are left out."""
         with self.path.open("rb") as stream:
-            for index in range(len(self.offsets)):
-                if self.offsets[index] != MISSING:
-                    stream.seek(self.offsets[index])
-                    yield index, stream.readline()
+            for index in np.flatnonzero(self.offsets != MISSING).tolist():
+                stream.seek(self.offsets[index])
+                yield index, stream.readline()
 
-    def remove(self) -> None:
-        """Delete the file: all of it is somewhere else now."""
+    def close(self) -> None:
+        """Write no more."""
         self._writer.close()
-        self.path.unlink()
 
     def _write(self, content: bytes) -> None:
         view = memoryview(content)
@@ -139,14 +124,16 @@ class PartialFile:
             raise
 
     def _read(self, stream: BinaryIO, identity: Mapping[str, Any]) -> None:
-        """Take over what was committed; where nothing was, the file is begun again, whatever it was begun with."""
+        """Take over what was committed."""
         header = stream.readline()
         if not header.endswith(b"\n"):
             return
-        begun = parse_row(self.path, 1, header)
-        different = _differences(begun, identity)
-        position = stream.tell()
-        self._end = 0 if different else position
+        if different := _differences(parse_row(self.path, 1, header), identity):
+            raise DataError(
+                f"{self.path} was begun otherwise: {'; '.join(different)}. Restore the settings or the checkpoint to "
+                "continue it, or delete it to begin again."
+            )
+        self._end = position = len(header)
         pending: list[int] = []
         checksum = 0
         for number, line in enumerate(stream, start=2):
@@ -157,31 +144,26 @@ class PartialFile:
                 pending.append(start)
                 checksum = zlib.crc32(line, checksum)
                 continue
-            if different:
-                raise DataError(
-                    f"{self.path} was begun otherwise: {'; '.join(different)}. Restore the settings or the checkpoint "
-                    "to continue it, or delete it to begin again."
-                )
             commit = parse_row(self.path, number, line)
-            self._check(number, commit, pending, checksum)
+            indices = commit["commit"]
+            whole = commit.keys() >= {"crc32", "seconds", "counts", "version"} and isinstance(indices, list)
+            if (
+                not whole
+                or (len(pending), checksum) != (len(indices), commit["crc32"])
+                or not self._lack_rows(indices)
+            ):
+                raise DataError(
+                    f"{self.path}, row {number}: the {len(pending)} rows before it are not those that were written, "
+                    f"one for each request. {AGAIN}"
+                )
             self._take(commit, np.asarray(pending, dtype=np.int64))
             self._end = position
             pending, checksum = [], 0
 
-    def _check(self, number: int, commit: Mapping[str, Any], pending: Sequence[int], checksum: int) -> None:
-        """Refuse rows that are not those that were written, one for each request that has none."""
-        indices = commit["commit"] if {"crc32", "seconds", "counts", "version"} <= commit.keys() else []
-        if (
-            not isinstance(indices, list)
-            or (len(pending), checksum) != (len(indices), commit.get("crc32"))
-            or not all(type(index) is int and 0 <= index < len(self.offsets) for index in indices)
-            or len(set(indices)) < len(indices)
-            or (self.offsets[np.asarray(indices, dtype=np.int64)] != MISSING).any()
-        ):
-            raise DataError(
-                f"{self.path}, row {number}: the {len(pending)} rows before it are not those that were written, one "
-                f"for each request. {AGAIN}"
-            )
+    def _lack_rows(self, indices: Sequence[int]) -> bool:
+        """Whether these are requests, each named once, that have no row."""
+        left = [index for index in set(indices) if 0 <= index < len(self.offsets) and self.offsets[index] == MISSING]
+        return len(left) == len(indices)
 
     def _take(self, commit: Mapping[str, Any], offsets: np.ndarray) -> None:
         self.offsets[np.asarray(commit["commit"], dtype=np.int64)] = offsets
@@ -193,14 +175,13 @@ class PartialFile:
 
 
 def _differences(begun: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
-    """What an identity holds otherwise than a file's first line: values where they are short, else names alone."""
+    """What an identity holds otherwise than a file's first line: numbers with their values."""
     said = []
-    for key in sorted(key for key in identity if begun.get(key) != identity[key]):
-        old, new = begun.get(key), identity[key]
+    for key, new in sorted(identity.items()):
+        old = begun.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             said += _differences(old, new)
-        elif all(type(value) in (str, int, float) and len(str(value)) <= SHOWN_CHARACTERS for value in (old, new)):
-            said.append(f"`{KEYS.get(key, key)}` was {old} and is {new} now")
-        else:
-            said.append(f"another {key}")
+        elif old != new:
+            numbers = type(old) in (int, float)
+            said.append(f"`{KEYS.get(key, key)}` was {old} and is {new} now" if numbers else f"another {key}")
     return said

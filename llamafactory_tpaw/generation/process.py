@@ -27,7 +27,7 @@ POLL_S, ANSWER_S, SAY_EVERY_S = 0.2, 5.0, 30.0
 TERMINATION_S = 20.0
 # What the system has for taking away processes that were killed: a driver frees the memory of a device first.
 KILL_S = 60.0
-TAIL_LINES, TAIL_BYTES, LINE_CHARACTERS = 15, 1 << 16, 300
+TAIL_LINES, LINE_CHARACTERS = 15, 300
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 logger = get_logger(__name__)
@@ -88,20 +88,12 @@ class ServerProcess:
         return False
 
     def check(self) -> None:
-        r"""Look whether it still runs.
-
-        Raises:
-            GenerationError: If it does not.
-        """
+        """Raise GenerationError if it runs no more."""
         if (code := self._process.poll()) is not None:
             raise self._failed(f"ended with exit code {code}")
 
     def close(self) -> None:
-        r"""End the server and the processes of its session, and wait until nothing of it is left.
-
-        Raises:
-            GenerationError: If a process cannot be ended.
-        """
+        """End the server and the processes of its session; GenerationError where one cannot be ended."""
         if self._process.poll() is None:
             self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -128,9 +120,7 @@ class ServerProcess:
         return found
 
     def _tail(self) -> list[str]:
-        with self.log.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
-            text = ESCAPES.sub("", stream.read().decode(errors="replace")).replace(self.api_key, "***")
+        text = ESCAPES.sub("", self.log.read_text(errors="replace")).replace(self.api_key, "***")
         return [line.rstrip()[:LINE_CHARACTERS] for line in text.splitlines() if line.strip()][-TAIL_LINES:]
 
     def _failed(self, what: str) -> GenerationError:

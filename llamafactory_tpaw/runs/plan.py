@@ -257,7 +257,7 @@ def _check_entries(key: str, names: list[str], given: dict[str, Any], findings: 
 def _origin_problems(round_: Round, plan: Plan) -> list[str]:
     """A finished file whose prompts were chosen, or whose responses were sampled, otherwise than asked for now."""
     try:
-        meta, asked = read_meta(round_.path), SamplingSettings.of(plan.given).as_dict()
+        meta, asked = read_meta(round_.path), dataclasses.asdict(SamplingSettings.of(plan.given))
     except TpawError as error:
         return error.problems
     except ValueError:

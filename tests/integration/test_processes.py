@@ -7,6 +7,7 @@ and two iterations on two nodes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import sys
@@ -39,28 +40,17 @@ TWO = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 class Launch(Started):
     """A command whose ranks have sessions of their own, as torchrun starts them."""
 
-    def __init__(self, project: Project, *command: str, **environment: str) -> None:
-        super().__init__(project, *command, **environment)
-        self.known: dict[int, psutil.Process] = {}
-
-    def look(self) -> list[psutil.Process]:
-        """All its processes that were ever seen."""
-        try:
-            outermost = psutil.Process(self.process.pid)
-            self.known |= {each.pid: each for each in [outermost, *outermost.children(recursive=True)]}
-        except psutil.NoSuchProcess:
-            pass
-        return list(self.known.values())
+    known: frozenset[psutil.Process] = frozenset()
 
     def ranks(self) -> list[psutil.Process]:
         """Those that train, by rank."""
-        found = []
-        for each in self.look():
-            try:
-                found += [(int(each.environ()["RANK"]), each)] if "RANK" in each.environ() else []
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
-        return [each for _, each in sorted(found, key=lambda pair: pair[0])]
+        found = {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error, KeyError):
+                    found[int(each.environ()["RANK"])] = each
+        self.known |= {*found.values()}
+        return [found[rank] for rank in sorted(found)]
 
     def trains(self, steps: int) -> bool:
         """Whether it has logged so many steps itself, and both ranks are at work."""
@@ -69,31 +59,22 @@ class Launch(Started):
     def end(self) -> int:
         """Wait for its end, and for that of its ranks."""
         code = self.wait()
-        _, alive = psutil.wait_procs(self.known.values(), timeout=20)
+        _, alive = psutil.wait_procs(self.known, timeout=20)
         assert alive == []
         return code
-
-    def stop(self) -> None:
-        for each in self.look():
-            try:
-                each.kill()
-            except psutil.NoSuchProcess:
-                continue
-        super().stop()
 
 
 @pytest.fixture
 def launch() -> Iterator[Callable[..., Launch]]:
     """Return a function that starts a command, which ends with the test."""
-    started: list[Launch] = []
+    with contextlib.ExitStack() as stack:
 
-    def start(project: Project, *command: str, **environment: str) -> Launch:
-        started.append(Launch(project, *command, **environment))
-        return started[-1]
+        def start(project: Project, *command: str, **environment: str) -> Launch:
+            started = Launch(project, *command, **environment)
+            stack.callback(started.stop)
+            return started
 
-    yield start
-    for each in started:
-        each.stop()
+        yield start
 
 
 @pytest.fixture
@@ -134,9 +115,8 @@ def test_a_killed_rank_ends_the_command_and_sigterm_saves(project: Project, laun
     assert second.end() == 143, second.output
     assert f"Resuming training from checkpoint with epoch {kept // 8} and global step {kept}\n" in second.output
     assert second.output.count("llamafactory-tpaw: terminated (SIGTERM).") == 1
-    state = json.loads(
-        (project.root / OUTPUT / f"checkpoint-{newest_checkpoint(project)}/trainer_state.json").read_text()
-    )
+    checkpoint = project.root / OUTPUT / f"checkpoint-{newest_checkpoint(project)}"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
     steps = [entry["step"] for entry in state["log_history"] if "loss" in entry]
     assert steps == [*range(1, state["global_step"] + 1)]
     assert state["global_step"] >= kept + 2
@@ -158,19 +138,6 @@ def test_nodes_wait_for_the_triplets_and_stay_in_step(
         manifest = json.loads((project.root / f"saves/play_iter{each}/tpaw.json").read_text())
         assert (manifest["status"], manifest["hardware"]["processes"]) == ("finished", 2)
         assert f"[{each + 1}/2] iter{each}.yaml: finished" in other.output
-
-
-def test_missing_triplets_end_all_ranks_alike(project: Project, launch: Callable[..., Launch]) -> None:
-    """torchrun started by hand, with nothing generated."""
-    for path in (project.root / "data" / "tpaw").glob("play_iter0*"):
-        path.unlink()
-    import llamafactory.launcher
-
-    words = ["--nproc_per_node", "2", "--master_port", free_port(), llamafactory.launcher.__file__, "iter0.yaml"]
-    alone = launch(project, "torchrun", *words)
-    assert alone.end() == 1
-    assert alone.output.count("llamafactory-tpaw: error: data/tpaw/play_iter0.jsonl is not there yet") == 2
-    assert "DataError" not in alone.output
 
 
 @every_launch

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-CUTOFF = 60
+CUTOFF, PAD = 60, 0
+
+
+def sampling(**changes: Any) -> SamplingSettings:
+    """Settings that sample from the model's own distribution but for the changes."""
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "max_new_tokens": 12, "seed": 5}
+    return SamplingSettings(**(plain | changes))
 
 
 @pytest.fixture(scope="session")
@@ -37,20 +43,10 @@ def model(loaded: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(loaded)
 
 
-@pytest.fixture
-def own_job(tmp_path: Path) -> Job:
-    """A round that a test may change."""
-    return make_job(tmp_path)
-
-
 @pytest.fixture(scope="session")
 def common_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A round that all tests share."""
-    return make_job(tmp_path_factory.mktemp("job"))
-
-
-def make_job(folder: Path) -> Job:
     """17 prompts, two of them alike, and a bad row."""
+    folder = tmp_path_factory.mktemp("job")
     project = Project(folder, folder / "theta_0")
     rows = [*ADDITIONS, ADDITIONS[3], {"question": "x" * 100, "answer": "y"}]
     project.add_dataset("sft", rows, columns={"prompt": "question", "response": "answer"})

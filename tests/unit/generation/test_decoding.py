@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -14,25 +15,22 @@ from transformers import (
     BloomConfig,
     GenerationConfig,
     GPT2Config,
-    MistralConfig,
     Qwen2Config,
-    Qwen3NextConfig,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
+from llamafactory_tpaw.errors import GenerationError
 from llamafactory_tpaw.generation import decoding
-from llamafactory_tpaw.generation.base import Request, Response, SamplingSettings
+from llamafactory_tpaw.generation.base import Request, Response
 from llamafactory_tpaw.generation.decoding import RowDecoder, obstacle
 from llamafactory_tpaw.generation.hf import HfEngine
+from tests.unit.generation.conftest import PAD, sampling
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from transformers import PreTrainedModel
 
-PAD = 0
 VOCABULARY = 120
 STOP = [7, 11, 19, 23, 42]
 BOUNDS = [100, 300, 100_000]  # a few rows, some, all
@@ -66,15 +64,17 @@ def make_requests(count: int = 16, longest: int = 30, most: int = 14, seed: int 
     ]
 
 
-def settings(**changes: Any) -> SamplingSettings:
-    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "max_new_tokens": 24, "seed": 5}
-    return SamplingSettings(**(plain | changes))
-
-
 def decode(
     model: PreTrainedModel, requests: Sequence[Request], bound: int, stop: Sequence[int] = STOP, **changes: Any
 ) -> list[Response]:
-    return RowDecoder(model, settings(**changes), stop, PAD, bound).decode(requests, lambda _: None)
+    return RowDecoder(model, sampling(**changes), stop, PAD, bound).decode(requests, lambda _: None)
+
+
+def fixed(model: PreTrainedModel, **changes: Any) -> HfEngine:
+    """By transformers' `generate`, as for models whose rows cannot be exchanged."""
+    engine = HfEngine(model, sampling(**changes), STOP, PAD, 300)
+    engine.decoder = None
+    return engine
 
 
 @torch.no_grad()
@@ -85,6 +85,45 @@ def greedy_alone(model: PreTrainedModel, request: Request, stop: Sequence[int] =
     output = model.generate(torch.from_numpy(request.prompt_ids).long()[None], generation_config=config)
     ids = output[0, len(request.prompt_ids) :].tolist()
     return Response(ids, "stop" if ids[-1] in stop else "length")
+
+
+def keep(scores: torch.Tensor, kept: list[int]) -> torch.Tensor:
+    return torch.stack([score if token in kept else torch.tensor(-torch.inf) for token, score in enumerate(scores)])
+
+
+def penalize(scores: torch.Tensor, ids: list[int], penalty: float) -> torch.Tensor:
+    factors = torch.ones_like(scores)
+    for token in set(ids):
+        factors[token] = penalty if scores[token] < 0 else 1 / penalty
+    return scores * factors
+
+
+@torch.no_grad()
+def by_hand(model: PreTrainedModel, request: Request, **changes: Any) -> Response:
+    """One prompt, one forward pass a token, no cache, no padding, and the filters in a loop."""
+    wanted = sampling(**changes)
+    generator = torch.Generator().manual_seed(request.seed(wanted.seed))
+    ids = request.prompt_ids.tolist()
+    for _ in range(request.max_new_tokens):
+        scores = penalize(model(input_ids=torch.tensor([ids])).logits[0, -1].float(), ids, wanted.repetition_penalty)
+        if wanted.temperature == 0:
+            ids.append(int(scores.argmax()))
+        else:
+            scores = scores / wanted.temperature
+            order = scores.sort(descending=True).indices.tolist()
+            scores = keep(scores, order[: wanted.top_k or len(order)])
+            probabilities, mass, kept = scores.softmax(-1), 0.0, []
+            for token in order:
+                kept.append(token)
+                mass += float(probabilities[token])
+                if mass >= wanted.top_p and wanted.top_p < 1:
+                    break
+            probabilities = keep(scores, kept).softmax(-1).double()
+            drawn = torch.rand(1, dtype=torch.float64, generator=generator) * probabilities.sum()
+            ids.append(int((probabilities.cumsum(0) <= drawn).sum()))
+        if ids[-1] in STOP:
+            break
+    return Response(ids[len(request.prompt_ids) :], "stop" if ids[-1] in STOP else "length")
 
 
 class Watch:
@@ -100,20 +139,6 @@ class Watch:
         self.room.append(inputs["past_key_values"].layers[0].keys[:, 0, :, 0].numel())
 
 
-@pytest.fixture
-def preempted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many tokens the rows had already that entered."""
-    found: list[int] = []
-    prefill = RowDecoder._prefill
-
-    def see(self: RowDecoder, rows: list[Any]) -> Any:
-        found.extend(len(row.ids) for row in rows)
-        return prefill(self, rows)
-
-    monkeypatch.setattr(RowDecoder, "_prefill", see)
-    return found
-
-
 @pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_greedy_is_generate(model: PreTrainedModel, bound: int, kernel: str) -> None:
@@ -127,14 +152,21 @@ def test_greedy_is_generate(model: PreTrainedModel, bound: int, kernel: str) -> 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"temperature": 0.7, "top_k": 30, "top_p": 0.9}, {"repetition_penalty": 1.4}],
+    [
+        {},
+        {"temperature": 0.0, "repetition_penalty": 1.5},
+        {"top_k": 3},
+        {"top_p": 0.3},
+        {"temperature": 2.0, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.4},
+    ],
     ids=str,
 )
-def test_batches_do_not_matter(model: PreTrainedModel, changes: dict[str, Any]) -> None:
+def test_a_response_is_the_prompts_alone(model: PreTrainedModel, changes: dict[str, Any]) -> None:
     requests = make_requests()
-    alone = [decode(model, [request], 1, **changes)[0] for request in requests]
+    alone = [by_hand(model, request, **changes) for request in requests]
     assert decode(model, requests, 100, **changes) == alone == decode(model, requests, 100_000, **changes)
     assert decode(model, requests[::-1], 300, **changes) == alone[::-1]
+    assert fixed(model, **changes).generate(requests) == alone
     assert len({tuple(response.ids) for response in alone}) > 10
 
 
@@ -151,27 +183,27 @@ def test_the_cache_keeps_to_the_bound_and_finished_rows_leave(
     assert bound == 100_000 or sum(steady) / len(steady) > 0.6 * max(watch.rows)
 
 
-def test_rows_that_find_no_room_go_on_later(model: PreTrainedModel, preempted: list[int]) -> None:
+def test_rows_that_find_no_room_go_on_later(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []  # how many tokens the rows had already that entered
+    prefill = RowDecoder._prefill
+    monkeypatch.setattr(
+        RowDecoder, "_prefill", lambda self, rows: begun.extend(len(row.ids) for row in rows) or prefill(self, rows)
+    )
     requests = make_requests(count=10, longest=6, most=40)
     alone = [decode(model, [request], 1, stop=[])[0] for request in requests]
-    greedy = [greedy_alone(model, request, stop=[]) for request in requests]
-    assert decode(model, requests, 150, stop=[], temperature=0.0) == greedy
     watch = Watch(model)
     assert decode(model, requests, 150, stop=[]) == alone
-    assert max(preempted) > 0
+    assert max(begun) > 0
     assert sum(watch.rows) == sum(len(response.ids) for response in alone)  # what they had is not sampled again
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize("changes", [{}, {"temperature": 0.0, "repetition_penalty": 1.3}], ids=str)
-def test_several_steps_between_two_looks(
-    model: PreTrainedModel, bound: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_steps_between_two_looks(model: PreTrainedModel, bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = make_requests()
-    single = decode(model, requests, bound, **changes)
+    single = decode(model, requests, bound, repetition_penalty=1.3)
     monkeypatch.setattr(decoding, "STEPS", {"cpu": 5})
     watch = Watch(model)
-    assert decode(model, requests, bound, **changes) == single
+    assert decode(model, requests, bound, repetition_penalty=1.3) == single
     assert all(room <= bound or rows == 1 for rows, room in zip(watch.rows, watch.room, strict=True))
 
 
@@ -185,55 +217,48 @@ def test_finished_rows_run_into_no_position_that_the_model_lacks(monkeypatch: py
     assert decode(model, requests, 300) == single
 
 
-SLIDING = {
-    "qwen2": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
-    "mistral": (MistralConfig, {"sliding_window": 5}),
-}
-
-
-@pytest.mark.parametrize("name", SLIDING)
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-def test_sliding_windows(name: str, kernel: str) -> None:
-    config, changes = SLIDING[name]
-    model = small(config, **changes)
+def test_sliding_windows(kernel: str) -> None:
+    model, wide = (
+        small(Qwen2Config, use_sliding_window=True, sliding_window=size, max_window_layers=1) for size in (6, 4096)
+    )
     model.set_attn_implementation(kernel)
-    assert obstacle(model) is None
     requests = make_requests()
     alone = [greedy_alone(model, request) for request in requests]
     assert decode(model, requests, 150, temperature=0.0) == alone == decode(model, requests, 9999, temperature=0.0)
-    wide = small(config, **changes | {"sliding_window": 4096})
     assert decode(wide, requests, 400, temperature=0.0) != alone  # the window matters
 
 
 def test_a_model_whose_rows_cannot_be_exchanged_is_left_to_generate(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small(BloomConfig, n_layer=2, n_head=2)
-    assert "prepares its inputs in its own way" in obstacle(model)
     said: list[str] = []
     monkeypatch.setattr("llamafactory_tpaw.generation.hf.logger.info_rank0", said.append)
-    engine = HfEngine(model, settings(temperature=0.0), STOP, PAD, 300)
-    requests, told = make_requests(), []
+    model, requests, told = small(BloomConfig, n_layer=2, n_head=2), make_requests(), []
+    engine = HfEngine(model, sampling(temperature=0.0), STOP, PAD, 300)
     assert engine.generate(requests, told.append) == [greedy_alone(model, request) for request in requests]
     assert sum(told) == 16
-    (line,) = said
-    assert line.startswith("Rows of BloomForCausalLM cannot be exchanged while others are generated, because it prep")
+    assert said[0].startswith(
+        "Rows of BloomForCausalLM cannot be exchanged while others are generated, because it pre"
+    )
 
 
 def test_obstacles(model: PreTrainedModel) -> None:
     assert obstacle(model) is None
-    hybrid = small(
-        Qwen3NextConfig,
-        head_dim=8,
-        num_experts=0,
-        layer_types=["linear_attention", "full_attention"] * 2,
-        num_hidden_layers=4,
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
-    )
-    assert "its cache holds more" in obstacle(hybrid)
-    assert "its cache holds more" in obstacle(
-        small(Qwen2Config, layer_types=["full_attention", "chunked_attention"] * 2, num_hidden_layers=4)
-    )
-    encoder = T5ForConditionalGeneration(T5Config(d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2, vocab_size=9))
-    assert "more than a text decoder" in obstacle(encoder)
+    chunked = small(Qwen2Config, layer_types=["full_attention", "chunked_attention"] * 2, num_hidden_layers=4)
+    assert "its cache holds more" in obstacle(chunked)
     model.config._attn_implementation = "flex_attention"
     assert "its attention is flex_attention, not one of eager" in obstacle(model)
+
+
+def test_the_models_own_generation_config_is_not_used(model: PreTrainedModel) -> None:
+    requests = make_requests()
+    plain = decode(model, requests, 300)
+    suppressed = [response.ids[0] for response in plain]
+    model.generation_config = GenerationConfig(repetition_penalty=5.0, suppress_tokens=suppressed, max_new_tokens=3)
+    assert fixed(model).generate(requests) == plain
+
+
+def test_a_broken_model_is_told(model: PreTrainedModel) -> None:
+    model.lm_head.weight.data[5] = float("nan")
+    for generate in (fixed(model).generate, functools.partial(decode, model, bound=300)):
+        with pytest.raises(GenerationError, match="probabilities are NaN"):
+            generate(make_requests())

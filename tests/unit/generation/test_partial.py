@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -29,8 +30,8 @@ def line(index: int) -> bytes:
     return row(index).line.encode() + b"\n"
 
 
-def open_file(path: Path, identity: dict[str, object] = IDENTITY) -> PartialFile:
-    return PartialFile(path, identity, COUNT)
+def open_file(path: Path, identity: dict[str, object] = IDENTITY) -> contextlib.closing[PartialFile]:
+    return contextlib.closing(PartialFile(path, identity, COUNT))
 
 
 @pytest.fixture
@@ -58,8 +59,6 @@ def test_rows_come_in_the_order_of_the_requests(path: Path) -> None:
     with open_file(path) as partial:
         assert state(partial) == appended
         assert partial.facts == {"served": "theta"}
-        partial.remove()
-    assert not path.exists()
 
 
 def test_what_an_earlier_release_wrote_is_continued(tmp_path: Path) -> None:
@@ -72,12 +71,19 @@ def test_what_an_earlier_release_wrote_is_continued(tmp_path: Path) -> None:
         assert state(partial) == ([(5, b'{"id": "5-0"}\n')], [0, 1, 2, 3, 4, 6], 1, 0.5, {"stop": 1}, "1.0")
 
 
+@pytest.mark.parametrize("indices", [(3, 3), (4, 5), (COUNT,)])
+def test_a_request_has_one_row(path: Path, indices: Sequence[int]) -> None:
+    content = path.read_bytes()
+    with open_file(path) as partial, pytest.raises(ValueError, match="answered before, or never asked"):
+        partial.append([row(index) for index in indices], 0.5)
+    assert path.read_bytes() == content
+
+
 def test_cut_anywhere_it_holds_the_whole_commits(path: Path) -> None:
     content = path.read_bytes()
     header = content.index(b"\n") + 1
     lines = content.splitlines(keepends=True)
     ends = [header, *(sum(map(len, lines[: n + 1])) for n, text in enumerate(lines) if text.startswith(b'{"commit"'))]
-    assert len(ends) == 4
     sizes = {size for end in ends for size in range(end - 2, end + 3) if size <= len(content)}
     for size in sorted({*range(0, len(content), 7), *sizes}):
         path.write_bytes(content[:size])
@@ -85,26 +91,30 @@ def test_cut_anywhere_it_holds_the_whole_commits(path: Path) -> None:
             whole = sum(size >= end for end in ends[1:])
             done = [index for commit in COMMITS[:whole] for index in commit]
             assert [index for index, _ in partial.rows()] == sorted(done)
-        assert path.read_bytes() == content[: max(end for end in ends if end <= max(size, header))]
+        assert path.read_bytes() == content[: max(end for end in [0, *ends] if end <= size)]
 
 
-def test_a_commit_is_flushed_and_short_writes_are_continued(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    monkeypatch.setattr("os.fsync", lambda _: calls.append("fsync"))
+class Disk(io.RawIOBase):
+    """Writes no more than some bytes at a time; after so many writes it is full."""
+
+    def __init__(self, raw: Any, at_once: int, writes: int) -> None:
+        self.raw, self.at_once, self.writes = raw, at_once, writes
+        self.fileno, self.truncate = raw.fileno, raw.truncate
+
+    def write(self, content: memoryview) -> int:
+        if self.writes == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.writes -= 1
+        return self.raw.write(content[: self.at_once])
+
+
+def test_short_writes_are_continued_and_flushed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr("os.fsync", flushed.append)
     with open_file(path) as partial:
-        raw = partial._writer
-
-        class Short(io.RawIOBase):
-            def write(self, content: memoryview) -> int:
-                calls.append("write")
-                return raw.write(content[:100])
-
-            def fileno(self) -> int:
-                return raw.fileno()
-
-        partial._writer = Short()
+        partial._writer = Disk(partial._writer, 100, 2)
         partial.append([row(3), row(4)], 0.0)
-    assert calls == ["write", "write", "fsync"]
+        assert flushed == [partial._writer.fileno()]
     with open_file(path) as partial:
         assert list(partial.rows()) == [(index, line(index)) for index in range(COUNT)]
 
@@ -112,34 +122,20 @@ def test_a_commit_is_flushed_and_short_writes_are_continued(path: Path, monkeypa
 def test_a_full_disk_leaves_the_file_as_it_was(path: Path) -> None:
     content = path.read_bytes()
     with open_file(path) as partial:
-        raw = partial._writer
-
-        class Full(io.RawIOBase):
-            def write(self, content: memoryview) -> int:
-                raw.write(content[:10])
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-            def truncate(self, size: int | None = None) -> int:
-                return raw.truncate(size)
-
-        partial._writer = Full()
-        with pytest.raises(OSError) as caught:
+        partial._writer = Disk(partial._writer, 10, 1)
+        with pytest.raises(OSError, match="No space left") as caught:
             partial.append([row(3)], 0.0)
         assert caught.value.filename == str(path)
         assert partial.left.tolist() == [3, 4]
     assert path.read_bytes() == content
 
 
-def test_a_file_without_a_row_is_begun_again_with_another_identity(tmp_path: Path) -> None:
-    """As it is left behind by an engine that could not be started; the rows after the header were never whole."""
+def test_a_file_without_a_row_binds_no_other_run(tmp_path: Path) -> None:
+    """As it is left behind by an engine that could not be started."""
     path = tmp_path / "d.jsonl.partial"
-    open_file(path, {"generator": "b"}).__exit__()
-    path.write_bytes(path.read_bytes() + line(1) + line(2))
-    with open_file(path) as partial:
-        assert partial.left.tolist() == list(range(COUNT))
-        partial.append([row(3)], 0.5)
-    with open_file(path) as partial:
-        assert state(partial)[0] == [(3, line(3))]
+    for name in ("b", "a"):
+        with open_file(path, {"generator": name}) as partial:
+            assert partial.left.tolist() == list(range(COUNT))
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from llamafactory_tpaw.errors import GenerationError
-from llamafactory_tpaw.generation.base import Request, SamplingSettings
+from llamafactory_tpaw.generation.base import Request
 from llamafactory_tpaw.generation.sampling import choose, draw, refuse_unsound, uniforms_of
+from tests.unit.generation.conftest import sampling
 
 
 if TYPE_CHECKING:
@@ -20,15 +20,10 @@ if TYPE_CHECKING:
 PROBABILITIES = torch.tensor([0.0, 0.3, 0.05, 0.0, 0.25, 0.1, 0.3, 0.0])
 
 
-def settings(**changes: Any) -> SamplingSettings:
-    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "max_new_tokens": 12, "seed": 0}
-    return SamplingSettings(**(plain | changes))
-
-
 def draw_steps(names: Sequence[str], steps: int) -> torch.Tensor:
     """Sample `steps` tokens for each prompt from one fixed distribution: (B, steps)."""
     uniforms = torch.stack(
-        [torch.from_numpy(uniforms_of(Request(name, None, steps, 0), settings())) for name in names]
+        [torch.from_numpy(uniforms_of(Request(name, None, steps, 0), sampling())) for name in names]
     )
     scores = PROBABILITIES.log().expand(len(names), -1)
     return torch.stack([draw(scores, column)[0] for column in uniforms.T], dim=1)
@@ -73,33 +68,7 @@ def test_a_draw_is_where_the_cumulative_sum_exceeds_the_number(vocabulary: int) 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_scores_without_probabilities_are_refused(bad: list[float], temperature: float) -> None:
     scores = torch.stack([torch.tensor([0.0, 1.0]), torch.tensor(bad)])
-    _, sound = choose(scores, torch.rand(2, dtype=torch.float64), settings(temperature=temperature))
+    _, sound = choose(scores, torch.rand(2, dtype=torch.float64), sampling(temperature=temperature))
     with pytest.raises(GenerationError, match="probabilities are NaN"):
         refuse_unsound(bool(sound))
-    refuse_unsound(bool(choose(scores[:1], torch.rand(1, dtype=torch.float64), settings())[1]))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"top_k": 5}, {"top_p": 0.5}, {"top_p": 0.999}, {"temperature": 0.6, "top_k": 40, "top_p": 0.7}, {"top_k": 9999}],
-    ids=str,
-)
-def test_filters_are_those_of_transformers(changes: dict[str, Any]) -> None:
-    wanted = settings(**changes)
-    generator = torch.Generator().manual_seed(3)
-    logits = 2 * torch.randn(300, 200, generator=generator)
-    uniforms = torch.rand(300, dtype=torch.float64, generator=generator)
-    scores = TemperatureLogitsWarper(wanted.temperature)(None, logits) if wanted.temperature != 1 else logits
-    scores = TopKLogitsWarper(wanted.top_k)(None, scores) if wanted.top_k else scores
-    scores = TopPLogitsWarper(wanted.top_p)(None, scores) if wanted.top_p < 1 else scores
-    assert torch.equal(choose(logits, uniforms, wanted)[0], draw(scores, uniforms)[0])
-
-
-def test_a_penalty_meets_what_was_seen() -> None:
-    seen = torch.tensor([[True, False, True, False]])
-    logits = torch.tensor([[3.0, 2.0, -1.0, -1.5]])
-    assert choose(logits, None, settings(temperature=0.0), None)[0].tolist() == [0]
-    assert choose(logits, None, settings(temperature=0.0, repetition_penalty=2.0), seen)[0].tolist() == [1]
-    lower = choose(logits - 3.1, None, settings(temperature=0.0, repetition_penalty=20.0), seen)
-    assert lower[0].tolist() == [1]
-    assert logits.tolist() == [[3.0, 2.0, -1.0, -1.5]]
+    refuse_unsound(bool(choose(scores[:1], torch.rand(1, dtype=torch.float64), sampling())[1]))
