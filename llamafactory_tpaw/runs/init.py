@@ -41,8 +41,7 @@ WITHOUT = {
     "team": ("a team", {"tpaw_team_size": 1}),
 }
 SAMPLING = {"tpaw_turn": "last", "tpaw_engine": "hf", "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-OUTPUT = {"logging_steps": 10, "save_steps": 500, "save_total_limit": 1, "save_only_model": False, "plot_loss": True}
-OUTPUT |= {"report_to": "none"}
+OUTPUT = {"save_steps": 500, "save_total_limit": 1, "save_only_model": False, "plot_loss": True, "report_to": "none"}
 # SPIN's published setting; for adapters and for SFT what LlamaFactory's own examples have.
 SCHEDULE = {"num_train_epochs": 2.0, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "seed": 42}
 SELF_PLAY = {"learning_rate": 5e-7, **SCHEDULE, "optim": "rmsprop", "weight_decay": 0.0}
@@ -103,7 +102,7 @@ def plan_project(settings: Settings, tell: Callable[[str], None]) -> Project:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     tell("lengths of rows")
-    limits, found = measure(next(iter(runs.values()))[0], here, sft_set)
+    limits, found = _measure(next(iter(runs.values()))[0], here, sft_set)
     files, entries = {}, {sft_set.name: sft_set.entry}
     for label, run in runs.items():
         run[0] |= limits
@@ -127,12 +126,13 @@ def _first_iterations(
 ) -> dict[str, list[dict[str, Any]]]:
     """Begin each run with the settings of its iteration 0, but for what the rows settle, by its label."""
     # LlamaBoard lists the runs of saves/<its name of the model>/<finetuning type>.
-    full, lora = f"saves/{known_as or UNKNOWN_MODEL}/full", f"saves/{known_as or UNKNOWN_MODEL}/lora"
+    board = f"saves/{known_as or UNKNOWN_MODEL}"
     is_lora = settings.keys.get("finetuning_type") == "lora"
-    saves = (settings.saves or (lora if is_lora else full)).rstrip("/")
-    theta_0 = f"{(settings.saves or full).rstrip('/')}/{name}_sft" if settings.sft else model
+    saves = (settings.saves or f"{board}/{'lora' if is_lora else 'full'}").rstrip("/")
+    theta_0 = f"{(settings.saves or f'{board}/full').rstrip('/')}/{name}_sft" if settings.sft else model
     of_methods, runs = {key for keys in OWN_KEYS.values() for key in keys}, {}
-    prompts = {} if (sft_set.total or NO_LIMIT) <= MOST_PROMPTS else {"tpaw_max_prompts": MOST_PROMPTS}
+    rows = sft_set.total or NO_LIMIT
+    prompts = {} if rows <= MOST_PROMPTS else {"tpaw_max_prompts": MOST_PROMPTS}
     for method in settings.objectives:
         own = OWN_KEYS[method]
         free = own.keys() - (() if method == "tpaw" else WEIGHTING)
@@ -151,7 +151,7 @@ def _first_iterations(
             "dataset": numbered(f"{name}_{method}", 0),
             "output_dir": numbered(f"{saves}/{name}_{method}", 0),
             **OUTPUT,
-            "logging_steps": 1 if (sft_set.total or NO_LIMIT) < FEW_PROMPTS else 10,
+            "logging_steps": 1 if rows < FEW_PROMPTS else 10,
             **_batch(given),
             **(LORA_PLAY if is_lora else SELF_PLAY),
             **_precision(given),
@@ -177,9 +177,9 @@ def _sft(settings: Settings, first: Mapping[str, Any], base: str) -> dict[str, A
     if first["finetuning_type"] == "lora":
         shared = {key: value for key, value in shared.items() if not key.startswith(ADAPTER_KEYS)}
         shared["finetuning_type"] = "full"
-    own = {"model_name_or_path": base, "stage": "sft", "dataset": first["tpaw_prompts"]}
-    own["output_dir"] = first["tpaw_players"]
-    return {**SFT, **shared, **own, **_batch(settings.sft_keys), **settings.sft_keys}
+    shared |= {"model_name_or_path": base, "stage": "sft", "dataset": first["tpaw_prompts"]}
+    keys = {**SFT, **shared, "output_dir": first["tpaw_players"], **_batch(settings.sft_keys), **settings.sft_keys}
+    return {key: value for key, value in keys.items() if value is not None}  # `sft.key=null` takes a key away
 
 
 def choose_template(given: Any, tokenizer: Any, known_as: str | None) -> tuple[str, str]:
@@ -233,20 +233,8 @@ def _parsed_template(tokenizer: Any) -> str | None:
     return alike[0] if alike else None
 
 
-def measure(first: Mapping[str, Any], model: str, sft_set: SftSet) -> tuple[dict[str, Any], list[str]]:
-    r"""Encode the first rows of a local set as the stage would, and choose the limits that are not given.
-
-    Args:
-        first: Settings of iteration 0.
-        model: Where the model is read from here.
-        sft_set: The rows.
-
-    Returns:
-        `cutoff_len`, `max_new_tokens` and, where they are needed, limits on rows; and what was found, in words.
-
-    Raises:
-        TpawError: If no row can be used, or the limits do not fit the model.
-    """
+def _measure(first: Mapping[str, Any], model: str, sft_set: SftSet) -> tuple[dict[str, Any], list[str]]:
+    """Encode the first rows of a local set as the stage would: the keys of iteration 0 that they settle, and why."""
     prompts, targets, bad_rows = [], [], []
     with tempfile.TemporaryDirectory(prefix="llamafactory-tpaw-") as folder:
         name = sft_set.name
