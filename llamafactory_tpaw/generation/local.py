@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from ..arguments.parsed import RunArguments
-from ..data.files import read_json
+from ..data.files import digest_json, read_json
 from ..data.opponents import encoding_problems
 from ..data.prompts import PromptSet, load_prompts, selection
 from ..data.rounds import Round, list_opponents, origin_problems, prompts_problems, split_names
-from ..data.triplets import TripletMeta, read_meta
+from ..data.triplets import SERVED, TripletMeta, read_meta
 from ..errors import DataError, Findings
 from ..lf.logs import get_logger
 from ..team.loading import load_generator
 from ..team.manifest import hardware
-from ..team.members import Team, load_encoder, load_opponent, load_team, served_identity
+from ..team.members import Team, load_encoder, load_opponent, load_team
 from ..team.sharding import autocast_dtype
 from .base import Engine, EngineContext, Request, Response, SamplingSettings
 from .devices import DeviceEngine
@@ -91,7 +91,8 @@ def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[
         prompts=prompts,
         selection=selection({**vars(run.data), **vars(args)}),
         encoder=team.encoder,
-        generator=served_identity(named) if served else generator.fingerprint,
+        # The address of a server may change.
+        generator=SERVED + digest_json({"name": named}) if served else generator.fingerprint,
         generator_path=named or generator.player.path,
         settings=context.settings,
         engine={

@@ -15,7 +15,7 @@ from ..arguments.recorded import different_settings
 from ..data.triplets import SERVED as SERVED_KEY
 from ..data.triplets import TripletMeta, meta_path, read_meta
 from ..errors import DataError
-from ..team.checkpoint import read_pruned
+from ..team.checkpoint import is_pruned
 from ..team.manifest import MANIFEST, Manifest, path_from, read_manifest
 from ..team.players import HUB_NAME
 
@@ -187,7 +187,7 @@ class _Walk:
         present = self.graph.checkpoints.get(key)
         if present is not None and present.manifest is not None:
             return key
-        state = PRUNED if manifest.status == FINISHED and read_pruned(folder) else manifest.status
+        state = PRUNED if manifest.status == FINISHED and is_pruned(folder) else manifest.status
         node = ModelNode(key, f"theta_{manifest.produces}", shown(folder), folder, state, manifest=manifest)
         node.recorded = (present.recorded if present is not None else {}) | _below(manifest.result, folder)
         self.graph.checkpoints[key] = node

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from ..lf.failures import explained
 from ..lf.given import handed_file, is_true, read_given, take_handed
 from ..lf.logs import get_logger
 from ..lf.signals import end_like_child, run_child
-from ..team.checkpoint import find_resume_point, read_pruned
+from ..team.checkpoint import find_resume_point, is_pruned
 from .checks import check_first_rows, check_start, refuse_engine
 from .plan import Plan, handed_plan, make_plan, refuse_other_stage
 from .pruning import prune
@@ -183,7 +182,7 @@ def score(argv: list[str]) -> int:
 
 def _say_finished(plan: Plan) -> None:
     folder = plan.given["output_dir"]
-    pruned = ", its weights pruned since" if read_pruned(Path(folder)) else ""
+    pruned = ", its weights pruned since" if is_pruned(Path(folder)) else ""
     logger.info_rank0(
         f"{folder} holds theta_{plan.earlier.produces}, finished with these settings{pruned}: nothing to do."
     )
@@ -251,11 +250,8 @@ def _where_to_continue(plan: Plan) -> dict[str, Any]:
     folder = plan.given["output_dir"]
     if plan.earlier is None or plan.given.get("resume_from_checkpoint"):
         return {}
-    point = find_resume_point(Path(folder))
-    for checkpoint in point.torn if os.environ.get("RANK", "0") == "0" else ():
-        logger.warning_rank0(f"{checkpoint} was being written when the run was interrupted: it is removed.")
-        shutil.rmtree(checkpoint)
-    if point.checkpoint is not None:
-        return {"resume_from_checkpoint": str(point.checkpoint)}
+    checkpoint = find_resume_point(Path(folder))
+    if checkpoint is not None:
+        return {"resume_from_checkpoint": str(checkpoint)}
     logger.info_rank0(f"{folder} has no checkpoint with an optimizer's state: training begins again.")
     return {"overwrite_output_dir": True}

@@ -23,7 +23,7 @@ from ..data.source import find_entry
 from ..errors import ConfigError, DataError, Findings, TpawError
 from ..lf.given import YAML_ENDINGS, handed_file, is_true, read_given, unknown_key_problems, value_problems
 from ..lf.signals import SAVING_S, run_child
-from ..team.checkpoint import check_checkpoint_complete, find_resume_point, read_pruned
+from ..team.checkpoint import check_checkpoint_complete, find_resume_point, is_pruned
 from ..team.manifest import read_manifest
 from .plan import key_problems, make_plan
 
@@ -224,7 +224,7 @@ def find_progress(item: Item) -> Progress:
 def _iteration_progress(item: Item) -> Progress:
     plan = make_plan(item.given)
     if plan.is_finished:
-        pruned = ", its weights pruned since" if read_pruned(item.folder) else ""
+        pruned = ", its weights pruned since" if is_pruned(item.folder) else ""
         return Progress("finished", f"{item.folder} holds {item.produces}, finished with these settings{pruned}")
     if plan.earlier is not None:
         return _training_progress(item)
@@ -253,7 +253,7 @@ def _sft_progress(item: Item) -> Progress:
 
 def _training_progress(item: Item) -> Progress:
     """LlamaFactory itself would continue from the newest checkpoint, whole or not."""
-    checkpoint = find_resume_point(item.folder).checkpoint
+    checkpoint = find_resume_point(item.folder)
     asked = item.given.get("resume_from_checkpoint")
     if checkpoint is None:
         resume = {} if asked else {"overwrite_output_dir": True}

@@ -27,10 +27,10 @@ from ..generation.base import SamplingSettings
 from ..lf import facade
 from ..lf.failures import nearest_folder, places_of
 from ..lf.given import is_true, unknown_key_problems, value_problems
-from ..team.checkpoint import check_checkpoint_complete, read_pruned
+from ..team.checkpoint import check_checkpoint_complete, is_pruned
 from ..team.fingerprint import chain_fingerprints, hash_weights, identity
 from ..team.manifest import MANIFEST, Manifest, read_manifest
-from ..team.members import OpponentPlayer, opponent_fingerprint, opponent_folder_problems
+from ..team.members import opponent_fingerprint
 from ..team.players import Player, list_players, player_problems, team_of
 
 
@@ -283,10 +283,10 @@ def _missing_opponent(args: TpawArguments, expected: Collection[Path]) -> list[s
     named = args.tpaw_opponent_model
     if not named or Path(named).resolve() in expected:
         return []
-    player = OpponentPlayer(args.tpaw_iteration, str(named))
-    if not player.is_local or (args.tpaw_engine == "openai" and not Path(named).is_dir()):
+    is_local = Player(args.tpaw_iteration, str(named)).is_local
+    if not is_local or (args.tpaw_engine == "openai" and not Path(named).is_dir()):
         return []
-    return opponent_folder_problems(str(named))
+    return [f"`tpaw_opponent_model: {named}`: {problem}" for problem in check_checkpoint_complete(Path(named))]
 
 
 def _other_generator(round_: Round, plan: Plan) -> list[str]:
@@ -320,7 +320,7 @@ def _earlier(plan: Plan) -> Manifest | None:
             f"`output_dir: {folder}` holds a run that was {state} with other settings: {'; '.join(differing)}. "
             "Restore them, choose another `output_dir`, or set `overwrite_output_dir: true` to repeat the iteration."
         )
-    if manifest.status == "finished" and read_pruned(folder) is None:
+    if manifest.status == "finished" and not is_pruned(folder):
         _check_result(folder, manifest, plan.store)
     return manifest
 

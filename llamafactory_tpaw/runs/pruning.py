@@ -21,7 +21,7 @@ from ..errors import TpawError
 from ..lf.given import YAML_ENDINGS, is_true, read_given
 from ..lf.logs import get_logger
 from ..report.collect import read_accuracies
-from ..team.checkpoint import Pruned, write_pruned
+from ..team.checkpoint import mark_pruned
 from ..team.manifest import MANIFEST, Manifest, now, read_manifest
 from ..team.players import Player, list_players, team_of
 from .estimates import readable_bytes
@@ -167,7 +167,7 @@ def _prune_one(path: Path, theta: int, by: Path, kept: Reasons) -> int:
     size = sum(file.stat().st_size for file in weights)
     freed = size + sum(file.stat().st_size for step in steps for file in step.rglob("*") if file.is_file())
     if weights:
-        write_pruned(path, Pruned(os.path.relpath(by, path), now(), size))
+        mark_pruned(path, os.path.relpath(by, path), now(), size)
     for step in steps:
         shutil.rmtree(step)
     for file in weights:

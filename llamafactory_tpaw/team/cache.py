@@ -2,10 +2,10 @@
 """Log-probs of token sequences under one player, kept on disk and shared by all iterations and objectives.
 
 A cache is a folder `<root>/logps/<2 hex>/<digest>/`, where the digest is of everything but the sequence that changes a
-number: weights, config, masking rule, dtypes, attention kernel. It holds `numerics.json`, which says what that is, and
-parts `part-<SHA-256 of the content>.safetensors`. Any number of processes add parts; no file is ever changed, so a
-reader needs no lock. Every part is checked when it is read, and a sequence that is not there is an error, never a
-default.
+number: weights, config, masking rule, dtypes, attention kernel. It holds parts `part-<SHA-256 of the
+content>.safetensors`, and `numerics.json`, which tells people what the digest is of. Any number of processes add
+parts; no file is ever changed, so a reader needs no lock. Every part is checked when it is read, and a sequence that
+is not there is an error, never a default.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ..data.files import digest_json, read_json, sha256_hex, write_atomic, write_json_atomic
-from ..errors import CacheError, DataError
+from ..data.files import cannot_read, digest_json, sha256_hex, write_atomic, write_json_atomic
+from ..errors import CacheError
 
 
 KEY_BYTES = 32
@@ -55,16 +55,13 @@ def sequence_key(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> byte
 
 
 class LogpCache:
-    r"""The log-probs under one player with one set of numerics.
+    r"""The log-probs under one player with one set of numerics; nothing is read or written before `load`.
 
     Args:
         root: Cache folder of the run, `tpaw_cache_dir`.
         numerics: Everything but the sequence that changes a number.
         tolerance: How far two log-probs of one sequence may be apart, as a share of the larger of their size in nats
-            and their number of tokens. Rounding differs with the shape of a batch; 1e-3 suits float32, bf16 needs
-            about 1e-2.
-
-    Nothing is read or written before `load`.
+            and their number of tokens. Rounding differs with the shape of a batch.
     """
 
     def __init__(self, root: str | Path, numerics: Mapping[str, Any], *, tolerance: float = 1e-3) -> None:
@@ -74,7 +71,7 @@ class LogpCache:
         self.folder = Path(root) / "logps" / self.digest[:2] / self.digest
         self._parts: set[str] = set()
         self._index = _entries([], [], [])
-        self._pending: dict[bytes, tuple[float, int]] = {}
+        self._pending: list[_Entries] = []
 
     def __len__(self) -> int:
         return len(self._index.keys)
@@ -83,14 +80,11 @@ class LogpCache:
         r"""Read and check the parts that were not read yet, also those that other processes wrote.
 
         Raises:
-            CacheError: If a part is damaged or two disagree, or the folder belongs to other numerics.
+            CacheError: If a part is damaged or two disagree.
         """
-        parts = sorted(path.name for path in self.folder.glob("part-*.safetensors"))
-        if parts:
-            self._check_numerics()
-        fresh = [part for part in parts if part not in self._parts]
+        fresh = sorted({path.name for path in self.folder.glob("part-*.safetensors")} - self._parts)
         if fresh:
-            self._index = self._merged([_read_part(self.folder / part) for part in fresh])
+            self._index = self._merged([self._index, *(_read_part(self.folder / part) for part in fresh)])
             self._parts |= set(fresh)
         return self
 
@@ -128,44 +122,26 @@ class LogpCache:
             ValueError: If a key has not 32 bytes, a log-prob is NaN, inf or above 0, or a count is negative. Nothing
                 is buffered then.
         """
-        _check(_entries(keys, logps, tokens))
-        self._pending |= zip(keys, zip(logps, tokens, strict=True), strict=True)
+        self._pending.append(_check(_entries(keys, logps, tokens)))
 
     def flush(self) -> Path | None:
         r"""Write the buffered entries as one part and return its path; None where nothing is buffered.
 
         Raises:
-            CacheError: If the folder belongs to other numerics, or an entry that is there already disagrees.
+            CacheError: If an entry that is there already disagrees.
         """
         if not self._pending:
             return None
-        keys = sorted(self._pending)
-        entries = _entries(keys, *zip(*(self._pending[key] for key in keys), strict=True))
-        merged = self._merged([entries])
-        if (self.folder / NUMERICS).exists() or any(self.folder.glob("part-*.safetensors")):
-            self._check_numerics()
-        else:
+        entries = self._merged(self._pending)
+        merged = self._merged([self._index, entries])
+        if not (self.folder / NUMERICS).exists():
             write_json_atomic(self.folder / NUMERICS, self.numerics)
-        joined = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
-        content = save({"keys": joined, "logps": entries.logps, "tokens": entries.tokens})
+        content = save(entries._asdict() | {"keys": entries.keys.view(np.uint8).reshape(-1, KEY_BYTES)})
         part = self.folder / f"part-{sha256_hex(content)[:NAME_DIGITS]}.safetensors"
         write_atomic(part, content)
-        self._index, self._pending = merged, {}
+        self._index, self._pending = merged, []
         self._parts.add(part.name)
         return part
-
-    def _check_numerics(self) -> None:
-        path = self.folder / NUMERICS
-        try:
-            stored = read_json(path)
-        except DataError as error:
-            cause = str(error).partition(". ")[0]
-            raise CacheError(f"{cause}. Delete {self.folder}; its sequences are then scored again.") from error
-        if stored != self.numerics:
-            raise CacheError(
-                f"{path} is of other numerics than its folder's name. Delete {self.folder}; its sequences are then "
-                "scored again."
-            )
 
     def _find(self, keys: Sequence[bytes]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
         """Return which keys are in the parts that were read, and their places there."""
@@ -176,8 +152,8 @@ class LogpCache:
         return self._index.keys[places] == wanted, places
 
     def _merged(self, parts: Sequence[_Entries]) -> _Entries:
-        """Return what was read with more parts, by key. Of a key that several have the first is kept, if all agree."""
-        keys, logps, tokens = (np.concatenate(columns) for columns in zip(self._index, *parts, strict=True))
+        """Join parts, by key. Of a key that several have the first is kept, if all agree."""
+        keys, logps, tokens = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         first = np.ones(len(keys), dtype=bool)
@@ -236,7 +212,7 @@ def _read_part(path: Path) -> _Entries:
         keys = np.ascontiguousarray(tensors["keys"]).view(f"S{KEY_BYTES}").reshape(-1)
         return _check(_Entries(keys, tensors["logps"], tensors["tokens"]))
     except OSError as error:
-        raise CacheError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
+        raise CacheError(cannot_read(path, error)) from error
     except (ValueError, SafetensorError) as error:
         raise CacheError(
             f"{path} is damaged: {error}. Delete this file; only its sequences are then scored again."

@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..arguments.start import ADAPTER_CONFIG, is_adapter
-from ..data.files import read_json, write_json_atomic
+from ..data.files import cannot_read, read_json, write_json_atomic
 from ..errors import DataError
 
 
@@ -35,40 +34,8 @@ class Tensor(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Pruned:
-    r"""What a folder says whose weights were removed on purpose, written before the first file goes.
-
-    Attributes:
-        by: The iteration's folder after which it was done, as seen from this one.
-        when: UTC.
-        size: Bytes of the weights.
-    """
-
-    by: str
-    when: str
-    size: int
-
-
-@dataclass(frozen=True)
-class ResumePoint:
-    r"""From where an interrupted training of an output folder continues.
-
-    Attributes:
-        checkpoint: The newest checkpoint that is whole and holds the optimizer's state; None where there is none.
-        torn: Newer ones that were being written when the run ended.
-    """
-
-    checkpoint: Path | None
-    torn: tuple[Path, ...] = ()
-
-
 def check_checkpoint_complete(folder: Path) -> list[str]:
-    r"""Say what a checkpoint lacks, without reading a tensor: files, shards, and bytes at the end of a file.
-
-    Returns:
-        Problems as messages; empty where the checkpoint is whole.
-    """
+    """Say what a checkpoint lacks, without reading a tensor: files, shards, and bytes at the end of a file."""
     folder = Path(folder)
     try:
         read_tensors(folder)
@@ -89,18 +56,24 @@ def weight_paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         kind = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {kind}. Give the folder of a saved checkpoint.")
-    pruned = read_pruned(folder)
-    if pruned is not None:
-        when = f" on {pruned.when}" if pruned.when else ""
+    if is_pruned(folder):
         raise DataError(
-            f"{folder} has no weights any more: they were pruned{when} (`tpaw_keep_checkpoints: needed`). Restore "
-            f"them from a copy and delete {folder / PRUNED}, or repeat its iteration with "
-            "`overwrite_output_dir: true`."
+            f"{folder} has no weights any more: they were pruned (`tpaw_keep_checkpoints: needed`). Restore them from "
+            f"a copy and delete {folder / PRUNED}, or repeat its iteration with `overwrite_output_dir: true`."
         )
     names = (ADAPTER_FILE,) if is_adapter(folder) else (MODEL_FILE, MODEL_INDEX)
     main = next((folder / name for name in names if (folder / name).exists()), None)
+    pickled = next(folder.glob("*_model*.bin"), None)
+    if main is None and pickled is not None:
+        raise DataError(
+            f"{folder} has its weights in {pickled.name}, which is not read, because unpickling can run code. Load "
+            "it with transformers and save it again, as safetensors."
+        )
     if main is None:
-        raise DataError(_no_weights(folder, names))
+        raise DataError(
+            f"{folder} holds no weights: none of {', '.join(names)} is there. "
+            "Was saving interrupted, or its iteration not played yet?"
+        )
     if main.name != MODEL_INDEX:
         return [main]
     return [main, *(folder / name for name in sorted(set(_weight_map(main).values())))]
@@ -145,21 +118,15 @@ def read_header(path: Path) -> list[Tensor]:
         last = max((tensor.start + tensor.size for tensor in tensors), default=8 + length)
         if last != size:
             raise ValueError(f"it has {size} bytes, its header says {last}")
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing. Save or download the checkpoint again.") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
+        raise DataError(cannot_read(path, error)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is cut off or damaged: {error}. Save or download it again.") from error
     return tensors
 
 
 def weight_dtype(folder: Path) -> str:
-    r"""Name the dtype that most of a checkpoint's bytes are in, as safetensors does (`F32`, `BF16`).
-
-    Raises:
-        DataError: If there are no weights or a header cannot be read.
-    """
+    """Name the dtype that most of a checkpoint's bytes are in, as safetensors does (`F32`, `BF16`)."""
     sizes: Counter[str] = Counter()
     for tensor in read_tensors(folder):
         sizes[tensor.dtype] += tensor.size
@@ -167,67 +134,45 @@ def weight_dtype(folder: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    r"""Read a JSON file of a checkpoint that holds an object.
-
-    Raises:
-        DataError: If it cannot be read or holds something else.
-    """
+    """Read a JSON file of a checkpoint that holds an object; anything else is a `DataError`."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} must hold a JSON object. Save the checkpoint again.")
     return content
 
 
-def read_pruned(folder: Path) -> Pruned | None:
-    """Say what a folder's weights were pruned by; None where they were not."""
-    if not (folder / PRUNED).is_file():
-        return None
-    try:
-        return Pruned(**read_json(folder / PRUNED))
-    except (TypeError, DataError):
-        return Pruned("", "", 0)
+def is_pruned(folder: Path) -> bool:
+    """Whether a folder's weights were removed on purpose."""
+    return (folder / PRUNED).is_file()
 
 
-def write_pruned(folder: Path, pruned: Pruned) -> None:
-    """Say so before the first file is removed; a second time the first word stays."""
-    if not (folder / PRUNED).is_file():
-        write_json_atomic(folder / PRUNED, asdict(pruned))
+def mark_pruned(folder: Path, by: str, when: str, size: int) -> None:
+    r"""Say in a folder that its weights are removed on purpose, before the first file goes; the first word stays.
+
+    Args:
+        folder: Checkpoint.
+        by: The iteration's folder after which it is done, as seen from this one.
+        when: UTC.
+        size: Bytes of the weights.
+    """
+    if not is_pruned(folder):
+        write_json_atomic(folder / PRUNED, {"by": by, "when": when, "size": size})
 
 
-def find_resume_point(folder: Path) -> ResumePoint:
-    """Look through `checkpoint-*` of an output folder, the newest first."""
+def find_resume_point(folder: Path) -> Path | None:
+    """Return the newest `checkpoint-*` of an output folder that is whole and holds the optimizer's state."""
     numbered = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
-    torn: list[Path] = []
     for checkpoint in sorted(numbered, key=lambda path: int(path.name[11:]), reverse=True):
-        try:
-            problems = check_checkpoint_complete(checkpoint)
-            read_json(checkpoint / "trainer_state.json")  # which is written last
-        except (DataError, OSError) as error:  # another process of this run may be removing it, because it is torn
-            problems = [str(error)]
-        if problems:
-            torn.append(checkpoint)
-            continue
         # DeepSpeed keeps the scheduler's state in its folder, too. FSDP leaves optimizer.bin, or a folder of shards.
         states = ("optimizer.pt", "optimizer.bin", "optimizer_*/.metadata")
-        has_optimizer = any(any(checkpoint.glob(state)) for state in states)
-        if any(checkpoint.glob("global_step*")) or (has_optimizer and (checkpoint / "scheduler.pt").is_file()):
-            return ResumePoint(checkpoint, tuple(torn))  # with `save_only_model` it cannot be continued exactly
-    return ResumePoint(None, tuple(torn))
-
-
-def _no_weights(folder: Path, names: tuple[str, ...]) -> str:
-    pickled = sorted(path.name for path in folder.glob("*_model*.bin"))
-    if pickled:
-        return (
-            f"{folder} has its weights in {pickled[0]}, which is not read, because unpickling can run code. Load "
-            "it with transformers and save it again, as safetensors."
-        )
-    parts = sorted(path.name for path in folder.glob("*.safetensors"))
-    found = f" It has {', '.join(parts[:3])}, but no index of shards." if parts else ""
-    return (
-        f"{folder} holds no weights: none of {', '.join(names)} is there.{found} "
-        "Was saving interrupted, or its iteration not played yet?"
-    )
+        has_state = any(any(checkpoint.glob(name)) for name in states) and (checkpoint / "scheduler.pt").is_file()
+        try:
+            read_json(checkpoint / "trainer_state.json")  # which is written last
+        except DataError:
+            continue
+        if (has_state or any(checkpoint.glob("global_step*"))) and not check_checkpoint_complete(checkpoint):
+            return checkpoint
+    return None
 
 
 def _adapter_problems(folder: Path) -> list[str]:

@@ -54,14 +54,12 @@ def hash_weights(folder: Path, store_dir: Path | None, *, trust_stat: bool = Tru
     r"""Compute the SHA-256 of a checkpoint's tensors: names, shapes, dtypes and bytes, in the order of the names.
 
     Of an adapter, what its config says of their use belongs to it; the model below it does not. How the tensors are
-    spread over files does not matter. The model is not loaded. Beside it there is a digest of each weight file, to
-    name the one that changed.
+    spread over files does not matter. The model is not loaded.
 
     Args:
         folder: Checkpoint.
         store_dir: The result is kept in its folder `fingerprints`, a file for each checkpoint; None keeps nothing.
-        trust_stat: Take the kept result while each weight file has the size, time of change and inode it had then;
-            otherwise compute it again.
+        trust_stat: Take the kept result while each weight file has the size, time of change and inode it had then.
 
     Raises:
         DataError: If weights are absent or damaged, or change while they are read.
@@ -111,14 +109,7 @@ def digest_other_files(folder: Path) -> dict[str, str]:
 
 
 def config_digest(folder: Path) -> str:
-    r"""Compute the SHA-256 of a checkpoint's config without what says nothing about the model.
-
-    Left out at every level: versions, paths, the dtype (which the weights say themselves), `use_cache`, and the order
-    of `architectures`.
-
-    Raises:
-        DataError: If `config.json` is missing or not JSON.
-    """
+    """Compute the SHA-256 of a checkpoint's config without what says nothing about the model, at any level."""
     return digest_json(_stable_config(read_json(Path(folder) / "config.json")))
 
 
@@ -134,11 +125,10 @@ def _stable_config(value: Any) -> Any:
 def _state(folder: Path) -> dict[str, Any]:
     """What a kept fingerprint is of: path, and size, time of change and inode of every file that it is of, by name."""
     paths = [*weight_paths(folder), *([folder / ADAPTER_CONFIG] if is_adapter(folder) else [])]
-    stats = {path.name: path.stat() for path in paths}
-    files = {
-        name: {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
-        for name, stat in stats.items()
-    }
+    files = {}
+    for path in paths:
+        stat = path.stat()
+        files[path.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
     return {"schema": SCHEMA, "path": str(folder), "files": files}
 
 
@@ -146,9 +136,9 @@ def _read_record(path: Path, state: dict[str, Any]) -> Weights | None:
     """Return what is kept if it is of these files, None where it must be computed."""
     try:
         record = read_json(path)
-        is_same = all(record[key] == value for key, value in state.items())
-        return Weights(record["fingerprint"], record["digests"]) if is_same else None
-    except (DataError, KeyError, TypeError):
+        found = Weights(record.pop("fingerprint"), record.pop("digests"))
+        return found if record == state else None
+    except (DataError, AttributeError, KeyError, TypeError):
         return None  # A damaged record costs the time to hash again, nothing more.
 
 

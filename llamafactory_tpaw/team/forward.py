@@ -15,7 +15,6 @@ from ..objectives import SequenceLogps
 from ..objectives.head import head_logps
 from ..objectives.logps import logits_at
 from .sharding import precision_of
-from .shared_attention import segment_mask
 
 
 if TYPE_CHECKING:
@@ -64,16 +63,28 @@ def response_logps(
     return SequenceLogps(sums.float(), batch["response_counts"])
 
 
+def segment_mask(segments: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
+    r"""Let every token see the prompt and its own response up to itself; padding sees itself alone.
+
+    Args:
+        segments: (N, T): 0 in the prompt, k in the k-th response, -1 in the padding.
+        attention: The model's implementation. `eager` adds the mask to its scores; others take booleans.
+        dtype: Of the model.
+    """
+    asking, asked = segments[:, :, None], segments[:, None, :]
+    seen = ((asked == 0) | (asked == asking)) & (asking >= 0)
+    seen = (seen.tril() | torch.eye(segments.shape[1], dtype=torch.bool, device=segments.device))[:, None]
+    if attention != "eager":
+        return seen
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
 @contextlib.contextmanager
 def response_head(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[None]:
     r"""Let the model return, as its `logits`, the log-probs of a batch's response tokens: float32 (M,).
 
     The pass goes through the model's own forward, so that wrappers for mixed precision and several processes see it;
     only the head is another one meanwhile.
-
-    Args:
-        model: A model whose output embedding is one matrix, wrapped or not.
-        batch: `response_places` and `response_tokens` of `lay_out`.
 
     Raises:
         TypeError: If the head is something else: an adapter, quantized, or with a hook.
@@ -153,12 +164,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.Abst
 
 
 def rounding(dtype: torch.dtype | None, quantized: object) -> float:
-    r"""How far two scores of one sequence may be apart, see `ROUNDING`.
-
-    Args:
-        dtype: Of autocast.
-        quantized: Whether the model's weights are: its `quantization_method`, or `quantization_bit`.
-    """
+    """How far two scores of one sequence may be apart by autocast's dtype, and where weights are quantized."""
     return max(ROUNDING[dtype], QUANTIZED_ROUNDING) if quantized else ROUNDING[dtype]
 
 
@@ -168,10 +174,6 @@ def numerics(run: RunArguments, adapters: int) -> dict[str, str]:
     LlamaFactory upcasts trainable weights to float32 unless told to train in pure bf16; players are loaded the same
     way, so that policy and newest player agree at the first step. In how many processes, and how they hold the
     weights, changes nothing but the dtypes.
-
-    Args:
-        run: The run's arguments.
-        adapters: How many the player has.
     """
     model_args, finetuning_args, precision = run.model, run.finetuning, precision_of(run)
     start = Start.of(vars(model_args) | vars(finetuning_args))

@@ -32,33 +32,27 @@ THROWAWAY = {
 
 
 class Stack(NamedTuple):
-    """How a player's adapters are put on its model: some are merged into it, the last one may stay apart."""
+    """A player as its model, with adapters merged into it, and the one that is put on it, if any."""
 
-    model: Path
-    merged: tuple[Path, ...]
+    whole: tuple[Path, ...]
     apart: Path | None
 
 
 class PlayerLoader:
-    r"""Loads players for a run.
-
-    Args:
-        run: The run's arguments.
-        tokenizer: The tokenizer, already adapted to the template.
-    """
+    """Loads players for a run, whose tokenizer is already adapted to the template."""
 
     def __init__(self, run: RunArguments, tokenizer: Any) -> None:
         self.run = run
         self.tokenizer = tokenizer
         self.start = Start.of(vars(run.model) | vars(run.finetuning))
-        # A model that stays in memory for the next player, with what is merged into it.
-        self._held: tuple[PreTrainedModel, Stack] | None = None
+        # A model without the adapter put on it, which stays in memory for the next player, and what it is made of.
+        self._held: tuple[PreTrainedModel, tuple[Path, ...]] | None = None
 
     def stack_of(self, member: Member) -> Stack:
         """Put a player together as the policy is: LlamaFactory merges all adapters but the one that it trains."""
         if self.start.new_adapter or not member.adapters:
-            return Stack(member.folder, member.adapters, None)
-        return Stack(member.folder, member.adapters[:-1], member.adapters[-1])
+            return Stack((member.folder, *member.adapters), None)
+        return Stack((member.folder, *member.adapters[:-1]), member.adapters[-1])
 
     @contextlib.contextmanager
     def open(self, member: Member, following: Member | None = None) -> Iterator[PreTrainedModel]:
@@ -72,16 +66,15 @@ class PlayerLoader:
         model = self._take(stack)
         yield model
         # After a failure nothing of this is done: the memory goes with the model.
-        if following is not None and self._can_become(stack, self.stack_of(following)):
-            self._held = (_take_off(model) if stack.apart else model), stack
+        as_loaded = sharding_of(self.run.training) is None and precision_of(self.run).weights is None
+        shared = following is not None and stack.whole == self.stack_of(following).whole
+        if self.start.is_lora and as_loaded and shared:
+            self._held = (_take_off(model) if stack.apart else model), stack.whole
         del model
         facade.torch_gc()
 
     def load(self, member: Member) -> PreTrainedModel:
-        """Load a player by itself; it stays with the caller.
-
-        Where players are held in shards it is not on the device yet: `sharding.shard` brings it there.
-        """
+        """Load a player by itself; where it is held in shards, `sharding.shard` brings it to the device."""
         self._held = None
         return self._take(self.stack_of(member))
 
@@ -90,15 +83,13 @@ class PlayerLoader:
         from peft import PeftModel
 
         held, self._held = self._held, None
-        if held is not None and self._can_become(held[1], stack):
+        if held is not None and held[1] == stack.whole:
             model = held[0]
-            for adapter in stack.merged[len(held[1].merged) :]:
-                model = _forget(PeftModel.from_pretrained(model, str(adapter)).merge_and_unload())
             if stack.apart is not None:
                 model = PeftModel.from_pretrained(model, str(stack.apart), is_trainable=True)
-                for weight in model.parameters():  # as LlamaFactory does with an adapter that it trains
-                    if weight.requires_grad and not self.run.finetuning.pure_bf16:
-                        weight.data = weight.data.to(torch.float32)
+            for weight in model.parameters():  # as LlamaFactory does with an adapter that it trains
+                if weight.requires_grad and not self.run.finetuning.pure_bf16:
+                    weight.data = weight.data.to(torch.float32)
         else:
             del held
             facade.torch_gc()
@@ -113,15 +104,8 @@ class PlayerLoader:
                 weight.data = weight.data.to(dtype)
         return model.to(self.run.training.device)
 
-    def _can_become(self, stack: Stack, following: Stack) -> bool:
-        """Whether the model of a player can serve the next one: no more than that one's adapters is merged into it."""
-        whole = sharding_of(self.run.training) is None and precision_of(self.run).weights is None
-        same = stack.model == following.model and following.merged[: len(stack.merged)] == stack.merged
-        return self.start.is_lora and whole and same
-
     def _load(self, stack: Stack) -> PreTrainedModel:
-        adapters = (*stack.merged, *((stack.apart,) if stack.apart else ()))
-        model_args = _model_args_of(self.run, stack.model, adapters)
+        model_args = _model_args_of(self.run, *stack.whole, *((stack.apart,) if stack.apart else ()))
         if not self.start.is_lora:
             return facade.load_model(self.tokenizer, model_args, self.run.finetuning, True)
         finetuning_args = copy.copy(self.run.finetuning)
@@ -141,7 +125,7 @@ def load_generator(
     run: RunArguments, tokenizer: Any, model: Path, adapters: Sequence[Path], dtype: torch.dtype
 ) -> PreTrainedModel:
     """Load a player to generate, as LlamaFactory loads a model for that: with all its adapters merged."""
-    loaded = facade.load_model(tokenizer, _model_args_of(run, model, adapters), run.finetuning, False)
+    loaded = facade.load_model(tokenizer, _model_args_of(run, model, *adapters), run.finetuning, False)
     return to_device(loaded, run.training.device, dtype)
 
 
@@ -152,7 +136,7 @@ def to_device(model: PreTrainedModel, device: torch.device, dtype: torch.dtype |
     return model.to(device=device, dtype=dtype)
 
 
-def _model_args_of(run: RunArguments, model: Path, adapters: Sequence[Path]) -> Any:
+def _model_args_of(run: RunArguments, model: Path, *adapters: Path) -> Any:
     """LlamaFactory's model arguments for another checkpoint than the policy."""
     model_args = copy.copy(run.model)
     model_args.model_name_or_path = str(model)
@@ -168,11 +152,7 @@ def _take_off(model: Any) -> PreTrainedModel:
         if isinstance(module, ModulesToSaveWrapper):  # peft itself would leave the adapter's copy in the model
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, module.original_module)
-    return _forget(model.unload())
-
-
-def _forget(model: PreTrainedModel) -> PreTrainedModel:
-    """Remove what peft leaves behind, at which it would warn when the next adapter is put on."""
-    if hasattr(model, "peft_config"):
+    model = model.unload()
+    if hasattr(model, "peft_config"):  # which peft leaves behind, and warns of when the next adapter is put on
         del model.peft_config
     return model

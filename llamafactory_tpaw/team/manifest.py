@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,23 +92,18 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         return None
-    try:
-        content = read_json(path)
-        if not isinstance(content, dict):
-            raise DataError("it holds no object in braces")
-        schema = content.get("schema")
-        problems = key_problems(Manifest, content) if schema == SCHEMA else []
-        if problems:
-            raise DataError(", ".join(problems))
-    except DataError as error:
-        raise DataError(
-            f"{path} is damaged ({error.__cause__ or error}), so it does not say what the checkpoint came from. "
-            "Restore the file, or repeat the iteration with `overwrite_output_dir: true`."
-        ) from error
+    content = read_json(path)
+    schema = content.get("schema") if isinstance(content, dict) else SCHEMA
     if schema != SCHEMA:
         raise DataError(
             f"{path} has schema {schema!r}, but this version reads {SCHEMA}. Use the version of "
             "llamafactory-tpaw that wrote it."
+        )
+    problems = key_problems(Manifest, content) if isinstance(content, dict) else ["it holds no object in braces"]
+    if problems:
+        raise DataError(
+            f"{path} is damaged ({', '.join(problems)}), so it does not say what the checkpoint came from. "
+            "Restore the file, or repeat the iteration with `overwrite_output_dir: true`."
         )
     return Manifest(**content)
 
@@ -144,24 +139,15 @@ def path_from(recorded: str, folder: str | Path) -> str:
 def moved_manifest(manifest: Manifest, old: Path, new: Path, **changes: Any) -> Manifest:
     """Return what a manifest of the folder `old` is in the folder `new`: its paths lead to the same places."""
 
-    def moved(described: dict[str, Any]) -> dict[str, Any]:
-        described = dict(described)
-        for key in ("path", "opponent"):
-            path = described.get(key)
-            if path and not os.path.isabs(path) and (old / path).exists():
-                described[key] = os.path.relpath(old / path, new)
-        if "below" in described:
-            described["below"] = [moved(part) for part in described["below"]]
-        return described
+    def moved(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: moved(item, name) for name, item in value.items()}
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        is_path = key in ("path", "opponent", "cache") and value and not os.path.isabs(value)
+        return os.path.relpath(old / value, new) if is_path and (old / value).exists() else value
 
-    return replace(
-        manifest,
-        policy=moved(manifest.policy),
-        players=[moved(player) for player in manifest.players],
-        triplets=[moved(source) for source in manifest.triplets],
-        cache=os.path.relpath(old / manifest.cache, new) if manifest.cache else "",
-        **changes,
-    )
+    return Manifest(**moved(asdict(manifest)) | changes)
 
 
 def now() -> str:

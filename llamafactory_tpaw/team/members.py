@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..arguments.start import Start
 from ..data.encoding import TurnEncoder, tokenizer_digest
-from ..data.files import digest_json, read_json
-from ..data.triplets import SERVED
+from ..data.files import read_json
 from ..errors import ConfigError, DataError, Findings
 from ..lf import facade
 from .checkpoint import check_checkpoint_complete
@@ -54,15 +53,6 @@ class Member:
         return self.adapters[-1] if self.adapters else self.folder
 
 
-class OpponentPlayer(Player):
-    """The model of `tpaw_opponent_model`: it generates a round in place of θ_t, and is no player of the team."""
-
-    @property
-    def name(self) -> str:
-        """As messages call it."""
-        return "the opponent (`tpaw_opponent_model`)"
-
-
 class Team(NamedTuple):
     """The players, oldest first and none for T-SPIN; θ_t, its tokenizer, processor or None, and encoder."""
 
@@ -100,11 +90,7 @@ def load_team(run: RunArguments, findings: Findings) -> Team:
 
 
 def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
-    r"""Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder).
-
-    Raises:
-        TpawError: If there is no tokenizer that transformers can load, or it lacks tokens of the template.
-    """
+    """Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder)."""
     module = load_tokenizer(run.model, "`model_name_or_path`")
     template = facade.get_template_and_fix_tokenizer(module["tokenizer"], run.data)
     try:
@@ -118,14 +104,7 @@ def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
 
 
 def load_members(run: RunArguments) -> tuple[list[Member], Member]:
-    r"""Find the players' weights.
-
-    Returns:
-        The team, oldest first (empty for T-SPIN), and θ_t.
-
-    Raises:
-        DataError: With every problem of every player.
-    """
+    """Find the weights of the team, oldest first and empty for T-SPIN, and of θ_t: (team, θ_t)."""
     players = list_players(run.finetuning, Start.of(vars(run.model) | vars(run.finetuning)))
     team = [] if run.finetuning.tpaw_objective == "tspin" else team_of(players, run.finetuning.tpaw_team_size)
     needed = team or players[-1:]
@@ -137,28 +116,15 @@ def load_members(run: RunArguments) -> tuple[list[Member], Member]:
 
 
 def member_of(player: Player, model_args: Any, store: Path) -> Member:
-    r"""Find a player's weights, download them with LlamaFactory's arguments if need be, and fingerprint them.
-
-    Raises:
-        DataError: If weights are absent or damaged.
-    """
+    """Find a player's weights, download them with LlamaFactory's arguments if need be, and fingerprint them."""
     model, *adapters = player.places(model_args)
     *below, fingerprint = chain_fingerprints([model, *adapters], store)
     return Member(player, model, fingerprint, tuple(adapters), tuple(below))
 
 
 def check_parents(members: Sequence[Member]) -> None:
-    r"""Check that each player is what its iteration saved, trained from the one before it.
-
-    Raises:
-        DataError: With every problem of every player.
-    """
-    problems = [
-        problem
-        for member in members
-        if not member.player.is_local  # the others were looked at before any was downloaded
-        for problem in lineage_problems(member.player, member.home)
-    ]
+    """Check that each player is what its iteration saved, trained from the one before it."""
+    problems = [problem for member in members for problem in lineage_problems(member.player, member.home)]
     if problems:
         raise DataError(problems)
     manifests = [read_manifest(member.home) if member.player.theta > 0 else None for member in members]
@@ -195,13 +161,8 @@ def _changed(member: Member, manifest: Manifest) -> str:
 
 
 def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: TurnEncoder) -> None:
-    r"""Check that all players read text as the same tokens and have rows for all of them.
-
-    Raises:
-        DataError: If a tokenizer or a vocabulary differs.
-    """
-    problems = []
-    newest = members[-1]
+    """Check that all players read text as the same tokens and have rows for all of them."""
+    problems, newest = [], members[-1]
     for member in members[:-1]:
         if member.folder == newest.folder:
             continue  # adapters read what the model below them reads
@@ -237,26 +198,19 @@ def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: Turn
 
 def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
     """Refuse rotary positions that depend on the longest row of a batch, of at most `cutoff_len` tokens."""
-    config = _text_config(folder)
+    config, key = _text_config(folder), "original_max_position_embeddings"
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    by_kind = {}
-    for part in (rope, *rope.values()):  # there may be one a layer type
-        if isinstance(part, dict):
-            by_kind[part.get("rope_type") or part.get("type")] = part
-    key = "original_max_position_embeddings"
-    limit = by_kind.get("longrope", {}).get(key) or config.get(key)
     problems = []
-    if "dynamic" in by_kind:
-        problems.append(
-            f"{path} has rotary positions of type `dynamic`, which depend on the longest row of a batch, so its "
-            "log-probs would depend on their neighbours. Use another type (`rope_type` in its config.json)."
-        )
-    if "longrope" in by_kind and limit and cutoff_len > limit:
-        problems.append(
-            f"`cutoff_len` is {cutoff_len}, but {path} changes its rotary positions (`longrope`) for all rows of "
-            f"a batch where one is longer than {limit}, so log-probs would depend on their neighbours. Set "
-            f"`cutoff_len` to {limit} or less."
-        )
+    for part in (rope, *rope.values()):  # there may be one a layer type
+        kind = (part.get("rope_type") or part.get("type")) if isinstance(part, dict) else None
+        if kind in ("dynamic", "longrope"):
+            limit = part.get(key) or config.get(key) or config.get("max_position_embeddings", 0)
+            if cutoff_len > limit:
+                problems.append(
+                    f"`cutoff_len` is {cutoff_len}, but {path} changes its rotary positions (`{kind}`) for all rows "
+                    f"of a batch where one is longer than {limit}, so log-probs would depend on their neighbours. Set "
+                    f"`cutoff_len` to {limit} or less."
+                )
     return problems
 
 
@@ -274,10 +228,7 @@ def load_opponent(run: RunArguments, policy: Member, encoder: TurnEncoder) -> Me
     named, served = run.finetuning.tpaw_opponent_model, run.finetuning.tpaw_engine == "openai"
     if not named or (served and not Path(named).is_dir()):
         return None
-    player = OpponentPlayer(policy.player.theta, str(named))
-    problems = opponent_folder_problems(str(named)) if player.is_local else []
-    if problems:
-        raise DataError(problems)
+    player = Player(policy.player.theta, str(named), label="the opponent (`tpaw_opponent_model`)")
     member = member_of(player, run.model, Path(run.finetuning.tpaw_cache_dir))
     if not served:
         try:
@@ -288,21 +239,11 @@ def load_opponent(run: RunArguments, policy: Member, encoder: TurnEncoder) -> Me
     return member
 
 
-def opponent_folder_problems(named: str) -> list[str]:
-    """Say what an opponent's folder lacks, without reading weights."""
-    return [f"`tpaw_opponent_model: {named}`: {problem}" for problem in check_checkpoint_complete(Path(named))]
-
-
 def opponent_fingerprint(named: str | None, store: Path) -> str | None:
     """Fingerprint of an opponent whose weights are in a folder here; None of any other."""
     if not named or not Path(named).is_dir() or check_checkpoint_complete(Path(named)):
         return None
     return fingerprint_checkpoint(Path(named), store)
-
-
-def served_identity(name: str) -> str:
-    """Identity of a model that only a server has, by its name there; its address may change."""
-    return SERVED + digest_json({"name": name})
 
 
 def load_tokenizer(model_args: Any, whose: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class OnlineTeam:
         self.players = []
         for number, member in enumerate(team):
             stack = scorer.players.stack_of(member)
-            if shared and stack[:2] == own[:2]:
+            if shared and stack.whole == own.whole:
                 name = f"player_{number}" if stack.apart else None
                 if name:
                     _add_player(policy, stack.apart, name)

@@ -32,16 +32,18 @@ class Player:
         theta: Its number.
         path: What was saved of it, a folder or a hub name: a whole model, or an adapter.
         below: Of an adapter the model that it is put on, and the adapters that come before it.
+        label: What messages call a model that generates in place of θ_t, and is no player of the team.
     """
 
     theta: int
     path: str
     below: tuple[str, ...] = ()
+    label: str = ""
 
     @property
     def name(self) -> str:
         """As metrics and messages call it."""
-        return f"theta_{self.theta}"
+        return self.label or f"theta_{self.theta}"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -54,11 +56,6 @@ class Player:
         return self.parts[0]
 
     @property
-    def spelled(self) -> str:
-        """As `tpaw_players` names it: `model+adapter`."""
-        return "+".join([self.base, *self.parts[1:]])
-
-    @property
     def is_local(self) -> bool:
         """Whether all of it is in folders on this machine, or can only be meant to be."""
         # From θ_1 on a player is an output folder: `saves/iter0` beside other saves is none of the hub's names.
@@ -68,19 +65,12 @@ class Player:
         )
 
     def places(self, model_args: Any) -> list[Path]:
-        r"""Return the folders of the model and of each adapter on it; hub names are downloaded first.
-
-        LlamaFactory's arguments say how; its switches for ModelScope and openMind hold here, too.
-
-        Raises:
-            DataError: If the hub does not give one of them.
-        """
-        return [
-            Path(name) if Path(name).exists() or not HUB_NAME.fullmatch(name) else self._download(name, model_args)
-            for name in self.parts
-        ]
+        """Return the folders of the model and of each adapter on it; names of a hub are downloaded first."""
+        hub = [name for name in self.parts if HUB_NAME.fullmatch(name) and not Path(name).exists()]
+        return [self._download(name, model_args) if name in hub else Path(name) for name in self.parts]
 
     def _download(self, name: str, model_args: Any) -> Path:
+        """Download it as LlamaFactory's arguments say, whose switches for ModelScope and openMind hold here, too."""
         from huggingface_hub import snapshot_download
 
         other_hub = copy.copy(model_args)
@@ -106,20 +96,14 @@ class Player:
         return Path(folder)
 
 
-def list_players(tpaw_args: Any, policy: Start | str) -> list[Player]:
-    r"""Number the checkpoints of `tpaw_players`, oldest first.
+def list_players(tpaw_args: Any, start: Start) -> list[Player]:
+    r"""Number the checkpoints of `tpaw_players`, oldest first and θ_t last.
 
-    Args:
-        tpaw_args: The `tpaw_*` keys.
-        policy: θ_t, with its adapters; the name alone of a whole model.
-
-    Returns:
-        All of them; the last is θ_t. Where the key is absent, T-SPIN and iteration 0 have the model itself.
+    Where the key is absent, T-SPIN and iteration 0 have the model itself.
 
     Raises:
         ConfigError: If there are too few, the last is not the model, or one is named twice.
     """
-    start = policy if isinstance(policy, Start) else Start(policy, finetuning_type="full")
     iteration, paths = tpaw_args.tpaw_iteration, tpaw_args.tpaw_players
     own = (start.model, *start.adapters)
     if not paths and (iteration == 0 or tpaw_args.tpaw_objective == "tspin"):
@@ -129,21 +113,16 @@ def list_players(tpaw_args: Any, policy: Start | str) -> list[Player]:
     problems = []
     if not needed <= len(chains) <= iteration + 1:
         wanted = f"{needed}" if needed == iteration + 1 else f"{needed} to {iteration + 1}"
-        first = iteration + 1 - needed
-        thetas = f"theta_{iteration}" if needed == 1 else f"theta_{first} to theta_{iteration}"
-        given = f"lists {len(chains)} checkpoint{'s' if len(chains) > 1 else ''}" if chains else "is missing"
         problems.append(
-            f"`tpaw_players` {given}, but iteration {iteration} with `tpaw_team_size: {tpaw_args.tpaw_team_size}` "
-            f"takes {wanted}: {thetas}, oldest first. "
-            f"{'Correct' if chains else 'Give'} the list, or correct `tpaw_iteration` or `tpaw_team_size`."
+            f"`tpaw_players` lists {len(chains)}, but iteration {iteration} "
+            f"with `tpaw_team_size: {tpaw_args.tpaw_team_size}` takes {wanted} checkpoints, the oldest first and "
+            f"theta_{iteration} last. Correct the list, `tpaw_iteration` or `tpaw_team_size`."
         )
     if chains and not _same(chains[-1], own):
-        model = f"`model_name_or_path: {start.model}`"
-        if start.adapters:
-            model += f" with `adapter_name_or_path: {','.join(start.adapters)}`: `{start.spelled}`"
         problems.append(
             f"`tpaw_players` ends with {paths[-1]}, but its last checkpoint must be theta_{iteration}, which is "
-            f"{model}. Write the players oldest first, or correct the model."
+            f"`{start.spelled}` by `model_name_or_path` and `adapter_name_or_path`. Write the players oldest first, "
+            "or correct the model."
         )
     repeated = sorted(
         {path for path, chain in zip(paths or [], chains, strict=True) if sum(_same(chain, x) for x in chains) > 1}
@@ -179,9 +158,17 @@ def player_problems(players: Sequence[Player], expected: Collection[Path] = ()) 
             if Path(name).resolve() in expected or name in seen:
                 continue
             seen.add(name)
+            found = check_checkpoint_complete(Path(name))
+            if not found and is_adapter(name) and name == player.base:
+                found = [
+                    f"{name} is an adapter, but a model is asked for. Name the model that it was trained on, and the "
+                    "adapter by `adapter_name_or_path`."
+                ]
+            elif not found and not is_adapter(name) and name != player.base:
+                found = [f"{name} is a whole model, but an adapter is asked for. Write it by itself."]
             policy_key = "model_name_or_path" if name == player.base else "adapter_name_or_path"
             key = policy_key if player is players[-1] else "tpaw_players"
-            incomplete += [f"{player.name} (`{key}`): {problem}" for problem in _part_problems(name, player)]
+            incomplete += [f"{player.name} (`{key}`): {problem}" for problem in found]
         problems += incomplete
         if not incomplete and Path(player.path).resolve() not in expected:
             problems += lineage_problems(player, Path(player.path))
@@ -210,19 +197,6 @@ def lineage_problems(player: Player, folder: Path) -> list[str]:
             f"{manifest.produces}. Write the players oldest first, without gaps, or correct `tpaw_iteration`."
         ]
     return []
-
-
-def _part_problems(name: str, player: Player) -> list[str]:
-    """Say what a model or adapter lacks, and whether it is in the place of the other."""
-    problems = check_checkpoint_complete(Path(name))
-    if not problems and name == player.base and is_adapter(name):
-        problems = [
-            f"{name} is an adapter, but a model is asked for. Name the model that it was trained on, and the adapter "
-            "by `adapter_name_or_path`."
-        ]
-    elif not problems and name != player.base and not is_adapter(name):
-        problems = [f"{name} is a whole model, but an adapter is asked for. Write it by itself."]
-    return problems
 
 
 def _same(first: Sequence[str], second: Sequence[str]) -> bool:

@@ -8,8 +8,6 @@ import datetime
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
 
 from ..errors import EnvironmentProblem
@@ -21,39 +19,21 @@ PATIENCE_S = 24 * 3600.0
 
 
 class Processes:
-    r"""The processes of a run as one of them sees them; all of them make it at the same time.
-
-    Attributes:
-        count: How many they are.
-        rank: Which of them this is, from 0.
-        is_first_on_node: Whether it is the first one on this machine.
-    """
+    """The processes of a run as one of them sees them, `rank` of `count`; all of them make it at the same time."""
 
     def __init__(self, training_args: Any) -> None:
         self.count: int = training_args.world_size
         self.rank: int = training_args.process_index
         self.is_first_on_node = training_args.local_process_index == 0
-        self.device: torch.device = training_args.device
         self.patience = datetime.timedelta(seconds=max(PATIENCE_S, training_args.ddp_timeout))
-        self._group = None
-        if self.count > 1 and dist.is_initialized():
-            self._group = dist.new_group(backend="gloo", timeout=self.patience)
+        self._group = dist.new_group(backend="gloo", timeout=self.patience) if self.count > 1 else None
 
-    def largest(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the largest of all processes' values, element by element; all call it with the same shape."""
-        if self.count == 1:
-            return values
-        values = values.detach().clone()
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
-        return values
-
-    def as_first(self, marks: np.ndarray) -> np.ndarray:
-        """Return the booleans that the first process has, (n,); all call it with the same n."""
-        if self.count == 1:
-            return marks
-        shared = torch.from_numpy(marks.astype(np.uint8)).to(self.device)
-        dist.broadcast(shared, src=0)
-        return shared.cpu().numpy().astype(bool)
+    def as_first(self, value: Any) -> Any:
+        """Return what the first process gives; all call it."""
+        shared = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(shared, src=0, group=self._group)
+        return shared[0]
 
     @contextlib.contextmanager
     def first_on_node(self) -> Iterator[None]:
@@ -73,7 +53,7 @@ class Processes:
         Raises:
             EnvironmentProblem: If one ended, or does not come for a day, or for `ddp_timeout`.
         """
-        if self._group is None:
+        if self.count == 1:
             return
         try:
             dist.monitored_barrier(self._group, self.patience)

@@ -43,15 +43,10 @@ logger = get_logger(__name__)
 
 
 class Block(NamedTuple):
-    """Sequences that belong together: all targets, or all responses that one θ generated."""
+    """Prompts and responses that belong together: all targets, or all responses that one θ generated."""
 
     name: str
-    prompts: list[np.ndarray]
-    responses: list[np.ndarray]
-
-    def keys(self) -> list[bytes]:
-        """Cache keys of the sequences, in order."""
-        return [sequence_key(*pair) for pair in zip(self.prompts, self.responses, strict=True)]
+    pairs: list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -70,16 +65,11 @@ class TeamScorer:
 
     Where training runs in several processes, each scores its share. Where training holds the policy in shards, players
     are held so, too: all processes then do as many forward passes, some of them for nothing.
-
-    Args:
-        run: The run's arguments.
-        tokenizer: The tokenizer, already adapted to the template.
-        processes: Those that train; by default as the run says.
     """
 
     def __init__(self, run: RunArguments, tokenizer: Any, processes: Processes | None = None) -> None:
         self.run = run
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer  # already adapted to the template
         self.device = run.training.device
         self.precision = precision_of(run)
         self.sharding = sharding_of(run.training)
@@ -109,21 +99,17 @@ class TeamScorer:
         """
         report = ScoreReport(blocks=len(team) * len(blocks))
         started = time.monotonic()
-        keys = {block.name: block.keys() for block in blocks}
-        sequences = {
-            key: pair
-            for block in blocks
-            for key, pair in zip(keys[block.name], zip(block.prompts, block.responses, strict=True), strict=True)
-        }
+        sequences = {block.name: {sequence_key(*pair): pair for pair in block.pairs} for block in blocks}
         self.processes.meet()
         work = []
         for member in team:
             cache = self.cache_of(member)
-            missing = {name: self._missing(cache, names) for name, names in keys.items()}
+            # What the first process sees, so that all of them do the same.
+            missing = {name: self.processes.as_first(cache.missing([*keys])) for name, keys in sequences.items()}
             states = [f"{name} {'scored' if lacking else 'cached'}" for name, lacking in missing.items()]
             logger.info_rank0(f"{member.player.name} ({member.player.path}): {', '.join(states)}.")
             report.scored_blocks += sum(bool(lacking) for lacking in missing.values())
-            todo = {key: sequences[key] for lacking in missing.values() for key in lacking}
+            todo = {key: sequences[name][key] for name, lacking in missing.items() for key in lacking}
             if todo:
                 work.append((member, todo, cache))
         for number, (member, todo, cache) in enumerate(work, start=1):
@@ -146,17 +132,10 @@ class TeamScorer:
         )
         return report
 
-    def lookup(self, team: Sequence[Member], block: Block) -> np.ndarray:
-        """Read the log-probs of a block from the caches: shape (n, J) in nats, players oldest first."""
-        keys, tokens = block.keys(), [len(response) for response in block.responses]
+    def lookup(self, team: Sequence[Member], pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Read the log-probs of n responses to prompts from the caches: (n, J) in nats, players oldest first."""
+        keys, tokens = [sequence_key(*pair) for pair in pairs], [len(response) for _, response in pairs]
         return np.stack([self.cache_of(member).lookup(keys, tokens) for member in team], axis=1)
-
-    def _missing(self, cache: LogpCache, names: Sequence[bytes]) -> list[bytes]:
-        """What the cache lacks as the first process sees it, each once: the same on all of them."""
-        distinct = list(dict.fromkeys(names))
-        lacking = set(cache.missing(distinct))
-        marks = self.processes.as_first(np.array([name in lacking for name in distinct], dtype=bool))
-        return [distinct[place] for place in np.flatnonzero(marks)]
 
     def _wait_until_seen(self, cache: LogpCache, names: Sequence[bytes]) -> None:
         """Shared file systems show what another machine wrote a little later."""

@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from ..data.files import read_json
 
@@ -79,26 +76,11 @@ def uses_fsdp(training_args: Any) -> bool:
     return bool(getattr(training_args, "fsdp", None)) or by_launcher
 
 
-@contextlib.contextmanager
-def unsharded(training_args: Any) -> Iterator[None]:
-    """Meanwhile let transformers build whole models, not shards for ZeRO-3."""
-    config = getattr(training_args, "hf_deepspeed_config", None)
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if config is not None:
-            set_hf_deepspeed_config(config)
-
-
 def shard(model: torch.nn.Module, training_args: Any, precision: Precision) -> torch.nn.Module:
     r"""Make a player that LlamaFactory loaded ready for forward passes that all processes do together.
 
-    Args:
-        model: The player, frozen. Under ZeRO-3 its weights are in shards already; under FSDP only the first process
-            needs to have them. Where nothing is held in shards it stays as it is.
-        training_args: LlamaFactory's.
-        precision: What its weights are cast to.
+    Under ZeRO-3 its weights are in shards already; under FSDP only the first process needs to have them. Where nothing
+    is held in shards it stays as it is.
     """
     kind = sharding_of(training_args)
     if kind == "zero3":
@@ -119,13 +101,7 @@ def player_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def fully_sharded(model: torch.nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> torch.nn.Module:
-    r"""Cut a model into shards by torch's `fully_shard`: each of its layers, and the rest.
-
-    Args:
-        model: On the CPU; only the first process needs its weights, the others get theirs from it.
-        device: Where the shards go.
-        dtype: What is gathered is cast to this.
-    """
+    """Cut a model on the CPU into shards on a device: each of its layers, and the rest; gathered in a dtype."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

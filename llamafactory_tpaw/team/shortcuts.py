@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from ..data.layout import Layout, Row, lay_out, pack, separate
 from ..errors import ConfigError
 from ..lf.logs import get_logger
 from .forward import attention_of, autocast, response_logps, rounding, text_config, unwrap
-from .sharding import autocast_dtype, sharding_of, unsharded
+from .sharding import autocast_dtype, sharding_of
 
 
 if TYPE_CHECKING:
@@ -36,24 +37,19 @@ logger = get_logger(__name__)
 
 
 class Shortcuts(NamedTuple):
-    """What can be done without.
-
-    Attributes:
-        head: Whether log-probs come from the hidden states, in blocks of the vocabulary, instead of from logits.
-        layout: How the model takes its batches.
-    """
+    """How a model is run: `head` for log-probs in blocks of the vocabulary instead of from logits, and its layout."""
 
     head: bool = False
     layout: Layout = Layout()
 
 
 def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: Any) -> Shortcuts:
-    r"""See what a model's forward pass can do without.
+    r"""See what the forward pass of a policy or player can do without, as `tpaw_logits` and `tpaw_layout` allow.
 
     Args:
-        model: Policy or player: on its device and not wrapped yet; or in shards, wrapped or not.
+        model: On its device and not wrapped yet; or in shards, wrapped or not.
         training_args: LlamaFactory's, for autocast.
-        finetuning_args: LlamaFactory's, with `tpaw_logits` and `tpaw_layout`.
+        finetuning_args: LlamaFactory's.
 
     Raises:
         ConfigError: If padding changes the model's log-probs.
@@ -98,20 +94,17 @@ def _layout(trial: _Trial, asked: str) -> Layout:
     if asked == "shared":
         logger.warning_rank0_once(
             f"`tpaw_layout: shared` has no effect: {type(unwrap(trial.model)).__name__} with {attention} attention "
-            f"takes no mask that could hide responses from each other. Full attention with "
-            f"{' or '.join(MASKED_ATTENTION)} (`flash_attn: sdpa`) would."
+            "takes no mask that could hide responses from each other. Full attention with `flash_attn: sdpa` would."
         )
     return Layout()
 
 
 class _Trial:
-    r"""Compares ways to score the same few responses with a model.
-
-    Float32 weights are tried without autocast, too: its rounding would cover what a way gets wrong.
-    """
+    """Compares ways to score the same few responses with a model."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
         self.model, self.quantized = model, getattr(unwrap(model), "quantization_method", None)
+        # Without autocast, too, where that can be: its rounding would cover what a way gets wrong.
         exact = unwrap(model).dtype == torch.float32 and attention_of(model) not in PACKED_ATTENTION
         tokens = np.arange(TRIED_PROMPT + sum(TRIED_RESPONSES), dtype=np.int32) % text_config(model).vocab_size
         prompt, *responses = np.split(tokens, TRIED_PROMPT + np.cumsum([0, *TRIED_RESPONSES[:-1]]))
@@ -170,18 +163,24 @@ def _small_model_like(model: torch.nn.Module, training_args: Any) -> PreTrainedM
         text.layer_types = text.layer_types[: text.num_hidden_layers]
     kind = next(kind for kind in type(inner).__mro__ if not kind.__name__.startswith("FSDP"))
     devices = [training_args.device] if training_args.device.type == "cuda" else []
-    with unsharded(training_args), torch.random.fork_rng(devices), torch.device(training_args.device):
-        return kind._from_config(config, attn_implementation=attention_of(inner), dtype=inner.dtype)
+    zero = getattr(training_args, "hf_deepspeed_config", None)
+    unset_hf_deepspeed_config()  # or transformers would build shards of it
+    try:
+        with torch.random.fork_rng(devices), torch.device(training_args.device):
+            return kind._from_config(config, attn_implementation=attention_of(inner), dtype=inner.dtype)
+    finally:
+        if zero is not None:
+            set_hf_deepspeed_config(zero)
 
 
 def _sees_everything(model: PreTrainedModel) -> bool:
     """Whether one mask of ours can stand for those of all layers: no sliding windows, no other kinds of memory."""
     config = text_config(model)
     # ALiBi counts distances in the row, not by positions.
-    counts_distances = getattr(config, "alibi", False) or getattr(getattr(config, "attn_config", None), "alibi", False)
     return (
         attention_of(model) in MASKED_ATTENTION
-        and not counts_distances
+        and not getattr(config, "alibi", False)
+        and not getattr(getattr(config, "attn_config", None), "alibi", False)
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and not any(getattr(config, name, None) for name in WINDOWS)
     )

@@ -45,11 +45,11 @@ class IterationSetup(NamedTuple):
     def blocks(self) -> list[Block]:
         """All targets, and for each θ the responses it generated: what every player scores."""
         triplets = [*self.train, *self.held_out]
-        blocks = [Block("target", [each.prompt_ids for each in triplets], [each.target_ids for each in triplets])]
+        blocks = [Block("target", [(each.prompt_ids, each.target_ids) for each in triplets])]
         for iteration in sorted({triplet.iteration for triplet in triplets}):
-            part = [triplet for triplet in triplets if triplet.iteration == iteration]
+            pairs = [(each.prompt_ids, each.generated_ids) for each in triplets if each.iteration == iteration]
             name = "generated elsewhere" if iteration == FOREIGN else f"generated {iteration}"
-            blocks.append(Block(name, [each.prompt_ids for each in part], [each.generated_ids for each in part]))
+            blocks.append(Block(name, pairs))
         return blocks
 
 

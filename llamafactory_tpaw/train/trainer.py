@@ -16,7 +16,6 @@ from ..errors import TpawError
 from ..lf import facade
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
 from ..team.forward import disable_dropout, response_logps, rounding
-from ..team.processes import Processes
 from ..team.sharding import autocast_dtype
 from .metrics import FLIPPED, MetricBuffer, batch_metrics
 
@@ -87,7 +86,6 @@ class TpawTrainer(Trainer):
         self.player_names = list(player_names)
         self.online_team = online_team
         self.policy_moved = False
-        self.processes = Processes(self.args)
         self.shared_order: ShardedSampler | None = None
         self.add_callback(_Progress(self))
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
@@ -110,28 +108,28 @@ class TpawTrainer(Trainer):
         if grouped or strategy != "random":
             order = GroupSampler(
                 self.train_dataset,
-                self._train_batch_size * self.processes.count,
+                self._train_batch_size * self.args.world_size,
                 seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
                 grouped=grouped,
                 shuffle=strategy != "sequential",
                 by_length=strategy == "group_by_length",
             )
-        elif self.processes.count == 1:
+        elif self.args.world_size == 1:
             order = super()._get_train_sampler(*args, **kwargs)
         else:
             # What accelerate would make of the Trainer's own order, which it looks for only at the top.
             order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
-        if self.processes.count == 1:
+        if self.args.world_size == 1:
             return order
         drop_last = self.args.dataloader_drop_last
-        self.shared_order = ShardedSampler(order, self._train_batch_size, self.processes.count, drop_last=drop_last)
+        self.shared_order = ShardedSampler(order, self._train_batch_size, self.args.world_size, drop_last=drop_last)
         return self.shared_order
 
     def _get_eval_sampler(self, eval_dataset: TripletDataset) -> torch.utils.data.Sampler | None:
         """Keep the triplets of a prompt together."""
         order = GroupSampler(eval_dataset, shuffle=False)
-        alone = self.processes.count == 1
-        return order if alone else ShardedSampler(order, self.args.eval_batch_size, self.processes.count)
+        alone = self.args.world_size == 1
+        return order if alone else ShardedSampler(order, self.args.eval_batch_size, self.args.world_size)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[Any, Tensor]:
         """Collect the micro-batches of one step and count their triplets over all processes."""
@@ -199,7 +197,7 @@ class TpawTrainer(Trainer):
         loss = losses.mean()
         if num_items_in_batch is not None:
             # Gradients and logged losses are averaged over processes, so each one's share is scaled up.
-            loss = losses.sum() / num_items_in_batch * self.processes.count
+            loss = losses.sum() / num_items_in_batch * self.args.world_size
         return (loss, out) if return_outputs else loss
 
     def _player_logps(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -223,7 +221,7 @@ class TpawTrainer(Trainer):
         quantized = getattr(self.model, "quantization_method", None)
         allowed = rounding(autocast_dtype(self.args), quantized) * torch.maximum(policy.abs(), target.token_counts)
         apart = (policy - newest).abs()
-        worst = float(self.processes.largest((apart * (apart > allowed)).max()))
+        worst = float(self.accelerator.gather((apart * (apart > allowed)).max()).max())
         if worst > 0:
             raise TpawError(
                 f"Before the first update {self.player_names[-1]} and the policy are one model, but their log-probs "

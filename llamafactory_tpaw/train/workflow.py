@@ -17,7 +17,7 @@ from ..team.loading import load_policy, to_device
 from ..team.members import load_members
 from ..team.online import OnlineTeam
 from ..team.processes import Processes
-from ..team.scorer import Block, ScoreReport, TeamScorer
+from ..team.scorer import ScoreReport, TeamScorer
 from ..team.sharding import sharding_of
 from ..team.shortcuts import find_shortcuts
 from .manifest import CheckpointManifests, check_earlier_work, count_tokens, finish_manifest, start_manifest
@@ -98,9 +98,8 @@ def make_trainer(
     def dataset(triplets: list[Triplet]) -> TripletDataset:
         if online or not players or not triplets:
             return TripletDataset(triplets)
-        prompts = [triplet.prompt_ids for triplet in triplets]
-        targets = Block("target", prompts, [triplet.target_ids for triplet in triplets])
-        generated = Block("generated", prompts, [triplet.generated_ids for triplet in triplets])
+        targets = [(triplet.prompt_ids, triplet.target_ids) for triplet in triplets]
+        generated = [(triplet.prompt_ids, triplet.generated_ids) for triplet in triplets]
         return TripletDataset(triplets, scorer.lookup(players, targets), scorer.lookup(players, generated))
 
     train, held_out = dataset(setup.train), dataset(setup.held_out)

@@ -214,11 +214,8 @@ def test_sigterm_saves_the_step_it_came_in(killed_after_checkpoints: tuple[Proje
     assert "Scored 0 of 2 blocks" in output
 
 
-def test_half_written_checkpoints_are_set_aside(finished: tuple[Project, str]) -> None:
+def test_half_written_checkpoints_are_passed_over(finished: tuple[Project, str]) -> None:
     _, output = finished
-    for step in (42, 28):
-        assert f"saves/play_iter0/checkpoint-{step} was being written when the run was interrupted" in output
-    assert "checkpoint-14 was being written" not in output
     assert re.search(r"Resuming training from checkpoint with epoch 0 and global step 14\b", output)
 
 

@@ -110,7 +110,7 @@ def test_names_of_a_hub_and_other_preference_data(thetas: list[Path]) -> None:
         ("nothing", "nothing does not exist"),
         ("data", "data holds no tpaw.json"),
         ("saves/iter0/config.json", "config.json does not exist, or has no meta file beside it. Give an"),
-        ("saves/broken", "saves/broken/tpaw.json is damaged"),
+        ("saves/broken", "saves/broken/tpaw.json is not valid JSON"),
     ],
 )
 def test_places_without_lineage(thetas: list[Path], place: str, message: str) -> None:

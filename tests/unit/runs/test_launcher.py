@@ -63,14 +63,13 @@ def test_newest_checkpoint_is_resumed_by_number(output: Path) -> None:
     assert continue_in(output) == {"resume_from_checkpoint": str(output / "checkpoint-10")}
 
 
-def test_half_written_ones_are_removed(output: Path) -> None:
+def test_half_written_ones_are_passed_over(output: Path) -> None:
     kept = save_checkpoint(output, 2)
     cut, stateless, torn = (save_checkpoint(output, step) for step in (4, 6, 8))
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1])
     (stateless / "trainer_state.json").unlink()
     (torn / "trainer_state.json").write_text('{"epoch": 1')
     assert continue_in(output) == {"resume_from_checkpoint": str(kept)}
-    assert [path.name for path in output.iterdir()] == ["checkpoint-2"]
 
 
 def test_checkpoints_of_weights_only_are_kept_but_not_resumed(output: Path) -> None:

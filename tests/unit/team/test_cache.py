@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log-prob cache: keys, round trips, several processes, kills, and every check of what is on disk."""
+"""The log-prob cache: keys, round trips, several writers, and every check of what is on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import multiprocessing
-import signal
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +18,6 @@ from llamafactory_tpaw.team.cache import LogpCache, sequence_key
 
 
 NUMERICS = {"player": "a" * 64, "dtype": "float32", "schema": 1, "autocast": None}
-REPOSITORY = Path(__file__).parents[3]
 
 
 def key_of(number: int) -> bytes:
@@ -39,14 +34,6 @@ def filled(root: Path, numbers: range) -> LogpCache:
     cache.add([key_of(i) for i in numbers], [-i - 0.5 for i in numbers], [i + 1 for i in numbers])
     cache.flush()
     return cache
-
-
-def write_part(cache: LogpCache, tensors: dict[str, np.ndarray]) -> Path:
-    """Write a part whose name fits its content, whatever that is."""
-    content = save(tensors)
-    path = cache.folder / f"part-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
-    path.write_bytes(content)
-    return path
 
 
 def test_keys_are_of_the_content() -> None:
@@ -82,7 +69,7 @@ def test_what_is_on_disk(tmp_path: Path) -> None:
     assert LogpCache(tmp_path, dict(reversed(NUMERICS.items()))).load().missing([key_of(0)]) == []
 
 
-def test_other_processes_are_seen_when_the_cache_is_loaded_again(
+def test_other_writers_are_seen_when_the_cache_is_loaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = opened(tmp_path), opened(tmp_path)
@@ -115,8 +102,6 @@ def test_absent_is_an_error_and_never_a_default(tmp_path: Path) -> None:
     cache = filled(tmp_path, range(2))
     with pytest.raises(CacheError, match=f"lacks 1 of 2 sequences, the first {key_of(5).hex()}"):
         cache.lookup([key_of(0), key_of(5)], [1, 1])
-    with pytest.raises(CacheError, match="lacks 1 of 1"):
-        opened(tmp_path / "empty").lookup([key_of(0)], [1])
     with pytest.raises(CacheError, match=r"with 2 response tokens, but it has 3\. Delete this folder"):
         cache.lookup([key_of(1)], [3])
 
@@ -189,80 +174,14 @@ ONE = {"keys": np.ones((2, 32), np.uint8), "logps": np.full(2, -1, np.float32), 
     ("change", "message"),
     [
         ({"logps": np.array([-1.0, math.nan], np.float32)}, "row 1 is nan nats over 1 tokens"),
-        ({"logps": np.array([-1.0, 0.1], np.float32)}, "row 1 is 0.1"),
-        ({"tokens": np.array([-1, 1], np.int32)}, "row 0 is -1.0 nats over -1 tokens"),
-        ({"logps": np.array([-1.0], np.float32)}, "2 keys, 1 log-probs and 2 counts"),
         ({"logps": np.array([-1.0, -1.0], np.float64)}, "it holds"),
         ({"keys": np.zeros((2, 31), np.uint8)}, "it holds"),
         ({"more": np.zeros(2)}, "it holds"),
     ],
 )
-def test_impossible_content_is_refused_even_with_the_right_name(
-    tmp_path: Path, change: dict[str, np.ndarray], message: str
-) -> None:
-    cache = filled(tmp_path, range(3))
-    part = write_part(cache, ONE | change)
+def test_impossible_content_is_refused_even_with_the_right_name(tmp_path: Path, change: dict, message: str) -> None:
+    content = save(ONE | change)
+    part = filled(tmp_path, range(3)).folder / f"part-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+    part.write_bytes(content)
     with pytest.raises(CacheError, match=rf"{part.name} is damaged: {message}"):
         opened(tmp_path)
-
-
-def test_a_folder_of_other_or_no_numerics_is_refused(tmp_path: Path) -> None:
-    cache = filled(tmp_path, range(3))
-    other = LogpCache(tmp_path, NUMERICS | {"dtype": "bfloat16"})
-    other.folder.parent.mkdir(parents=True, exist_ok=True)
-    cache.folder.rename(other.folder)
-    other.add([key_of(0)], [-1.0], [1])
-    for attempt in (other.load, other.flush):
-        with pytest.raises(CacheError, match="is of other numerics than its folder's name"):
-            attempt()
-    for damage, said in ((lambda path: path.write_text("{"), "is not valid JSON"), (Path.unlink, "cannot be read")):
-        damage(other.folder / "numerics.json")
-        with pytest.raises(CacheError, match=rf"numerics\.json {said}"):
-            other.load()
-
-
-def score_in_process(root: str, first: int) -> None:
-    """Write 20 parts of 5 entries; neighbours share entries, and read each other's meanwhile."""
-    cache = opened(Path(root))
-    for part in range(20):
-        numbers = range(first + 5 * part, first + 5 * part + 5)
-        cache.add([key_of(i) for i in numbers], [-float(i) for i in numbers], list(numbers))
-        cache.flush()
-        if part % 5 == 0:
-            cache.load()
-
-
-def test_several_processes_write_one_cache(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=score_in_process, args=(str(tmp_path), first)) for first in (1, 51, 101, 51)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    cache = opened(tmp_path)
-    assert len(cache) == 200
-    assert cache.lookup([key_of(i) for i in range(1, 201)], range(1, 201)).tolist() == [-i for i in range(1, 201)]
-    assert not list(cache.folder.glob(".*"))
-
-
-def test_a_killed_writer_leaves_only_what_is_ignored(tmp_path: Path) -> None:
-    """A process killed between writing and renaming a part: earlier parts are whole, the rest is scored again."""
-    script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from tests.unit.team.test_cache import filled, key_of\n"
-        "cache = filled(Path(sys.argv[1]), range(3))\n"
-        "cache.add([key_of(9)], [-9.0], [9])\n"
-        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "cache.flush()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY, check=False)
-    assert done.returncode == -signal.SIGKILL
-    cache = opened(tmp_path)
-    assert len(list(cache.folder.glob(".part-*.tmp"))) == 1
-    assert len(cache) == 3
-    assert cache.missing([key_of(9)]) == [key_of(9)]
-    cache.add([key_of(9)], [-9.0], [9])
-    cache.flush()
-    assert len(opened(tmp_path)) == 4

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,7 +21,7 @@ from llamafactory_tpaw.team.processes import Processes
 
 def make(rank: int, count: int) -> Processes:
     ranks = {"world_size": count, "process_index": rank, "local_process_index": rank}
-    return Processes(SimpleNamespace(**ranks, device=torch.device("cpu"), ddp_timeout=1))
+    return Processes(SimpleNamespace(**ranks, ddp_timeout=1))
 
 
 def start(rank: int, folder: Path, count: int, work: Callable[[Processes, Path], None]) -> None:
@@ -47,8 +46,7 @@ def first_then_others(processes: Processes, folder: Path) -> None:
     (folder / f"arrived_{processes.rank}").touch()
     processes.meet()
     assert len(list(folder.glob("arrived_*"))) == processes.count
-    assert processes.as_first(np.array([processes.rank == 0, False])).tolist() == [True, False]
-    assert processes.largest(torch.tensor([1.0, processes.rank])).tolist() == [1.0, 2.0]
+    assert processes.as_first([processes.rank, b"key"]) == [0, b"key"]
 
 
 def the_first_fails(processes: Processes, folder: Path) -> None:
@@ -78,6 +76,4 @@ def test_one_process_waits_for_no_other() -> None:
     alone = make(0, 1)
     with alone.first_on_node():
         alone.meet()
-    marks = np.array([True, False])
-    assert alone.as_first(marks) is marks
-    assert float(alone.largest(torch.tensor(2.0))) == 2.0
+    assert alone.as_first([b"key"]) == [b"key"]
