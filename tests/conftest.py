@@ -42,7 +42,6 @@ GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options for what takes long."""
-    parser.addoption("--repeat", type=int, default=1, help="launches of each kind in tests/distributed")
     parser.addoption(
         "--every-parallelism", action="store_true", help="in tests/distributed also ZeRO-1, ZeRO-2, offload, Ray"
     )

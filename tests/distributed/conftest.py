@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The single process that all launches are held against, and what the launches found."""
+"""The single process that all launches are held against."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import pytest
 
 from tests.distributed.launches import settings_of
 from tests.runs import Project, Result
-
-
-FOUND = pytest.StashKey[dict[str, list[str]]]()
 
 
 @pytest.fixture(scope="session")
@@ -25,15 +22,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, played: tuple[Project, lis
     return project
 
 
-@pytest.fixture(scope="session")
-def found(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    """Lines for the summary by kind of training."""
-    return request.config.stash.setdefault(FOUND, {})
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say how far each launch was from the single process."""
-    for kind, lines in config.stash.get(FOUND, {}).items():
-        terminalreporter.write_line(f"{kind}: {len(lines)} launches")
-        for line in lines:
-            terminalreporter.write_line(f"  {line}")
+@pytest.fixture
+def every_parallelism(request: pytest.FixtureRequest) -> None:
+    """Skip what is launched only where it is asked for."""
+    if not request.config.getoption("every_parallelism"):
+        pytest.skip("with --every-parallelism")

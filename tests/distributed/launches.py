@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One iteration by several processes over gloo, and how far what it logged and saved is from a single process."""
+"""One iteration by several processes over gloo, held against a single process."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
@@ -89,56 +86,24 @@ def launch(project: Project, name: str, kind: str, **changes: Any) -> str:
     return result.output
 
 
-@dataclass
-class Apart:
-    """The largest differences to the single process."""
-
-    logged: dict[str, float] = field(default_factory=dict)
-    weights: float = 0.0
-    cached: float = 0.0
-
-    def __str__(self) -> str:
-        name, worst = max(self.logged.items(), key=lambda item: item[1])
-        return f"logged {worst:.1e} ({name}), weights {self.weights:.1e}, cached {self.cached:.1e}"
-
-
-def compare(project: Project, name: str, reference: str) -> Apart:
-    """Hold a run against another one: the same steps, keys, tensors and cached sequences."""
-    apart = Apart()
-    for step, expected in zip(_history(project, name), _history(project, reference), strict=True):
-        assert step.keys() == expected.keys()
-        for key, value in expected.items():
-            apart.logged[key] = max(apart.logged.get(key, 0.0), abs(step[key] - value))
-    one, other = (load_file(project.root / "saves" / run / "model.safetensors") for run in (name, reference))
+def hold_to_reference(project: Project, name: str) -> None:
+    """Assert that a run is the single process's within rounding: steps, keys, tensors and cached sequences."""
+    for step, expected in zip(_history(project, name), _history(project, "alone"), strict=True):
+        assert step == pytest.approx(expected, abs=TOLERANCE)
+    one, other = (load_file(project.root / "saves" / run / "model.safetensors") for run in (name, "alone"))
     assert one.keys() == other.keys()
-    apart.weights = max(float((one[key] - other[key]).abs().max()) for key in other)
-    one, other = (cached(project, run) for run in (name, reference))
-    assert one.keys() == other.keys()
-    apart.cached = max(abs(one[key] - value) / max(abs(value), 1.0) for key, value in other.items())
-    return apart
-
-
-def hold_to_reference(project: Project, name: str, kind: str, found: dict[str, list[str]]) -> None:
-    """Assert that a run is the single process's within rounding, and note how far it is."""
-    apart = compare(project, name, "alone")
-    found.setdefault(kind, []).append(str(apart))
-    assert max(apart.logged.values()) < TOLERANCE, apart
-    assert apart.weights < TOLERANCE
-    assert apart.cached < CACHED_TOLERANCE
+    assert max(float((one[key] - other[key]).abs().max()) for key in other) < TOLERANCE
+    assert cached(project, name) == pytest.approx(cached(project, "alone"), rel=CACHED_TOLERANCE, abs=CACHED_TOLERANCE)
 
 
 def cached(project: Project, name: str) -> dict[tuple[str, bytes], float]:
     """Every cached value of a run by its player and sequence."""
-    return {
-        (part.parent.name, key.tobytes()): float(logp)
-        for part in (project.root / f"saves/cache_{name}").rglob("part-*")
-        for key, logp in _entries(part)
-    }
-
-
-def _entries(part: Path) -> Iterator[tuple[np.ndarray, np.float32]]:
-    arrays = load_arrays(part)
-    return zip(arrays["keys"], arrays["logps"], strict=True)
+    found = {}
+    for part in (project.root / f"saves/cache_{name}").rglob("part-*"):
+        arrays = load_arrays(part)
+        for key, logp in zip(arrays["keys"], arrays["logps"], strict=True):
+            found[part.parent.name, key.tobytes()] = float(logp)
+    return found
 
 
 def _history(project: Project, name: str) -> list[dict[str, float]]:

@@ -46,26 +46,21 @@ with prepared(read_given(sys.argv[1:2]), sys.argv[1]) as plan_file:
 """
 
 
-def test_two_workers_train_as_one_process(
-    project: Project, found: dict[str, list[str]], request: pytest.FixtureRequest
-) -> None:
-    if not request.config.getoption("every_parallelism"):
-        pytest.skip("with --every-parallelism")
+@pytest.mark.usefixtures("every_parallelism")
+def test_two_workers_train_as_one_process(project: Project) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     (project.root / "driver.py").write_text(DRIVER)
-    for number in range(request.config.getoption("repeat")):
-        name = f"ray_{number}"
-        settings = settings_of(project, name) | {"per_device_train_batch_size": WHOLE_BATCH // PROCESSES}
-        file = project.write(f"{name}.yaml", settings)
-        # Ray's sockets need a short path.
-        with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
-            patient = {"RAY_raylet_start_wait_time_s": "300", "RAY_USAGE_STATS_ENABLED": "0"}
-            command = Started(project, sys.executable, "driver.py", file, folder, **patient)
-            try:
-                assert command.wait() == 0, command.output
-            finally:
-                command.stop()
-                command.leaves_nothing()
-        manifest = read_manifest(project.root / "saves" / name)
-        assert (manifest.status, manifest.hardware["processes"]) == ("finished", PROCESSES)
-        hold_to_reference(project, name, "ray", found)
+    settings = settings_of(project, "ray") | {"per_device_train_batch_size": WHOLE_BATCH // PROCESSES}
+    file = project.write("ray.yaml", settings)
+    # Ray's sockets need a short path.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        patient = {"RAY_raylet_start_wait_time_s": "300", "RAY_USAGE_STATS_ENABLED": "0"}
+        command = Started(project, sys.executable, "driver.py", file, folder, **patient)
+        try:
+            assert command.wait() == 0, command.output
+        finally:
+            command.stop()
+            command.leaves_nothing()
+    manifest = read_manifest(project.root / "saves/ray")
+    assert (manifest.status, manifest.hardware["processes"]) == ("finished", PROCESSES)
+    hold_to_reference(project, "ray")

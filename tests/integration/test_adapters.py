@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,92 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from llamafactory_tpaw.errors import DataError
-from llamafactory_tpaw.objectives import tpaw_loss
+from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
+from llamafactory_tpaw.arguments.start import Start
+from llamafactory_tpaw.data.layout import Row, lay_out
+from llamafactory_tpaw.errors import DataError, Findings
+from llamafactory_tpaw.lf import facade
+from llamafactory_tpaw.team.loading import load_policy
 from llamafactory_tpaw.team.manifest import read_manifest
-from tests.integration.adapters import RANK, merge, run_of, save_random_adapter, settings_of
+from llamafactory_tpaw.team.members import Member, load_encoder, load_team, member_of
+from llamafactory_tpaw.team.online import OnlineTeam
+from llamafactory_tpaw.team.players import Player
+from llamafactory_tpaw.team.scorer import TeamScorer
+from tests.integration.pairs import add_pairs, make_pairs
 from tests.runs import Project, Result
 
 
 pytestmark = pytest.mark.integration
 Played = tuple[Project, list[Result]]
+Train = Callable[..., list[dict[str, Any]]]
+RANK = 4
+# Far from the base, so that every player says something else.
+LORA: dict[str, Any] = {"finetuning_type": "lora", "lora_rank": RANK, "lora_target": "all", "learning_rate": 3e-2}
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True, "tpaw_reference": "online"},
+    "rslora": {"use_rslora": True},
+    "whole modules": {"additional_target": "lm_head"},
+    "whole modules, online": {"additional_target": "lm_head", "tpaw_reference": "online"},
+    "8 bits": {"quantization_bit": 8, "quantization_method": "bnb"},
+    "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+}
+# Of a log-prob of 8-bit weights as much is rounding.
+ROUNDING = {"8 bits": 0.02}
+REWARD_SCALE = 0.1
+
+
+def settings_of(
+    project: Project, iteration: int, *adapters: str, players: list[str], **changes: Any
+) -> dict[str, Any]:
+    """Settings of an iteration from the model with these adapters, and the players before it."""
+    policy = "+".join([str(project.model), *adapters])
+    return project.settings(
+        iteration,
+        **LORA
+        | {
+            "model_name_or_path": str(project.model),
+            "adapter_name_or_path": ",".join(adapters) or None,
+            "tpaw_players": ",".join([*players, policy]),
+        }
+        | changes,
+    )
+
+
+def run_of(project: Project, settings: dict[str, Any]) -> RunArguments:
+    """Parse settings as a command does, in the project's folder."""
+    os.chdir(project.root)
+    return parse_single_process(settings)
+
+
+def merge(model: Path, adapters: list[Path], folder: Path) -> Path:
+    """Save a model with adapters merged into it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    merged = AutoModelForCausalLM.from_pretrained(model)
+    for adapter in adapters:
+        merged = PeftModel.from_pretrained(merged, adapter).merge_and_unload()
+    merged.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def played_lora(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Project, list[Result]]:
+    """A run with LoRA of iterations 0, 1, 2: a new adapter, the same one continued, another one on it."""
+    project = Project(tmp_path_factory.mktemp("played_lora"), tiny_model)
+    model, first, second = str(tiny_model), "saves/play_iter0", "saves/play_iter1"
+    given = [
+        settings_of(project, 0, players=[]),
+        settings_of(project, 1, first, players=[model]),
+        settings_of(project, 2, second, players=[model, f"{model}+{first}"], create_new_adapter=True),
+    ]
+    results = [project.train(settings, name=f"iter{index}.yaml") for index, settings in enumerate(given)]
+    for result in results:
+        assert result.code == 0, result.output
+    return project, results
 
 
 @pytest.fixture(scope="module")
@@ -60,47 +138,23 @@ def test_rewards_are_zero_before_the_first_update(played_lora: Played) -> None:
         assert all(abs(first[f"rewards/target/theta_{other}"]) > 1e-2 for other in range(index))
 
 
-class Scores:
-    """Log-probs of some sequences under players that are opened one after the other."""
-
-    def __init__(self, run: Any, tokenizer: Any, rows: Any) -> None:
-        from llamafactory_tpaw.team.scorer import TeamScorer
-
-        self.scorer, self.rows = TeamScorer(run, tokenizer), rows
-
-    def of(self, members: list[Any]) -> torch.Tensor:
-        """Sums (S, J)."""
-        columns = []
-        for member, following in zip(members, [*members[1:], None], strict=True):
-            with self.scorer.players.open(member, following) as model:
-                shortcuts = self.scorer.shortcuts_of(model)
-                columns.append(self.scorer.score_rows(model, self.rows, shortcuts)[0].clone())
-        return torch.stack(columns, dim=1)
+def scores(run: RunArguments, tokenizer: Any, rows: list[Row], names: list[str]) -> torch.Tensor:
+    """Log-probs of the rows under players that are opened one after the other: (S, J)."""
+    scorer, columns, members = TeamScorer(run, tokenizer), [], members_of(run, names)
+    for member, following in zip(members, [*members[1:], None], strict=True):
+        with scorer.players.open(member, following) as model:
+            columns.append(scorer.score_rows(model, rows, scorer.shortcuts_of(model))[0].clone())
+    return torch.stack(columns, dim=1)
 
 
-def team_settings(project: Project, **changes: Any) -> dict[str, Any]:
-    """Iteration 3 of the played run: θ_1 to θ_3 play, the last two with adapters of their own."""
-    model, names = str(project.model), [f"saves/play_iter{index}" for index in range(3)]
-    players = [f"{model}+{names[0]}", f"{model}+{names[1]}"]
-    return settings_of(project, 3, *names[1:], players=[model, *players], **changes)
-
-
-def members_of(run: Any, names: list[str]) -> list[Any]:
-    from llamafactory_tpaw.arguments.start import Start
-    from llamafactory_tpaw.team.members import member_of
-    from llamafactory_tpaw.team.players import Player
-
-    start = Start(run.model.model_name_or_path)
-    store = Path(run.finetuning.tpaw_cache_dir)
-    chains = [start.parse(name) for name in names]
-    players = [Player(0, (model, *adapters)[-1], (model, *adapters)[:-1]) for model, adapters in chains]
-    return [member_of(player, run.model, store) for player in players]
+def members_of(run: RunArguments, names: list[str]) -> list[Member]:
+    chains = [(model, *adapters) for model, adapters in map(Start(run.model.model_name_or_path).parse, names)]
+    players = [Player(0, chain[-1], chain[:-1]) for chain in chains]
+    return [member_of(player, run.model, Path(run.finetuning.tpaw_cache_dir)) for player in players]
 
 
 @pytest.fixture
-def rows() -> Any:
-    from llamafactory_tpaw.data.layout import Row
-
+def rows() -> list[Row]:
     generator = np.random.default_rng(0)
     return [
         Row(generator.integers(5, 300, 9, dtype=np.int32), [generator.integers(5, 300, 12, dtype=np.int32)])
@@ -110,118 +164,52 @@ def rows() -> Any:
 
 @pytest.mark.parametrize("new_adapter", [False, True])
 def test_switched_players_say_what_whole_models_say(
-    played_lora: Played, merged: list[Path], rows: Any, new_adapter: bool, monkeypatch: pytest.MonkeyPatch
+    played_lora: Played, merged: list[Path], rows: list[Row], new_adapter: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llamafactory_tpaw.lf import facade
-    from llamafactory_tpaw.team.members import load_encoder
-
     project, _ = played_lora
-    run = run_of(project, team_settings(project, create_new_adapter=new_adapter))
     model, names = str(project.model), [f"saves/play_iter{index}" for index in range(3)]
     chains = [model, f"{model}+{names[0]}", f"{model}+{names[1]}", f"{model}+{names[1]}+{names[2]}"]
+    settings = settings_of(project, 3, *names[1:], players=chains[:3], create_new_adapter=new_adapter)
+    run = run_of(project, settings)
     loads, load_model = [], facade.load_model
     monkeypatch.setattr(facade, "load_model", lambda *args: loads.append(args) or load_model(*args))
     tokenizer, _, _ = load_encoder(run)
-    scores = Scores(run, tokenizer, rows)
-    switched = scores.of(members_of(run, chains))
-    assert len(loads) == (2 if new_adapter else 1), "adapters are switched on one model as far as it serves"
-    whole = scores.of(members_of(run, [str(folder) for folder in merged]))
+    switched = scores(run, tokenizer, rows, chains)
+    assert len(loads) == (4 if new_adapter else 2), "adapters are switched on one model where it is the same"
+    whole = scores(run, tokenizer, rows, [str(folder) for folder in merged])
     assert torch.allclose(switched, whole, rtol=1e-5, atol=1e-4)
-    again = scores.of(members_of(run, [chains[2], chains[0], chains[1]]))
+    again = scores(run, tokenizer, rows, [chains[2], chains[0], chains[1]])
     assert torch.allclose(again, switched[:, [2, 0, 1]], rtol=1e-5, atol=1e-4), "in any order"
-    for one in range(4):
-        for other in range(one):
-            assert (switched[:, one] - switched[:, other]).abs().min() > 1e-2, "all players differ"
-    losses = [tpaw_loss(team[::2, 3], team[1::2, 3], team[::2, :3], team[1::2, :3]).loss for team in (switched, whole)]
-    assert losses[0] == pytest.approx(losses[1].item(), abs=1e-4)
+    for one, other in itertools.combinations(range(4), 2):
+        assert (switched[:, one] - switched[:, other]).abs().min() > 1e-2, "all players differ"
 
 
-def test_players_on_the_policys_model(played_lora: Played, rows: Any, tmp_path: Path) -> None:
+def test_players_on_the_policys_model(played_lora: Played, rows: list[Row], tmp_path: Path) -> None:
     """Three adapter players take no more memory than their adapters, and leave the policy as it was."""
-    from peft import PeftModel
-
-    from llamafactory_tpaw.data.layout import lay_out
-    from llamafactory_tpaw.team.loading import load_policy
-    from llamafactory_tpaw.team.members import load_encoder
-    from llamafactory_tpaw.team.online import OnlineTeam
-    from llamafactory_tpaw.team.scorer import TeamScorer
-
     project, _ = played_lora
     model, names = str(project.model), [f"saves/play_iter{index}" for index in range(2)]
-    settings = settings_of(project, 2, names[1], players=[model, f"{model}+{names[0]}"])
-    run = run_of(project, settings)
+    chains = [model, f"{model}+{names[0]}", f"{model}+{names[1]}"]
+    run = run_of(project, settings_of(project, 2, names[1], players=chains[:2]))
     tokenizer, _, _ = load_encoder(run)
-    scorer = TeamScorer(run, tokenizer)
-    team = members_of(run, [model, f"{model}+{names[0]}", f"{model}+{names[1]}"])
-    policy = load_policy(run, tokenizer)
-    alone, trained = _bytes(policy), _trained(policy)
-    online = OnlineTeam(scorer, team, policy, team[-1])
+    team, policy = members_of(run, chains), load_policy(run, tokenizer)
+    alone = sum(weight.nbytes for weight in policy.parameters())
+    trained = {name: weight.nbytes for name, weight in policy.named_parameters() if weight.requires_grad}
+    online = OnlineTeam(TeamScorer(run, tokenizer), team, policy, team[-1])
     assert all(model is policy for model, _ in online.players)
-    adapter = sum(weight.nbytes for weight in trained.values())
-    assert _bytes(policy) == alone + 2 * adapter, "the model itself plays with its adapter off"
+    held = sum(weight.nbytes for weight in policy.parameters())
+    assert held == alone + 2 * sum(trained.values()), "the model itself plays with its adapter off"
     policy.train()
-    batch = lay_out(rows, pad_token_id=0)
-    scores = online.score(batch)
-    expected = Scores(run, tokenizer, rows).of(team)
-    assert torch.allclose(scores, expected, rtol=1e-5, atol=1e-4)
+    found = online.score(lay_out(rows, pad_token_id=0))
+    assert torch.allclose(found, scores(run, tokenizer, rows, chains), rtol=1e-5, atol=1e-4)
     assert policy.training
-    assert _trained(policy).keys() == trained.keys(), "only the policy's own adapter is trained"
+    still = [name for name, weight in policy.named_parameters() if weight.requires_grad]
+    assert still == [*trained], "only the policy's own adapter is trained"
     assert policy.active_adapter == "default"
     policy.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [], "players are not saved with it"
-    assert isinstance(policy, PeftModel)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()], "players are not saved with it"
 
 
-KINDS = {
-    "dora": {"use_dora": True},
-    "rslora": {"use_rslora": True},
-    "whole modules": {"modules_to_save": ["lm_head"]},
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_kinds_of_adapters(played_lora: Played, rows: Any, tmp_path: Path, kind: str) -> None:
-    """Opened one after the other, on the policy's model, or merged: each adapter makes one player."""
-    from llamafactory_tpaw.data.layout import lay_out
-    from llamafactory_tpaw.team.loading import load_policy
-    from llamafactory_tpaw.team.members import load_encoder
-    from llamafactory_tpaw.team.online import OnlineTeam
-    from llamafactory_tpaw.team.scorer import TeamScorer
-
-    project, _ = played_lora
-    model, first = str(project.model), "saves/play_iter0"
-    adapter = save_random_adapter(project.model, tmp_path / "adapter", **KINDS[kind])
-    run = run_of(project, settings_of(project, 1, first, players=[model]))
-    tokenizer, _, _ = load_encoder(run)
-    names = [model, f"{model}+{adapter}", f"{model}+{first}"]
-    whole = [
-        merge(project.model, [adapter], tmp_path / "merged"),
-        merge(project.model, [project.root / first], tmp_path / "0"),
-    ]
-    team = members_of(run, names)
-    expected = Scores(run, tokenizer, rows).of(members_of(run, [model, *map(str, whole)]))
-    assert torch.allclose(Scores(run, tokenizer, rows).of(team), expected, rtol=1e-5, atol=1e-4)
-    assert (expected[:, 1] - expected[:, 0]).abs().min() > 1e-2
-    policy = load_policy(run, tokenizer)
-    online = OnlineTeam(TeamScorer(run, tokenizer), team, policy, team[-1])
-    for _ in range(2):
-        assert torch.allclose(online.score(lay_out(rows, pad_token_id=0)), expected, rtol=1e-5, atol=1e-4)
-
-
-def _bytes(model: torch.nn.Module) -> int:
-    storages = {
-        weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in model.parameters()
-    }
-    return sum(storages.values())
-
-
-def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def test_online_and_cached_players_give_one_loss(
-    played_lora: Played, train_here: Callable[..., list[dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_online_and_cached_players_give_one_loss(played_lora: Played, train_here: Train, tmp_path: Path) -> None:
     project, _ = played_lora
     model, names = str(project.model), [f"saves/play_iter{index}" for index in range(2)]
     players = [model, f"{model}+{names[0]}"]
@@ -237,10 +225,8 @@ def test_online_and_cached_players_give_one_loss(
 
 
 def test_a_new_adapter_begins_alike_whether_players_were_scored_or_not(
-    played_lora: Played, train_here: Callable[..., list[dict[str, Any]]], tmp_path: Path
+    played_lora: Played, train_here: Train, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
     project, _ = played_lora
     results = []
     for turn in range(2):
@@ -260,9 +246,6 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_an_adapter_put_on_what_it_was_not_trained_on_is_refused(played_lora: Played) -> None:
-    from llamafactory_tpaw.errors import Findings
-    from llamafactory_tpaw.team.members import load_team
-
     project, _ = played_lora
     model, names = str(project.model), [f"saves/play_iter{index}" for index in range(3)]
     settings = settings_of(project, 3, names[2], players=[model, f"{model}+{names[0]}", f"{model}+{names[1]}"])
@@ -271,3 +254,35 @@ def test_an_adapter_put_on_what_it_was_not_trained_on_is_refused(played_lora: Pl
     (problem,) = caught.value.problems
     assert "theta_3: saves/play_iter2 was trained on" in problem
     assert problem.endswith("saves/play_iter1+saves/play_iter2`.")
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Project:
+    project = Project(tmp_path, tiny_model)
+    for index in range(2):
+        add_pairs(project, f"pairs{index}", make_pairs(8, seed=index))
+    return project
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_iterations(project: Project, train_here: Train, kind: str) -> None:
+    if kind == "8 bits":
+        pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+    model, first, second = str(project.model), "saves/play_iter0", "saves/play_iter1"
+    common = dict.fromkeys(("tpaw_prompts", "temperature", "top_p", "top_k", "max_new_tokens")) | KINDS[kind]
+    given = [
+        settings_of(project, 0, players=[], dataset="pairs0", **common),
+        settings_of(project, 1, first, players=[model], dataset="pairs0,pairs1", **common),
+    ]
+    if kind == "freeze":
+        start = {"model_name_or_path": first, "adapter_name_or_path": None, "tpaw_players": f"{model},{first}"}
+        given[1] = {key: value for key, value in (given[1] | start).items() if value is not None}
+    for settings in given:
+        history = train_here(project, settings)
+        assert all(math.isfinite(entry["loss"]) for entry in history)
+    rounding = ROUNDING.get(kind, 1e-5) * REWARD_SCALE * abs(history[0]["logps/target"])
+    assert abs(history[0]["rewards/target/theta_1"]) <= rounding, "theta_1 is what is trained"
+    assert abs(history[0]["rewards/target/theta_0"]) > 0.5 > 2 * rounding, "theta_0 is another one"
+    manifest = read_manifest(project.root / second)
+    assert manifest.players[1]["fingerprint"] == read_manifest(project.root / first).result["fingerprint"]
+    assert len({player["fingerprint"] for player in manifest.players}) == 2
