@@ -12,7 +12,6 @@ from ..errors import EXIT_CODES, ConfigError, EnvironmentProblem, Findings
 from ..lf.failures import explained
 from ..lf.given import read_given
 from ..team.members import Member, check_tokenizers, load_encoder
-from ..team.players import team_of
 from .checks import check_engine, check_rounds, check_sample
 from .estimates import Sample, check_disk, estimate_hours, estimate_memory, readable_bytes, take_sample
 from .launcher import refuse_start
@@ -114,7 +113,7 @@ def _look(
 def _read_data(run: RunArguments, plan: Plan, findings: Findings) -> Sample:
     encoder = load_encoder(run)[2]
     # The team's checkpoints that are folders here; a hub's are not fetched for this.
-    team = [player for player in team_of(plan.players, plan.tpaw_args.rounds_played) if player.is_local]
+    team = [player for player in plan.players[-plan.tpaw_args.rounds_played :] if player.is_local]
     members = [Member(each, Path(each.base), "", tuple(map(Path, each.parts[1:]))) for each in team]
     with findings.note():
         check_tokenizers(members, run, encoder)

@@ -31,7 +31,7 @@ from ..team.checkpoint import check_checkpoint_complete, is_pruned
 from ..team.fingerprint import chain_fingerprints, hash_weights, identity
 from ..team.manifest import MANIFEST, Manifest, read_manifest
 from ..team.members import opponent_fingerprint
-from ..team.players import Player, list_players, player_problems, team_of
+from ..team.players import Player, list_players, player_problems
 
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:
         if reliable and given.get("model_name_or_path"):
             with findings.note():
                 plan = dataclasses.replace(plan, players=list_players(args, Start.of(given)))
-                findings.refuse(DataError, player_problems(team_of(plan.players, args.rounds_played), expected))
+                findings.refuse(DataError, player_problems(plan.players[-args.rounds_played :], expected))
         findings.refuse(ConfigError, _output_problems(plan))
         findings.refuse(EnvironmentProblem, _folder_problems(given))
         if reliable and given.get("dataset"):
@@ -351,7 +351,7 @@ def _different_checkpoints(manifest: Manifest, plan: Plan) -> list[str]:
     differing += _different_opponent(manifest, plan)
     if manifest.objective != "tpaw":
         return differing
-    asked = team_of(list_players(plan.tpaw_args, start), plan.tpaw_args.tpaw_team_size)
+    asked = list_players(plan.tpaw_args, start)[-plan.tpaw_args.tpaw_team_size :]
     # The newest player is θ_t; another number of players comes with another `tpaw_iteration` or `tpaw_team_size`.
     for recorded, player in zip(manifest.players[:-1], asked[:-1], strict=False):
         differing += _difference("tpaw_players", recorded, player.parts, plan)

@@ -23,7 +23,7 @@ from ..lf.logs import get_logger
 from ..report.collect import read_accuracies
 from ..team.checkpoint import mark_pruned
 from ..team.manifest import MANIFEST, Manifest, now, read_manifest
-from ..team.players import Player, list_players, team_of
+from ..team.players import Player, list_players
 from .estimates import readable_bytes
 
 
@@ -64,9 +64,7 @@ def prune(given: Mapping[str, Any], run_file: str = "") -> int:
     players = list_players(tpaw_args, Start.of(given))
     run = {player.theta: Path(player.path) for player in players[1:] if _holds(player)}
     # θ_0, and the team of the iteration that has just finished: all that the next one needs, and to repeat it.
-    kept = _parts([players[0]], "theta_0") | _parts(
-        team_of(players, tpaw_args.rounds_played), "a player of this iteration"
-    )
+    kept = _parts([players[0]], "theta_0") | _parts(players[-tpaw_args.rounds_played :], "a player of this iteration")
     kept |= _best([*run.values(), folder])
     kept |= _named_elsewhere({folder.resolve(), *(path.resolve() for path in run.values())}, folder)
     kept |= _in_run_files(Path(run_file)) if run_file else {}
@@ -148,7 +146,7 @@ def _names_in(given: Mapping[str, Any]) -> Iterator[str]:
             yield from filter(None, (part.strip() for part in name.split("+")))
     if given.get("stage") == "tpaw":
         tpaw_args, _ = read_tpaw_args(given)
-        for player in team_of(list_players(tpaw_args, Start.of(given)), tpaw_args.rounds_played):
+        for player in list_players(tpaw_args, Start.of(given))[-tpaw_args.rounds_played :]:
             yield from player.parts
 
 

@@ -77,11 +77,7 @@ class LogpCache:
         return len(self._index.keys)
 
     def load(self) -> LogpCache:
-        r"""Read and check the parts that were not read yet, also those that other processes wrote.
-
-        Raises:
-            CacheError: If a part is damaged or two disagree.
-        """
+        """Read and check the parts that were not read yet, also those that other processes wrote."""
         fresh = sorted({path.name for path in self.folder.glob("part-*.safetensors")} - self._parts)
         if fresh:
             self._index = self._merged([self._index, *(_read_part(self.folder / part) for part in fresh)])
@@ -93,25 +89,13 @@ class LogpCache:
         found, _ = self._find(keys)
         return list(dict.fromkeys(keys[row] for row in np.flatnonzero(~found)))
 
-    def lookup(self, keys: Sequence[bytes], tokens: Sequence[int]) -> NDArray[np.float32]:
-        r"""Return the log-probs of sequences in nats, shape (n,), in the order of `keys`.
-
-        Raises:
-            CacheError: If any is absent or sums another number of tokens than `tokens` says.
-        """
+    def lookup(self, keys: Sequence[bytes]) -> NDArray[np.float32]:
+        """Return the log-probs of sequences in nats, (n,), in the order of `keys`; one that is absent is an error."""
         found, places = self._find(keys)
         if not found.all():
             raise CacheError(
                 f"{self.folder} lacks {int((~found).sum())} of {len(keys)} sequences, the first "
                 f"{keys[int(np.argmin(found))].hex()}. Score them before they are used."
-            )
-        counts = self._index.tokens[places]
-        wrong = np.flatnonzero(counts != np.asarray(tokens))
-        if len(wrong):
-            row = int(wrong[0])
-            raise CacheError(
-                f"{self.folder} has sequence {keys[row].hex()} with {counts[row]} response tokens, but it has "
-                f"{tokens[row]}. Delete this folder; its sequences are then scored again."
             )
         return self._index.logps[places]
 
@@ -125,11 +109,7 @@ class LogpCache:
         self._pending.append(_check(_entries(keys, logps, tokens)))
 
     def flush(self) -> Path | None:
-        r"""Write the buffered entries as one part and return its path; None where nothing is buffered.
-
-        Raises:
-            CacheError: If an entry that is there already disagrees.
-        """
+        """Write the buffered entries as one part and return its path; None where nothing is buffered."""
         if not self._pending:
             return None
         entries = self._merged(self._pending)

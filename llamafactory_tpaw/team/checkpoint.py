@@ -48,11 +48,7 @@ def check_checkpoint_complete(folder: Path) -> list[str]:
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    r"""Return the files that transformers would load as a checkpoint's weights: all tensors, or an index and shards.
-
-    Raises:
-        DataError: If there is none, or an index is damaged.
-    """
+    """Return the files that transformers would load as a checkpoint's weights: all tensors, or an index and shards."""
     if not folder.is_dir():
         kind = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {kind}. Give the folder of a saved checkpoint.")
@@ -80,11 +76,7 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def read_tensors(folder: Path) -> list[Tensor]:
-    r"""Read which tensors a checkpoint holds, from the headers of its files, and check that they are all there.
-
-    Raises:
-        DataError: If weights are absent, damaged or cut off.
-    """
+    """Read which tensors a checkpoint holds, from the headers of its files, and check that they are all there."""
     paths = weight_paths(folder)
     tensors = [tensor for path in paths if path.name != MODEL_INDEX for tensor in read_header(path)]
     if paths[0].name == MODEL_INDEX:
@@ -98,11 +90,7 @@ def read_tensors(folder: Path) -> list[Tensor]:
 
 
 def read_header(path: Path) -> list[Tensor]:
-    r"""Read which tensors a safetensors file holds, and check that it ends where the last of them does.
-
-    Raises:
-        DataError: If it cannot be read, is cut off or no safetensors file.
-    """
+    """Read which tensors a safetensors file holds, and check that it ends where the last of them does."""
     try:
         with open(path, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size

@@ -20,8 +20,6 @@ from .sharding import precision_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from transformers import PreTrainedModel
-
     from ..arguments.parsed import RunArguments
 
 # How far two scores of one sequence may be apart in batches of different shapes, by autocast dtype: a share of the
@@ -35,18 +33,14 @@ MODEL_INPUTS = ("input_ids", "position_ids")
 
 
 def response_logps(
-    model: nn.Module,
-    batch: Mapping[str, Tensor],
-    context: contextlib.AbstractContextManager | None = None,
-    *,
-    head: bool = False,
+    model: nn.Module, batch: Mapping[str, Tensor], dtype: torch.dtype | None = None, *, head: bool = False
 ) -> SequenceLogps:
     r"""Score the responses of a batch.
 
     Args:
         model: Policy or player; what it returns may be in any dtype.
         batch: What `lay_out` or `pack` return: N rows with S responses.
-        context: Entered around the model alone: autocast for players; the policy's Trainer brings its own.
+        dtype: Of autocast around a player; the policy's Trainer brings its own.
         head: Whether the model's head is replaced by `response_head`; otherwise its logits are taken.
 
     Returns:
@@ -55,7 +49,8 @@ def response_logps(
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     if "segments" in batch:
         inputs["attention_mask"] = segment_mask(batch["segments"], attention_of(model), unwrap(model).dtype)
-    with context or contextlib.nullcontext(), response_head(model, batch) if head else contextlib.nullcontext():
+    autocast = torch.autocast(batch["input_ids"].device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+    with autocast, response_head(model, batch) if head else contextlib.nullcontext():
         logits = model(**inputs, use_cache=False).logits
     token_logps = logits if head else logits_at(logits, batch["response_places"], batch["response_tokens"])
     # Each sum runs over its own tokens only, so that neighbours and padding change no bit of it.
@@ -147,20 +142,6 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if ("drop" in name or name in ROUTING_NOISE) and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a loaded checkpoint a player: no gradients, no dropout, no recomputation."""
-    model.requires_grad_(False)
-    if getattr(model, "is_gradient_checkpointing", False):
-        model.gradient_checkpointing_disable()
-    disable_dropout(model)
-    return model.eval()
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
-    """The autocast that accelerate wraps around the policy, for a player."""
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def rounding(dtype: torch.dtype | None, quantized: object) -> float:

@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from ..arguments.start import Start
 from ..lf import facade
-from .forward import freeze
+from .forward import disable_dropout
 from .sharding import precision_of, sharding_of
 
 
@@ -94,7 +94,10 @@ class PlayerLoader:
             del held
             facade.torch_gc()
             model = self._load(stack)
-        model = freeze(model)
+        model.requires_grad_(False)
+        if getattr(model, "is_gradient_checkpointing", False):
+            model.gradient_checkpointing_disable()
+        disable_dropout(model.eval())
         if sharding_of(self.run.training):
             return model
         dtype = precision_of(self.run).weights

@@ -84,11 +84,7 @@ class Manifest:
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:
-    r"""Read a folder's `tpaw.json`; None where it has none.
-
-    Raises:
-        DataError: If it cannot be read or is of another schema.
-    """
+    """Read a folder's `tpaw.json`, None where it has none; a damaged one is a `DataError`."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         return None

@@ -17,8 +17,8 @@ from ..errors import ConfigError, DataError, Findings
 from ..lf import facade
 from .checkpoint import check_checkpoint_complete
 from .fingerprint import chain_fingerprints, fingerprint_checkpoint
-from .manifest import MANIFEST, Manifest, read_manifest
-from .players import Player, lineage_problems, list_players, player_problems, team_of
+from .manifest import MANIFEST, read_manifest
+from .players import Player, lineage_problems, list_players, player_problems
 
 
 if TYPE_CHECKING:
@@ -106,13 +106,12 @@ def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
 def load_members(run: RunArguments) -> tuple[list[Member], Member]:
     """Find the weights of the team, oldest first and empty for T-SPIN, and of θ_t: (team, θ_t)."""
     players = list_players(run.finetuning, Start.of(vars(run.model) | vars(run.finetuning)))
-    team = [] if run.finetuning.tpaw_objective == "tspin" else team_of(players, run.finetuning.tpaw_team_size)
-    needed = team or players[-1:]
+    needed = players[-run.finetuning.rounds_played :]
     problems = player_problems(needed)
     if problems:
         raise DataError(problems)
     members = [member_of(player, run.model, Path(run.finetuning.tpaw_cache_dir)) for player in needed]
-    return (members if team else []), members[-1]
+    return ([] if run.finetuning.tpaw_objective == "tspin" else members), members[-1]
 
 
 def member_of(player: Player, model_args: Any, store: Path) -> Member:
@@ -131,7 +130,13 @@ def check_parents(members: Sequence[Member]) -> None:
     for member, manifest in zip(members, manifests, strict=True):
         # A checkpoint that training saved on its way has no result.
         if manifest is not None and manifest.result.get("fingerprint", member.fingerprint) != member.fingerprint:
-            problems.append(_changed(member, manifest))
+            player, below = member.player, manifest.result.get("below", ())
+            was = "+".join([*(os.path.normpath(member.home / part["path"]) for part in below), player.path])
+            problems.append(
+                f"{player.name} ({player.path}) has fingerprint {member.fingerprint[:12]}, but its {MANIFEST} says "
+                f"{manifest.result['fingerprint'][:12]}: its weights were changed after the iteration, or are put on "
+                f"others. Restore `{was}`, or repeat iteration {manifest.iteration} with `overwrite_output_dir: true`."
+            )
     for (parent, _), (child, manifest) in itertools.pairwise(zip(members, manifests, strict=True)):
         if manifest is not None and manifest.policy["fingerprint"] != parent.fingerprint:
             problems.append(
@@ -141,23 +146,6 @@ def check_parents(members: Sequence[Member]) -> None:
             )
     if problems:
         raise DataError(problems)
-
-
-def _changed(member: Member, manifest: Manifest) -> str:
-    """Say that a player is another one than its iteration saved, or is put on something else."""
-    player, below = member.player, manifest.result.get("below")
-    if below and below[-1]["fingerprint"] != (member.below or ("",))[-1]:
-        was = "+".join(os.path.normpath(member.home / part["path"]) for part in below)
-        return (
-            f"{player.name}: {player.path} was trained on {was} with fingerprint {below[-1]['fingerprint'][:12]} (its "
-            f"{MANIFEST} says so), but is put on {'+'.join(player.below)}. Write the player as it was trained, the "
-            f"model and its adapters in order: `{was}+{player.path}`."
-        )
-    return (
-        f"{player.name} ({player.path}) has fingerprint {member.fingerprint[:12]}, but its {MANIFEST} says "
-        f"{manifest.result['fingerprint'][:12]}: the weights were changed after the iteration. Restore them, or "
-        f"repeat iteration {manifest.iteration} with `overwrite_output_dir: true`."
-    )
 
 
 def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: TurnEncoder) -> None:
@@ -216,11 +204,6 @@ def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
 
 def load_opponent(run: RunArguments, policy: Member, encoder: TurnEncoder) -> Member | None:
     r"""Find the weights of `tpaw_opponent_model`; None where the run names none, or one that only a server has.
-
-    Args:
-        run: The run's arguments.
-        policy: θ_t.
-        encoder: Its tokenizer and template.
 
     Raises:
         DataError: If it is not there or damaged, or reads text as other tokens than θ_t where it is sent tokens.

@@ -61,7 +61,7 @@ class OnlineTeam:
         scores = []
         for (model, turn), head in zip(self.players, self.heads, strict=True):
             with turn():
-                scores.append(response_logps(model, batch, self.scorer.autocast(), head=head).sums)
+                scores.append(response_logps(model, batch, self.scorer.precision.autocast, head=head).sums)
         return torch.stack(scores, dim=1)
 
 

@@ -137,11 +137,6 @@ def list_players(tpaw_args: Any, start: Start) -> list[Player]:
     return [Player(theta, chain[-1], chain[:-1]) for theta, chain in enumerate(chains, iteration + 1 - len(chains))]
 
 
-def team_of(players: Sequence[Player], team_size: int) -> list[Player]:
-    """The newest `team_size` players, oldest first."""
-    return list(players[-team_size:])
-
-
 def player_problems(players: Sequence[Player], expected: Collection[Path] = ()) -> list[str]:
     r"""Check local checkpoints, oldest first, without reading weights: complete, finished, in the right order.
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +16,7 @@ from ..errors import CacheError, EnvironmentProblem
 from ..lf.logs import get_logger
 from .cache import LogpCache, sequence_key
 from .fingerprint import config_digest
-from .forward import autocast, numerics, response_logps, rounding
+from .forward import numerics, response_logps, rounding
 from .loading import PlayerLoader
 from .processes import Processes
 from .sharding import autocast_dtype, precision_of, shard, sharding_of
@@ -134,8 +133,8 @@ class TeamScorer:
 
     def lookup(self, team: Sequence[Member], pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Read the log-probs of n responses to prompts from the caches: (n, J) in nats, players oldest first."""
-        keys, tokens = [sequence_key(*pair) for pair in pairs], [len(response) for _, response in pairs]
-        return np.stack([self.cache_of(member).lookup(keys, tokens) for member in team], axis=1)
+        keys = [sequence_key(*pair) for pair in pairs]
+        return np.stack([self.cache_of(member).lookup(keys) for member in team], axis=1)
 
     def _wait_until_seen(self, cache: LogpCache, names: Sequence[bytes]) -> None:
         """Shared file systems show what another machine wrote a little later."""
@@ -198,22 +197,14 @@ class TeamScorer:
         batch = {name: value.to(self.device) for name, value in laid_out.items()}
         # Shards that are gathered in inference mode could not be used outside of it.
         with torch.no_grad() if self.sharding else torch.inference_mode():
-            return response_logps(model, batch, self.autocast(), head=shortcuts.head)
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """What is entered around a player's forward pass."""
-        return autocast(self.device, self.precision.autocast)
+            return response_logps(model, batch, self.precision.autocast, head=shortcuts.head)
 
 
 def plan_score_batches(todo: Todo, batch_tokens: int, layout: Layout) -> list[Batch]:
     r"""Put rows of like length together, longest first, each with the keys of its responses.
 
-    Rows with several responses are not mixed with others, which need no mask.
-
-    Args:
-        todo: Prompt and response of each sequence by its key.
-        batch_tokens: Most tokens of a batch, padding included; a larger row is a batch by itself.
-        layout: How the model takes batches.
+    A batch has at most `batch_tokens`, padding included, or one row. Rows with several responses are not mixed with
+    others, which need no mask.
     """
     by_prompt: dict[bytes, tuple[np.ndarray, list[bytes]]] = {}
     for key, (prompt, _) in todo.items():

@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from ..data.layout import Layout, Row, lay_out, pack, separate
 from ..errors import ConfigError
 from ..lf.logs import get_logger
-from .forward import attention_of, autocast, response_logps, rounding, text_config, unwrap
+from .forward import attention_of, response_logps, rounding, text_config, unwrap
 from .sharding import autocast_dtype, sharding_of
 
 
@@ -118,9 +118,8 @@ class _Trial:
     ) -> torch.Tensor:
         """Score the responses under autocast to a dtype: (S,) in nats."""
         batch = pack(rows) if packed else lay_out(rows, pad_token_id=0, pad_to_multiple_of=width)
-        device = self.model.device
-        batch = {name: value.to(device) for name, value in batch.items()}
-        return response_logps(self.model, batch, autocast(device, dtype), head=head).sums
+        batch = {name: value.to(self.model.device) for name, value in batch.items()}
+        return response_logps(self.model, batch, dtype, head=head).sums
 
     def difference(self, rows: Sequence[Row], **way: Any) -> float:
         """How far the log-probs of the first rows are off when they are scored another way, in nats; 0 in rounding."""

@@ -34,11 +34,7 @@ logger = get_logger(__name__)
 
 
 def check_earlier_work(run: RunArguments, setup: IterationSetup) -> None:
-    r"""See that an iteration which continues is trained on the same data to its end.
-
-    Raises:
-        DataError: If the triplets are not those with which it was begun.
-    """
+    """Refuse to continue an iteration whose triplets are not those with which it was begun."""
     continues = run.training.do_train and run.training.resume_from_checkpoint
     earlier = read_manifest(run.training.output_dir) if continues else None
     if earlier is None:
@@ -135,7 +131,7 @@ class CheckpointManifests(TrainerCallback):
         self.manifest = manifest
         self.begun = time.monotonic()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self.begun = time.monotonic()
 

@@ -31,17 +31,9 @@ def batch_metrics(
     generated: SequenceLogps,
     batch: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    r"""Describe a batch of B triplets: log-probs in nats, lengths in tokens, rewards of all players and of each.
+    r"""Describe a batch of B triplets: log-probs in nats, lengths in tokens, rewards of all players and of each, (B,).
 
-    Args:
-        out: What the objective returned.
-        names: Names of the J players, oldest first; none under T-SPIN, whose rewards are those of the policy alone.
-        target: Log-probs of the targets.
-        generated: The same of the generated responses.
-        batch: What the collator made.
-
-    Returns:
-        One value a triplet, (B,), for each key.
+    T-SPIN has no names of players: its rewards are those of the policy alone.
     """
     margins = out.target_rewards - out.generated_rewards
     rewards = {

@@ -26,21 +26,13 @@ logger = get_logger(__name__)
 
 
 class IterationSetup(NamedTuple):
-    """What `load_setup` found.
-
-    Attributes:
-        team: The players, θ_t and its tokenizer.
-        train: Triplets to train on.
-        held_out: Triplets that `val_size` holds out, and those of `eval_dataset`.
-        sources: The datasets, as `tpaw.json` describes them.
-        generated: Meta of the round that this iteration generated, or None.
-    """
+    """What `load_setup` found."""
 
     team: Team
     train: list[Triplet]
-    held_out: list[Triplet]
-    sources: list[dict[str, Any]]
-    generated: TripletMeta | None
+    held_out: list[Triplet]  # by `val_size`, and those of `eval_dataset`
+    sources: list[dict[str, Any]]  # the datasets, as `tpaw.json` describes them
+    generated: TripletMeta | None  # of the round that this iteration generated
 
     def blocks(self) -> list[Block]:
         """All targets, and for each θ the responses it generated: what every player scores."""

@@ -58,14 +58,9 @@ class _Progress(TrainerCallback):
 
 
 class TpawTrainer(Trainer):
-    r"""Trains a policy on triplets.
+    """Trains a policy on triplets, whose batches carry cached log-probs unless an online team scores them.
 
-    Args:
-        finetuning_args: LlamaFactory's fine-tuning arguments with the `tpaw_*` keys.
-        shortcuts: What the policy's forward pass does without.
-        player_names: Names of the players, oldest first; empty for T-SPIN.
-        online_team: Players that score every batch, or None where the batches carry cached log-probs.
-        **kwargs: Of `transformers.Trainer`.
+    The names of the players are given oldest first, and empty for T-SPIN.
     """
 
     def __init__(
@@ -144,14 +139,10 @@ class TpawTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, TpawLoss | TspinLoss]:
-        r"""Compute the loss of B triplets.
+        r"""Compute the loss of B triplets, a batch of `TripletCollator`.
 
-        Args:
-            model: The policy.
-            inputs: A batch of `TripletCollator`.
-            return_outputs: Whether to return the objective's output, too.
-            num_items_in_batch: Triplets of the whole step. With it the losses of all micro-batches and processes add
-                up to the mean over these; without it the loss is the mean over the batch.
+        With `num_items_in_batch`, the triplets of the whole step, the losses of all micro-batches and processes add up
+        to the mean over these; without it the loss is the mean over the batch.
         """
         logps = response_logps(model, inputs, head=self.shortcuts.head)
         # Of each triplet the target, the generated response and, where there is one, y_0, each (B,).

@@ -252,8 +252,8 @@ def test_an_adapter_put_on_what_it_was_not_trained_on_is_refused(played_lora: Pl
     with pytest.raises(DataError) as caught, Findings() as findings:
         load_team(run_of(project, settings), findings)
     (problem,) = caught.value.problems
-    assert "theta_3: saves/play_iter2 was trained on" in problem
-    assert problem.endswith("saves/play_iter1+saves/play_iter2`.")
+    assert problem.startswith("theta_3 (saves/play_iter2) has fingerprint")
+    assert "+saves/play_iter1+saves/play_iter2`, or repeat iteration 2" in problem
 
 
 @pytest.fixture

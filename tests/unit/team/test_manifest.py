@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +71,6 @@ def test_what_is_not_moved_with_the_run_has_an_absolute_path(tmp_path: Path, mon
     assert relative_path("saves/sft", "/elsewhere/iter0") == os.path.relpath(
         tmp_path / "run/saves/sft", "/elsewhere/iter0"
     )
-
-
-def test_a_manifest_of_the_first_version_is_read(tmp_path: Path) -> None:
-    manifest = make_manifest()
-    first = {"seeds", "started", "finished", "cache", "step"}
-    content = {key: value for key, value in asdict(manifest).items() if key not in first}
-    (tmp_path / MANIFEST).write_text(json.dumps(content))
-    assert read_manifest(tmp_path) == manifest
 
 
 def test_moved_paths_lead_to_the_same_places(tmp_path: Path) -> None:

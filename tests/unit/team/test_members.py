@@ -17,8 +17,6 @@ from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
 from llamafactory_tpaw.team.members import (
     Member,
-    check_parents,
-    check_tokenizers,
     load_encoder,
     load_members,
     load_opponent,
@@ -76,14 +74,6 @@ def test_team_and_policy(run_of: Callable[..., RunArguments]) -> None:
     assert load_members(run_of(tpaw_objective="tspin", tpaw_proto="p")) == ([], policy)
 
 
-def test_problems_of_all_players_at_once(run_of: Callable[..., RunArguments]) -> None:
-    for theta in range(2):
-        Path(f"theta_{theta}/model.safetensors").unlink()
-    with pytest.raises(DataError) as caught:
-        load_members(run_of())
-    assert len(caught.value.problems) == 2
-
-
 def test_what_does_not_keep_from_checking_is_found_together(run_of: Callable[..., RunArguments]) -> None:
     shutil.rmtree("theta_0")
     tiny.save_model(Path("theta_0"), seed=7, vocab_size=400)
@@ -92,44 +82,6 @@ def test_what_does_not_keep_from_checking_is_found_together(run_of: Callable[...
     parent, vocabulary = caught.value.problems
     assert parent.startswith("theta_1 (theta_1) was trained from a checkpoint with fingerprint")
     assert vocabulary.startswith("The players' vocabularies differ (theta_0 400, theta_1 395)")
-
-
-def check(run: RunArguments) -> list[str]:
-    members, _ = load_members(run)
-    _, _, encoder = load_encoder(run)
-    try:
-        check_tokenizers(members, run, encoder)
-    except DataError as error:
-        return error.problems
-    return []
-
-
-def test_tokenizer_with_other_tokens(run_of: Callable[..., RunArguments]) -> None:
-    assert check(run_of()) == []
-    path = Path("theta_0/tokenizer.json")
-    content = json.loads(path.read_text())
-    content["model"]["merges"].pop()
-    path.write_text(json.dumps(content))
-    (problem,) = check(run_of())
-    assert problem.startswith("theta_0 (theta_0) has another tokenizer than theta_1 (theta_1): 395 and 395 tokens")
-
-
-def test_players_of_a_hub_are_checked_after_their_download(run_of: Callable[..., RunArguments]) -> None:
-    members = [
-        Member(Player(0, "org/theta_0"), Path("theta_0"), fingerprint_checkpoint(Path("theta_0"), Path("c"))),
-        Member(Player(1, "org/theta_1"), Path("theta_1"), fingerprint_checkpoint(Path("theta_1"), Path("c"))),
-    ]
-    check_parents(members)
-    Path("theta_1/tpaw.json").unlink()
-    with pytest.raises(DataError, match=r"`tpaw_players` has org/theta_1 as theta_1, but it has no tpaw\.json"):
-        check_parents(members)
-
-
-def test_folder_without_tokenizer(run_of: Callable[..., RunArguments]) -> None:
-    for path in Path("theta_1").glob("tokenizer*"):
-        path.unlink()
-    with pytest.raises(DataError, match="`model_name_or_path`: theta_1 holds no tokenizer"):
-        load_encoder(run_of())
 
 
 @pytest.fixture
@@ -169,14 +121,6 @@ def test_an_opponent_with_another_tokenizer_needs_a_server(with_opponent: Callab
     assert with_opponent(**served) is None, "only the server has it"
 
 
-def test_a_vocabulary_smaller_than_the_tokenizer(run_of: Callable[..., RunArguments]) -> None:
-    for name in THETAS:
-        path = Path(name) / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"text_config": {"vocab_size": 394}}))
-    (problem,) = check(run_of())
-    assert problem.startswith("The tokenizer has 395 tokens, but theta_0, theta_1 only 394")
-
-
 LONG = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
 
 
@@ -184,7 +128,6 @@ LONG = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
     ("config", "cutoff_len", "said"),
     [
         ({"rope_scaling": None}, 4096, ""),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 4096, ""),
         ({"rope_scaling": {"type": "dynamic"}, "max_position_embeddings": 99}, 100, "positions (`dynamic`)"),
         (
             {"text_config": {"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}},

@@ -38,8 +38,3 @@ def test_every_sequence_is_scored_once_under_its_own_key(sharing: str, batch_tok
         assert len(batch) == 1 or laid_out["input_ids"].numel() <= batch_tokens
         assert len({is_shared([row]) for row, _ in batch}) == 1
     assert sorted(seen) == sorted(todo)
-
-
-def test_batches_begin_with_the_longest_rows() -> None:
-    rows = [row for batch in plan_score_batches(make_todo(), 100, Layout()) for row, _ in batch]
-    assert [row.length for row in rows] == sorted((row.length for row in rows), reverse=True)
