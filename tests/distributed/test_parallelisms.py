@@ -22,14 +22,12 @@ from tests.runs import Project
 
 pytestmark = pytest.mark.integration
 
-ASKED_FOR = pytest.mark.usefixtures("every_parallelism")
 
-
-@pytest.mark.parametrize(
-    "kind", [kind if kind in ("ddp", "zero3") else pytest.param(kind, marks=ASKED_FOR) for kind in KINDS]
-)
-def test_two_processes_train_as_one(project: Project, kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_as_one(project: Project, kind: str, request: pytest.FixtureRequest) -> None:
     """36 steps of an epoch with an uneven end, three players, evaluation, and a checkpoint on the way."""
+    if kind not in ("ddp", "zero3"):
+        request.getfixturevalue("every_parallelism")
     assert "Scored 12 of 12 blocks" in launch(project, kind, kind)
     hold_to_reference(project, kind)
     parts = list((project.root / f"saves/cache_{kind}").rglob("part-*"))
@@ -40,7 +38,7 @@ def test_two_processes_train_as_one(project: Project, kind: str) -> None:
         assert len(list(shards.glob(f"*zero_pp_rank_*_{kept}_states.pt"))) == PROCESSES
 
 
-@ASKED_FOR
+@pytest.mark.usefixtures("every_parallelism")
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
 def test_training_is_resumed_midway_through_an_epoch(project: Project, kind: str) -> None:
     name = f"{kind}_resumed"
