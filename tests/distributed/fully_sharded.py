@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from llamafactory_tpaw.team import sharding
-from tests.distributed.launches import PASSES
 
 
 def assert_sharded(model: torch.nn.Module) -> None:
@@ -49,14 +48,6 @@ def save_model(trainer: Any) -> None:
         trainer.model.config.save_pretrained(folder)
 
 
-def count_pass(run: Any, rank: int) -> None:
-    """Leave a mark for each pass: processes that share shards must do as many."""
-    counted = Path(run.training.output_dir).with_name(PASSES)
-    counted.mkdir(exist_ok=True)
-    with (counted / str(rank)).open("a") as stream:
-        stream.write(".")
-
-
 def main() -> None:
     """Put the shards in and train."""
     sharding.sharding_of = lambda training_args: "fsdp"
@@ -71,12 +62,11 @@ def main() -> None:
         assert_sharded(sharding.fully_sharded(policy, training_args.device))
         return found
 
-    def score_and_count(self: Any, model: torch.nn.Module, *rest: Any) -> Any:
+    def score_sharded(self: Any, model: torch.nn.Module, *rest: Any) -> Any:
         assert_sharded(model)
-        count_pass(self.run, self.processes.rank)
         return score_rows(self, model, *rest)
 
-    workflow.find_shortcuts, scorer.TeamScorer.score_rows = shard_policy, score_and_count
+    workflow.find_shortcuts, scorer.TeamScorer.score_rows = shard_policy, score_sharded
     Accelerator.prepare_model, Accelerator.clip_grad_norm_ = take_as_it_is, clip
     workflow.TpawTrainer.save_model = save_model
     importlib.import_module("llamafactory.train.tuner").run_exp()

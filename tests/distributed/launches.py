@@ -46,8 +46,6 @@ KINDS: dict[str, dict[str, Any] | None] = {
 # process none. The checkpoint is in the second epoch.
 WHOLE_BATCH, PROCESSES, CHECKPOINT = 8, 2, 7
 TOLERANCE, CACHED_TOLERANCE = 1e-4, 1e-5
-# Where `fully_sharded.py` counts the forward passes of scoring.
-PASSES = "passes"
 # Of a run that is resumed, `train_loss` is the mean over the steps since.
 UNLIKE = re.compile("runtime|per_second|flos|memory|preparation|train_loss")
 

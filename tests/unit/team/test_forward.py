@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -54,11 +55,8 @@ def asked(logits: str = "blocks", layout: str = "auto") -> SimpleNamespace:
 def rows() -> list[Row]:
     rng = np.random.default_rng(0)
     sizes = [(5, (3, 0, 9)), (30, (4, 4)), (1, (1,))]
-    return [Row(draw(rng, prompt), [draw(rng, response) for response in responses]) for prompt, responses in sizes]
-
-
-def draw(rng: np.random.Generator, size: int) -> np.ndarray:
-    return rng.integers(0, SIZES["vocab_size"], size=size, dtype=np.int32)
+    draw = functools.partial(rng.integers, 0, SIZES["vocab_size"], dtype=np.int32)
+    return [Row(draw(size=prompt), [draw(size=each) for each in responses]) for prompt, responses in sizes]
 
 
 def evaluate(model: hf.PreTrainedModel, rows: list[Row], *, head: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.errors import DataError
 from llamafactory_tpaw.team.manifest import (
     MANIFEST,
     Manifest,
@@ -44,21 +42,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert manifest.produces == 3
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [MANIFEST]
     assert read_manifest(tmp_path) is read_manifest(tmp_path / "none") is None
-
-
-@pytest.mark.parametrize("content", ["[]", "3", '{"schema": 1}', '{"schema": 1, "odd": 2}'])
-def test_damaged(tmp_path: Path, content: str) -> None:
-    (tmp_path / MANIFEST).write_text(content)
-    with pytest.raises(DataError, match=r"tpaw\.json is damaged \(it .*\), .* Restore the file"):
-        read_manifest(tmp_path)
-
-
-def test_another_schema(tmp_path: Path) -> None:
-    write_manifest(tmp_path, make_manifest())
-    content = json.loads((tmp_path / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps(content | {"schema": 99}))
-    with pytest.raises(DataError, match="has schema 99, but this version reads 1"):
-        read_manifest(tmp_path)
 
 
 def test_what_is_not_moved_with_the_run_has_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

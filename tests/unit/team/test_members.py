@@ -95,7 +95,7 @@ def with_opponent(run_of: Callable[..., RunArguments]) -> Callable[..., Member |
     return load
 
 
-def test_an_opponent_here(with_opponent: Callable[..., Member | None]) -> None:
+def test_an_opponent_here_reads_the_same_tokens_or_is_served(with_opponent: Callable[..., Member | None]) -> None:
     with pytest.raises(DataError, match="weak"):
         with_opponent()
     assert opponent_fingerprint("weak", Path("cache")) is opponent_fingerprint(None, Path("cache")) is None
@@ -104,10 +104,6 @@ def test_an_opponent_here(with_opponent: Callable[..., Member | None]) -> None:
     fingerprint = fingerprint_checkpoint(Path("theta_0"), Path("cache"))
     assert (member.folder, member.fingerprint, member.player.theta) == (Path("weak"), fingerprint, 1)
     assert opponent_fingerprint("weak", Path("cache")) == fingerprint
-
-
-def test_an_opponent_with_another_tokenizer_needs_a_server(with_opponent: Callable[..., Member | None]) -> None:
-    shutil.copytree("theta_0", "weak")
     tokenizer = tiny.build_tokenizer()
     tokenizer.add_tokens(["She earns"])
     tokenizer.save_pretrained("weak")
@@ -127,13 +123,8 @@ LONG = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
 @pytest.mark.parametrize(
     ("config", "cutoff_len", "said"),
     [
-        ({"rope_scaling": None}, 4096, ""),
         ({"rope_scaling": {"type": "dynamic"}, "max_position_embeddings": 99}, 100, "positions (`dynamic`)"),
-        (
-            {"text_config": {"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}},
-            10,
-            "positions (`dynamic`)",
-        ),
+        ({"text_config": {"rope_parameters": {"full": {"rope_type": "dynamic"}}}}, 10, "positions (`dynamic`)"),
         ({"rope_parameters": LONG}, 4096, ""),
         ({"rope_parameters": LONG}, 4097, "`cutoff_len` is 4097, but saves/theta_0 changes"),
         ({"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 2048}, 4096, "to 2048 or less"),

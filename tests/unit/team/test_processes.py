@@ -19,17 +19,13 @@ from llamafactory_tpaw.team import processes as module
 from llamafactory_tpaw.team.processes import Processes
 
 
-def make(rank: int, count: int) -> Processes:
-    ranks = {"world_size": count, "process_index": rank, "local_process_index": rank}
-    return Processes(SimpleNamespace(**ranks, ddp_timeout=1))
-
-
 def start(rank: int, folder: Path, count: int, work: Callable[[Processes, Path], None]) -> None:
     torch.set_num_threads(1)
     # The timeout of training's own group is shorter than what is waited for here.
     patience = datetime.timedelta(seconds=2)
     dist.init_process_group("gloo", f"file://{folder}/store", patience, rank=rank, world_size=count)
-    work(make(rank, count), folder)
+    ranks = {"world_size": count, "process_index": rank, "local_process_index": rank}
+    work(Processes(SimpleNamespace(**ranks, ddp_timeout=1)), folder)
 
 
 def together(folder: Path, work: Callable[[Processes, Path], None], count: int = 3) -> None:
@@ -70,10 +66,3 @@ def test_they_wait_for_each_other(tmp_path: Path, work: Callable[[Processes, Pat
 def test_one_that_does_not_come_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 1)
     together(tmp_path, one_does_not_come, count=2)
-
-
-def test_one_process_waits_for_no_other() -> None:
-    alone = make(0, 1)
-    with alone.first_on_node():
-        alone.meet()
-    assert alone.as_first([b"key"]) == [b"key"]

@@ -45,12 +45,6 @@ def test_the_policys_dtypes(engine: dict[str, Any], training: dict[str, Any], ex
     assert precision_of(run_with(engine, **training)) == expected
 
 
-def test_scoring_for_a_training_reads_its_config(tmp_path: Path) -> None:
-    path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"bf16": {"enabled": True}}))
-    assert deepspeed_config(run_with({"deepspeed": str(path)})) == {"bf16": {"enabled": True}}
-
-
 @pytest.mark.parametrize(
     ("training", "expected"),
     [
@@ -65,7 +59,7 @@ def test_who_cuts_weights_into_shards(training: dict[str, Any], expected: str | 
     assert sharding_of(run_with(**training).training) == expected
 
 
-def test_a_players_engine_has_nothing_of_training() -> None:
+def test_a_players_engine_has_nothing_of_training(tmp_path: Path) -> None:
     config = {
         "zero_optimization": {
             "stage": 3,
@@ -78,6 +72,8 @@ def test_a_players_engine_has_nothing_of_training() -> None:
         "bf16": {"enabled": True},
         "fp16": {"enabled": False},
     }
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    assert deepspeed_config(run_with({"deepspeed": str(tmp_path / "ds.json")})) == config, "it scores for a training"
     assert player_config(config) == {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}},
