@@ -45,9 +45,9 @@ class Weights(NamedTuple):
     files: dict[str, str]
 
 
-def fingerprint_checkpoint(folder: Path, store_dir: Path, *, trust_stat: bool = True) -> str:
+def fingerprint_checkpoint(folder: Path, store_dir: Path) -> str:
     """Compute the fingerprint of a checkpoint, 64 hex digits; see `hash_weights`."""
-    return hash_weights(folder, store_dir, trust_stat=trust_stat).fingerprint
+    return hash_weights(folder, store_dir).fingerprint
 
 
 def hash_weights(folder: Path, store_dir: Path | None, *, trust_stat: bool = True) -> Weights:
@@ -80,9 +80,9 @@ def hash_weights(folder: Path, store_dir: Path | None, *, trust_stat: bool = Tru
     return weights
 
 
-def chain_fingerprints(folders: Sequence[Path], store_dir: Path, *, trust_stat: bool = True) -> list[str]:
+def chain_fingerprints(folders: Sequence[Path], store_dir: Path) -> list[str]:
     """Compute the fingerprint of a model, of the model with the first adapter, and so on; see `hash_weights`."""
-    own = (fingerprint_checkpoint(folder, store_dir, trust_stat=trust_stat) for folder in folders)
+    own = (fingerprint_checkpoint(folder, store_dir) for folder in folders)
     return list(itertools.accumulate(own, with_adapter))
 
 
