@@ -91,7 +91,6 @@ def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[
         prompts=prompts,
         selection=selection({**vars(run.data), **vars(args)}),
         encoder=team.encoder,
-        # The address of a server may change.
         generator=SERVED + digest_json({"name": named}) if served else generator.fingerprint,
         generator_path=named or generator.player.path,
         settings=context.settings,
