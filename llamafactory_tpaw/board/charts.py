@@ -82,15 +82,7 @@ def read_log(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def frames(iterations: list[Iteration], lang: str | None) -> dict[str, pd.DataFrame]:
-    r"""Return what each panel draws.
-
-    Args:
-        iterations: Of one run, in order.
-        lang: Language of the lines' names.
-
-    Returns:
-        Panel -> table with `step` (optimizer steps since the first iteration), `value` and `line`.
-    """
+    """Return what each panel draws of a run: `step`, counted from the first iteration on, `value` and `line`."""
     import pandas as pd
 
     rows: dict[str, list[tuple[int, float, str]]] = {panel: [] for panel in PANELS}

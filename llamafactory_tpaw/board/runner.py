@@ -45,17 +45,12 @@ class Play:
         files: Run files, in the order in which they are played.
         folders: The `output_dir` of each.
         environment: Variables that are added.
-
-    Attributes:
-        log: File with all that was printed.
-        returncode: Exit code, 128 + n where signal n ended it; None while it runs.
-        aborted: Whether it was asked to end.
     """
 
     def __init__(self, files: Sequence[str], folders: Sequence[Path], environment: Mapping[str, str]) -> None:
         self.files, self.folders = list(files), list(folders)
         self.log = self.folders[0] / LOG
-        self.returncode: int | None = None
+        self.returncode: int | None = None  # 128 + n where signal n ended it
         self.aborted = False
         self._environment = {**os.environ, **environment}
         self._asked_at = 0.0
@@ -125,11 +120,6 @@ class Play:
         self._thread.join(timeout_s)
 
 
-def values_of(runner: Any, data: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return what the page shows by the elements' full ids."""
-    return {runner.manager.get_id_by_elem(element): value for element, value in data.items()}
-
-
 def is_our_stage(shown: str | None) -> bool:
     """Whether what LlamaBoard's list of stages shows is this stage."""
     return facade.TRAINING_STAGES.get(shown) == STAGE
@@ -174,7 +164,8 @@ def settings_of(original: Callable[..., dict[str, Any]], runner: Any, data: Any)
         ConfigError: With every problem that the keys alone show.
         TypeError, ValueError: If LlamaBoard cannot read one of its fields.
     """
-    return run_settings(original(runner, _with_datasets(runner, data)), values_of(runner, data))
+    values = {runner.manager.get_id_by_elem(element): value for element, value in data.items()}
+    return run_settings(original(runner, _with_datasets(runner, data)), values)
 
 
 def launch(original: Callable[..., Iterator[Any]], runner: Any, data: Any, do_train: bool) -> Iterator[Any]:

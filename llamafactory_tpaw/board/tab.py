@@ -25,15 +25,7 @@ QUIET = {"queue": False, "show_progress": "hidden"}
 
 
 def create_train_tab(engine: Any, original: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    r"""Build LlamaBoard's Train tab with our accordion behind that of RLHF and the results at its end.
-
-    Args:
-        engine: LlamaBoard's `Engine`.
-        original: Its own function that builds the tab.
-
-    Returns:
-        The elements of the tab by name, ours among them.
-    """
+    """Build the Train tab by LlamaBoard's function, with our accordion behind that of RLHF and the results last."""
     manager = engine.manager
     elements, inputs, groups = _build_fields()
     base = manager.get_base_elems
@@ -170,23 +162,15 @@ class _Results:
         top["lang"].change(self.draw, of_run, charts, **QUIET)
         top["lang"].change(lambda *shown: turn(shown), of_page, rows, **QUIET)
 
-    def refresh(
-        self,
-        model_name: str | None,
-        method: str | None,
-        run: str | None,
-        lang: str | None,
-        name: str | None,
-        output_dir: str | None,
-        dataset_dir: str | None,
-    ) -> list[Any]:
+    def refresh(self, *shown: str | None) -> list[Any]:
         """Offer the runs of the model and the triplets, and draw one run: at first that of the output folder."""
+        model_name, method, run, lang, name, output_dir, dataset_dir = shown
         runs, files = run_names(_saves(model_name, method)), rounds(dataset_dir)
         own = run_name(Path(output_dir or "").name)
         selected = next((known for known in (run, own, *runs[-1:]) if known in runs), None)
-        of_run = [file for file in files if selected and f"{selected}_iter" in file]
-        shown = name if name in files else next(iter(reversed(of_run or files)), None)
-        offered = [gr.Dropdown(choices=runs, value=selected), gr.Dropdown(choices=files, value=shown)]
+        of_run = [each for each in files if selected and f"{selected}_iter" in each]
+        file = name if name in files else next(iter(reversed(of_run or files)), None)
+        offered = [gr.Dropdown(choices=runs, value=selected), gr.Dropdown(choices=files, value=file)]
         return [*offered, *self.draw(model_name, method, selected, lang)]
 
     def draw(self, model_name: str, method: str, run: str | None, lang: str | None) -> list[Any]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import re
@@ -40,23 +39,12 @@ def rounds(dataset_dir: str | None) -> list[str]:
 
 
 def triplets_page(dataset_dir: str | None, name: str | None, number: int, lang: str | None) -> tuple[str, int, int]:
-    r"""Return a page of a file's triplets.
-
-    Args:
-        dataset_dir: The dataset folder.
-        name: One of `rounds`; nothing is read for another name.
-        number: Which page, from 1; one that is not there is the nearest one.
-        lang: Language of the page.
-
-    Returns:
-        Its HTML, its number, and how many there are.
-    """
+    """Return a page of one of `rounds` as HTML, its number, the nearest to `number`, and how many there are."""
     if name not in rounds(dataset_dir):
         return _message(say("browser_none", lang)), 1, 1
     path = Path(dataset_dir or "data", FOLDER, name)
     try:
-        stat = path.stat()
-        pages = max(1, -(-_count(path, stat.st_size, stat.st_mtime_ns) // ROWS_A_PAGE))
+        pages = max(1, -(-sum(1 for _ in _lines(path)) // ROWS_A_PAGE))
         number = min(max(1, number), pages)
         first = (number - 1) * ROWS_A_PAGE
         rows = list(itertools.islice(_lines(path), first, first + ROWS_A_PAGE))
@@ -70,12 +58,6 @@ def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as stream:
         # A row that is being written has no line end yet.
         yield from (line for line in stream if ROW in line and line.endswith(b"\n"))
-
-
-@functools.lru_cache(maxsize=32)
-def _count(path: Path, size: int, changed: int) -> int:
-    """How many rows a file of this size has since that time."""
-    return sum(1 for _ in _lines(path))
 
 
 def _triplet(row: int, line: bytes, lang: str | None) -> str:

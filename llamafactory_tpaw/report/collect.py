@@ -43,22 +43,12 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    r"""One training run.
-
-    Attributes:
-        produces: `theta_k` where `tpaw.json` says so, otherwise the folder's name.
-        seen: Triplets or examples that passed through training, repeats counted.
-        distinct: Distinct triplets; None where the run has no `tpaw.json`.
-        seconds: Seconds by part.
-        players: Names of the players, oldest first; empty where the run has no team.
-        logs: What was logged, one mapping a logged step.
-    """
+    """One training run; where its folder has no `tpaw.json`, `produces` is the folder's name instead of `theta_k`."""
 
     folder: Path
     produces: str
     steps: int
-    seen: int
-    distinct: int | None
+    triplets: int | None
     seconds: Mapping[str, float]
     players: tuple[str, ...]
     logs: tuple[Mapping[str, float], ...]
@@ -103,12 +93,7 @@ class Method:
 def collect_method(
     label: str, note: str, start: Path, folders: Sequence[Path], accuracies: Mapping[Path, Accuracy]
 ) -> Method:
-    r"""Read a method's runs and line up its measured checkpoints.
-
-    Args:
-        label: Its name on the page; `note` says in a sentence what it is.
-        start: Checkpoint that its first run started from, and the output `folders` in the order in which they ran.
-        accuracies: What `read_accuracies` returned; folders `checkpoint-<step>` of a run count, too.
+    r"""Read a method's runs, in the order in which they ran, and line up its measured checkpoints.
 
     Raises:
         DataError: If a run is missing or unfinished, or its start was not measured.
@@ -150,8 +135,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         produces=f"theta_{manifest.produces}" if manifest else folder.name,
         steps=int(state["global_step"]),
-        seen=round(runtime * totals.get("train_samples_per_second", 0.0)),
-        distinct=manifest.counts.get("train_triplets") if manifest else None,
+        triplets=manifest.counts.get("train_triplets") if manifest else None,
         seconds=(manifest and manifest.seconds) or ({"train": runtime} if runtime else {}),
         players=tuple(player["name"] for player in manifest.players) if manifest else (),
         logs=tuple(row for row in history if "loss" in row),
@@ -180,11 +164,9 @@ def read_accuracies(path: Path) -> dict[Path, Accuracy]:
 
 
 def compare(first: Accuracy, second: Accuracy) -> Difference | None:
-    r"""Compare two checkpoints problem by problem.
+    """Return first minus second, problem by problem, with a 95 % interval; None where `hits` are unknown or differ.
 
-    Returns:
-        First minus second with a 95 % interval of the paired difference, or None where `hits` are unknown or differ in
-        number. The interval holds the noise of which problems were drawn, not that of the training seed.
+    The interval holds the noise of which problems were drawn, not that of the training seed.
     """
     if not first.hits or len(first.hits) != len(second.hits):
         return None
@@ -195,9 +177,3 @@ def compare(first: Accuracy, second: Accuracy) -> Difference | None:
     # Twice the probability of so uneven a split of fair coin tosses.
     tail = sum(math.comb(gained + lost, index) for index in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
     return Difference(share, (share - half, share + half), min(1.0, 2 * tail))
-
-
-def mean(run: Run, key: str) -> float | None:
-    """Return a metric's mean over the logged steps of a run, or None where it was not logged."""
-    values = [row[key] for row in run.logs if key in row]
-    return sum(values) / len(values) if values else None

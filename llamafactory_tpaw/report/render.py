@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..data.files import write_atomic
 from . import plots
-from .collect import Method, Point, compare, mean
+from .collect import Method, Point, compare
 
 
 STYLE = """
@@ -38,14 +38,9 @@ WEIGHTS_HELP = (
 
 @dataclass(frozen=True)
 class Page:
-    r"""What a report says beside its numbers, as plain text.
+    """What a report says beside its numbers, as plain text; the first of the methods is compared with the others.
 
-    Args:
-        title: Heading of the page.
-        introduction: Paragraphs on what was done.
-        what: What the accuracy measures, e.g. `exact answers on 1,000 test problems`.
-        noise: Paragraphs on what the numbers cannot tell.
-        methods: The methods; the first is compared with the others.
+    `what` names what the accuracy measures, `noise` has paragraphs on what the numbers cannot tell.
     """
 
     title: str
@@ -114,13 +109,11 @@ def _accuracy_table(methods: Sequence[Method]) -> str:
 
 
 def _described(method: Method) -> str:
-    kind = "triplets" if any(run.players for run in method.runs) else "examples"
-    seen, seconds = sum(run.seen for run in method.runs), sum(sum(run.seconds.values()) for run in method.runs)
+    seconds = sum(sum(run.seconds.values()) for run in method.runs)
     gain = ""
     if method.last is not None:
         gain = f"{_percent(method.points[0].accuracy.share)} → {_percent(method.last.accuracy.share)}, "
-    told = f"{gain}{method.steps:,} optimizer steps, {seen:,} {kind} seen, {seconds:,.0f} seconds"
-    return f"{method.label} ({told}): {method.note}"
+    return f"{method.label} ({gain}{method.steps:,} optimizer steps, {seconds:,.0f} seconds): {method.note}"
 
 
 def _comparison(main: Method, others: Iterable[Method]) -> list[str]:
@@ -143,13 +136,10 @@ def _runs_table(methods: Sequence[Method]) -> str:
     rows = []
     for method in methods:
         for run in method.runs:
-            shares = [mean(run, key) for key in ("generated/equal_fraction", "weights/step0_flipped_fraction")]
             seconds = ", ".join(f"{name} {value:,.0f}" for name, value in run.seconds.items())
-            distinct = "–" if run.distinct is None else f"{run.distinct:,}"
-            shown = ["–" if share is None else _percent(share) for share in shares]
-            rows.append([method.label, run.produces, f"{run.steps:,}", distinct, *shown, seconds])
-    head = ("method", "produced", "steps", "distinct triplets", "generated = target", "α flipped at step 0", "seconds")
-    return _table(head, rows, text=2)
+            triplets = "–" if run.triplets is None else f"{run.triplets:,}"
+            rows.append([method.label, run.produces, f"{run.steps:,}", triplets, seconds])
+    return _table(("method", "produced", "steps", "triplets", "seconds"), rows, text=2)
 
 
 def _tag(name: str, text: str, kind: str = "") -> str:

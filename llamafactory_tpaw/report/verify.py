@@ -27,15 +27,7 @@ NOT_READ = {
 
 
 class Check(NamedTuple):
-    r"""One thing that was recorded.
-
-    Attributes:
-        state: `ok`, `changed`, or `missing` where it is not here and therefore not known.
-        name: `theta_2` or `D_2`.
-        path: Folder or file, as seen from the working folder.
-        what: Which file or part of it.
-        detail: What is wrong with it, and `advice`, what to do.
-    """
+    """One thing that was recorded of `theta_2` or `D_2`: `ok`, `changed`, or `missing` where it is not here."""
 
     state: str
     name: str

@@ -27,32 +27,33 @@ FOLDER = "<img src=x onerror=window.hacked=1>"
 
 
 class Seen(HTMLParser):
-    """What a browser makes of HTML: its tags, its text, and the texts of triplets."""
+    """What a browser makes of HTML whose tags are all closed: its tags, its text, and the texts of triplets."""
 
-    def __init__(self) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
-        self.tags: set[str] = set()
-        self.text = ""
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
         self.cells: list[str] = []
+        self._open: list[str] = []
         self._in_cell = False
-
-    @classmethod
-    def of(cls, page: str) -> Seen:
-        seen = cls()
-        seen.feed(page)
-        return seen
+        self.feed(page)
+        assert self._open == []
+        self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+        self.tags.append(tag)
+        self.attributes += attrs
+        self._open += [tag] * (tag not in ("meta", "img"))
         self._in_cell = ("class", "tpaw-text") in attrs
-        if self._in_cell:
-            self.cells.append("")
+        self.cells += [""] * self._in_cell
 
     def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
         self._in_cell = False
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.words.append(data)
         if self._in_cell:
             self.cells[-1] += data
 

@@ -50,10 +50,9 @@ def mount(request: pytest.FixtureRequest) -> Callable[[str, int], Path]:
 @pytest.mark.parametrize(
     ("folder", "left", "given"),
     [
-        # No space, space for some of the rows as they are sampled, for these but not the file, for that but no meta.
-        *(("data/tpaw", left << 10, {"tpaw_generate_batch_tokens": 128}) for left in (0, 4, 8, 16)),
-        # No space; for a fingerprint; for that and what stands before the log-probs.
-        *(("cache", left << 10, {}) for left in (0, 8, 16)),
+        # Space for some of the rows as they are sampled, for these but not the file, for that but not its meta file.
+        *(("data/tpaw", left << 10, {"tpaw_generate_batch_tokens": 128}) for left in (4, 8, 16)),
+        *(("cache", left << 10, {}) for left in (0, 16)),  # no space; for all that stands before the log-probs
         # Weights have 175 KiB, the state of the optimizer 350.
         ("saves/anew", 64 << 10, SAVING),  # weights of a checkpoint
         ("saves/anew", 320 << 10, SAVING),  # its optimizer
