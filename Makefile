@@ -26,7 +26,7 @@ demo: $(VENV)/.tpaw-installed
 	@$(RUN) -m demo.run
 
 test: $(VENV)/.tpaw-installed-dev
-	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 40
+	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadscope --durations 40
 
 # The tests find it on PATH, or by the variable CHROMIUM; they are skipped without it.
 chromium:

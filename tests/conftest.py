@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,11 +48,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With `--dist loadgroup`, let a worker of pytest-xdist take whole files, and all that shares the run `played`."""
-    if item.config.pluginmanager.hasplugin("xdist"):
-        shared = "played" if "played" in item.fixturenames else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(shared))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let a worker of pytest-xdist take whole files, and all files together that share the run `played`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            texts = [path.read_text("utf-8") for path in (file, file.with_name("conftest.py")) if path.is_file()]
+            return "played" if any("played: tuple[" in text for text in texts) else str(file)
+
+    config.option.loadscopereorder = False  # runs of commands first, then many short tests
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)

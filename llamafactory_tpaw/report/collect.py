@@ -34,11 +34,10 @@ class Accuracy:
 
 
 class Difference(NamedTuple):
-    """How much more of the same problems one checkpoint solves than another, as fractions; `p` is McNemar's, exact."""
+    """How much more of the same problems one checkpoint solves than another, as fractions."""
 
     share: float
     interval: tuple[float, float]
-    p: float
 
 
 @dataclass(frozen=True)
@@ -143,10 +142,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_accuracies(path: Path) -> dict[Path, Accuracy]:
-    r"""Read a JSON list of objects with `checkpoint`, `n`, `correct`, `interval` and, if known, `hits`.
-
-    Returns:
-        Accuracy by resolved folder; relative folders count from the working folder.
+    r"""Read a JSON list with `checkpoint`, `n`, `correct`, `interval` and, if known, `hits`, by resolved folder.
 
     Raises:
         DataError: If the file cannot be read, or a row lacks a field.
@@ -174,6 +170,4 @@ def compare(first: Accuracy, second: Accuracy) -> Difference | None:
     gained, lost, total = pairs.count(("1", "0")), pairs.count(("0", "1")), len(pairs)
     share = (gained - lost) / total
     half = Z95 * math.sqrt(max(0.0, (gained + lost) / total - share**2) / total)
-    # Twice the probability of so uneven a split of fair coin tosses.
-    tail = sum(math.comb(gained + lost, index) for index in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
-    return Difference(share, (share - half, share + half), min(1.0, 2 * tail))
+    return Difference(share, (share - half, share + half))

@@ -70,11 +70,6 @@ class ModelNode(Node):
         number = self.name.removeprefix("theta_")
         return int(number) if number.isdigit() else 0
 
-    @property
-    def role(self) -> str:
-        """`theta`, or `opponent` where all that is known of it is that it generated triplets in place of a θ."""
-        return OPPONENT if self.name == OPPONENT else "theta"
-
 
 @dataclass
 class TripletsNode(Node):
@@ -97,7 +92,7 @@ class Graph:
     def roots(self) -> list[ModelNode]:
         """Checkpoints whose parent is not known, oldest first, and after them the opponents."""
         roots = in_order(node for node in self.checkpoints.values() if node.parent is None)
-        return sorted(roots, key=lambda node: node.role == OPPONENT)
+        return sorted(roots, key=lambda node: node.name == OPPONENT)
 
     def children(self, key: str) -> list[ModelNode]:
         """Checkpoints that were trained from this one."""
@@ -137,7 +132,9 @@ class Graph:
         return {
             "schema": 1,
             "checkpoints": [
-                plain(node) | {"role": node.role, "changed_settings": self.changed_settings(node)}
+                plain(node)
+                | {"role": OPPONENT if node.name == OPPONENT else "theta"}
+                | {"changed_settings": self.changed_settings(node)}
                 for node in self.checkpoints.values()
             ],
             "triplets": [plain(node) for node in self.triplets.values()],

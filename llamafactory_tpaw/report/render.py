@@ -125,10 +125,9 @@ def _comparison(main: Method, others: Iterable[Method]) -> list[str]:
     for name, point in rivals:
         if difference := compare(main.last.accuracy, point.accuracy):
             interval = " to ".join(_points(end) for end in difference.interval)
-            p = "<0.0001" if difference.p < 1e-4 else f"{difference.p:.4f}"
-            rows.append([name, _points(difference.share), interval, p])
+            rows.append([name, _points(difference.share), interval])
     lead = f"{main.label}, {main.last.label}, minus each of the others on the same problems:"
-    head = ("compared with", "difference, points", "95 % interval", "McNemar p")
+    head = ("compared with", "difference, points", "95 % interval")
     return [_tag("p", lead), _table(head, rows, text=1)] if rows else []
 
 
