@@ -57,10 +57,12 @@ def _handled(numbers: Sequence[signal.Signals], handle: Callable[[int], object])
     if threading.current_thread() is not threading.main_thread():
         before = {}
 
+    received: list[int] = []
+
     def receive(number: int, _: object) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        handle(number)
+        received.append(number)
+        if len(received) == 1:
+            handle(number)
 
     for number in before:
         signal.signal(number, receive)

@@ -112,14 +112,11 @@ def test_keys_that_do_not(changes: dict[str, Any], named: str) -> None:
     "url",
     [
         "http://me:geheim@host/v1",
-        "https://geheim@host",
         "http://host/v1?key=geheim",
-        "http://host/v1#geheim",
         "http://me:geheim@host:port/v1",
         "ftp://host/geheim",
         "geheim.example/v1",
         "http:///geheim",
-        f"{URL};http://geheim:8000/v1",
         f"{URL} http://geheim:8000/v1",
     ],
 )

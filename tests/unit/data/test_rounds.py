@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from tests.runs import Project
 
 
-TSPIN = {"tpaw_iteration": 1, "tpaw_objective": "tspin"}
-
-
 @pytest.fixture
 def rounds(project: Project, encoder: TurnEncoder) -> Project:
     """Finished rounds d0 and d1, entries d2 and d3 without files, other pairs, and an SFT set."""

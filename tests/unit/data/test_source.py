@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from tests.runs import Project
 
-COLUMNS = {"prompt": "question", "response": "answer"}
-GOOD = {"question": "1 + 1?", "answer": "2"}
-
 
 def lines(*rows: Any) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -62,14 +62,6 @@ def test_callback_runs_after_the_body_and_the_loader_is_restored(
     assert finder.find_spec("json") is None
 
 
-def test_a_module_that_is_not_there_stays_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    finder = _hook.Finder(lambda package: {})
-    finder.watched = {"no_such_module_anywhere": None}
-    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
-    with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
-        importlib.import_module("no_such_module_anywhere")
-
-
 def test_a_broken_plugin_does_not_stop_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
     finder = _hook.Finder(start._extend)
     monkeypatch.setitem(sys.modules, "llamafactory_tpaw.hook.seams", None)

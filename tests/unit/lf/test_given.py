@@ -22,13 +22,6 @@ def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_dict_is_taken_as_it_is() -> None:
-    settings = {"stage": "sft", "tpaw_eta": "0.1"}
-    assert given.read_given(settings) == settings
-    assert given.read_given(settings) is not settings
-    assert given.read_given(None) == given.read_given([]) == {}
-
-
 def test_run_file_with_overrides(run_file: Path) -> None:
     assert given.read_given([str(run_file), "learning_rate=2.0e-7", "tpaw_players=[c]", "do_train=true"]) == {
         "stage": "tpaw",

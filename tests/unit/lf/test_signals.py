@@ -27,14 +27,6 @@ def _keep_handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def python(script: str) -> subprocess.Popen[str]:
-    """Start a script that prints `ready`."""
-    command = [sys.executable, "-c", script]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
 class TestSignals:
     @pytest.mark.parametrize(
         ("number", "text"), [(signal.SIGINT, "interrupted (Ctrl-C)"), (signal.SIGTERM, "terminated (SIGTERM)")]
