@@ -59,10 +59,7 @@ class TurnEncoder:
         r"""Return the ids, int32, of a prompt, whose last message is from the user's side, and of its whole response.
 
         Without `system` the template's default is written; `tools` is a JSON text as LlamaFactory keeps it. The end of
-        turn is part of the response, and nothing is cut.
-
-        Raises:
-            UNENCODABLE: One of these, if the template cannot write a message or the tools.
+        turn is part of the response, and nothing is cut. What cannot be written raises one of `UNENCODABLE`.
         """
         prompt_ids, response_ids = self.template.encode_oneturn(
             self.tokenizer, [*prompt, response], system or None, tools or None

@@ -45,11 +45,7 @@ def read_given(args: Args) -> dict[str, Any]:
 
 
 def read_if_ours(args: Args) -> dict[str, Any] | None:
-    r"""Return what the user gave where it asks for stage `tpaw`, else None, reading the run file once.
-
-    Raises:
-        ConfigError: If it cannot be read and asks for the stage.
-    """
+    """Return what the user gave where it asks for stage `tpaw`, else None, also where it cannot be read."""
     if isinstance(args, list) and args and not args[0].endswith(YAML_ENDINGS):
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--stage", nargs="?")
@@ -61,7 +57,7 @@ def read_if_ours(args: Args) -> dict[str, Any] | None:
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         if STAGE_IN_TEXT.search("\n".join([text, *args[1:]])):
             raise
-        return None  # LlamaFactory says what is wrong with it
+        return None  # LlamaFactory says what is wrong with that of another stage
     return given if given.get("stage") == STAGE else None
 
 

@@ -56,7 +56,6 @@ def _handled(numbers: Sequence[signal.Signals], handle: Callable[[int], object])
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     if threading.current_thread() is not threading.main_thread():
         before = {}
-
     received: list[int] = []
 
     def receive(number: int, _: object) -> None:
@@ -112,7 +111,7 @@ def started_child(
         through: Whether SIGTERM goes to its own children in its place: torchrun would leave them 30 seconds.
         options: Of `subprocess.Popen`.
     """
-    process = subprocess.Popen(command, preexec_fn=end_with_parent, **options)
+    process = subprocess.Popen(command, preexec_fn=end_with_parent if LIBC else None, **options)
     try:
         yield process
     except KeyboardInterrupt as stop:

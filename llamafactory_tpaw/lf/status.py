@@ -67,11 +67,7 @@ def missing_message() -> str | None:
 
 
 def require_seams() -> None:
-    """Make sure that every seam of stage `tpaw` is in place, importing the modules that were not imported yet.
-
-    Raises:
-        ConfigError: If the hook is not active or a seam is missing; names the seams and the supported versions.
-    """
+    """Make sure that every seam of stage `tpaw` is in place, importing the modules that were not imported yet."""
     importlib.import_module(PACKAGE)  # fills the record
     if reason := _hook.inactive_reason():
         raise ConfigError(f"Stage `tpaw` is not available: {reason}")
