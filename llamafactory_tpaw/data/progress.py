@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 BAR_AFTER_S, LINE_EVERY_S = 5.0, 30.0
 BYTES = "B"
-LINE = "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%, {remaining} left)"
+LINE = "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%, {remaining} left)\n"
 
 
 class Progress(tqdm):
@@ -24,23 +24,13 @@ class Progress(tqdm):
     def __init__(
         self, what: str, total: int, unit: str = "row", done: int = 0, items: Iterable[Any] | None = None
     ) -> None:
-        self._is_bar = sys.stderr.isatty()
         settings: dict[str, Any] = {"desc": what, "total": total, "initial": done, "unit": f" {unit}s"}
         if unit == BYTES:
             settings |= {"unit": unit, "unit_scale": True, "unit_divisor": 1024}
-        if self._is_bar:
+        if sys.stderr.isatty():
             settings |= {"delay": BAR_AFTER_S}
         else:
-            settings |= {"delay": LINE_EVERY_S, "mininterval": LINE_EVERY_S, "bar_format": LINE, "leave": False}
+            settings |= {"delay": LINE_EVERY_S, "mininterval": LINE_EVERY_S, "bar_format": LINE}
         if os.environ.get("RANK", "0") != "0":
             settings |= {"disable": True}  # otherwise tqdm's own `TQDM_DISABLE` decides
         super().__init__(items, miniters=1, **settings)
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-        """Write over the bar; a log gets lines."""
-        if self._is_bar:
-            return super().display(msg, pos)
-        if msg is None:
-            self.fp.write(f"{self}\n")
-            self.fp.flush()
-        return False
