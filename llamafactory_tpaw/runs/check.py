@@ -12,8 +12,8 @@ from ..errors import EXIT_CODES, ConfigError, EnvironmentProblem, Findings
 from ..lf.failures import explained
 from ..lf.given import read_given
 from ..team.members import Member, check_tokenizers, load_encoder
-from .checks import check_engine, check_rounds, check_sample
-from .estimates import Sample, check_disk, estimate_hours, estimate_memory, readable_bytes, take_sample
+from .checks import Sample, check_data, check_engine, check_rounds
+from .estimates import check_disk, estimate_hours, estimate_memory, readable_bytes
 from .launcher import refuse_start
 from .plan import Plan, make_plan, refuse_other_stage
 
@@ -86,7 +86,7 @@ def _look(
     with findings.note():
         sample = _read_data(run, plan, findings)
     found["disk"] = check_disk(plan, sample, findings)
-    if sample is None or not sample.triplets:
+    if sample is None:
         return
     say("memory and time")
     found["device"], found["memory"] = _device_of(run), estimate_memory(run, plan, sample)
@@ -110,18 +110,15 @@ def _look(
         found["time"]["total"] = sum(found["time"].values())
 
 
-def _read_data(run: RunArguments, plan: Plan, findings: Findings) -> Sample:
+def _read_data(run: RunArguments, plan: Plan, findings: Findings) -> Sample | None:
     encoder = load_encoder(run)[2]
     # The team's checkpoints that are folders here; a hub's are not fetched for this.
     team = [player for player in plan.players[-plan.tpaw_args.rounds_played :] if player.is_local]
     members = [Member(each, Path(each.base), "", tuple(map(Path, each.parts[1:]))) for each in team]
     with findings.note():
         check_tokenizers(members, run, encoder)
-    template = str(run.data.template)
-    check_rounds(plan, encoder, template, findings)
-    sample = take_sample(run, plan, encoder, ROWS)
-    check_sample(sample, plan, encoder, template, findings)
-    return sample
+    check_rounds(plan, encoder, str(run.data.template), findings)
+    return check_data(run, plan, encoder, ROWS, findings)
 
 
 def _device_of(run: RunArguments) -> dict[str, Any]:

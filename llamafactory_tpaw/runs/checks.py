@@ -8,21 +8,22 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..arguments.start import Start, is_adapter
+from ..data.encoding import cut_response
 from ..data.files import read_json
-from ..data.opponents import encoding_problems
-from ..data.prompts import check_bad_rows
+from ..data.opponents import Limits, Triplet, encoding_problems, load_foreign, load_triplets
+from ..data.prompts import check_bad_rows, load_prompts
 from ..data.rounds import prompts_problems
 from ..data.triplets import TripletRow, read_meta
 from ..errors import ConfigError, DataError, EnvironmentProblem, Findings
 from ..lf.given import is_on, is_true
 from ..team.members import load_encoder
-from .estimates import check_disk, take_sample, zero_stage
 
 
 if TYPE_CHECKING:
@@ -31,36 +32,91 @@ if TYPE_CHECKING:
     from ..arguments.parsed import RunArguments
     from ..data.encoding import TurnEncoder
     from ..data.prompts import Prompt
-    from .estimates import Sample
     from .plan import Plan
 
 GATHERS = "stage3_gather_16bit_weights_on_model_save"
 FEW_ROWS = 32
 
 
-def check_start(plan: Plan) -> None:
-    """Check at the start of `train` that what it saves fits on the disk."""
-    with Findings() as findings:
-        check_disk(plan, None, findings)
+@dataclass(frozen=True)
+class Sample:
+    """The first rows of a run's data, and how many there are of them."""
+
+    # Of `dataset` where `tpaw_prompts` is not set; else the prompts, each with another one's target in place of what
+    # will be generated.
+    triplets: list[Triplet]
+    total: int | None  # prompts of the whole set; None where that cannot be told
+    responses: int  # a prompt, of all rounds together
+    players: int  # of the team; 0 for T-SPIN
+    scored: int  # log-probs a prompt that are not cached: all of θ_t's, the new round's of each other player
+    longest: tuple[int, int]  # tokens of the longest prompt, and of the longest response that can come after it
+
+    def mean(self, part: str) -> float:
+        """Mean tokens of the triplets' `prompt`, `target` or `generated`."""
+        return sum(len(getattr(triplet, f"{part}_ids")) for triplet in self.triplets) / len(self.triplets)
 
 
 def check_first_rows(run: RunArguments, plan: Plan) -> None:
     """Check some rows before a round is generated."""
     with Findings() as findings:
-        encoder = load_encoder(run)[2]
-        check_sample(take_sample(run, plan, encoder, FEW_ROWS), plan, encoder, str(run.data.template), findings)
+        check_data(run, plan, load_encoder(run)[2], FEW_ROWS, findings)
 
 
-def check_sample(sample: Sample, plan: Plan, encoder: TurnEncoder, template: str, findings: Findings) -> None:
-    """Refuse rows that training would refuse, and rows whose tokens do not come back as they were generated from."""
-    args = plan.tpaw_args
-    what = f"`tpaw_prompts: {args.tpaw_prompts}` ({sample.source})"
-    if args.tpaw_max_prompts is None:  # which rows it chooses is not looked at here
-        with findings.note():
-            check_bad_rows(what, sample.bad_rows, args.tpaw_max_bad_rows)
-    findings.refuse(ConfigError, round_trip_problems(sample.prompts[:FEW_ROWS], encoder, template))
-    if args.tpaw_prompts and not sample.prompts and not findings.errors:
-        findings.refuse(DataError, [f"{what} has no usable row. Correct the rows."])
+def check_data(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int, findings: Findings) -> Sample | None:
+    r"""Look at the first rows of a run's prompts, or where it generates none at all triplets of its datasets.
+
+    Refused are rows that training would refuse, and whose tokens do not come back as they were generated from.
+
+    Returns:
+        The rows; None where none can be used.
+    """
+    args, cutoff = plan.tpaw_args, run.data.cutoff_len
+    finished = [(round_, read_meta(round_.path)) for round_ in plan.opponents.rounds if round_.complete]
+    triplets = []
+    if args.tpaw_prompts:
+        found = load_prompts(encoder, run.model, run.data, run.training, args, first=rows)
+        prompts, looked = list(found.prompts), len(found.prompts) + len(found.bad_rows)
+        what = f"`tpaw_prompts: {args.tpaw_prompts}` ({found.entry.path or 'on the hub'}, first {looked} rows)"
+        if args.tpaw_max_prompts is None:  # which rows it chooses is not looked at here
+            with findings.note():
+                check_bad_rows(what, found.bad_rows, args.tpaw_max_bad_rows)
+        if not prompts:
+            findings.refuse(DataError, [] if findings.errors else [f"{what} has no usable row. Correct the rows."])
+            return None
+        findings.refuse(ConfigError, round_trip_problems(prompts[:FEW_ROWS], encoder, str(run.data.template)))
+        bounds = [run.data.max_samples, args.tpaw_max_prompts, looked if looked < rows else _rows_of(found.entry.path)]
+        total = finished[0][1].prompts if finished else min(filter(None, bounds), default=None)
+        for prompt, other in zip(prompts, [*prompts[1:], *prompts[:1]], strict=True):
+            target, generated = (cut_response(p.target_ids, len(prompt.prompt_ids), cutoff) for p in (prompt, other))
+            triplets.append(Triplet(prompt.id, args.tpaw_iteration, prompt.prompt_ids, target, generated, False))
+    else:
+        limits = Limits(cutoff, args.tpaw_min_response, args.tpaw_max_bad_rows)
+        for round_, meta in finished:
+            triplets += load_triplets(round_.entry, meta, encoder, limits)
+        for entry in plan.opponents.foreign:
+            triplets += load_foreign(entry, encoder, limits, run.model, run.data, run.training)
+        if not triplets:
+            raise DataError(f"`dataset` has no usable row under `cutoff_len: {cutoff}`. Give other data.")
+        total = min(len({triplet.id for triplet in triplets}), run.data.max_samples or len(triplets))
+    prompt = max(len(triplet.prompt_ids) for triplet in triplets)
+    response = max(len(ids) for triplet in triplets for ids in triplet.responses)
+    if plan.to_generate:
+        response = max(response, int(plan.given.get("max_new_tokens", 1024)))
+    longest = prompt, max(min(response, cutoff - prompt), 1)
+    own, samples = args.tpaw_samples_per_prompt, {round_.iteration: meta.samples for round_, meta in finished}
+    responses = sum(samples.get(each.iteration, own) for each in plan.opponents.rounds) + len(plan.opponents.foreign)
+    players = min(len(plan.players), args.tpaw_team_size) if args.tpaw_objective == "tpaw" else 0
+    cached = players and args.tpaw_reference == "cached"
+    scored = 1 + responses + (players - 1) * own if cached else 0
+    return Sample(triplets, total, responses, players, scored, longest)
+
+
+def _rows_of(path: Path | None) -> int | None:
+    """Count the rows of a local file of JSON lines; other formats are not opened for this."""
+    if path is None or path.suffix != ".jsonl":
+        return None
+    with path.open("rb") as stream:
+        return sum(1 for _ in stream)
 
 
 def check_rounds(plan: Plan, encoder: TurnEncoder, template: str, findings: Findings) -> None:
@@ -160,3 +216,8 @@ def refuse_engine(given: Mapping[str, Any]) -> None:
             )
     if problems:
         raise ConfigError(problems)
+
+
+def zero_stage(config: Mapping[str, Any]) -> int:
+    """Stage of ZeRO that a DeepSpeed config asks for; 0 for none."""
+    return int((config.get("zero_optimization") or {}).get("stage", 0))

@@ -7,17 +7,12 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..data.encoding import cut_response
 from ..data.layout import padded
-from ..data.opponents import Limits, Triplet, load_foreign, load_triplets
-from ..data.prompts import load_prompts
 from ..data.rounds import split_names
-from ..data.triplets import read_meta
-from ..errors import DataError, EnvironmentProblem
+from ..errors import EnvironmentProblem
 from ..lf import facade
 from ..lf.failures import nearest_folder
 from ..lf.given import is_on, is_true
@@ -25,91 +20,18 @@ from ..objectives.head import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
 from ..team.checkpoint import read_tensors
 from ..team.manifest import read_manifest
 from ..team.sharding import deepspeed_config, uses_fsdp
+from .checks import zero_stage
 from .plan import with_defaults
 
 
 if TYPE_CHECKING:
     from ..arguments.parsed import RunArguments
-    from ..data.encoding import TurnEncoder
-    from ..data.prompts import BadRow, Prompt
     from ..errors import Findings
+    from .checks import Sample
     from .plan import Plan
 
 HALVES = ("bf16", "fp16", "pure_bf16")
 UNADAPTED = ("embed_tokens", "wte", "lm_head", "embed_out")  # LlamaFactory's `lora_target: all` leaves them out
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The first rows of a run's data, and how many there are of them."""
-
-    prompts: list[Prompt]  # of `tpaw_prompts`; empty where it is not set
-    bad_rows: list[BadRow]  # among those looked at
-    source: str  # where they are
-    # Of `dataset` where `tpaw_prompts` is not set; else the prompts, each with another one's target in place of what
-    # will be generated.
-    triplets: list[Triplet]
-    total: int | None  # prompts of the whole set; None where that cannot be told
-    responses: int  # a prompt, of all rounds together
-    players: int  # of the team; 0 for T-SPIN
-    scored: int  # log-probs a prompt that are not cached: all of θ_t's, the new round's of each other player
-    longest: tuple[int, int]  # tokens of the longest prompt, and of the longest response that can come after it
-
-    def mean(self, part: str) -> float:
-        """Mean tokens of the triplets' `prompt`, `target` or `generated`."""
-        return sum(len(getattr(triplet, f"{part}_ids")) for triplet in self.triplets) / max(len(self.triplets), 1)
-
-
-def take_sample(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int) -> Sample:
-    r"""Look at the first rows of a run's prompts, or where it generates none at all triplets of its datasets.
-
-    Raises:
-        TpawError: If the data cannot be read.
-    """
-    args, cutoff = plan.tpaw_args, run.data.cutoff_len
-    finished = [(round_, read_meta(round_.path)) for round_ in plan.opponents.rounds if round_.complete]
-    prompts, bad_rows, source, triplets = [], [], "", []
-    if args.tpaw_prompts:
-        found = load_prompts(encoder, run.model, run.data, run.training, args, first=rows)
-        prompts, bad_rows = list(found.prompts), found.bad_rows
-        looked = len(prompts) + len(bad_rows)
-        source = f"{found.entry.path or 'on the hub'}, first {looked} rows"
-        bounds = [run.data.max_samples, args.tpaw_max_prompts, looked if looked < rows else _rows_of(found.entry.path)]
-        total = finished[0][1].prompts if finished else min(filter(None, bounds), default=None)
-        for prompt, other in zip(prompts, [*prompts[1:], *prompts[:1]], strict=True):
-            target, generated = (cut_response(p.target_ids, len(prompt.prompt_ids), cutoff) for p in (prompt, other))
-            triplets.append(Triplet(prompt.id, args.tpaw_iteration, prompt.prompt_ids, target, generated, False))
-    else:
-        limits = Limits(cutoff, args.tpaw_min_response, args.tpaw_max_bad_rows)
-        for round_, meta in finished:
-            triplets += load_triplets(round_.entry, meta, encoder, limits)
-        for entry in plan.opponents.foreign:
-            triplets += load_foreign(entry, encoder, limits, run.model, run.data, run.training)
-        if not triplets:
-            raise DataError(f"`dataset` has no usable row under `cutoff_len: {cutoff}`. Give other data.")
-        total = min(len({triplet.id for triplet in triplets}), run.data.max_samples or len(triplets))
-    prompt = max((len(triplet.prompt_ids) for triplet in triplets), default=0)
-    response = max((len(ids) for triplet in triplets for ids in triplet.responses), default=0)
-    if plan.to_generate:
-        response = max(response, int(plan.given.get("max_new_tokens", 1024)))
-    longest = prompt, max(min(response, cutoff - prompt), 1)
-    own, samples = args.tpaw_samples_per_prompt, {round_.iteration: meta.samples for round_, meta in finished}
-    responses = sum(samples.get(each.iteration, own) for each in plan.opponents.rounds) + len(plan.opponents.foreign)
-    players = min(len(plan.players), args.tpaw_team_size) if args.tpaw_objective == "tpaw" else 0
-    cached = players and args.tpaw_reference == "cached"
-    scored = 1 + responses + (players - 1) * own if cached else 0
-    return Sample(prompts, bad_rows, source, triplets, total, responses, players, scored, longest)
-
-
-def _rows_of(path: Path | None) -> int | None:
-    """Count the rows of a local file of JSON lines; other formats are not opened for this."""
-    if path is None or path.suffix != ".jsonl":
-        return None
-    with path.open("rb") as stream:
-        return sum(1 for _ in stream)
-
-
-# -- memory
 
 
 class Weights(NamedTuple):
@@ -161,16 +83,7 @@ def weights_of(keys: Mapping[str, Any], shapes: dict[str, list[int]]) -> Weights
 
 
 def estimate_memory(run: RunArguments, plan: Plan, sample: Sample) -> dict[str, dict[str, float]]:
-    r"""Say what generation, scoring and training need of a device at their peaks.
-
-    Args:
-        run: The run's arguments, for the model's config and the device.
-        plan: The iteration.
-        sample: Gives the longest rows.
-
-    Returns:
-        Bytes by step and by what they are for; the last of each step is named `peak`.
-    """
+    """Say in bytes, by what they are for, what each step needs of a device at its peak, on the longest rows."""
     import psutil
 
     from ..generation.decoding import MAX_ROWS, PREFILL_TOKENS
@@ -230,11 +143,6 @@ def _shared_out(run: RunArguments, weights: Weights) -> list[float]:
     stage = zero_stage(config) if config else 3 if fsdp and run.training.device.type != "cpu" else 0
     amounts = enumerate((weights.state, weights.gradients, weights.held), start=1)
     return [amount / (count_processes() if stage >= least else 1) for least, amount in amounts]
-
-
-def zero_stage(config: Mapping[str, Any]) -> int:
-    """Stage of ZeRO that a DeepSpeed config asks for; 0 for none."""
-    return int((config.get("zero_optimization") or {}).get("stage", 0))
 
 
 def count_processes() -> int:

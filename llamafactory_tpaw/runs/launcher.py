@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import locked
-from ..errors import ConfigError, DataError, EnvironmentProblem
+from ..errors import ConfigError, DataError, EnvironmentProblem, Findings
 from ..lf.failures import explained
 from ..lf.given import handed_file, is_true, read_given, take_handed
 from ..lf.logs import get_logger
 from ..lf.signals import end_like_child, run_child
 from ..team.checkpoint import find_resume_point, is_pruned
-from .checks import check_first_rows, check_start, refuse_engine
+from .checks import check_first_rows, refuse_engine
+from .estimates import check_disk
 from .plan import Plan, handed_plan, make_plan, refuse_other_stage
 from .pruning import prune
 
@@ -56,8 +57,8 @@ def prepared(given: dict[str, Any], run_file: str = "") -> Iterator[str]:
         _say_finished(plan)
         raise SystemExit(0)
     refuse_start(given)
-    if is_true(given, "do_train"):
-        check_start(plan)
+    with Findings() as findings:
+        check_disk(plan, None, findings)
     with hold_output(given), handed_file(given, planned=True) as plan_file:
         if plan.to_generate and is_true(given, "do_train"):
             _have_generated(plan, plan_file)

@@ -26,7 +26,7 @@ from ..team.scorer import TeamScorer
 from ..team.sharding import autocast_dtype
 from ..train.setup import IterationSetup
 from ..train.workflow import make_trainer
-from .estimates import Sample, count_processes, steps_of
+from .estimates import count_processes, steps_of
 from .plan import with_defaults
 
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..data.opponents import Triplet
+    from .checks import Sample
     from .plan import Plan
 
 # Of the second of two steps the optimizer's state is there; nothing is saved or reported.
@@ -45,17 +46,7 @@ STEPS: dict[str, Any] = {
 
 
 def measure(plan: Plan, sample: Sample, found: dict[str, Any], say: Callable[[str], object]) -> None:
-    r"""Fingerprint the players again, then sample, score and train on one batch of the longest rows.
-
-    Args:
-        plan: The iteration.
-        sample: Gives the rows.
-        found: What `check` found, to be filled in.
-        say: Told what is being done.
-
-    Raises:
-        TpawError: If a checkpoint is not what it was, or policy and newest player differ by more than rounding.
-    """
+    """Fingerprint the players again; sample, score and train on one batch of the longest rows; fill in `found`."""
     keys = with_defaults(plan.given) | vars(plan.tpaw_args)
     size, accumulation = int(keys["per_device_train_batch_size"]), int(keys["gradient_accumulation_steps"])
     found["time"] = seconds = {}

@@ -13,8 +13,7 @@ import pytest
 
 from llamafactory_tpaw.errors import EnvironmentProblem
 from llamafactory_tpaw.runs.check import check
-from llamafactory_tpaw.runs.checks import check_start
-from llamafactory_tpaw.runs.plan import make_plan
+from llamafactory_tpaw.runs.launcher import prepared
 from tests import runs, tiny
 
 
@@ -115,8 +114,8 @@ def test_a_disk_that_is_too_small(project: runs.Project, monkeypatch: pytest.Mon
     (problem,) = messages(found)
     assert problem.startswith("error: `output_dir: saves/play_iter2` is to hold theta_{t+1} of ")
     assert "but its file system has 97.7 KiB free. Free some, save fewer checkpoints" in problem
-    with pytest.raises(EnvironmentProblem, match=r"has 97\.7 KiB free"):
-        check_start(make_plan(settings))
+    with pytest.raises(EnvironmentProblem, match=r"has 97\.7 KiB free"), prepared(settings):
+        pytest.fail("training would begin")
     needed = int(sum(found["disk"].values()))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
     assert check(settings)["findings"] == []

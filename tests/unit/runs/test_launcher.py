@@ -131,7 +131,7 @@ class TestSteps:
         plan = SimpleNamespace(to_generate=[], given=GIVEN, tpaw_args=tpaw_args, earlier=None, is_finished=False)
         monkeypatch.setattr(launcher, "make_plan", lambda given: plan)
         monkeypatch.setattr(launcher, "handed_plan", lambda given: plan)
-        monkeypatch.setattr(launcher, "check_start", lambda plan: None)
+        monkeypatch.setattr(launcher, "check_disk", lambda plan, sample, findings: {})
         return plan
 
     @pytest.fixture
