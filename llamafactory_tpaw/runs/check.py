@@ -12,10 +12,10 @@ from ..errors import EXIT_CODES, ConfigError, EnvironmentProblem, Findings
 from ..lf.failures import explained
 from ..lf.given import read_given
 from ..team.members import Member, check_tokenizers, load_encoder
-from .checks import Sample, check_data, check_engine, check_rounds
+from .checks import check_data, check_engine, check_rounds
 from .estimates import check_disk, estimate_hours, estimate_memory, readable_bytes
 from .launcher import refuse_start
-from .plan import Plan, make_plan, refuse_other_stage
+from .plan import make_plan, refuse_other_stage
 
 
 SCHEMA = 3
@@ -84,7 +84,14 @@ def _look(
     say("tokenizers and data")
     sample = None
     with findings.note():
-        sample = _read_data(run, plan, findings)
+        encoder = load_encoder(run)[2]
+        # The team's checkpoints that are folders here; a hub's are not fetched for this.
+        team = [player for player in plan.players[-plan.tpaw_args.rounds_played :] if player.is_local]
+        members = [Member(each, Path(each.base), "", tuple(map(Path, each.parts[1:]))) for each in team]
+        with findings.note():
+            check_tokenizers(members, run, encoder)
+        check_rounds(plan, encoder, str(run.data.template), findings)
+        sample = check_data(run, plan, encoder, ROWS, findings)
     found["disk"] = check_disk(plan, sample, findings)
     if sample is None:
         return
@@ -108,17 +115,6 @@ def _look(
             measure(plan, sample, found, say)
     if found["time"]:
         found["time"]["total"] = sum(found["time"].values())
-
-
-def _read_data(run: RunArguments, plan: Plan, findings: Findings) -> Sample | None:
-    encoder = load_encoder(run)[2]
-    # The team's checkpoints that are folders here; a hub's are not fetched for this.
-    team = [player for player in plan.players[-plan.tpaw_args.rounds_played :] if player.is_local]
-    members = [Member(each, Path(each.base), "", tuple(map(Path, each.parts[1:]))) for each in team]
-    with findings.note():
-        check_tokenizers(members, run, encoder)
-    check_rounds(plan, encoder, str(run.data.template), findings)
-    return check_data(run, plan, encoder, ROWS, findings)
 
 
 def _device_of(run: RunArguments) -> dict[str, Any]:

@@ -74,12 +74,9 @@ def test_memory_is_near_what_one_batch_takes(tmp_path: Path) -> None:
 
 
 def test_every_problem_at_once(project: runs.Project) -> None:
-    info = json.loads(Path("data/dataset_info.json").read_text())
-    settings = project.settings(2, template="llama3", per_device_train_batch_size=4)
-    assert info["additions"]
     rows = Path("data/additions.jsonl").read_text().splitlines()
     Path("data/additions.jsonl").write_text("\n".join([*rows[:2], '{"question": "?", "answer": ""}', *rows[3:]]))
-    found = check(settings)
+    found = check(project.settings(2, template="llama3"))
     assert found["exit_code"] == 3
     texts = "\n".join(messages(found))
     assert "play_iter0.jsonl was generated with another tokenizer or template than this run's" in texts
@@ -88,21 +85,15 @@ def test_every_problem_at_once(project: runs.Project) -> None:
     assert all((found["memory"], found["disk"], found["time"]))
 
 
-@pytest.mark.parametrize(
-    ("given", "what"), [({"stage": "dpo"}, "`stage: dpo` is not `tpaw`"), ({}, "`stage` is missing")]
-)
-def test_a_run_file_of_another_stage(given: dict[str, Any], what: str) -> None:
-    found = check(given)
-    advice = "but `llamafactory-tpaw check` is for an iteration of self-play. Give the run file of one."
-    assert messages(found) == [f"error: {what}, {advice}"]
-    assert found["exit_code"] == 2
-
-
 def test_settings_come_first(project: runs.Project) -> None:
+    found = check({"stage": "dpo"})
+    assert found["exit_code"] == 2
+    (problem,) = messages(found)
+    assert problem.startswith("error: `stage: dpo` is not `tpaw`, but `llamafactory-tpaw check` is for an iteration")
     found = check(project.settings(2, tpaw_eta=0, tpaw_gama=1, temperature=None))
     assert (found["exit_code"], len(found["findings"]), found["memory"]) == (2, 3, {})
-    started = check(project.settings(2, do_train=False, deepspeed=None))
-    assert messages(started)[0].startswith("error: Neither `do_train` nor `do_eval` is true")
+    found = check(project.settings(2, do_train=False))
+    assert messages(found)[0].startswith("error: Neither `do_train` nor `do_eval` is true")
 
 
 def test_a_disk_that_is_too_small(project: runs.Project, monkeypatch: pytest.MonkeyPatch) -> None:

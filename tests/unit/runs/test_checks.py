@@ -40,16 +40,11 @@ def test_servers_are_named_with_what_they_serve() -> None:
         given = {"tpaw_engine": "openai", "tpaw_engine_url": f"{right.url},{wrong.url}"}
         found = engine(given)
         assert engine(given, to_generate=0).remarks == []
+        assert engine(given | {"tpaw_opponent_model": "theta_0"}).remarks[0].startswith(wrong.url)
     (first,), ((second, code),) = found.remarks, found.problems.items()
     assert code == GenerationError.exit_code
     assert first == f"{right.url} answers: a server of OpenAI's API, serving theta_1."
     assert second.startswith(f"The server at {wrong.url} serves theta_0, but saves/theta_1 or theta_1 is asked for.")
-
-
-def test_an_opponent_is_looked_for_by_its_name() -> None:
-    with ScriptedServer(lists("gpt")) as server:
-        given = {"tpaw_engine": "openai", "tpaw_engine_url": server.url, "tpaw_opponent_model": "gpt"}
-        assert engine(given).exit_code == 0
 
 
 def test_vllm_is_looked_for(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ class TestSteps:
         monkeypatch.setattr(launcher, "make_plan", lambda given: plan)
         monkeypatch.setattr(launcher, "handed_plan", lambda given: plan)
         monkeypatch.setattr(launcher, "check_disk", lambda plan, sample, findings: {})
+        monkeypatch.setattr(launcher, "check_first_rows", lambda run, plan: None)
         return plan
 
     @pytest.fixture
