@@ -51,10 +51,6 @@ class Sample:
     scored: int  # log-probs a prompt that are not cached: all of θ_t's, the new round's of each other player
     longest: tuple[int, int]  # tokens of the longest prompt, and of the longest response that can come after it
 
-    def mean(self, part: str) -> float:
-        """Mean tokens of the triplets' `prompt`, `target` or `generated`."""
-        return sum(len(getattr(triplet, f"{part}_ids")) for triplet in self.triplets) / len(self.triplets)
-
 
 def check_first_rows(run: RunArguments, plan: Plan) -> None:
     """Check some rows before a round is generated."""

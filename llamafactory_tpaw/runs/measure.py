@@ -31,8 +31,6 @@ from .plan import with_defaults
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ..data.opponents import Triplet
     from .checks import Sample
     from .plan import Plan
@@ -49,8 +47,7 @@ def measure(plan: Plan, sample: Sample, found: dict[str, Any], say: Callable[[st
     """Fingerprint the players again; sample, score and train on one batch of the longest rows; fill in `found`."""
     keys = with_defaults(plan.given) | vars(plan.tpaw_args)
     size, accumulation = int(keys["per_device_train_batch_size"]), int(keys["gradient_accumulation_steps"])
-    found["time"] = seconds = {}
-    memory, total = found["memory"], sample.total or 0
+    seconds, memory, total = {}, found["memory"], sample.total or 0
     with tempfile.TemporaryDirectory(prefix="llamafactory-tpaw-") as folder:
         # In an empty store no fingerprint is trusted by a file's size and time.
         places = {"output_dir": folder, "tpaw_cache_dir": folder}
@@ -68,8 +65,9 @@ def measure(plan: Plan, sample: Sample, found: dict[str, Any], say: Callable[[st
             batch = [replace(triplet, generated_ids=np.resize(triplet.generated_ids, length)) for triplet in batch]
             if keys["tpaw_engine"] == "hf":
                 say("a batch of generation")
-                token = _generate(run, team, batch, sample.longest)
-                seconds["generate"] = total * plan.tpaw_args.tpaw_samples_per_prompt * sample.mean("generated") * token
+                token = _generate(run, team, by_length, sample.longest)
+                tokens = sum(len(triplet.generated_ids) for triplet in sample.triplets) / len(sample.triplets)
+                seconds["generate"] = total * plan.tpaw_args.tpaw_samples_per_prompt * tokens * token
                 memory["generation"]["measured"] = _take_peak(run)
         shorter = sum(map(_tokens, sample.triplets)) / len(sample.triplets) / (sum(map(_tokens, batch)) / len(batch))
         scorer = _TimedScorer(run, team.tokenizer)
@@ -89,6 +87,7 @@ def measure(plan: Plan, sample: Sample, found: dict[str, Any], say: Callable[[st
         seconds["train"] = steps_of(keys, sample) * step * shorter
         memory["training"]["measured"] = _take_peak(run)
     reward = trainer.state.log_history[0].get(f"rewards/target/{team.policy.player.name}")  # none for T-SPIN
+    found["time"] = seconds if total else {}
     found["step_zero"] = {"reward": reward, "fingerprints": fingerprints}
 
 
@@ -96,7 +95,7 @@ def _tokens(triplet: Triplet) -> int:
     return 2 * len(triplet.prompt_ids) + len(triplet.target_ids) + len(triplet.generated_ids)
 
 
-def _generate(run: RunArguments, team: Team, triplets: Sequence[Triplet], longest: tuple[int, int]) -> float:
+def _generate(run: RunArguments, team: Team, triplets: list[Triplet], longest: tuple[int, int]) -> float:
     """Answer a batch of prompts; seconds a token."""
     dtype = torch.bfloat16 if run.finetuning.pure_bf16 else autocast_dtype(run.training) or torch.float32
     model = load_generator(run, team.tokenizer, team.policy.folder, team.policy.adapters, dtype)
