@@ -48,7 +48,7 @@ def response_logps(
     """
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     if "segments" in batch:
-        inputs["attention_mask"] = segment_mask(batch["segments"], attention_of(model), unwrap(model).dtype)
+        inputs["attention_mask"] = segment_mask(batch["segments"], unwrap(model).dtype)
     autocast = torch.autocast(batch["input_ids"].device.type, dtype=dtype) if dtype else contextlib.nullcontext()
     with autocast, response_head(model, batch) if head else contextlib.nullcontext():
         logits = model(**inputs, use_cache=False).logits
@@ -58,19 +58,16 @@ def response_logps(
     return SequenceLogps(sums.float(), batch["response_counts"])
 
 
-def segment_mask(segments: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
+def segment_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     r"""Let every token see the prompt and its own response up to itself; padding sees itself alone.
 
     Args:
         segments: (N, T): 0 in the prompt, k in the k-th response, -1 in the padding.
-        attention: The model's implementation. `eager` adds the mask to its scores; others take booleans.
-        dtype: Of the model.
+        dtype: Of the model. Booleans would be made into it in every layer, and be kept for the backward.
     """
     asking, asked = segments[:, :, None], segments[:, None, :]
     seen = ((asked == 0) | (asked == asking)) & (asking >= 0)
     seen = (seen.tril() | torch.eye(segments.shape[1], dtype=torch.bool, device=segments.device))[:, None]
-    if attention != "eager":
-        return seen
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
