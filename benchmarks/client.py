@@ -18,13 +18,14 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from llamafactory_tpaw.generation.exchange import Call, Exchange
+from llamafactory_tpaw.generation.exchange import Exchange
+from llamafactory_tpaw.generation.server import Server
 
 from . import machine, tables
 from .workload import RESULTS
@@ -83,18 +84,6 @@ def anonymous_mib() -> float:
     return int(status.partition("RssAnon:")[2].split()[0]) / 1024
 
 
-def calls(count: int, tokens: int) -> Iterator[Call]:
-    """Prompts of so many ids."""
-    for index in range(count):
-        ids = list(range(index % 1000, index % 1000 + tokens))
-        body = {"model": "stub", "prompt": ids, "max_tokens": 16, "seed": index, "temperature": 1.0}
-        yield Call(index, None, "/completions", body)
-
-
-def ids_of(call: Call, answer: dict[str, Any]) -> list[int]:
-    return answer["choices"][0]["token_ids"]
-
-
 def measure(options: argparse.Namespace, count: int, delay_s: float) -> dict[str, Any]:
     """Have so many prompts answered."""
     ours, theirs = multiprocessing.Pipe()
@@ -108,15 +97,27 @@ def measure(options: argparse.Namespace, count: int, delay_s: float) -> dict[str
     marks: list[tuple[int, float]] = []
     peak, done = 0.0, 0
     begin, used = time.monotonic(), time.process_time()
-    with asyncio.Runner() as runner:
-        exchange = Exchange(calls(count, options.tokens), (url,), keys, None, ids_of, "")
-        while results := runner.run(exchange.next()):
+
+    def body_of(index: int) -> dict[str, Any]:
+        ids = list(range(index % 1000, index % 1000 + options.tokens))
+        return {"model": "stub", "prompt": ids, "max_tokens": 16, "seed": index, "temperature": 1.0}
+
+    def ids_of(_: int, answer: dict[str, Any]) -> list[int]:
+        return answer["choices"][0]["token_ids"]
+
+    async def ask() -> None:
+        nonlocal done, peak
+        server = Server(url, None, keys.tpaw_engine_timeout, keys.tpaw_engine_retries, options.concurrency)
+        exchange = Exchange(iter(range(count)), "/completions", body_of, ids_of, [server], keys)
+        async for results in exchange.answers():
             for index, _ in results:
                 seen[index] += 1
             done += len(results)
             marks.append((done, time.monotonic()))
             peak = max(peak, anonymous_mib())
-        runner.run(exchange.close())
+        await server.client.close()
+
+    asyncio.run(ask())
     seconds, cpu = time.monotonic() - begin, time.process_time() - used
     ours.send(None)
     server_cpu = ours.recv()

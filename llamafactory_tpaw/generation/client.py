@@ -9,46 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..arguments.checks import KEY_VARIABLES
 from ..arguments.start import Start
 from ..errors import ConfigError, GenerationError
 from ..lf.logs import get_logger
-from .base import Answers, EngineContext, Failure, PromptRequests, Request, Response, ignore
-from .exchange import Call, Exchange, load_openai
+from .base import Answers, EngineContext, PromptRequests, Request, Response, ignore
+from .exchange import Exchange
 from .process import ServerProcess
-from .protocol import (
-    CHAT,
-    COMPLETIONS,
-    TRANSFORMERS,
-    VLLM,
-    Bodies,
-    count_of,
-    messages_of,
-    prompt_text,
-    read_chat,
-    read_completion,
-    stop_texts,
-)
-from .served import START, Inquiry, Served, api_key, error_words, names_of
+from .protocol import IDS, MESSAGES, TEXT, TRANSFORMERS, VLLM, Dialect, count_of, messages_of
+from .server import ADVICE, Served, Server, api_key, load_openai, names_of
 
 
 logger = get_logger(__name__)
 
-IDS, TEXT, MESSAGES = "ids", "text", "messages"
 # Its newer models refuse the name that all other servers know.
-OPENAIS_OWN = "api.openai.com"
-UNREADABLE = "written as text, it is read as other tokens, and the server takes no token ids, as vLLM does"
-CHECK = (
-    f"Check `tpaw_engine_url`, `tpaw_engine_model` and the environment variable {KEY_VARIABLES[0]}: what is generated "
-    "is kept, and the same command continues."
-)
+OPENAIS_OWN = {"api.openai.com": "max_completion_tokens"}
 
 
 def make_engine(context: EngineContext, beside: Path) -> ServerEngine:
@@ -67,34 +48,22 @@ def make_engine(context: EngineContext, beside: Path) -> ServerEngine:
 
 
 class ServerEngine:
-    r"""Ask servers.
-
-    Args:
-        context: What is generated, and with which model.
-        urls: Base addresses.
-        names: Names that the servers may have for the model, best first.
-        server: The server, where it is ours: it is ended with the engine.
-
-    """
+    """Asks servers for a model by one of its names, best first; one that is our own is ended with the engine."""
 
     def __init__(
-        self, context: EngineContext, urls: tuple[str, ...], names: list[str], server: ServerProcess | None = None
+        self, context: EngineContext, urls: tuple[str, ...], names: list[str], own: ServerProcess | None = None
     ) -> None:
-        self.context, self.urls, self.names, self.server = context, urls, names, server
-        args = context.run.finetuning
-        self.name, self.version = args.tpaw_engine, ""
+        self.context, self.urls, self.names, self.own = context, urls, names, own
+        self.name, self.version = context.run.finetuning.tpaw_engine, ""
         # For the meta file: the model's name at the servers, whether they say that they loaded this very checkpoint,
         # and how prompts went and responses came.
         self.facts: dict[str, Any] = {}
-        self.api_key = server.api_key if server else api_key()
-        self.add_bos = False
-        self.stop_texts = stop_texts(context.encoder, context.stop_token_ids)
-        self.prompts_go_as = MESSAGES if context.opponent and server is None else IDS
+        self.key = own.api_key if own else api_key()
 
     def close(self) -> None:
         """End the server that is ours."""
-        if self.server is not None:
-            self.server.close()
+        if self.own is not None:
+            self.own.close()
 
     def answer(
         self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
@@ -102,120 +71,97 @@ class ServerEngine:
         """Answer what is left; see `base.Engine`."""
         if not len(left):
             return
-        calls = self._calls(self._settle(requests, left), requests, left)
-        with asyncio.Runner() as runner:
-            exchange = Exchange(
-                calls,
-                self.urls,
-                self.context.run.finetuning,
-                self.api_key,
-                self._read,
-                self.server.advice if self.server else CHECK,
-                self.server.check if self.server else lambda: None,
-            )
-            try:
-                while results := runner.run(exchange.next()):
-                    yield results
-            finally:
-                runner.run(exchange.close())
+        answers = self._answers(requests, left)
 
-    def _calls(
-        self, bodies: Bodies, requests: PromptRequests, left: np.ndarray
-    ) -> Iterator[Call | tuple[int, Failure]]:
-        for index in left.tolist():
-            request = requests[index]
-            try:
-                if self.prompts_go_as == MESSAGES:
-                    messages = messages_of(requests.prompts.prompts.take([index // requests.samples])[0])
-                    yield Call(index, request, CHAT, bodies.chat(request, messages))
-                else:
-                    prompt: list[int] | str | None = request.prompt_ids.tolist()
-                    if self.prompts_go_as == TEXT:
-                        prompt = prompt_text(self.context.encoder.tokenizer, prompt, self.add_bos)
-                    if prompt is None:
-                        raise ValueError(UNREADABLE)
-                    yield Call(index, request, COMPLETIONS, bodies.completion(request, prompt))
-            except ValueError as error:
-                yield index, Failure(f"it cannot be sent: {error}")
+        async def more() -> Answers | None:
+            return await anext(answers, None)
 
-    def _read(self, call: Call, answer: Any) -> Response:
-        if call.path == CHAT:
-            return read_chat(answer, call.request)
-        stops = self.context.stop_token_ids
-        response = read_completion(answer, call.request, call.body["prompt"], stops, self.stop_texts)
-        self.facts["responses"] = TEXT if response.ids is None else IDS
-        return response
+        with asyncio.Runner() as runner:  # its end leaves nothing in flight, and ends `answers`
+            while results := runner.run(more()):
+                yield results
 
-    # --- what is checked at the start
+    async def _answers(self, requests: PromptRequests, left: np.ndarray) -> AsyncIterator[Answers]:
+        keys, own = self.context.run.finetuning, self.own
+        numbers = keys.tpaw_engine_timeout, keys.tpaw_engine_retries, keys.tpaw_engine_concurrency
+        advice = own.advice if own else ADVICE
+        servers = [Server(url, self.key, *numbers, keys.tpaw_engine_startup, advice) for url in self.urls]
+        try:
+            dialect = await self._settle(servers, requests, left)
 
-    def _settle(self, requests: PromptRequests, left: np.ndarray) -> Bodies:
+            def body_of(index: int) -> dict[str, Any]:
+                request, row = requests[index], index // requests.samples
+                if dialect.way == MESSAGES:
+                    return dialect.body(request, messages_of(requests.prompts.prompts.take([row])[0]))
+                return dialect.body(request, dialect.prompt(request))
+
+            def read(index: int, answer: Any) -> Response:
+                response = dialect.read(answer, requests[index])
+                if dialect.way != MESSAGES:
+                    self.facts["responses"] = TEXT if response.ids is None else IDS
+                return response
+
+            indices, check = iter(left.tolist()), own.check if own else lambda: None
+            async for results in Exchange(indices, dialect.path, body_of, read, servers, keys, check).answers():
+                yield results
+        finally:
+            await asyncio.gather(*(server.client.close() for server in servers))
+
+    async def _settle(self, servers: Sequence[Server], requests: PromptRequests, left: np.ndarray) -> Dialect:
         """Ask each server what it is, serves and reads; they have to agree."""
-        context, keys = self.context, self.context.run.finetuning
-        advice = self.server.advice if self.server else START
-        inquiries = [
-            Inquiry(url, self.api_key, keys.tpaw_engine_timeout, keys.tpaw_engine_startup, advice) for url in self.urls
-        ]
-        servers = [inquiry.examine(self.names) for inquiry in inquiries]
-        first = servers[0]
-        for other in servers[1:]:
-            if (other.kind, other.version, other.model) != (first.kind, first.version, first.model):
+        context = self.context
+        found = [(await server.examine(self.names), server) for server in servers]
+        asked = [(served, await self._dialect(served, server, requests, left)) for served, server in found]
+        first, dialect = asked[0]
+        for other, its in asked[1:]:
+            if (other.title, its) != (first.title, dialect):
                 raise GenerationError(
-                    f"{first.url} is {first.title} and serves {first.model}, but {other.url} is {other.title} and "
-                    f"serves {other.model}. Give addresses of servers that are alike as `tpaw_engine_url`."
+                    f"{first.url} is {first.title}, serves {first.model} and takes {dialect.way}, but {other.url} is "
+                    f"{other.title}, serves {other.model} and takes {its.way}. Give addresses of servers that are "
+                    "alike as `tpaw_engine_url`."
                 )
-        limit_key = "max_completion_tokens" if urlsplit(first.url).hostname == OPENAIS_OWN else "max_tokens"
-        stops = context.stop_token_ids, self.stop_texts
-        bodies = Bodies(first.kind, first.model, context.settings, *stops, limit_key)
-        self.version = first.title
-        if self.prompts_go_as != MESSAGES:
-            self._refuse_long(servers, requests, left)
-            ways = {self._probe(bodies, inquiry, requests[int(left[0])]) for inquiry in inquiries}
-            if len(ways) > 1:
-                raise GenerationError(
-                    f"Of {', '.join(self.urls)} some take token ids and others do not. Give addresses of servers that "
-                    "are alike as `tpaw_engine_url`."
-                )
-            self.prompts_go_as, self.add_bos = ways.pop()
-        verified = self.server is not None or all(server.verified for server in servers)
-        self.facts |= {"served": first.model, "verified": verified, "prompts": self.prompts_go_as}
+        verified = self.own is not None or all(served.verified for served, _ in asked)
+        self.version, self.facts = first.title, {"served": first.model, "verified": verified, "prompts": dialect.way}
         if not verified and not context.opponent:
             logger.warning_rank0(
                 f"{', '.join(self.urls)} ({first.title}) knows the model by the name {first.model} alone. Whether its "
                 f"weights are those of {context.model} is not known."
             )
-        return bodies
+        return dialect
 
-    def _refuse_long(self, servers: list[Served], requests: PromptRequests, left: np.ndarray) -> None:
+    async def _dialect(self, served: Served, server: Server, requests: PromptRequests, left: np.ndarray) -> Dialect:
+        context = self.context
+        way = MESSAGES if context.opponent and self.own is None else IDS
+        limit_key = OPENAIS_OWN.get(urlsplit(served.url).hostname or "", "max_tokens")
+        stops = context.stop_token_ids
+        made = Dialect(served.kind, served.model, context.settings, context.encoder, stops, way, limit_key=limit_key)
         longest = int((requests.prompt_tokens[left] + requests.new_tokens[left]).max())
-        for server in servers:
-            if server.max_tokens is not None and server.max_tokens < longest:
-                raise ConfigError(
-                    f"The server at {server.url} takes {server.max_tokens} tokens of prompt and response together, "
-                    f"but the longest request has {longest}. Serve the model with more (`--max-model-len "
-                    f"{longest}`), or lower `max_new_tokens` or `cutoff_len`."
-                )
+        if way == IDS and served.max_tokens is not None and served.max_tokens < longest:
+            raise ConfigError(
+                f"The server at {served.url} takes {served.max_tokens} tokens of prompt and response together, but "
+                f"the longest request has {longest}. Serve the model with more (`--max-model-len {longest}`), or "
+                "lower `max_new_tokens` or `cutoff_len`."
+            )
+        return made if way == MESSAGES else await self._probe(made, server, requests[int(left[0])])
 
-    def _probe(self, bodies: Bodies, inquiry: Inquiry, request: Request) -> tuple[str, bool]:
+    async def _probe(self, dialect: Dialect, server: Server, request: Request) -> Dialect:
         """Have one token generated, to find a way of prompts by which the server counts as many tokens as this run."""
-        ids, said, tokenizer = request.prompt_ids.tolist(), [], self.context.encoder.tokenizer
-        ways: dict[tuple[str, bool], list[int] | str | None] = {(IDS, False): ids}
-        if bodies.kind == TRANSFORMERS:
-            ways = {}
-        if bodies.kind != VLLM:
-            ways |= {(TEXT, add_bos): prompt_text(tokenizer, ids, add_bos) for add_bos in (False, True)}
-        for way, prompt in ways.items():
-            if prompt is None:
-                said.append(UNREADABLE)
+        ways = [(IDS, False), (TEXT, False), (TEXT, True)]
+        ways = ways[:1] if dialect.kind == VLLM else ways[1:] if dialect.kind == TRANSFORMERS else ways
+        said, tokens = [], len(request.prompt_ids)
+        for way, adds_bos in ways:
+            tried = dataclasses.replace(dialect, way=way, adds_bos=adds_bos)
+            try:
+                body = tried.body(dataclasses.replace(request, max_new_tokens=1), tried.prompt(request))
+            except ValueError as error:
+                said.append(str(error))
                 continue
-            asked = dataclasses.replace(request, max_new_tokens=1)
-            answer = inquiry.ask(COMPLETIONS, bodies.completion(asked, prompt))
-            count = count_of(answer.content, "prompt_tokens")
-            if answer.status == 200 and count == len(ids):
-                return way
-            reads = f"reads it as {count}" if answer.status == 200 else error_words(answer.content)
-            said.append(f"it answers {answer.status} and {reads}")
+            status, content = await server.ask(tried.path, body)
+            count = count_of(content, "prompt_tokens")
+            if status == 200 and count == tokens:
+                return tried
+            said.append(f"it answers {status}" + (f", but reads it as {count}" if status == 200 else f" ({content})"))
         raise GenerationError(
-            f"The server at {inquiry.url} does not take a prompt of {len(ids)} tokens as this run has it: "
+            f"The server at {server.url} does not take a prompt of {tokens} tokens as this run has it: "
             f"{'; '.join(dict.fromkeys(said))}. Serve the checkpoint with its own tokenizer, by a server that has "
             "`/completions` and counts the tokens (`usage`), as vLLM and `transformers serve` do."
         )

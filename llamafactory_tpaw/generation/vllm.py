@@ -13,17 +13,15 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..data.files import read_json
 from ..errors import ConfigError, EnvironmentProblem
-from ..lf.logs import get_logger
 from ..team.checkpoint import read_tensors
 from .base import EngineContext
 from .process import HOST, ServerProcess
 
 
-PYTHON = "{python}"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # What the run file's other keys settle, or what holds for each server of a run; `tpaw_vllm_args` would win.
 OWN_OPTIONS = (
@@ -38,32 +36,18 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # A GPU has to hold the weights and, of its memory, this much more: activations, CUDA graphs, and keys and values of
 # enough sequences at once. vLLM itself takes 0.9 of the memory.
 ROOM = 1.4
+# What an adapter's config says where vLLM serves it.
+PLAIN_ADAPTER = {"peft_type": "LORA", "use_dora": False, "bias": "none", "modules_to_save": None}
 # What the training launcher means for its own processes.
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
-logger = get_logger(__name__)
-
-
-class Adapter(NamedTuple):
-    """A LoRA adapter: its folder, and the rank that vLLM must make room for."""
-
-    folder: Path
-    rank: int
-
 
 def start_vllm(context: EngineContext, beside: Path) -> ServerProcess:
-    r"""Start vLLM on the GPUs in sight and wait until it answers; its log lies beside the triplet file.
-
-    Raises:
-        ConfigError: If `tpaw_vllm_args` sets what is ours to set, or the model cannot be served by vLLM.
-        EnvironmentProblem: If there is no such program.
-        GenerationError: If the server does not come up.
-    """
+    """Start vLLM on the GPUs in sight and wait until it answers; its log lies beside the triplet file."""
     keys = context.run.finetuning
     extra = split_arguments(keys.tpaw_vllm_args)
     program = find_program(keys.tpaw_vllm_command)
     refuse_unsupported(context.run.model)
-    adapter = served_adapter(context.adapters)
     if not any(map(PARALLEL.match, extra)):
         extra = [*parallel_arguments(Path(context.model), context.dtype, len(context.devices)), *extra]
     with socket.socket() as holder:
@@ -71,7 +55,7 @@ def start_vllm(context: EngineContext, beside: Path) -> ServerProcess:
         port = holder.getsockname()[1]
     api_key = secrets.token_hex(16)
     return ServerProcess(
-        [*program, *serve_arguments(context, adapter, port, extra)],
+        [*program, *serve_arguments(context, port, extra)],
         server_environment(os.environ, context.devices, api_key),
         port,
         api_key,
@@ -96,24 +80,21 @@ def parallel_arguments(model: Path, dtype: str, gpus: int) -> list[str]:
     heads = int({**config.get("text_config", {}), **config}.get("num_attention_heads") or 0)  # 0 by any number
     sizes = [1 << power for power in range(gpus.bit_length()) if 1 << power <= gpus and heads % (1 << power) == 0]
     size = next((size for size in sizes if size * memory >= needed), sizes[-1])
-    if gpus % size:
-        logger.info_rank0(f"{gpus % size} of the {gpus} GPUs in sight stay idle: each copy of the model takes {size}.")
     arguments = ["--tensor-parallel-size", str(size)] if size > 1 else []
     return arguments + (["--data-parallel-size", str(gpus // size)] if gpus // size > 1 else [])
 
 
-def serve_arguments(context: EngineContext, adapter: Adapter | None, port: int, extra: Sequence[str]) -> list[str]:
+def serve_arguments(context: EngineContext, port: int, extra: Sequence[str]) -> list[str]:
     """Return the arguments of the server; `extra` are further ones, which come last."""
-    name = context.name
-    arguments = ["serve", str(context.model), "--served-model-name", name if adapter is None else f"{name}-base"]
+    name, rank = context.name, served_rank(context.adapters)
+    arguments = ["serve", str(context.model), "--served-model-name", f"{name}-base" if rank else name]
     # The run's compute dtype: LlamaFactory saves bf16 training as float32, which vLLM would turn into float16.
     arguments += ["--host", HOST, "--port", str(port), "--dtype", context.dtype]
     arguments += ["--max-model-len", str(context.run.data.cutoff_len)]
     # The checkpoint's own sampling defaults must not fill in what a request leaves out.
     arguments += ["--generation-config", "vllm", "--enable-prefix-caching", "--uvicorn-log-level", "warning"]
-    if adapter is not None:
-        rank = next(rank for rank in LORA_RANKS if rank >= adapter.rank)
-        arguments += ["--enable-lora", "--lora-modules", f"{name}={adapter.folder}", "--max-lora-rank", str(rank)]
+    if rank:
+        arguments += ["--enable-lora", "--lora-modules", f"{name}={context.adapters[0]}", "--max-lora-rank", str(rank)]
     if context.run.model.trust_remote_code:
         arguments.append("--trust-remote-code")
     return [*arguments, "--seed", str(context.settings.seed), *extra]
@@ -136,46 +117,25 @@ def server_environment(inherited: Mapping[str, str], gpus: Sequence[str], api_ke
 
 
 def find_program(command: str | None) -> list[str]:
-    r"""Return the words that start vLLM.
-
-    Args:
-        command: `tpaw_vllm_command`: a program with arguments in front, as a shell reads them; `{python}` is this
-            interpreter. None is the `vllm` of this environment.
-
-    Raises:
-        ConfigError: If it is not quoted as a shell wants it.
-        EnvironmentProblem: If there is no such program.
-    """
-    words = _split("tpaw_vllm_command", command or "vllm")
-    first = sys.executable if words[0] == PYTHON else os.path.expanduser(words[0])
-    own_folder = [str(Path(sys.executable).parent)] if command is None else []
-    found = shutil.which(first, path=os.pathsep.join([*own_folder, os.environ.get("PATH", os.defpath)]))
+    """Return the words that start vLLM, which has to be there: `tpaw_vllm_command`, or this environment's `vllm`."""
+    words = _split("tpaw_vllm_command", command) or ["vllm"]
+    own_folder = [] if command else [str(Path(sys.executable).parent)]
+    places = os.pathsep.join([*own_folder, os.environ.get("PATH", os.defpath)])
+    found = shutil.which(os.path.expanduser(words[0]), path=places)
     if found is not None:
-        return [os.path.abspath(found), *(sys.executable if word == PYTHON else word for word in words[1:])]
+        return [os.path.abspath(found), *words[1:]]
     raise EnvironmentProblem(
-        "`tpaw_engine: vllm` needs the program `vllm`, which is not installed here. Install it into an environment of "
-        "its own (`python -m venv vllm-env`, then `vllm-env/bin/pip install vllm`) and set "
-        "`tpaw_vllm_command: vllm-env/bin/vllm`."
-        if command is None
-        else f"`tpaw_vllm_command: {command}` begins with {words[0]}, which is no program here. Give the path of a "
-        "`vllm`, for example `vllm-env/bin/vllm`, or of a Python with `-m`."
+        f"`tpaw_engine: vllm` needs the program `{words[0]}`, which is not here. Install vLLM into an environment for "
+        "it alone (`python -m venv vllm-env`, then `vllm-env/bin/pip install vllm`) and set `tpaw_vllm_command: "
+        "vllm-env/bin/vllm`."
     )
 
 
 def split_arguments(text: str | None) -> list[str]:
-    r"""Split `tpaw_vllm_args` as a shell does.
-
-    Raises:
-        ConfigError: If it is not quoted as a shell wants it, or sets what this package sets.
-    """
-    words = _split("tpaw_vllm_args", text) if text else []
-    found = []
-    for word in words:
-        option = word.partition("=")[0].replace("_", "-")
-        plain = "--" + option.removeprefix("--no-") if option.startswith("--no-") else option
-        # argparse takes the beginning of an option for the option.
-        if plain in OWN_OPTIONS or (len(plain) > 4 and any(own.startswith(plain) for own in OWN_OPTIONS)):
-            found.append(option)
+    """Split `tpaw_vllm_args` as a shell does; what this package sets is refused."""
+    words = _split("tpaw_vllm_args", text)
+    options = [word.partition("=")[0].replace("_", "-") for word in words]
+    found = [option for option in options if option.replace("--no-", "--") in OWN_OPTIONS]
     if found:
         raise ConfigError(
             f"`tpaw_vllm_args` has {', '.join(found)}, which is set here already, by other keys of the run file or "
@@ -184,58 +144,40 @@ def split_arguments(text: str | None) -> list[str]:
     return words
 
 
-def _split(key: str, text: str) -> list[str]:
+def _split(key: str, text: str | None) -> list[str]:
     try:
-        words = shlex.split(text)
+        return shlex.split(text or "")
     except ValueError as error:
         raise ConfigError(f"`{key}: {text}` cannot be split into words: {error}. Close the quotes.") from error
-    if not words:
-        raise ConfigError(f"`{key}` is blank. Give a value or leave the key out.")
-    return words
 
 
 def refuse_unsupported(model_args: Any) -> None:
-    r"""Refuse what changes θ_t when LlamaFactory loads it, since vLLM reads the checkpoint as it is.
-
-    Raises:
-        ConfigError: With each such key.
-    """
+    """Refuse what changes θ_t when LlamaFactory loads it, since vLLM reads the checkpoint as it is."""
     given = {key: getattr(model_args, key, None) for key in ("rope_scaling", "quantization_bit", "shift_attn")}
-    if any(given.values()):
-        listed = ", ".join(f"`{key}: {getattr(value, 'value', value)}`" for key, value in given.items() if value)
+    listed = ", ".join(f"`{key}: {getattr(value, 'value', value)}`" for key, value in given.items() if value)
+    if listed:
         raise ConfigError(
             f"{listed} changes the model when LlamaFactory loads it, but `tpaw_engine: vllm` serves the checkpoint as "
             "it is, so another model would generate than is trained. Use `tpaw_engine: hf`, or remove the key."
         )
 
 
-def served_adapter(folders: Sequence[Path]) -> Adapter | None:
-    r"""Return the one adapter that is served on the model, of all those of θ_t; None for none.
-
-    Raises:
-        ConfigError: If vLLM cannot serve what they make of the model.
-    """
-    if not folders:
-        return None
-    if len(folders) > 1:
+def served_rank(adapters: Sequence[Path]) -> int:
+    """For which rank vLLM must make room to serve θ_t's adapter, if it can serve it; 0 where there is none."""
+    if not adapters:
+        return 0
+    if len(adapters) > 1:
         raise ConfigError(
-            f"theta_t has {len(folders)} adapters ({', '.join(map(str, folders))}), but `tpaw_engine: vllm` serves "
+            f"theta_t has {len(adapters)} adapters ({', '.join(map(str, adapters))}), but `tpaw_engine: vllm` serves "
             "one at a time. Merge all but the last into the model (`llamafactory-cli export`) and start from that, or "
             "use `tpaw_engine: hf`."
         )
-    config = read_json(folders[0] / "adapter_config.json")
-    kind, rank = config.get("peft_type", "LORA"), config.get("r", 8)
-    rank = max([rank, *(config.get("rank_pattern") or {}).values()])
-    unserved = {
-        f"is an adapter of kind {kind}": kind != "LORA",
-        "is a DoRA adapter (`use_dora`)": config.get("use_dora"),
-        "trains biases": config.get("bias", "none") != "none",
-        f"trains whole modules, {config.get('modules_to_save')}": config.get("modules_to_save"),
-        f"has rank {rank}, above {LORA_RANKS[-1]}": rank > LORA_RANKS[-1],
-    }
-    if any(unserved.values()):
+    config = read_json(adapters[0] / "adapter_config.json")
+    odd = [f"{key}: {config[key]}" for key, plain in PLAIN_ADAPTER.items() if config.get(key) and config[key] != plain]
+    rank = max([config.get("r", 8), *(config.get("rank_pattern") or {}).values()])
+    if odd or rank > LORA_RANKS[-1]:
         raise ConfigError(
-            f"{folders[0]} {' and '.join(what for what, found in unserved.items() if found)}, which vLLM does not "
-            "serve. Merge it into the model (`llamafactory-cli export`), or use `tpaw_engine: hf`."
+            f"{adapters[0]} has {', '.join(odd) or f'rank {rank}'}, but vLLM serves plain LoRA adapters up to rank "
+            f"{LORA_RANKS[-1]}. Merge it into the model (`llamafactory-cli export`), or use `tpaw_engine: hf`."
         )
-    return Adapter(folders[0], rank)
+    return next(room for room in LORA_RANKS if room >= rank)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -166,20 +167,20 @@ def check_engine(plan: Plan, findings: Findings) -> None:
             'pip install "llamafactory-tpaw[openai]"'
         )
     if args.tpaw_engine == "vllm":
-        from ..generation.vllm import find_program, served_adapter, split_arguments
+        from ..generation.vllm import find_program, served_rank, split_arguments
 
         if not args.tpaw_opponent_model and all(map(is_adapter, start.adapters)):
-            served_adapter([Path(adapter) for adapter in start.adapters])
+            served_rank([Path(adapter) for adapter in start.adapters])
         program = find_program(args.tpaw_vllm_command)
         split_arguments(args.tpaw_vllm_args)
         findings.remarks.append(f"`tpaw_engine: vllm` starts {shlex.join(program)} serve.")
         return
-    from ..generation.served import api_key, examine, names_of
+    from ..generation.server import api_key, examine, names_of
 
     key, names = api_key(), names_of(args.tpaw_engine_model, args.tpaw_opponent_model or start.path)
     for url in args.tpaw_engine_url or []:
         with findings.note():
-            served = examine(url, names, key)
+            served = asyncio.run(examine(url, names, key))
             findings.remarks.append(f"{served.url} answers: {served.title}, serving {served.model}.")
 
 

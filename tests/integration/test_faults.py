@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llamafactory_tpaw.data.triplets import read_meta, read_triplets
-from llamafactory_tpaw.generation.exchange import load_openai
+from llamafactory_tpaw.generation.server import load_openai
 from llamafactory_tpaw.generation.workflow import Job, run_job
 from tests.servers.faulty import FAULTS, FaultyServer, random_faults
 from tests.servers.rounds import make_engine, make_job, right_ids, short_waits

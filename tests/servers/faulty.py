@@ -71,7 +71,7 @@ class FaultyServer:
         self.script = {key: deque(faults) for key, faults in (script or {}).items()}
         self.down_s, self.on_answer = down_s, on_answer
         self.faults: Counter[str] = Counter()  # how often each was played
-        self.valid = self.at_work = 0
+        self.valid = 0
         self.key: str | None = None  # the last Authorization header
         self.always: str | None = None  # a fault that every request meets
         self.connections: set[Connection] = set()
@@ -129,6 +129,45 @@ class FaultyServer:
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)}
         return {"id": "cmpl-1", "object": "text_completion", "choices": [choice], "usage": usage}
 
+    def handle(self, connection: Connection, method: str, path: str, body: Any, key: str | None) -> None:
+        """Answer a request, now or later."""
+        self.key = key
+        if path == "/v1/models":
+            return connection.send(200, {"data": [{"id": "tiny", "object": "model", "owned_by": "vllm"}]})
+        if path != "/v1/completions":
+            return connection.send(404, {"detail": "Not Found"})
+        fault, faults = None, self.script.get(key_of(body["prompt"]))
+        if body.get("max_tokens", 16) > 1 and (fault := self.always or (faults.popleft() if faults else None)):
+            self.faults[fault] += 1
+        if fault != "never":
+            self.loop.call_later(0.02 if fault == "slow" else 0, self.respond, connection, fault, body)
+        return None
+
+    def respond(self, connection: Connection, fault: str | None, body: dict[str, Any]) -> None:
+        """Answer as the fault says."""
+        if connection.transport.is_closing():
+            return None
+        if fault == "death":
+            return self.fall()
+        if fault == "reset":
+            return connection.reset()
+        if fault in STATUS:
+            status, header = STATUS[fault]
+            return connection.send(status, {"error": {"message": f"scripted {status}", "code": None}}, header)
+        if fault == "wrong JSON":
+            return connection.send(200, b'{"choices": [{"text": "tru')
+        if fault == "other shape":
+            return connection.send(200, {"object": "list", "data": []})
+        answer = self.answer(body)
+        if fault == "half a body":
+            content = json.dumps(answer).encode()
+            connection.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content))
+            connection.transport.write(content[: len(content) // 2])
+            return connection.transport.close()
+        self.valid += 1
+        connection.send(200, answer)
+        return self.on_answer(self.valid)
+
 
 class Connection(asyncio.Protocol):
     """One connection of HTTP/1.1 with keep-alive."""
@@ -160,49 +199,8 @@ class Connection(asyncio.Protocol):
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
         if end and len(rest) >= int(headers.get("content-length", 0)):
             self.buffer = b""  # clients wait for an answer before they ask again
-            self.server.key = headers.get("authorization")
-            self.handle(lines[0].split()[1], rest)
-
-    def handle(self, path: str, content: bytes) -> None:
-        server = self.server
-        if path == "/v1/models":
-            return self.send(200, {"data": [{"id": "tiny", "object": "model", "owned_by": "vllm"}]})
-        if path != "/v1/completions":
-            return self.send(404, {"detail": "Not Found"})
-        server.at_work += 1
-        body = json.loads(content)
-        fault, faults = None, server.script.get(key_of(body["prompt"]))
-        if body.get("max_tokens", 16) > 1 and (fault := server.always or (faults.popleft() if faults else None)):
-            server.faults[fault] += 1
-        if fault != "never":
-            server.loop.call_later(0.02 if fault == "slow" else 0, self.respond, fault, body)
-        return None
-
-    def respond(self, fault: str | None, body: dict[str, Any]) -> None:
-        server = self.server
-        server.at_work -= 1
-        if self.transport.is_closing():
-            return None
-        if fault == "death":
-            return server.fall()
-        if fault == "reset":
-            return self.reset()
-        if fault in STATUS:
-            status, header = STATUS[fault]
-            return self.send(status, {"error": {"message": f"scripted {status}", "code": None}}, header)
-        if fault == "wrong JSON":
-            return self.send(200, b'{"choices": [{"text": "tru')
-        if fault == "other shape":
-            return self.send(200, {"object": "list", "data": []})
-        answer = server.answer(body)
-        if fault == "half a body":
-            content = json.dumps(answer).encode()
-            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content))
-            self.transport.write(content[: len(content) // 2])
-            return self.transport.close()
-        server.valid += 1
-        self.send(200, answer)
-        return server.on_answer(server.valid)
+            method, path = lines[0].split()[:2]
+            self.server.handle(self, method, path, json.loads(rest or "null"), headers.get("authorization"))
 
     def send(self, status: int, content: Any, header: str = "") -> None:
         """Write an answer."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 
 from llamafactory_tpaw.data.prompts import load_prompts
 from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem, GenerationError
-from llamafactory_tpaw.generation import client, served
+from llamafactory_tpaw.generation import server as server_module
 from llamafactory_tpaw.generation.base import EngineContext, Failure, PromptRequests, Response, SamplingSettings
 from llamafactory_tpaw.generation.client import ServerEngine, make_engine
 from tests import encoders, tiny
@@ -34,40 +33,24 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-def prepare(project: Project, urls: list[str], **changes: Any) -> tuple[ServerEngine, PromptRequests]:
+def prepare(project: Project, *urls: str, **changes: Any) -> tuple[ServerEngine, PromptRequests]:
     """An engine for servers, and what it is to answer."""
     keys = {"template": "llama3", "cutoff_len": CUTOFF, "tpaw_prompts": "sft", "max_new_tokens": NEW}
-    keys |= {"tpaw_engine": "openai", "tpaw_engine_url": urls, "tpaw_engine_retries": 0, "tpaw_engine_startup": 2}
+    keys |= {"tpaw_engine": "openai", "tpaw_engine_url": list(urls)}
+    keys |= {"tpaw_engine_retries": 0, "tpaw_engine_startup": 2}
     run = encoders.parse(project, **(keys | changes))
     encoder = encoders.build_encoder(run)
     prompts = load_prompts(encoder, run.model, run.data, run.training, run.finetuning)
     settings = SamplingSettings.of({**vars(run.generating), "seed": run.training.seed})
     opponent = run.finetuning.tpaw_opponent_model or ""
-    context = EngineContext(
-        run,
-        "theta_0",
-        opponent or "theta_0",
-        encoder,
-        settings,
-        "float32",
-        tuple(encoder.stop_token_ids()),
-        (),
-        opponent,
-    )
+    stops, model = tuple(encoder.stop_token_ids()), opponent or "theta_0"
+    context = EngineContext(run, "theta_0", model, encoder, settings, "float32", stops, opponent=opponent)
     return make_engine(context, project.root / "x"), PromptRequests(prompts, 0, 1, settings.max_new_tokens, CUTOFF)
-
-
-def test_the_client_is_looked_for_before_a_server_is_started(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(EnvironmentProblem, match="through the package openai"):
-        prepare(project, [], tpaw_engine="vllm", tpaw_vllm_command="no-such")
 
 
 def answers_of(engine: ServerEngine, requests: PromptRequests) -> dict[int, Any]:
     given = [pair for pairs in engine.answer(requests, np.arange(len(requests))) for pair in pairs]
-    assert len(given) == len(dict(given))
+    assert len(given) == len(dict(given)) == ROWS
     return dict(given)
 
 
@@ -91,8 +74,7 @@ def completion(prompt_tokens: int | None, **choice: Any) -> tuple[int, Any]:
 
 def like_vllm(body: dict[str, Any]) -> tuple[int, Any]:
     ids = [65, 66, 6]
-    given = {"token_ids": ids, "prompt_token_ids": body["prompt"], "text": "ab"}
-    return completion(len(body["prompt"]), **given)
+    return completion(len(body["prompt"]), token_ids=ids, prompt_token_ids=body["prompt"], text="ab")
 
 
 def counting(bos: bool) -> Reply:
@@ -108,23 +90,22 @@ def counting(bos: bool) -> Reply:
     return reply
 
 
-@pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[ScriptedServer]:
-    with serving(*request.param[:1], **request.param[1]) as server:
-        yield server
+def test_the_client_is_looked_for_before_a_server_is_started(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(EnvironmentProblem, match=r'pip install "llamafactory-tpaw\[openai\]"'):
+        prepare(project, tpaw_engine="vllm", tpaw_vllm_command="no-such")
 
 
-VLLM = (like_vllm, {"owned_by": "vllm", "max_model_len": CUTOFF})
-
-
-@pytest.mark.parametrize("server", [VLLM], indirect=True)
-def test_vllm_takes_and_gives_ids(project: Project, server: ScriptedServer) -> None:
+def test_vllm_takes_and_gives_ids(project: Project) -> None:
     settings = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1}
-    engine, requests = prepare(project, [server.url], **settings)
-    assert answers_of(engine, requests) == dict.fromkeys(range(ROWS), Response([65, 66, 6], "stop"))
+    with serving(like_vllm, owned_by="vllm", max_model_len=CUTOFF) as server:
+        engine, requests = prepare(project, server.url, **settings)
+        assert answers_of(engine, requests) == dict.fromkeys(range(ROWS), Response([65, 66, 6], "stop"))
+        bodies = server.bodies("/v1/completions")[1:]
     assert engine.version == "vLLM 0.11.0"
     assert engine.facts == {"served": "theta_0", "verified": False, "prompts": "ids", "responses": "ids"}
-    bodies = server.bodies("/v1/completions")[1:]
     by_prompt = {tuple(body["prompt"]): body for body in bodies}
     for request in map(requests.__getitem__, range(ROWS)):
         body = by_prompt[tuple(request.prompt_ids.tolist())]
@@ -135,13 +116,14 @@ def test_vllm_takes_and_gives_ids(project: Project, server: ScriptedServer) -> N
     assert len({body["seed"] for body in bodies}) == ROWS
 
 
-@pytest.mark.parametrize("server", [(counting(bos), {}) for bos in (False, True)], indirect=True)
-def test_text_is_read_as_the_same_tokens(project: Project, server: ScriptedServer) -> None:
-    engine, requests = prepare(project, [server.url], template="llama3", top_k=0)
-    given = answers_of(engine, requests)
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_text_is_read_as_the_same_tokens(project: Project, adds_bos: bool) -> None:
+    with serving(counting(adds_bos)) as server:
+        engine, requests = prepare(project, server.url, top_k=0)
+        given = answers_of(engine, requests)
+        bodies = server.bodies("/v1/completions")[-ROWS:]
     tokenizer = engine.context.encoder.tokenizer
-    adds_bos = engine.add_bos
-    for body in server.bodies("/v1/completions")[-ROWS:]:
+    for body in bodies:
         ids = tokenizer.encode(body["prompt"], add_special_tokens=False)
         assert (tokenizer.bos_token_id in ids) is not adds_bos
         assert len(body["stop"]) <= 4
@@ -155,63 +137,58 @@ def test_text_is_read_as_the_same_tokens(project: Project, server: ScriptedServe
 
 def test_a_server_may_take_ids_and_give_text(project: Project) -> None:
     with serving(lambda body: completion(len(body["prompt"]), text=" hi")) as server:
-        engine, requests = prepare(project, [server.url])
+        engine, requests = prepare(project, server.url)
         assert set(answers_of(engine, requests).values()) == {Response(None, "stop", " hi")}
-    assert engine.facts["prompts"] == "ids"
-    assert engine.facts["responses"] == "text"
+    assert (engine.facts["prompts"], engine.facts["responses"]) == ("ids", "text")
 
 
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        (lambda body: (404, {"detail": "Not Found"}), "it answers 404 and Not Found"),
-        (lambda body: (401, {"error": "no key"}), "it answers 401 and no key"),
-        (lambda body: completion(99, text="a"), "it answers 200 and reads it as 99"),
-        (lambda body: completion(None, text="a"), "it answers 200 and reads it as None"),
+        (lambda body: (404, {"detail": "Not Found"}), r"it answers 404 \(Not Found\)"),
+        (lambda body: completion(99, text="a"), "it answers 200, but reads it as 99"),
+        (lambda body: completion(0, text="a"), "it answers 200, but reads it as None"),
     ],
 )
 def test_servers_that_cannot_be_used(project: Project, reply: Reply, said: str) -> None:
     match = rf"does not take a prompt of \d+ tokens as this run has it: {said}\. Serve"
     with serving(reply) as server, pytest.raises(GenerationError, match=match):
-        answers_of(*prepare(project, [server.url]))
+        answers_of(*prepare(project, server.url))
 
 
 @pytest.mark.parametrize(
     ("entry", "changes", "message"),
     [
-        ({}, {"top_k": 5}, "`top_k: 5` cannot be passed on"),
-        ({}, {"repetition_penalty": 1.2}, "`repetition_penalty: 1.2` cannot be passed on.*repetition_penalty: 1`"),
+        ({}, {"top_k": 5, "repetition_penalty": 1.2}, "`top_k: 5`, `repetition_penalty: 1.2` cannot be passed on"),
         ({"owned_by": "vllm", "max_model_len": 40}, {}, "takes 40 tokens of prompt and response together, but"),
     ],
 )
 def test_settings_that_a_server_cannot_keep(project: Project, entry: Any, changes: Any, message: str) -> None:
     with serving(like_vllm, **entry) as server, pytest.raises(ConfigError, match=message):
-        answers_of(*prepare(project, [server.url], **changes))
+        answers_of(*prepare(project, server.url, **changes))
 
 
-def test_servers_must_be_alike(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("reply", "entry", "what"),
+    [(like_vllm, {"owned_by": "vllm"}, "vLLM 0.11.0.* takes ids"), (counting(False), {}, "OpenAI's API.* takes text")],
+)
+def test_servers_must_be_alike(project: Project, reply: Reply, entry: dict[str, str], what: str) -> None:
+    match = rf"is a server of OpenAI's API, serves theta_0 and takes ids, but \S+ is .*{what}\. Give addresses"
     with (
-        serving(like_vllm, owned_by="vllm") as first,
-        serving(like_vllm) as second,
-        pytest.raises(GenerationError, match=r"is vLLM 0.11.0 and serves theta_0, but .* is a server of OpenAI's API"),
+        serving(like_vllm) as first,
+        serving(reply, **entry) as second,
+        pytest.raises(GenerationError, match=match),
     ):
-        answers_of(*prepare(project, [first.url, second.url]))
-
-
-def test_answers_to_other_prompts_fail(project: Project) -> None:
-    def reply(body: dict[str, Any]) -> tuple[int, Any]:
-        return completion(len(body["prompt"]), token_ids=[6], prompt_token_ids=[1] if body["max_tokens"] > 1 else None)
-
-    with serving(reply, owned_by="vllm") as server:
-        given = answers_of(*prepare(project, [server.url]))
-    assert all(isinstance(answer, Failure) and "another prompt" in answer.reason for answer in given.values())
+        answers_of(*prepare(project, first.url, second.url))
 
 
 def test_prompts_that_no_text_stands_for_are_not_sent(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(counting(False)) as server:
-        engine, requests = prepare(project, [server.url])
-        unreadable, of = requests[4].prompt_ids.tolist(), client.prompt_text
-        monkeypatch.setattr(client, "prompt_text", lambda *given: None if given[1] == unreadable else of(*given))
+        engine, requests = prepare(project, server.url)
+        tokenizer, unreadable = engine.context.encoder.tokenizer, requests[4].prompt_ids.tolist()
+        decode = tokenizer.decode
+        said = lambda ids, **options: "?" if ids == unreadable else decode(ids, **options)  # noqa: E731
+        monkeypatch.setattr(tokenizer, "decode", said)
         given = answers_of(engine, requests)
     assert [index for index, answer in given.items() if isinstance(answer, Failure)] == [4]
     assert "takes no token ids" in given[4].reason
@@ -222,7 +199,7 @@ def test_an_opponent_gets_messages(project: Project) -> None:
         return completion(3, message={"content": body["messages"][-1]["content"][:5]})
 
     with serving(reply, id="gpt") as server:
-        engine, requests = prepare(project, [server.url], tpaw_opponent_model="gpt")
+        engine, requests = prepare(project, server.url, tpaw_opponent_model="gpt")
         assert answers_of(engine, requests)[1] == Response(None, "stop", "Tom h")
         bodies = server.bodies("/v1/chat/completions")
     asked = [body["messages"] for body in bodies]
@@ -233,21 +210,21 @@ def test_an_opponent_gets_messages(project: Project) -> None:
 
 
 def test_a_slow_first_answer_does_not_end_the_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "AGAIN_S", 0.01)
-    monkeypatch.setitem(served.ANSWER_S, "/openapi.json", 0.1)
+    monkeypatch.setattr(server_module, "AGAIN_S", 0.01)
     asked: list[str] = []
 
     def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
         asked.append(path)
-        if path == "/openapi.json" and asked.count(path) < 3:
-            time.sleep(0.3)
+        if path == "/openapi.json" and asked.count(path) < 4:
+            return 0, "too late"
         if method == "POST":
-            return (429, "busy") if asked.count(path) == 1 else completion(len(body["prompt"]), text=" hi")
+            return (429, "busy") if asked.count(path) < 4 else completion(len(body["prompt"]), text=" hi")
         return (200, {"data": [{"id": "theta_0"}]}) if path == "/v1/models" else (404, "Not Found")
 
     with ScriptedServer(answer) as server:
-        assert len(answers_of(*prepare(project, [server.url], tpaw_engine_startup=60))) == ROWS
-    assert asked[:5] == ["/v1/models", *["/openapi.json"] * 3, "/v1/completions"]
+        prepared = prepare(project, server.url, tpaw_engine_startup=60, tpaw_engine_timeout=0.5)
+        assert len(answers_of(*prepared)) == ROWS
+    assert [asked.count(path) for path in ("/v1/models", "/openapi.json")] == [1, 4]
 
 
 def test_the_key_is_sent_and_never_shown(
@@ -260,7 +237,7 @@ def test_the_key_is_sent_and_never_shown(
         return (500, {"error": f"the key {secret} failed"}) if body["max_tokens"] > 1 else like_vllm(body)
 
     with serving(reply, owned_by="vllm") as server:
-        engine, requests = prepare(project, [server.url])
+        engine, requests = prepare(project, server.url)
         given = answers_of(engine, requests)
         assert {key for *_, key in server.seen} == {f"Bearer {secret}"}
     assert all("the key ... failed" in answer.reason for answer in given.values())

@@ -13,7 +13,8 @@ import pytest
 from llamafactory_tpaw.errors import EnvironmentProblem, GenerationError
 from llamafactory_tpaw.generation import exchange
 from llamafactory_tpaw.generation.base import Failure
-from llamafactory_tpaw.generation.exchange import Call, Exchange
+from llamafactory_tpaw.generation.exchange import Exchange
+from llamafactory_tpaw.generation.server import Server, load_openai
 from tests.servers.faulty import FAULTS, FaultyServer, answer_ids
 from tests.servers.rounds import keys_of, short_waits
 
@@ -29,35 +30,36 @@ def _quick() -> Iterator[None]:
         yield
 
 
-def calls_of(prompts: Sequence[str]) -> Iterator[Any]:
-    for index, prompt in enumerate(prompts):
-        body = {"model": "tiny", "prompt": prompt, "seed": index, "max_tokens": 16}
-        yield Call(index, None, "/completions", body)
+def body_of(index: int) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": f"p{index}", "seed": index, "max_tokens": 16}
 
 
-def text(call: Call, answer: dict[str, Any]) -> str:
+def text(index: int, answer: dict[str, Any]) -> str:
     if len(answer.get("choices", [])) != 1:
         raise ValueError("it has not one choice")
     return answer["choices"][0]["text"]
 
 
-def run(*servers: FaultyServer, calls: Any = None, read: Any = text, check: Any = lambda: None, **keys: Any) -> dict:
+async def ask(servers: Sequence[FaultyServer], indices: Iterator[int], given: dict[str, Any], **keys: Any) -> Any:
+    """Have requests answered, in lists."""
     keys = keys_of(**({"engine_concurrency": 8, "engine_retries": 3, "engine_startup": 20.0} | keys))
-    calls = calls_of(NAMES) if calls is None else calls
-    urls = tuple(server.url for server in servers)
-    pairs: list[Any] = []
+    numbers = keys.tpaw_engine_timeout, keys.tpaw_engine_retries, keys.tpaw_engine_concurrency
+    made = [Server(server.url, KEY, *numbers, advice="Check the key.") for server in servers]
+    given = {"body_of": body_of, "read": text} | given
+    try:
+        async for results in Exchange(indices, "/completions", servers=made, keys=keys, **given).answers():
+            yield results
+    finally:
+        for server in made:
+            await server.client.close()
 
-    async def ask() -> None:
-        made = Exchange(calls, urls, keys, KEY, read, "Check the key.", check)
-        try:
-            while results := await made.next():
-                pairs.extend(results)
-        finally:
-            await made.close()
-        assert not [task for task in made.tasks if not task.done()]
 
-    asyncio.run(ask())
-    assert len(pairs) == len(dict(pairs))
+def run(*servers: FaultyServer, count: int = len(NAMES), given: Any = (), **keys: Any) -> dict[int, Any]:
+    async def all_pairs() -> list[Any]:
+        return [pair async for results in ask(servers, iter(range(count)), dict(given), **keys) for pair in results]
+
+    pairs = asyncio.run(all_pairs())
+    assert len(pairs) == len(dict(pairs)) == count
     return dict(pairs)
 
 
@@ -93,7 +95,7 @@ def test_a_server_that_is_busy_costs_no_retry_until_it_does_not_end() -> None:
 def test_a_request_that_never_ends_is_cut_off() -> None:
     with FaultyServer({"p1": ["never"], "p2": ["never"] * 9}) as server:
         rows = run(server, engine_timeout=0.3, engine_retries=1)
-    assert rows.pop(2).reason.endswith("did not answer within `tpaw_engine_timeout: 0.3` s")
+    assert "gave no answer within `tpaw_engine_timeout: 0.3` s" in rows.pop(2).reason
     assert rows == {index: row for index, row in RIGHT.items() if index != 2}
 
 
@@ -125,11 +127,10 @@ def test_a_request_that_ends_the_server_each_time_fails() -> None:
     assert rows == {index: row for index, row in RIGHT.items() if index != 9}
 
 
-def test_without_a_server_it_says_what_is_kept() -> None:
+def test_without_a_server_the_run_ends() -> None:
     with FaultyServer({"p20": ["death"]}, down_s=None) as server, pytest.raises(GenerationError) as caught:
         run(server, engine_startup=0.05, engine_concurrency=1)
-    assert "did not come back within 0.05 s. 20 answers of this run are kept" in str(caught.value)
-    assert "run the same command" in str(caught.value)
+    assert "did not come back within 0.05 s. What was answered is kept: start the servers" in str(caught.value)
 
 
 def test_a_server_that_will_not_come_back_is_not_waited_for() -> None:
@@ -137,7 +138,7 @@ def test_a_server_that_will_not_come_back_is_not_waited_for() -> None:
         raise GenerationError("ended with exit code 9")
 
     with FaultyServer({"p9": ["death"]}, down_s=None) as server, pytest.raises(GenerationError, match="exit code 9"):
-        run(server, check=check)
+        run(server, given={"check": check})
 
 
 def test_others_go_on_without_a_server_that_is_gone() -> None:
@@ -145,52 +146,35 @@ def test_others_go_on_without_a_server_that_is_gone() -> None:
         assert run(gone, other, engine_startup=0.05) == RIGHT
 
 
-def test_errors_of_calls_and_of_reading_come_out() -> None:
-    def calls() -> Iterator[Any]:
-        yield from calls_of(NAMES[:5])
-        raise KeyError("calls")
+def test_what_cannot_be_sent_fails_and_other_errors_come_out() -> None:
+    def raising(error: Exception) -> Any:
+        def raise_(*_: Any) -> Any:
+            raise error
 
-    def read(call: Call, answer: dict[str, Any]) -> Any:
-        raise TypeError("read")
+        return raise_
 
     with FaultyServer() as server:
-        with pytest.raises(KeyError, match="calls"):
-            run(server, calls=calls())
-        with pytest.raises(TypeError, match="read"):
-            run(server, read=read)
-        assert run(server, calls=iter([(7, Failure("unsendable"))])) == {7: Failure("unsendable")}
-        assert run(server, calls=iter([])) == {}
+        rows = run(server, count=2, given={"body_of": raising(ValueError("too odd"))})
+        assert rows == dict.fromkeys(range(2), Failure("it cannot be sent: too odd"))
+        for where in ("body_of", "read"):
+            with pytest.raises(KeyError, match=where):
+                run(server, given={where: raising(KeyError(where))})
+        assert run(server, count=0) == {}
 
 
-def test_no_more_calls_are_made_than_are_wanted() -> None:
+def test_no_more_is_made_than_is_wanted() -> None:
     pulled: list[int] = []
 
-    def calls() -> Iterator[Any]:
-        for call in calls_of([f"p{number}" for number in range(2000)]):
-            pulled.append(call.index)
-            yield call
-
-    async def first(url: str) -> list[Any]:
-        made = Exchange(calls(), (url,), keys_of(engine_concurrency=8), None, text, "")
-        results = await made.next()
-        await made.close()
-        return results
+    async def first(server: FaultyServer) -> list[Any]:
+        indices = (pulled.append(index) or index for index in range(2000))
+        return await anext(ask([server], indices, {}))
 
     with FaultyServer() as server:
-        results = asyncio.run(first(server.url))
-    assert 0 < len(results) <= len(pulled) <= len(results) + 8 + exchange.MOST_AT_ONCE
-
-
-def test_no_proxy_stands_before_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    with FaultyServer() as server:
-        assert run(server, engine_retries=0, engine_startup=0.1) == RIGHT
+        results = asyncio.run(first(server))
+    assert 0 < len(results) <= len(pulled) <= len(results) + 8
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(EnvironmentProblem, match=r'pip install "llamafactory-tpaw\[openai\]"'):
-        exchange.load_openai()
+        load_openai()

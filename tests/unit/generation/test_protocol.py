@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from llamafactory_tpaw.generation.base import Request, Response
-from llamafactory_tpaw.generation.protocol import count_of, messages_of, read_chat, read_completion
+from llamafactory_tpaw.generation.protocol import IDS, MESSAGES, VLLM, Dialect, messages_of
 
 
-STOPS, TEXTS = (7, 8), ("<|im_end|>", "</s>")
+TEXTS = {7: "<|im_end|>", 8: "</s>"}
+TOKENIZER = SimpleNamespace(eos_token_id=8, decode=lambda ids, **_: TEXTS[ids[0]])
+ASKED = Request("a-0", np.asarray([1, 2], dtype=np.int32), 4, 0)
 
 
 def answer(usage: tuple[int, int] | None = None, **choice: Any) -> dict[str, Any]:
@@ -24,31 +26,27 @@ def answer(usage: tuple[int, int] | None = None, **choice: Any) -> dict[str, Any
     return content
 
 
-ASKED = Request("a-0", np.asarray([1, 2], dtype=np.int32), 4, 0)
-
-
-def read(content: dict[str, Any]) -> Response:
-    return read_completion(content, ASKED, [1, 2], STOPS, TEXTS)
+def read(content: dict[str, Any], way: str = IDS) -> Response:
+    encoder = SimpleNamespace(end_of_turn=(7,), tokenizer=TOKENIZER)
+    plain = SimpleNamespace(temperature=1.0, top_k=0, repetition_penalty=1.0)
+    return Dialect(VLLM, "theta_0", plain, encoder, (7, 8), way).read(content, ASKED)
 
 
 @pytest.mark.parametrize(
     ("content", "response"),
     [
         (answer(token_ids=[5, 7]), Response([5, 7], "stop")),
-        (answer(token_ids=[7]), Response([7], "stop")),
         (answer(token_ids=[5], stop_reason=8), Response([5, 8], "stop")),
         (answer(token_ids=[5, 7, 9, 9], finish_reason="length"), Response([5, 7], "stop")),
         (answer(token_ids=[5, 5, 5, 5], finish_reason="length"), Response([5, 5, 5, 5], "length")),
         (answer(token_ids=[5, 7], prompt_token_ids=[1, 2]), Response([5, 7], "stop")),
         (answer(text=" a \n"), Response(None, "stop", " a \n")),
-        (answer(text=""), Response(None, "stop", "")),
-        (answer(text="a<|im_end|>"), Response(None, "stop", "a")),
-        (answer(text="a</s>", finish_reason="length"), Response(None, "stop", "a")),
         (answer(text="a</s>b<|im_end|>c", finish_reason="length"), Response(None, "stop", "a")),
         (answer(text="<|im_end|></s>"), Response(None, "stop", "")),
         (answer(text="a\ud83d"), Response(None, "stop", "a\ufffd")),
         (answer(text="\ud83d\ude00 é"), Response(None, "stop", "\U0001f600 é")),
         (answer((2, 4), text="a b", finish_reason="length"), Response(None, "length", "a b")),
+        (answer((0, 0), text="a b", finish_reason="length"), Response(None, "length", "a b")),  # counts nothing
     ],
 )
 def test_responses(content: dict[str, Any], response: Response) -> None:
@@ -59,17 +57,13 @@ def test_responses(content: dict[str, Any], response: Response) -> None:
     ("content", "reason"),
     [
         ({}, "not one choice"),
-        ({"choices": []}, "not one choice"),
         ({"choices": [{}, {}]}, "not one choice"),
-        (answer(text="a", finish_reason=None), "finish_reason is 'None'"),
+        ({"choices": ["a"]}, "finish_reason is 'None'"),
         (answer(text="a", finish_reason="content_filter"), "finish_reason is 'content_filter'"),
-        (answer(text="a", finish_reason="abort"), "finish_reason is 'abort'"),
-        (answer(), "no text"),
         (answer(text=["a"]), "no text"),
         (answer((3, 1), text="a"), "read 3 prompt tokens, but 2 were sent"),
         (answer(token_ids=[5]), "its last token is no stop token"),
         (answer(token_ids=[]), "its last token is no stop token"),
-        (answer(token_ids=["5"]), "no list of ids"),
         (answer(token_ids=[True]), "no list of ids"),
         (answer(token_ids=[2**31]), "no list of ids"),
         (answer(token_ids=[5, 7], prompt_token_ids=[1, 3]), "another prompt"),
@@ -83,14 +77,11 @@ def test_what_is_no_answer(content: dict[str, Any], reason: str) -> None:
 
 
 def test_chat() -> None:
-    assert read_chat(answer(message={"content": " hi "}), ASKED) == Response(None, "stop", " hi ")
-    assert read_chat(answer(message={"content": "\ude00"}), ASKED) == Response(None, "stop", "\ufffd")
-    for message in (None, {"content": None, "tool_calls": []}):
-        with pytest.raises(ValueError, match="no text"):
-            read_chat(answer(message=message), ASKED)
+    assert read(answer((9, 3), message={"content": " hi</s> "}), MESSAGES) == Response(None, "stop", " hi</s> ")
+    with pytest.raises(ValueError, match="no text"):
+        read(answer(message={"content": None, "tool_calls": []}), MESSAGES)
     with pytest.raises(ValueError, match="lower limit"):
-        read_chat(answer((9, 3), message={"content": "a"}, finish_reason="length"), ASKED)
-    assert count_of({"usage": {"prompt_tokens": True}}, "prompt_tokens") is None
+        read(answer((9, 3), message={"content": "a"}, finish_reason="length"), MESSAGES)
 
 
 def test_prompts_as_messages() -> None:

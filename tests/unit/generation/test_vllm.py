@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +13,13 @@ import pytest
 
 from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem
 from llamafactory_tpaw.generation import vllm
-from llamafactory_tpaw.generation.vllm import Adapter
 
 
 def context(**changes: Any) -> Any:
     """What a command line is made from."""
     run = SimpleNamespace(data=SimpleNamespace(cutoff_len=2048), model=SimpleNamespace(trust_remote_code=False))
-    plain = {"name": "theta_2", "model": "saves/iter1", "dtype": "bfloat16", "settings": SimpleNamespace(seed=42)}
+    plain = {"name": "theta_2", "model": "saves/iter1", "dtype": "bfloat16", "adapters": ()}
+    plain["settings"] = SimpleNamespace(seed=42)
     return SimpleNamespace(**(plain | {"run": run} | changes))
 
 
@@ -33,14 +32,14 @@ def adapter(folder: Path, **config: object) -> Path:
 
 def test_the_command_line() -> None:
     given = context()
-    line = " ".join(vllm.serve_arguments(given, None, 4711, ["--gpu-memory-utilization", "0.8"]))
+    line = " ".join(vllm.serve_arguments(given, 4711, ["--gpu-memory-utilization", "0.8"]))
     assert line == (
         "serve saves/iter1 --served-model-name theta_2 --host 127.0.0.1 --port 4711 --dtype bfloat16 "
         "--max-model-len 2048 --generation-config vllm --enable-prefix-caching --uvicorn-log-level warning "
         "--seed 42 --gpu-memory-utilization 0.8"
     )
     given.run.model.trust_remote_code = True
-    assert "--trust-remote-code" in vllm.serve_arguments(given, None, 1, [])
+    assert "--trust-remote-code" in vllm.serve_arguments(given, 1, [])
 
 
 @pytest.fixture
@@ -81,30 +80,26 @@ def test_what_the_user_says_of_gpus_counts() -> None:
 
 def test_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "lora", r=24, rank_pattern={"q": 40})
-    found = vllm.served_adapter([folder])
-    assert found == Adapter(folder, 40)
-    line = " ".join(vllm.serve_arguments(context(model="some/base"), found, 1, []))
+    line = " ".join(vllm.serve_arguments(context(model="some/base", adapters=(folder,)), 1, []))
     assert "serve some/base --served-model-name theta_2-base " in line
     assert f"--enable-lora --lora-modules theta_2={folder} --max-lora-rank 64 " in line
-    assert vllm.served_adapter([]) is None
     with pytest.raises(ConfigError, match="has 2 adapters"):
-        vllm.served_adapter([folder, folder])
+        vllm.served_rank([folder, folder])
 
 
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"use_dora": True}, "is a DoRA adapter"),
-        ({"bias": "all"}, "trains biases"),
-        ({"modules_to_save": ["lm_head"]}, r"trains whole modules, \['lm_head'\]"),
-        ({"peft_type": "OFT"}, "is an adapter of kind OFT"),
-        ({"r": 600}, "has rank 600, above 512"),
+        ({"use_dora": True, "bias": "all"}, "use_dora: True, bias: all"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save: \['lm_head'\]"),
+        ({"peft_type": "OFT"}, "peft_type: OFT"),
+        ({"r": 600}, "rank 600"),
     ],
 )
 def test_adapters_that_vllm_does_not_serve(tmp_path: Path, config: dict, says: str) -> None:
     folder = adapter(tmp_path / "lora", **config)
-    with pytest.raises(ConfigError, match=says):
-        vllm.served_adapter([folder])
+    with pytest.raises(ConfigError, match=f"lora has {says}, but vLLM serves plain LoRA adapters up to rank 512"):
+        vllm.served_rank([folder])
 
 
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,45 +117,34 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_which_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "my vllm"
+    program = tmp_path / "bin" / "my vllm"
+    program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
-    with pytest.raises(EnvironmentProblem, match=r"`tpaw_vllm_command: '.*my vllm'` begins with .*no program here"):
+    with pytest.raises(EnvironmentProblem, match=r"needs the program `.*my vllm`.*`tpaw_vllm_command: vllm-env/bin/"):
         vllm.find_program(f"'{program}'")
     program.chmod(0o755)
     assert vllm.find_program(f"'{program}' --flag") == [str(program), "--flag"]
     monkeypatch.chdir(tmp_path)
-    assert vllm.find_program("./my\\ vllm") == [str(program)], "the servers may have another working folder"
+    assert vllm.find_program("bin/my\\ vllm") == [str(program)], "the servers may have another working folder"
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert vllm.find_program("'~/my vllm'") == [str(program)]
-    assert vllm.find_program("{python} -m vllm.entrypoints.cli.main")[0] == os.path.abspath(sys.executable)
+    assert vllm.find_program("'~/bin/my vllm'") == [str(program)]
     with pytest.raises(ConfigError, match="`tpaw_vllm_command: 'a` cannot be split into words: No closing quotation"):
         vllm.find_program("'a")
-
-
-def test_without_vllm_the_message_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EnvironmentProblem, match="`tpaw_vllm_command: vllm-env/bin/vllm`"):
+    with pytest.raises(EnvironmentProblem, match="needs the program `vllm`"):
         vllm.find_program(None)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "vllm").write_text("#!/bin/sh\n")
-    (tmp_path / "bin" / "vllm").chmod(0o755)
+    program.rename(tmp_path / "bin" / "vllm")
     assert vllm.find_program(None) == [str(tmp_path / "bin" / "vllm")], "beside this interpreter, on no PATH"
 
 
-@pytest.mark.parametrize(
-    "option", ["--dtype", "--max-model-len", "--max-model", "--no-enable-prefix-caching", "--api-key", "--port"]
-)
+@pytest.mark.parametrize("option", ["--dtype", "--max-model-len", "--no-enable-prefix-caching", "--api-key", "--port"])
 def test_what_we_set_cannot_be_set_again(option: str) -> None:
     for text in (f"{option} x", f"{option}=x".replace("max-model", "max_model")):
         with pytest.raises(ConfigError, match=rf"`tpaw_vllm_args` has {option}, which is set here already"):
             vllm.split_arguments(text)
-
-
-def test_other_arguments_pass() -> None:
-    text = "--max-num-seqs 64 --quantization=fp8 -tp 2 --tokenizer-mode slow --model-impl vllm --speculative-config "
-    text += "'{\"a\": 1}'"
-    assert vllm.split_arguments(text)[-1] == '{"a": 1}'
+    others = "--max-num-seqs 64 -tp 2 --tokenizer-mode slow --speculative-config '{\"a\": 1}'"
+    assert vllm.split_arguments(others)[-1] == '{"a": 1}'
     assert vllm.split_arguments(None) == []
 
 

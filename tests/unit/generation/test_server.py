@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server is asked at the start, what is concluded, and who gets its key."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.errors import ConfigError, GenerationError
+from llamafactory_tpaw.generation.protocol import OTHER, TRANSFORMERS, VLLM
+from llamafactory_tpaw.generation.server import Served, Server, api_key, examine, names_of
+from tests.servers.scripted import ScriptedServer
+
+
+SECRET = "geheim-0123"
+
+
+def models(*entries: dict[str, Any], **others: tuple[int, Any]) -> Any:
+    """Answers of a server that lists models; `others` are answers to the last part of further paths."""
+
+    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
+        if path == "/v1/models":
+            return 200, {"object": "list", "data": list(entries)}
+        return others.get(path.rpartition("/")[2].partition(".")[0], (404, {"detail": "Not Found"}))
+
+    return answer
+
+
+def look(url: str, names: list[str]) -> Served:
+    return asyncio.run(examine(url, names, SECRET))
+
+
+def ask(url: str, path: str) -> tuple[int, Any]:
+    async def run() -> tuple[int, Any]:
+        server = Server(url, SECRET)
+        async with server.client:
+            return await server.ask(path)
+
+    return asyncio.run(run())
+
+
+def test_vllm_is_known_by_its_entry(tmp_path: Path) -> None:
+    path = str(tmp_path)
+    entry = {"id": "theta", "owned_by": "vllm", "root": path, "max_model_len": 512}
+    with ScriptedServer(models(entry, version=(200, {"version": "0.11.0"}))) as server:
+        url = server.url
+        assert look(url, names_of(None, path)) == Served(url, "vLLM 0.11.0", VLLM, "theta", True, 512)
+        assert not look(url, ["theta"]).verified
+        assert [path for _, path, _, _ in server.seen] == 2 * ["/v1/models", "/version"]
+
+
+def test_a_plain_server_lists_a_name(tmp_path: Path) -> None:
+    with ScriptedServer(models({"id": tmp_path.name, "owned_by": "me"})) as server:
+        found = look(server.url, names_of(None, str(tmp_path)))
+    assert found == Served(server.url, OTHER, OTHER, tmp_path.name, False)
+
+
+def test_transformers_serve_is_asked_for_a_path(tmp_path: Path) -> None:
+    schema = (200, {"paths": {"/load_model": {}, "/v1/completions": {}}})
+    with ScriptedServer(models(openapi=schema)) as server:
+        found = look(server.url, ["/real/path", str(tmp_path), "mine"])
+    assert found == Served(server.url, TRANSFORMERS, TRANSFORMERS, str(tmp_path), True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda *_: (401, {"error": {"message": f"who is {SECRET}?"}}),
+            r"answered 401 \(.*who is \.\.\.\?.*the key in",
+        ),
+        (lambda *_: (404, {"detail": "Not Found"}), r"/v1/models answered 404 .*Correct `tpaw_engine_url`"),
+        (lambda *_: (200, ["theta"]), r"does not list its models"),
+        (models(), r"serves nothing, but theta_0 is asked for"),
+        (models(*({"id": f"m{i}"} for i in range(7))), r"serves m0, m1, m2, m3, m4, \.\.\., but theta_0 is asked"),
+    ],
+)
+def test_what_is_not_served_is_refused(answer: Any, message: str) -> None:
+    with ScriptedServer(answer) as server, pytest.raises(GenerationError, match=message):
+        look(server.url, ["theta_0"])
+    with pytest.raises(GenerationError, match=f"No server answers at {server.url} .*refused|Connect call.*Start it"):
+        look(server.url, ["theta_0"])  # it is gone
+
+
+def test_no_proxy_stands_before_this_machine_and_one_before_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with ScriptedServer(lambda *_: (200, {})) as server, ScriptedServer(lambda *_: (200, "proxy")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        assert ask(server.url, "/models") == (200, {})
+        assert ask("http://node1.invalid/v1", "/models") == (200, "proxy")
+        assert server.seen == [("GET", "/v1/models", None, f"Bearer {SECRET}")]
+        assert len(proxy.seen) == 1
+
+
+def test_a_redirect_takes_the_key_nowhere() -> None:
+    with ScriptedServer(lambda *_: (200, {})) as other:
+        with ScriptedServer(lambda *_: (302, other.url)) as server:
+            assert ask(server.url, "/models")[0] == 302
+        assert other.seen == []
+
+
+def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TPAW_ENGINE_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert api_key() is None
+    monkeypatch.setenv("OPENAI_API_KEY", "second\n")
+    assert api_key() == "second"
+    monkeypatch.setenv("TPAW_ENGINE_API_KEY", "first")
+    assert api_key() == "first"
+    for wrong in ("two words", "schl\u00fcssel", "a\nb"):
+        monkeypatch.setenv("TPAW_ENGINE_API_KEY", wrong)
+        with pytest.raises(ConfigError) as caught:
+            api_key()
+        assert wrong not in str(caught.value)
