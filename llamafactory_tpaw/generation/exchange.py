@@ -51,17 +51,22 @@ class Exchange:
     async def answers(self) -> AsyncIterator[Answers]:
         """Give what was answered since the last time, until nothing is left; what ends the run is raised."""
         workers = [asyncio.create_task(self._work()) for _ in range(self.places.qsize())]
-        while True:
-            tasks = [*workers, *self.waiting]
-            done, _ = await asyncio.wait(tasks, timeout=FLUSH_S, return_when=asyncio.FIRST_EXCEPTION)
-            results, self.results = self.results, []
-            if results:
-                yield results
-                continue
-            for task in done:
-                task.result()
-            if all(worker.done() for worker in workers):
-                return
+        try:
+            while True:
+                tasks = [*workers, *self.waiting]
+                done, _ = await asyncio.wait(tasks, timeout=FLUSH_S, return_when=asyncio.FIRST_EXCEPTION)
+                results, self.results = self.results, []
+                if results:
+                    yield results
+                    continue
+                for task in done:
+                    task.result()
+                if all(worker.done() for worker in workers):
+                    return
+        finally:
+            for task in (*workers, *self.waiting):
+                task.cancel()
+            await asyncio.gather(*workers, *self.waiting, return_exceptions=True)
 
     async def _work(self) -> None:
         """Have a request after another answered."""

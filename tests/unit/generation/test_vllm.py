@@ -65,17 +65,13 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_as_many_copies_as_the_gpus_hold(model: Path, dtype: str, gpus: int, arguments: str) -> None:
     assert vllm.parallel_arguments(model, dtype, gpus) == arguments.split()
+    assert all(map(vllm.PARALLEL.match, ["-tp", "--tensor-parallel-size=2", "--pipeline_parallel_size"]))
+    assert not any(map(vllm.PARALLEL.match, ["-tps", "--context-parallel-size"]))
 
 
 def test_a_size_divides_the_heads(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "read_tensors", lambda folder: [SimpleNamespace(shape=(10**12,))])
     assert vllm.parallel_arguments(model, "bfloat16", 8) == "--tensor-parallel-size 4 --data-parallel-size 2".split()
-
-
-def test_what_the_user_says_of_gpus_counts() -> None:
-    said = ["-tp", "--tensor-parallel-size=2", "--pipeline_parallel_size", "--data-parallel-size"]
-    assert all(map(vllm.PARALLEL.match, said))
-    assert not any(map(vllm.PARALLEL.match, ["-tps", "--context-parallel-size"]))
 
 
 def test_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
