@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +18,28 @@ from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, read_meta
 from llamafactory_tpaw.errors import GenerationError
-from tests import encoders, serving, tiny
+from llamafactory_tpaw.generation.process import ServerProcess
+from tests import encoders, tiny
 from tests.processes import ends_soon
-from tests.runs import ADDITIONS, Project
+from tests.runs import ADDITIONS, TIMEOUT_S, Project
 
 
 pytestmark = pytest.mark.integration
 
 SECRET = "geheim-0123456789"
-QUESTION = "Tom has {} apples and buys {}. Total?"
 SYSTEM = "You are a helpful assistant."
+SPEAKERS = (("human", "question"), ("gpt", "answer"))
 TALKS = [
-    {
-        "conversations": [
-            {"from": "human", "value": ADDITIONS[first]["question"]},
-            {"from": "gpt", "value": ADDITIONS[first]["answer"]},
-            {"from": "human", "value": ADDITIONS[second]["question"]},
-            {"from": "gpt", "value": ADDITIONS[second]["answer"]},
-        ]
-    }
-    for first, second in ((0, 5), (7, 2), (3, 3), (12, 9))
+    {"conversations": [{"from": who, "value": ADDITIONS[row][column]} for row in rows for who, column in SPEAKERS]}
+    for rows in ((0, 5), (7, 2), (3, 3), (12, 9))
 ]
 GREEDY = {"temperature": 0.0, "cutoff_len": 160}
-
+# The conversation as the model is taught it, for the chat API.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TRANSFORMERS = str(Path(sys.executable).parent / "transformers")
 
 # What `vllm serve` is told, for `transformers serve`; it fails where something that it needs is not said.
 PROGRAM = """#!{python}
@@ -65,16 +67,25 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     texts = [start + turn.format(**first) + turn.format(**second) for first in ADDITIONS for second in ADDITIONS[::5]]
     tiny.teach(model, texts, steps=110)
     path = model / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": serving.CHAT_TEMPLATE}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": CHAT_TEMPLATE}))
     project = Project(root, model)
     project.add_dataset("talks", TALKS, formatting="sharegpt", columns={"messages": "conversations"})
     return project
 
 
 @pytest.fixture(scope="module")
-def url(project: Project) -> Any:
-    with serving.transformers_serve(project.model, project.root / "serve.log") as url:
-        yield url
+def url(project: Project) -> Iterator[str]:
+    """The address of `transformers serve` with the model."""
+    for package in ("fastapi", "uvicorn"):
+        pytest.importorskip(package)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [TRANSFORMERS, "serve", str(project.model), "--device", "cpu", "--port", str(port), "--host", "127.0.0.1"]
+    hub = {"OMP_NUM_THREADS": "1", "LLAMAFACTORY_TPAW": "0", "HF_HOME": str(project.root / "hub")}
+    server = ServerProcess(words, os.environ | hub, port, "no key", project.root / "serve.log", TIMEOUT_S)
+    yield server.url
+    server.close()
 
 
 def generate(project: Project, name: str, **changes: Any) -> tuple[TripletMeta, list[dict[str, Any]]]:
@@ -129,7 +140,7 @@ def test_an_opponent_is_asked_by_messages(project: Project, url: str) -> None:
 
 def test_a_server_of_another_model_is_refused(project: Project, url: str) -> None:
     served = {"tpaw_engine": "openai", "tpaw_engine_url": url, "tpaw_engine_model": "theta_7"}
-    with pytest.raises(GenerationError, match=f"serves {project.model}, but theta_7 is asked for"):
+    with pytest.raises(GenerationError, match=f"pinned to '{project.model}'; requested 'theta_7'"):
         generate(project, "other", **served)
 
 
@@ -137,8 +148,7 @@ def test_a_server_is_started_asked_and_ended(project: Project, url: str, monkeyp
     monkeypatch.setenv("HF_HOME", str(project.root / "hub"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     program = project.root / "vllm of another environment"
-    transformers = str(Path(sys.executable).parent / "transformers")
-    program.write_text(PROGRAM.format(python=sys.executable, program=transformers), encoding="utf-8")
+    program.write_text(PROGRAM.format(python=sys.executable, program=TRANSFORMERS), encoding="utf-8")
     program.chmod(0o755)
     before = set(psutil.Process().children(recursive=True))
     _, ours = generate(project, "asked", tpaw_engine="openai", tpaw_engine_url=url)

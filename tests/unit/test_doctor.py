@@ -105,7 +105,7 @@ def test_json_holds_no_home_folder(
     assert (code, report["ok"], report["vllm"]) == (0, True, "~/vllm")
     code, output = run(capsys, "--vllm", "not/there")
     assert "vLLM: not found" in output
-    assert "warning: `tpaw_vllm_command: not/there`" in output
+    assert "warning: `tpaw_engine: vllm` needs the program `not/there`" in output
 
 
 def test_a_broken_package_is_a_missing_seam(seams: list[SeamStatus], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,15 +56,10 @@ def answers_of(engine: ServerEngine, requests: PromptRequests) -> dict[int, Any]
 
 def serving(reply: Reply, **entry: Any) -> ScriptedServer:
     """A server of `theta_0`; `reply` answers POST, whichever path."""
-
-    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
-        if method == "POST":
-            return reply(body)
-        if path == "/v1/models":
-            return 200, {"data": [{"id": "theta_0"} | entry]}
-        return (200, {"version": "0.11.0"}) if path == "/version" else (404, {"detail": "Not Found"})
-
-    return ScriptedServer(answer)
+    told = {"/v1/models": (200, {"data": [{"id": "theta_0"} | entry]}), "/version": (200, {"version": "0.11.0"})}
+    return ScriptedServer(
+        lambda method, path, body: reply(body) if method == "POST" else told.get(path, (404, {"detail": "Not Found"}))
+    )
 
 
 def completion(prompt_tokens: int | None, **choice: Any) -> tuple[int, Any]:

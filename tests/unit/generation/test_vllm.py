@@ -15,12 +15,12 @@ from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem
 from llamafactory_tpaw.generation import vllm
 
 
-def context(**changes: Any) -> Any:
-    """What a command line is made from."""
-    run = SimpleNamespace(data=SimpleNamespace(cutoff_len=2048), model=SimpleNamespace(trust_remote_code=False))
+def line(*extra: str, **changes: Any) -> str:
+    """The command line of a server."""
+    run = SimpleNamespace(data=SimpleNamespace(cutoff_len=2048), model=SimpleNamespace(trust_remote_code=bool(extra)))
     plain = {"name": "theta_2", "model": "saves/iter1", "dtype": "bfloat16", "adapters": ()}
-    plain["settings"] = SimpleNamespace(seed=42)
-    return SimpleNamespace(**(plain | {"run": run} | changes))
+    plain |= {"settings": SimpleNamespace(seed=42), "run": run}
+    return " ".join(vllm.serve_arguments(SimpleNamespace(**(plain | changes)), 4711, extra))
 
 
 def adapter(folder: Path, **config: object) -> Path:
@@ -31,54 +31,46 @@ def adapter(folder: Path, **config: object) -> Path:
 
 
 def test_the_command_line() -> None:
-    given = context()
-    line = " ".join(vllm.serve_arguments(given, 4711, ["--gpu-memory-utilization", "0.8"]))
-    assert line == (
+    plain = (
         "serve saves/iter1 --served-model-name theta_2 --host 127.0.0.1 --port 4711 --dtype bfloat16 "
-        "--max-model-len 2048 --generation-config vllm --enable-prefix-caching --uvicorn-log-level warning "
-        "--seed 42 --gpu-memory-utilization 0.8"
+        "--max-model-len 2048 --generation-config vllm --enable-prefix-caching --uvicorn-log-level warning"
     )
-    given.run.model.trust_remote_code = True
-    assert "--trust-remote-code" in vllm.serve_arguments(given, 1, [])
+    assert line() == f"{plain} --seed 42"
+    assert line("-tp", "2") == f"{plain} --trust-remote-code --seed 42 -tp 2"
 
 
-@pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint of 16 GB with 12 heads, on GPUs of 24 GB."""
+@pytest.mark.parametrize(
+    ("billions", "dtype", "gpus", "arguments"),
+    [
+        (8, "bfloat16", 1, ""),
+        (8, "bfloat16", 3, "--data-parallel-size 3"),
+        (8, "float32", 2, "--tensor-parallel-size 2"),
+        (8, "float32", 5, "--tensor-parallel-size 2 --data-parallel-size 2"),
+        (1000, "bfloat16", 8, "--tensor-parallel-size 4 --data-parallel-size 2"),  # what divides the heads
+    ],
+)
+def test_as_many_copies_as_the_gpus_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, billions: int, dtype: str, gpus: int, arguments: str
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 12}))
-    monkeypatch.setattr(vllm, "read_tensors", lambda folder: 2 * [SimpleNamespace(shape=(4, 10**9))])
+    monkeypatch.setattr(vllm, "read_tensors", lambda folder: [SimpleNamespace(shape=(billions, 10**9))])
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     memory = SimpleNamespace(total_memory=24 * 10**9)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: memory)
-    return tmp_path
+    assert vllm.parallel_arguments(tmp_path, dtype, gpus) == arguments.split()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "gpus", "arguments"),
-    [
-        ("bfloat16", 1, ""),
-        ("bfloat16", 3, "--data-parallel-size 3"),
-        ("float32", 2, "--tensor-parallel-size 2"),
-        ("float32", 5, "--tensor-parallel-size 2 --data-parallel-size 2"),
-    ],
-)
-def test_as_many_copies_as_the_gpus_hold(model: Path, dtype: str, gpus: int, arguments: str) -> None:
-    assert vllm.parallel_arguments(model, dtype, gpus) == arguments.split()
+def test_what_the_user_says_of_gpus_counts() -> None:
     assert all(map(vllm.PARALLEL.match, ["-tp", "--tensor-parallel-size=2", "--pipeline_parallel_size"]))
     assert not any(map(vllm.PARALLEL.match, ["-tps", "--context-parallel-size"]))
 
 
-def test_a_size_divides_the_heads(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "read_tensors", lambda folder: [SimpleNamespace(shape=(10**12,))])
-    assert vllm.parallel_arguments(model, "bfloat16", 8) == "--tensor-parallel-size 4 --data-parallel-size 2".split()
-
-
 def test_an_adapter_is_served_on_its_base(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "lora", r=24, rank_pattern={"q": 40})
-    line = " ".join(vllm.serve_arguments(context(model="some/base", adapters=(folder,)), 1, []))
-    assert "serve some/base --served-model-name theta_2-base " in line
-    assert f"--enable-lora --lora-modules theta_2={folder} --max-lora-rank 64 " in line
+    said = line(model="some/base", adapters=(folder,))
+    assert "serve some/base --served-model-name theta_2-base " in said
+    assert f"--enable-lora --lora-modules theta_2={folder} --max-lora-rank 64 " in said
     with pytest.raises(ConfigError, match="has 2 adapters"):
         vllm.served_rank([folder, folder])
 
