@@ -14,7 +14,6 @@ import pytest
 
 from llamafactory_tpaw.data.prompts import load_prompts
 from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem, GenerationError
-from llamafactory_tpaw.generation import server as server_module
 from llamafactory_tpaw.generation.base import EngineContext, Failure, PromptRequests, Response, SamplingSettings
 from llamafactory_tpaw.generation.client import ServerEngine, make_engine
 from tests import encoders, tiny
@@ -195,24 +194,6 @@ def test_an_opponent_gets_messages(project: Project) -> None:
         json.dumps([{"role": "user", "content": row["question"]}]) for row in ADDITIONS[:ROWS]
     )
     assert all(body["max_tokens"] == NEW for body in bodies)
-
-
-def test_a_slow_first_answer_does_not_end_the_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "AGAIN_S", 0.01)
-    asked: list[str] = []
-
-    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
-        asked.append(path)
-        if path == "/openapi.json" and asked.count(path) < 4:
-            return 0, "too late"
-        if method == "POST":
-            return (429, "busy") if asked.count(path) < 4 else completion(len(body["prompt"]), text=" hi")
-        return (200, {"data": [{"id": "theta_0"}]}) if path == "/v1/models" else (404, "Not Found")
-
-    with ScriptedServer(answer) as server:
-        prepared = prepare(project, server.url, tpaw_engine_startup=60, tpaw_engine_timeout=0.5)
-        assert len(answers_of(*prepared)) == ROWS
-    assert [asked.count(path) for path in ("/v1/models", "/openapi.json")] == [1, 4]
 
 
 def test_the_key_is_never_shown_and_ids_may_come_back_as_text(

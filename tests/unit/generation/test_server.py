@@ -18,51 +18,49 @@ from tests.servers.scripted import ScriptedServer
 SECRET = "geheim-0123"
 
 
-def models(*entries: dict[str, Any], **others: tuple[int, Any]) -> Any:
-    """Answers of a server that lists models; `others` are answers to the last part of further paths."""
-
-    def answer(method: str, path: str, body: Any) -> tuple[int, Any]:
-        if path == "/v1/models":
-            return 200, {"object": "list", "data": list(entries)}
-        return others.get(path.rpartition("/")[2].partition(".")[0], (404, {"detail": "Not Found"}))
-
-    return answer
+def models(*entries: dict[str, Any], **others: Any) -> Any:
+    """A server that lists models; `others` is what it says at further paths."""
+    told = {"/v1/models": {"object": "list", "data": list(entries)}, **{f"/{path}": it for path, it in others.items()}}
+    return lambda method, path, body: (200, told[path]) if path in told else (404, {"detail": "Not Found"})
 
 
 def look(url: str, names: list[str]) -> Served:
     return asyncio.run(examine(url, names, SECRET))
 
 
-def ask(url: str, path: str) -> tuple[int, Any]:
+def ask(url: str, path: str, *numbers: Any) -> tuple[int, Any]:
     async def run() -> tuple[int, Any]:
-        server = Server(url, SECRET)
+        server = Server(url, SECRET, *numbers)
         async with server.client:
             return await server.ask(path)
 
     return asyncio.run(run())
 
 
-def test_vllm_is_known_by_its_entry(tmp_path: Path) -> None:
-    path = str(tmp_path)
+SCHEMA = {"paths": {"/load_model": {}, "/v1/completions": {}}}
+
+
+def test_what_a_server_is(tmp_path: Path) -> None:
+    path, name = str(tmp_path), tmp_path.name
     entry = {"id": "theta", "owned_by": "vllm", "root": path, "max_model_len": 512}
-    with ScriptedServer(models(entry, version=(200, {"version": "0.11.0"}))) as server:
+    with ScriptedServer(models(entry, version={"version": "0.11.0"})) as server:
         url = server.url
         assert look(url, names_of(None, path)) == Served(url, "vLLM 0.11.0", VLLM, "theta", True, 512)
         assert not look(url, ["theta"]).verified
         assert [path for _, path, _, _ in server.seen] == 2 * ["/v1/models", "/version"]
+    with ScriptedServer(models({"id": name, "owned_by": "me"})) as server:
+        assert look(server.url, names_of(None, path)) == Served(server.url, OTHER, OTHER, name, False)
+    with ScriptedServer(models(**{"openapi.json": SCHEMA})) as server:
+        found = look(server.url, ["/real/path", path, "mine"])
+        assert found == Served(server.url, TRANSFORMERS, TRANSFORMERS, path, True)
 
 
-def test_a_plain_server_lists_a_name(tmp_path: Path) -> None:
-    with ScriptedServer(models({"id": tmp_path.name, "owned_by": "me"})) as server:
-        found = look(server.url, names_of(None, str(tmp_path)))
-    assert found == Served(server.url, OTHER, OTHER, tmp_path.name, False)
-
-
-def test_transformers_serve_is_asked_for_a_path(tmp_path: Path) -> None:
-    schema = (200, {"paths": {"/load_model": {}, "/v1/completions": {}}})
-    with ScriptedServer(models(openapi=schema)) as server:
-        found = look(server.url, ["/real/path", str(tmp_path), "mine"])
-    assert found == Served(server.url, TRANSFORMERS, TRANSFORMERS, str(tmp_path), True)
+def test_a_question_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamafactory_tpaw.generation.server.AGAIN_S", 0.01)
+    for first in ((0, "late"), (429, "busy"), (503, "loading")):
+        answers = iter(3 * [first])
+        with ScriptedServer(lambda *_, answers=answers: next(answers, (200, {}))) as server:
+            assert ask(server.url, "/openapi.json", 0.3, 0, 1, 60.0) == (200, {})
 
 
 @pytest.mark.parametrize(
