@@ -32,7 +32,6 @@ SAME_SHAPE = {
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, Project]:
     """A project for each dtype that a checkpoint can have, with pairs of one length and pairs of many."""
-
     # Letters that the tokenizer merges with nothing: as many have as many tokens.
     equal = [
         {"question": f"{a} {b} {a}", "chosen": f"{b} {a} Q", "rejected": f"J {a} Q"} for a in "QXZJ" for b in "QX"
