@@ -25,7 +25,7 @@ GROUPS = ("model", "dataset", "train", "method", "generation")  # sections of Ll
 BEGINNINGS = {
     ("tpaw_prompts", "tpaw_turn", "tpaw_max_", "tpaw_min_", "tpaw_engine", "tpaw_vllm_"): "generation",
     ("tpaw_samples_", "tpaw_opponent_", "tpaw_generate_"): "generation",
-    ("tpaw_", "deepspeed"): "method",
+    ("tpaw_", "do_train", "deepspeed"): "method",
     ("output_dir", "logging_", "save_", "plot_loss", "report_to", "run_name"): "output",
     ("val_size", "eval_", "per_device_eval_"): "eval",
 }

@@ -98,7 +98,8 @@ def test_a_base_model_gets_its_sft_file(data: str, tiny_model: Path, capsys: pyt
     adapters = ("finetuning_type=lora", "lora_rank=4")
     assert init("--model", "base", "--data", data, "--sft", "--iterations", 2, *changes, *adapters) == 0
     sft, first, second = map(run_file, ("mine_sft", "mine_tpaw_iter0", "mine_tpaw_iter1"))
-    assert (sft["model_name_or_path"], sft["stage"], sft["dataset"]) == ("base", "sft", "additions")
+    assert (sft["model_name_or_path"], sft["stage"], sft["do_train"]) == ("base", "sft", True)
+    assert sft["dataset"] == "additions"
     theta_0 = "saves/Custom/full/mine_sft"
     assert first["model_name_or_path"] == first["tpaw_players"] == sft["output_dir"] == theta_0
     assert (sft["num_train_epochs"], first["num_train_epochs"], sft["finetuning_type"]) == (7, 1, "full")
