@@ -95,7 +95,16 @@ class PartialFile:
             "facts": facts or {},
         }
         content = self._header + body + json.dumps(commit).encode() + b"\n"
-        self._write(content)
+        view = memoryview(content)
+        try:
+            while view:
+                view = view[self._writer.write(view) :]
+            os.fsync(self._writer.fileno())
+        except OSError as error:
+            error.filename = str(self.path)
+            with contextlib.suppress(OSError):
+                self._writer.truncate(self._end)
+            raise
         starts = self._end + len(self._header) + np.cumsum([0, *map(len, lines)])
         self._take(commit, starts[:-1])
         self._end, self._header = self._end + len(content), b""
@@ -110,18 +119,6 @@ class PartialFile:
     def close(self) -> None:
         """Write no more."""
         self._writer.close()
-
-    def _write(self, content: bytes) -> None:
-        view = memoryview(content)
-        try:
-            while view:
-                view = view[self._writer.write(view) :]
-            os.fsync(self._writer.fileno())
-        except OSError as error:
-            error.filename = str(self.path)
-            with contextlib.suppress(OSError):
-                self._writer.truncate(self._end)
-            raise
 
     def _read(self, stream: BinaryIO, identity: Mapping[str, Any]) -> None:
         """Take over what was committed."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import signal
@@ -11,17 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 
 from llamafactory_tpaw.errors import EnvironmentProblem
-from llamafactory_tpaw.generation import devices
 from llamafactory_tpaw.generation.base import Request, Response
 from llamafactory_tpaw.generation.devices import DeviceEngine, devices_in_sight
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from subprocess import Popen
 
 COUNT = 40
 EVERYTHING = np.arange(COUNT)
@@ -40,10 +38,6 @@ class Numbered:
         return Request(str(index), np.zeros(self.prompt_tokens[index], dtype=np.int32), 1, 0)
 
 
-def respond(request: Request) -> Response:
-    return Response([int(request.id)] * 1000, "stop")
-
-
 def load(how: str) -> Callable[[Sequence[Request]], list[Response]]:
     """What a process calls: the first one works until it is ended where the second one is to fail."""
     device = os.environ["CUDA_VISIBLE_DEVICES"]
@@ -57,72 +51,51 @@ def load(how: str) -> Callable[[Sequence[Request]], list[Response]]:
             raise ValueError(how)
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        return [respond(request) for request in unit]
+        return [Response([int(request.id)] * 1000, device) for request in unit]
 
     return generate
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Popen[bytes]]:
-    """The processes that were started."""
+@pytest.fixture(autouse=True)
+def _leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process is left behind; they find this module."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-    found: list[Popen[bytes]] = []
-    start = devices.started_child
-
-    @contextlib.contextmanager
-    def note(*given: Any, **options: Any) -> Iterator[Popen[bytes]]:
-        with start(*given, **options) as process:
-            found.append(process)
-            yield process
-
-    monkeypatch.setattr(devices, "started_child", note)
-    return found
+    before = set(psutil.Process().children())
+    yield
+    assert set(psutil.Process().children()) <= before
 
 
 def answer(how: str, *names: str, left: np.ndarray = EVERYTHING) -> Iterator[Any]:
     return DeviceEngine("1", functools.partial(load, how), names, 4).answer(Numbered(), left)
 
 
-def test_every_request_is_answered_once_by_two_devices(started: list[Popen[bytes]]) -> None:
-    batches = list(answer("well", "0", "1"))
-    answers = [answer for batch in batches for answer in batch]
-    assert sorted(index for index, _ in answers) == EVERYTHING.tolist()
-    assert all(answer == respond(Numbered()[index]) for index, answer in answers)
-    alone = list(answer("well", "0"))
-    assert sorted(map(str, alone)) == sorted(map(str, batches))  # the same units, so the same rounding
-    assert len(started) == 3
-
-
-def test_what_is_left_is_asked_of_no_more_processes_than_there_are_units(started: list[Popen[bytes]]) -> None:
-    batches = list(answer("well", *"0123", left=np.asarray([3, COUNT - 1])))
-    assert sorted(index for batch in batches for index, _ in batch) == [3, COUNT - 1]
-    assert len(started) == 2
-    assert list(answer("well", "0", "1", left=EVERYTHING[:0])) == []
+@pytest.mark.parametrize("left", [EVERYTHING, np.asarray([3, COUNT - 1]), EVERYTHING[:0]], ids=len)
+def test_every_request_is_answered_once_whatever_the_devices(left: np.ndarray) -> None:
+    units = []
+    for names in ("0", "0123"):
+        batches = list(answer("well", *names, left=left))
+        answers = [answer for batch in batches for answer in batch]
+        assert sorted(index for index, _ in answers) == left.tolist()
+        assert all(response.ids == [index] * 1000 for index, response in answers)
+        assert {response.finish_reason for _, response in answers} <= set(names)
+        units.append(sorted([index for index, _ in batch] for batch in batches))
+    assert units[0] == units[1]  # so the same rounding
 
 
 @pytest.mark.parametrize(
     ("how", "kind", "said"),
-    [
-        ("memory", EnvironmentProblem, "No memory."),
-        ("fail", SystemExit, "1"),
-        ("killed", SystemExit, "137"),
-    ],
+    [("memory", EnvironmentProblem, "No memory."), ("fail", SystemExit, "1"), ("killed", SystemExit, "137")],
 )
-def test_one_that_fails_ends_the_others(
-    started: list[Popen[bytes]], how: str, kind: type[BaseException], said: str
-) -> None:
+def test_one_that_fails_ends_the_others(how: str, kind: type[BaseException], said: str) -> None:
     with pytest.raises(kind) as caught:
         list(answer(how, "0", "1"))
     assert str(caught.value) == said
-    assert [process.poll() is None for process in started] == [False, False]
 
 
-def test_no_process_is_left_where_the_answers_are_not_wanted(started: list[Popen[bytes]]) -> None:
+def test_no_process_is_left_where_the_answers_are_not_wanted() -> None:
     answers = answer("well", "0", "1")
     assert next(answers)
-    assert [process.poll() for process in started] == [None, None]
     answers.close()
-    assert all(process.poll() is not None for process in started)
 
 
 @pytest.mark.parametrize(

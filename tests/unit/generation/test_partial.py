@@ -61,16 +61,6 @@ def test_rows_come_in_the_order_of_the_requests(path: Path) -> None:
         assert partial.facts == {"served": "theta"}
 
 
-def test_what_an_earlier_release_wrote_is_continued(tmp_path: Path) -> None:
-    path = tmp_path / "d.jsonl.partial"
-    path.write_bytes(
-        b'{"generator": "a", "sampling": {"seed": 1}}\n{"id": "5-0"}\n{"commit": [5], "crc32": 2140903057, '
-        b'"seconds": 0.5, "counts": {"stop": 1}, "version": "1.0"}\n'
-    )
-    with open_file(path) as partial:
-        assert state(partial) == ([(5, b'{"id": "5-0"}\n')], [0, 1, 2, 3, 4, 6], 1, 0.5, {"stop": 1}, "1.0")
-
-
 @pytest.mark.parametrize("indices", [(3, 3), (4, 5), (COUNT,)])
 def test_a_request_has_one_row(path: Path, indices: Sequence[int]) -> None:
     content = path.read_bytes()

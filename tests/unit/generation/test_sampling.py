@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import torch
 
@@ -14,36 +12,19 @@ from llamafactory_tpaw.generation.sampling import choose, draw, refuse_unsound, 
 from tests.unit.generation.conftest import sampling
 
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 PROBABILITIES = torch.tensor([0.0, 0.3, 0.05, 0.0, 0.25, 0.1, 0.3, 0.0])
 
 
-def draw_steps(names: Sequence[str], steps: int) -> torch.Tensor:
-    """Sample `steps` tokens for each prompt from one fixed distribution: (B, steps)."""
-    uniforms = torch.stack(
-        [torch.from_numpy(uniforms_of(Request(name, None, steps, 0), sampling())) for name in names]
-    )
-    scores = PROBABILITIES.log().expand(len(names), -1)
-    return torch.stack([draw(scores, column)[0] for column in uniforms.T], dim=1)
-
-
-def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> float:
-    return float(((counts - expected) ** 2 / expected).sum())
-
-
 def test_frequencies_follow_the_softmax() -> None:
-    drawn = draw_steps([f"{number:016x}-0" for number in range(10_000)], steps=2)
-    possible = PROBABILITIES > 0
-    for tokens in drawn.T:
-        counts = torch.bincount(tokens, minlength=8)
-        assert counts[~possible].sum() == 0
-        # Four degrees of freedom: 20 is exceeded once in 2,000 draws. The seeds are fixed, so this one is not.
-        assert chi_square(counts[possible].double(), 10_000 * PROBABILITIES[possible].double()) < 20
-    pairs = torch.bincount(drawn[:, 0] * 8 + drawn[:, 1], minlength=64).double()
+    requests = [Request(f"{number:016x}-0", None, 2, 0) for number in range(10_000)]
+    uniforms = torch.stack([torch.from_numpy(uniforms_of(request, sampling())) for request in requests])
+    first, second = (draw(PROBABILITIES.log().expand(10_000, -1), column)[0] for column in uniforms.T)
+    pairs = torch.bincount(first * 8 + second, minlength=64).double()
     expected = 10_000 * torch.outer(PROBABILITIES, PROBABILITIES).flatten().double()
-    assert chi_square(pairs[expected > 0], expected[expected > 0]) < 60  # 24 degrees: the steps are independent
+    possible = expected > 0
+    assert pairs[~possible].sum() == 0
+    # 24 degrees of freedom: 60 is exceeded once in 10,000 draws. The seeds are fixed, so this one is not.
+    assert (((pairs - expected) ** 2 / expected)[possible]).sum() < 60
 
 
 @pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.29, 1), (0.31, 2), (0.36, 4), (1 - 2**-53, 6)])
