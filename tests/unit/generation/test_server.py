@@ -96,13 +96,12 @@ def test_who_gets_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TPAW_ENGINE_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in ("TPAW_ENGINE_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     assert api_key() is None
-    monkeypatch.setenv("OPENAI_API_KEY", "second\n")
-    assert api_key() == "second"
-    monkeypatch.setenv("TPAW_ENGINE_API_KEY", "first")
-    assert api_key() == "first"
+    for name, key in (("OPENAI_API_KEY", "second"), ("TPAW_ENGINE_API_KEY", "first")):
+        monkeypatch.setenv(name, f"{key}\n")
+        assert api_key() == key
     for wrong in ("two words", "schl\u00fcssel", "a\nb"):
         monkeypatch.setenv("TPAW_ENGINE_API_KEY", wrong)
         with pytest.raises(ConfigError) as caught:
