@@ -17,9 +17,6 @@ def extend_arguments(module: ModuleType) -> None:
     """Replace the module's `FinetuningArguments` by a subclass of it that knows stage `tpaw` and its keys.
 
     Must run before anything copies the class out of the module.
-
-    Raises:
-        SeamMissing: If the class is not the dataclass that is expected, or has `tpaw_*` keys already.
     """
     base = getattr(module, "FinetuningArguments", None)
     check(isinstance(base, type) and dataclasses.is_dataclass(base), "there is no dataclass `FinetuningArguments`")

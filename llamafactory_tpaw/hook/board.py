@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seams of LlamaBoard: its words, its runner and its Train tab.
+"""The seams of LlamaBoard: its stages, its words, its runner and its Train tab.
 
 Where one is missing, LlamaBoard opens without the tab for self-play and says so; nothing else is concerned.
 """
@@ -7,14 +7,17 @@ Where one is missing, LlamaBoard opens without the tab for self-play and says so
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from ..lf.status import RECORD, installed_version
+from ..lf.given import STAGE
+from ..lf.status import PACKAGE, RECORD, installed_version
 from .shape import check, check_function
 
 
+LABEL, CONSTANTS = "TPAW", f"{PACKAGE}.extras.constants"
 # What the page shows; imported when it is built, because they need gradio.
 TAB, RUNNER, WORDS = (f"llamafactory_tpaw.board.{name}" for name in ("tab", "runner", "words"))
 # The methods of LlamaBoard's `Runner` that our functions of the same name extend, and their parameters.
@@ -28,12 +31,28 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 
 
-def extend_words(module: ModuleType) -> None:
-    """Add the texts of our elements to LlamaBoard's table, in all its languages.
+def extend_stages(module: ModuleType) -> None:
+    """Add the stage to the end of `TRAINING_STAGES` and to `STAGES_USE_PAIR_DATA`, in place.
 
-    Raises:
-        SeamMissing: If the table is not as expected.
+    The end, because LlamaBoard takes the first stage as its default.
     """
+    stages, pairs = getattr(module, "TRAINING_STAGES", None), getattr(module, "STAGES_USE_PAIR_DATA", None)
+    check(isinstance(stages, dict) and "sft" in stages.values(), "`TRAINING_STAGES` is not a dict of stages")
+    check(isinstance(pairs, set) and "dpo" in pairs, "`STAGES_USE_PAIR_DATA` is not a set of stages")
+    check(LABEL not in stages and STAGE not in stages.values(), f"it lists `{LABEL}` already")
+    stages[LABEL] = STAGE
+    pairs.add(STAGE)
+
+
+def withdraw_stage() -> None:
+    """Take the stage out of LlamaBoard's list again, where it cannot be trained."""
+    module = sys.modules.get(CONSTANTS)
+    getattr(module, "TRAINING_STAGES", {}).pop(LABEL, None)
+    getattr(module, "STAGES_USE_PAIR_DATA", set()).discard(STAGE)
+
+
+def extend_words(module: ModuleType) -> None:
+    """Add the texts of our elements to LlamaBoard's table, in all its languages."""
     table = getattr(module, "LOCALES", None)
     known = isinstance(table, dict) and isinstance(table.get("learning_rate"), dict)
     check(known and "en" in table["learning_rate"], "`LOCALES` is not a dict of texts by language")
@@ -44,11 +63,7 @@ def extend_words(module: ModuleType) -> None:
 
 
 def extend_runner(module: ModuleType) -> None:
-    """Let the runner play this stage by our own means; what it does for the others stays.
-
-    Raises:
-        SeamMissing: If a method is not built as expected; nothing is changed then.
-    """
+    """Let the runner play this stage by our own means; what it does for the others stays."""
     kind = getattr(module, "Runner", None)
     check(inspect.isclass(kind), "there is no class `Runner`")
     check_function(kind, "__init__", uses=("manager", "trainer", "running", "running_data", "aborted"))
@@ -76,11 +91,7 @@ def _extended(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def extend_train_tab(module: ModuleType) -> None:
-    """Put the accordions of this stage into the Train tab.
-
-    Raises:
-        SeamMissing: If the tab is not built as expected.
-    """
+    """Put the accordions of this stage into the Train tab."""
     uses = ("get_base_elems", "runner", "rlhf_tab", "input_elems", "output_box")
     original = check_function(module, "create_train_tab", ("engine",), uses)
 

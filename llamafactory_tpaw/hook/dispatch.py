@@ -28,11 +28,7 @@ FINETUNING_ARGS = RUN_PARAMETERS.index("finetuning_args")
 
 
 def extend_tuner(module: ModuleType) -> None:
-    """Make the module's dispatch run stage `tpaw`.
-
-    Raises:
-        SeamMissing: If the dispatch is not built as expected; nothing is changed then.
-    """
+    """Make the module's dispatch run stage `tpaw`."""
     check_function(module, "_training_function", ("config",), uses=("get_train_args", "run_ppo"))
     own_run_exp = check_function(module, "run_exp", ("args", "callbacks"), uses=("_training_function",))
     own_get_train_args = check_function(module, "get_train_args", ("args",))
@@ -80,11 +76,7 @@ def extend_tuner(module: ModuleType) -> None:
 
 
 def extend_launcher(module: ModuleType) -> None:
-    """Prepare the iteration before the module's `launch` trains or starts the processes that train.
-
-    Raises:
-        SeamMissing: If `launch` is not built as expected.
-    """
+    """Prepare the iteration before the module's `launch` trains or starts the processes that train."""
     original = check_function(module, "launch", uses=("argv", "run_exp", "subprocess"))
 
     @functools.wraps(original)

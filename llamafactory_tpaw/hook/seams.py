@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seams: which LlamaFactory modules are extended, by what, and what became of it."""
+"""The seams: which LlamaFactory modules are extended, by what, and what became of it.
+
+Each `extend_*` looks at its target first, and raises `SeamMissing` with nothing changed where it is not as expected.
+"""
 
 import functools
 import sys
@@ -9,7 +12,7 @@ from types import ModuleType, TracebackType
 
 from ..errors import TpawError
 from ..lf.status import PACKAGE, RECORD, SeamStatus, missing_message
-from . import board, dispatch, stages
+from . import board, dispatch
 from .arguments import extend_arguments
 from .shape import SeamMissing
 
@@ -21,7 +24,7 @@ SEAMS: dict[str, tuple[Extend, str, str]] = {
     "arguments": (extend_arguments, "hparams.finetuning_args.FinetuningArguments", "the `tpaw_*` keys"),
     "dispatch": (dispatch.extend_tuner, "train.tuner._training_function", "starts the stage's training"),
     "launch": (dispatch.extend_launcher, "launcher.launch", "generates before the training processes start"),
-    "stages": (stages.extend_stages, "extras.constants.TRAINING_STAGES", "LlamaBoard's list of stages"),
+    "stages": (board.extend_stages, "extras.constants.TRAINING_STAGES", "LlamaBoard's list of stages"),
     "board_words": (board.extend_words, "webui.locales.LOCALES", "the texts of LlamaBoard's tab"),
     "board_runner": (board.extend_runner, "webui.runner.Runner", "what LlamaBoard's Start, Abort and Preview do"),
     "board_train": (
@@ -73,13 +76,13 @@ def _apply(seam: SeamStatus, module: ModuleType) -> None:
     else:
         seam.state = "applied"
         if missing_message():
-            stages.withdraw_stage()
+            board.withdraw_stage()
 
 
 def _miss(seam: SeamStatus, reason: str) -> None:
     seam.miss(reason)
     if seam.required:
-        stages.withdraw_stage()
+        board.withdraw_stage()
         _explain_uncaught()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError
-from llamafactory_tpaw.hook import arguments, dispatch, seams, stages
+from llamafactory_tpaw.hook import arguments, board, dispatch, seams
 from llamafactory_tpaw.hook.shape import SeamMissing
 from llamafactory_tpaw.lf import facade, status
 
@@ -79,7 +79,7 @@ def test_class_looks_like_llamafactorys_own_and_both_post_inits_run(finetuning_a
 
 
 def test_stage_is_listed_last_and_with_ranking_data(tuner: ModuleType) -> None:
-    constants = sys.modules[stages.MODULE]
+    constants = sys.modules[board.CONSTANTS]
     assert list(constants.TRAINING_STAGES.items())[-1] == ("TPAW", "tpaw")
     assert next(iter(constants.TRAINING_STAGES.values())) == "sft"
     assert "tpaw" in constants.STAGES_USE_PAIR_DATA
@@ -151,8 +151,8 @@ def test_real_ppo_goes_to_llamafactory(calls: Any) -> None:
     [
         (arguments.extend_arguments, {}, "no dataclass `FinetuningArguments`"),
         (arguments.extend_arguments, {"FinetuningArguments": int}, "no dataclass `FinetuningArguments`"),
-        (stages.extend_stages, {"TRAINING_STAGES": ["sft"], "STAGES_USE_PAIR_DATA": {"dpo"}}, "TRAINING_STAGES"),
-        (stages.extend_stages, {"TRAINING_STAGES": {"SFT": "sft"}, "STAGES_USE_PAIR_DATA": []}, "STAGES_USE_PAIR"),
+        (board.extend_stages, {"TRAINING_STAGES": ["sft"], "STAGES_USE_PAIR_DATA": {"dpo"}}, "TRAINING_STAGES"),
+        (board.extend_stages, {"TRAINING_STAGES": {"SFT": "sft"}, "STAGES_USE_PAIR_DATA": []}, "STAGES_USE_PAIR"),
         (dispatch.extend_tuner, FITTING | {"_training_function": None}, "no function `_training_function`"),
         (
             dispatch.extend_tuner,
