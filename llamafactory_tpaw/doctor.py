@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import platform
 import re
@@ -47,7 +46,7 @@ def examine(vllm_command: str | None = None) -> dict[str, Any]:
     Returns:
         `ok` (whether stage `tpaw` can run), `version`, `python`, `interpreter`, `findings`, `hook` (whether it was
         registered at the start), `seams`, `packages`, `vllm` (what starts it), `environment` (what `llamafactory-cli
-        env` prints). The home folder is written `~`.
+        env` prints).
     """
     hook = _hook.active_finder() is not None  # before LlamaFactory is imported
     versions, findings = _packages()
@@ -66,7 +65,7 @@ def examine(vllm_command: str | None = None) -> dict[str, Any]:
         last = environment.stderr.strip().rpartition("\n")[2]
         text = f"`llamafactory-cli env` ends with exit code {environment.returncode}: {last}"
         findings.append(Finding("problem", text, f'pip install --force-reinstall "{LLAMAFACTORY}{SUPPORTED}"'))
-    report = {
+    return {
         "ok": not any(finding.level == "problem" for finding in findings),
         "version": __version__,
         "python": f"{platform.python_version()}, {platform.platform()}",
@@ -78,8 +77,6 @@ def examine(vllm_command: str | None = None) -> dict[str, Any]:
         "vllm": vllm,
         "environment": environment.stdout.strip().splitlines(),
     }
-    home = re.escape(json.dumps(str(Path.home()))[1:-1])
-    return json.loads(re.sub(rf"{home}(?![\w.-])", "~", json.dumps(report)) if len(home) > 1 else json.dumps(report))
 
 
 def text_of(report: dict[str, Any]) -> Iterator[str]:
@@ -134,14 +131,11 @@ def seam_findings(seams: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _packages() -> tuple[dict[str, str], list[Finding]]:
-    """Return the versions of what this package, its extras and LlamaFactory require, and what is wrong with them."""
+    """Return the versions of what this package and its extras require, and what is wrong with them."""
     from packaging.requirements import Requirement
 
     versions, findings = {}, []
-    lines = metadata.requires(OURS) or []
-    with contextlib.suppress(metadata.PackageNotFoundError):  # its absence is found with ours
-        lines += [line for line in metadata.requires(LLAMAFACTORY) or [] if "extra ==" not in line]
-    for requirement in map(Requirement, lines):
+    for requirement in map(Requirement, metadata.requires(OURS) or []):
         extra = re.search(r"""extra == ["']([^"']+)""", str(requirement.marker or ""))
         if requirement.marker and not requirement.marker.evaluate({"extra": extra[1] if extra else ""}):
             continue

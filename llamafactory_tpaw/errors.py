@@ -70,15 +70,8 @@ class Findings:
     r"""What several checks find, so that a run is refused once, with all of it.
 
     Each check runs under `note()`. Leaving the `with` of the findings raises what was noted, together with an error
-    that kept the rest from being checked.
-
-    Attributes:
-        errors: What ends the run.
-        warnings: What may go wrong, but need not.
-        remarks: What is good to know.
-
-    Raises:
-        TpawError: Of the kind with the smallest exit code: settings first, since the rest depends on them.
+    that kept the rest from being checked, as the kind with the smallest exit code: settings first, since the rest
+    depends on them. `warnings` may go wrong, but need not; `remarks` are good to know.
     """
 
     def __init__(self) -> None:

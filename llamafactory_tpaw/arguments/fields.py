@@ -131,8 +131,8 @@ class TpawArguments:
     )
     tpaw_keep_checkpoints: Literal["all", "needed"] = _key(
         "all",
-        "`needed` removes, when an iteration has finished, weights of earlier ones that neither theta_0, its team, "
-        "the best by an accuracy file nor another run needs, and the checkpoints of their trainings.",
+        "`needed` removes, when an iteration has finished, weights of earlier ones that neither theta_0, its team nor "
+        "another run needs, and the checkpoints of their trainings.",
     )
     tpaw_score_batch_tokens: int = _key(8192, "Most tokens, padding included, in one batch when players are scored.")
     tpaw_min_response: int = _key(

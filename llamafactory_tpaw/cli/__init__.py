@@ -79,25 +79,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .output import duration, tell_stop, tell_summary
-
     bootstrap.activate()
     loop = importlib.import_module("llamafactory_tpaw.runs.loop")
     files, overrides = loop.split_words(arguments.words)
     if not files:
         raise ConfigError(f"No run file is given, only {' '.join(overrides)}. Name the YAML files to play, in order.")
-    items = loop.read_items(files, overrides)
-
-    def tell(index: int, text: str) -> None:
-        took = f" ({duration(items[index].seconds)})" if items[index].seconds else ""
-        stream = sys.stderr if arguments.json else sys.stdout
-        print(f"[{index + 1}/{len(items)}] {items[index].file}: {text}{took}", file=stream, flush=True)
-
-    try:
-        return loop.play(items, tell, arguments.json)
-    finally:
-        tell_summary([loop.summarize(item) for item in items], arguments.json)
-        tell_stop(items, [*arguments.words, *(["--json"] if arguments.json else [])])
+    return loop.play(loop.read_items(files, overrides))
 
 
 def _lineage(arguments: argparse.Namespace) -> None:

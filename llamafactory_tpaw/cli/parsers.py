@@ -102,7 +102,6 @@ def _run(parser: argparse.ArgumentParser) -> None:
     text = "YAML files as `llamafactory-cli train` takes them, in the order in which they are played, and keys that "
     text += "replace those of every file"
     parser.add_argument("words", metavar="RUN_FILE|KEY=VALUE", nargs="+", help=text).complete = FILE
-    _json(parser, "the summary", "; all other output goes to stderr")
 
 
 def _lineage(parser: argparse.ArgumentParser) -> None:
@@ -120,8 +119,8 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm", metavar="COMMAND", help=text)
 
 
-def _json(parser: argparse._ActionsContainer, what: str, more: str = "") -> None:
-    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON{more}")
+def _json(parser: argparse._ActionsContainer, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
 def _completion(parser: argparse.ArgumentParser) -> None:

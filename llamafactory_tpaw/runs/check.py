@@ -12,9 +12,8 @@ from ..errors import EXIT_CODES, ConfigError, EnvironmentProblem, Findings
 from ..lf.failures import explained
 from ..lf.given import read_given
 from ..team.members import Member, check_tokenizers, load_encoder
-from .checks import check_data, check_engine, check_rounds
+from .checks import check_data, check_engine, check_rounds, refuse_engine
 from .estimates import check_disk, estimate_hours, estimate_memory, readable_bytes
-from .launcher import refuse_start
 from .plan import make_plan, refuse_other_stage
 
 
@@ -65,7 +64,7 @@ def _look(
     say("settings")
     refuse_other_stage(given, "check")
     with findings.note():
-        refuse_start(given)
+        refuse_engine(given)
     plan = make_plan(given)
     if plan.is_finished:
         findings.remarks.append(

@@ -17,7 +17,7 @@ from ..lf.failures import explained
 from ..lf.given import handed_file, is_true, read_given, take_handed
 from ..lf.logs import get_logger
 from ..lf.signals import end_like_child, run_child
-from ..team.checkpoint import find_resume_point, is_pruned
+from ..team.checkpoint import find_resume_point
 from .checks import check_first_rows, refuse_engine
 from .estimates import check_disk
 from .plan import Plan, handed_plan, make_plan, refuse_other_stage
@@ -56,7 +56,7 @@ def prepared(given: dict[str, Any], run_file: str = "") -> Iterator[str]:
         prune(given, run_file)  # which an interruption may have kept from being done
         _say_finished(plan)
         raise SystemExit(0)
-    refuse_start(given)
+    refuse_engine(given)
     with Findings() as findings:
         check_disk(plan, None, findings)
     with hold_output(given), handed_file(given, planned=True) as plan_file:
@@ -67,29 +67,12 @@ def prepared(given: dict[str, Any], run_file: str = "") -> Iterator[str]:
         except SystemExit as stop:  # by which LlamaFactory's launcher ends where it started torchrun
             if stop.code:
                 raise
-            prune(given, run_file)
-            raise
         prune(given, run_file)
-
-
-def refuse_start(given: dict[str, Any]) -> None:
-    r"""Refuse what `train` cannot be started with, whatever checkpoints and data there are.
-
-    Raises:
-        TpawError: With every problem found.
-    """
-    if not is_true(given, "do_train") and not is_true(given, "do_eval"):
-        raise ConfigError("Neither `do_train` nor `do_eval` is true, so there is nothing to do. Set `do_train: true`.")
-    refuse_engine(given)
 
 
 @contextlib.contextmanager
 def hold_output(given: Mapping[str, Any], handed: Mapping[str, Any] | None = None) -> Iterator[None]:
-    r"""Be the only command that works on an output folder.
-
-    Args:
-        given: The run's settings.
-        handed: What the command handed over that holds the folder already; None for none.
+    r"""Be the only command that works on an output folder, unless the command that `handed` this is.
 
     Raises:
         InUseError: If another one does.
@@ -107,12 +90,11 @@ def before_training(given: dict[str, Any], handed: Mapping[str, Any] | None) -> 
 
     Args:
         given: The settings.
-        handed: What the command handed over that has checked them; without, they are checked here (a user's own
-            torchrun, Python).
+        handed: What the command handed over that has checked them; without (a user's own torchrun, Python) they are
+            checked here.
 
     Returns:
-        The settings with `resume_from_checkpoint` or `overwrite_output_dir` filled in where the iteration was
-        interrupted.
+        The settings, with `resume_from_checkpoint` or `overwrite_output_dir` where the iteration was interrupted.
 
     Raises:
         TpawError: If the iteration cannot work, or its triplets are missing.
@@ -126,10 +108,9 @@ def before_training(given: dict[str, Any], handed: Mapping[str, Any] | None) -> 
             _say_finished(plan)
             raise SystemExit(0)
         refuse_engine(given)
-        if is_true(given, "do_train"):
-            _require_triplets(plan)
     if not is_true(given, "do_train"):
         return given
+    _require_triplets(plan)
     with hold_output(given, handed):
         return given | _where_to_continue(plan)
 
@@ -182,11 +163,8 @@ def score(argv: list[str]) -> int:
 
 
 def _say_finished(plan: Plan) -> None:
-    folder = plan.given["output_dir"]
-    pruned = ", its weights pruned since" if is_pruned(Path(folder)) else ""
-    logger.info_rank0(
-        f"{folder} holds theta_{plan.earlier.produces}, finished with these settings{pruned}: nothing to do."
-    )
+    theta = f"theta_{plan.earlier.produces}"
+    logger.info_rank0(f"{plan.given['output_dir']} holds {theta}, finished with these settings: nothing to do.")
 
 
 def _require_triplets(plan: Plan) -> None:
@@ -203,7 +181,7 @@ def _have_generated(plan: Plan, plan_file: str) -> None:
 
     Of several nodes the first one does; the others wait for it.
     """
-    if node_rank():
+    if os.environ.get("NODE_RANK", "0") != "0":
         for round_ in plan.to_generate:
             _wait_for(round_, PATIENCE_S + plan.tpaw_args.tpaw_engine_startup)
         return
@@ -216,20 +194,13 @@ def _generate_in_child(plan_file: str) -> int:
     return run_child([sys.executable, "-m", "llamafactory_tpaw", "generate", plan_file])
 
 
-def node_rank() -> int | None:
-    """Number of this machine as LlamaFactory reads it; None where the run has only one."""
-    numbers = {name: os.environ.get(name, "0") for name in ("NNODES", "MAX_NNODES", "NODE_RANK")}
-    nodes, most, rank = (int(value) if value.isdigit() else 0 for value in numbers.values())
-    return rank if max(nodes, most) > 1 else None
-
-
 def _wait_for(round_: Round, patience_s: float) -> None:
     """Wait until node 0 has made a round, while its rows become more."""
     logger.info_rank0(f"{round_.path}: node 0 generates it; this node waits for it on the shared file system.")
     partial = round_.path.with_name(f"{round_.path.name}.partial")
-    seen, changed = None, time.monotonic()
+    seen, changed = 0, time.monotonic()
     while not round_.complete:
-        size = partial.stat().st_size if partial.is_file() else None
+        size = partial.stat().st_size if partial.is_file() else 0
         if size != seen:
             seen, changed = size, time.monotonic()
         if time.monotonic() - changed > patience_s:

@@ -7,6 +7,7 @@ at once. Processes that a command starts are handed the plan and do not read the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -22,14 +23,14 @@ from ..data.prompts import selection
 from ..data.rounds import Opponents, Round, list_opponents, opponent_problems, round_problems, split_names
 from ..data.source import find_entry
 from ..data.triplets import read_meta
-from ..errors import ConfigError, DataError, EnvironmentProblem, Findings, TpawError
+from ..errors import ConfigError, DataError, EnvironmentProblem, Findings
 from ..generation.base import SamplingSettings
 from ..lf import facade
 from ..lf.failures import nearest_folder, places_of
 from ..lf.given import is_true, unknown_key_problems, value_problems
 from ..team.checkpoint import check_checkpoint_complete, is_pruned
-from ..team.fingerprint import chain_fingerprints, hash_weights, identity
-from ..team.manifest import MANIFEST, Manifest, read_manifest
+from ..team.fingerprint import chain_fingerprints
+from ..team.manifest import MANIFEST, Manifest, path_from, read_manifest
 from ..team.members import opponent_fingerprint
 from ..team.players import Player, list_players, player_problems
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from ..arguments.fields import TpawArguments
+    from ..data.triplets import TripletMeta
 
 # Keys on which players and rounds depend; where one is wrong, what would be said of those is not to be relied on.
 LAYOUT_KEYS = ("tpaw_iteration", "tpaw_team_size", "tpaw_objective")
@@ -125,7 +127,9 @@ def handed_plan(given: dict[str, Any]) -> Plan:
 
 def key_problems(given: dict[str, Any]) -> list[str]:
     """Say what is wrong with the keys by themselves: unknown, out of range, or not for this stage."""
+    idle = "Neither `do_train` nor `do_eval` is true, so there is nothing to do. Set `do_train: true`."
     return [
+        *([] if is_true(given, "do_train") or is_true(given, "do_eval") else [idle]),
         *unknown_key_problems(given),
         *value_problems(given),
         *read_tpaw_args(given)[1],
@@ -198,7 +202,7 @@ def _folder_problems(given: dict[str, Any]) -> list[str]:
     problems = []
     for name, path in places_of(given, ("output_dir", "tpaw_cache_dir")).items():
         nearest = nearest_folder(path)
-        shown = os.path.relpath(nearest) if nearest.is_relative_to(Path.cwd()) else nearest
+        shown = os.path.relpath(nearest)
         if not nearest.is_dir():
             problems.append(f"{name} cannot be a folder: {shown} is a file. Move it, or choose another folder.")
         elif not os.access(nearest, os.W_OK | os.X_OK):
@@ -219,27 +223,20 @@ def _check_opponents(plan: Plan, expected: Collection[Path], findings: Findings)
             continue
         newest = round_.iteration == args.tpaw_iteration
         own = newest and args.tpaw_prompts is not None
-        found = _meta_problems(round_) or round_problems(round_, may_be_generated=own)
-        findings.refuse(DataError, found)
-        if own and not round_.complete:
-            _check_entries("tpaw_prompts", [str(args.tpaw_prompts)], plan.given, findings)
-            findings.refuse(DataError, _missing_opponent(args, expected))
-        elif own and not found:
-            findings.refuse(ConfigError, _origin_problems(round_, plan))
-        if not found and round_.complete and newest:
-            findings.refuse(DataError, _other_generator(round_, plan))
-
-
-def _meta_problems(round_: Round) -> list[str]:
-    """Refuse to write over triplets that lost their meta file; while they are generated it is not there yet."""
-    partial = round_.path.with_name(round_.path.name + ".partial")
-    if not round_.path.is_file() or partial.exists():
-        return []
-    try:
-        read_meta(round_.path)
-    except DataError as error:
-        return [str(error)]
-    return []
+        with findings.note():
+            if round_.path.is_file() and not round_.path.with_name(f"{round_.path.name}.partial").exists():
+                read_meta(round_.path)  # triplets that lost their meta file would be written over
+            if problems := round_problems(round_, may_be_generated=own):
+                raise DataError(problems)
+            if not round_.complete:
+                _check_entries("tpaw_prompts", [str(args.tpaw_prompts)], plan.given, findings)
+                findings.refuse(DataError, _missing_opponent(args, expected))
+            elif newest:
+                meta, named = read_meta(round_.path), args.tpaw_opponent_model
+                if own:
+                    findings.refuse(ConfigError, _origin_problems(round_, meta, plan))
+                generator = opponent_fingerprint(named, plan.store)
+                findings.refuse(DataError, opponent_problems(round_, meta, named, generator))
 
 
 def _check_entries(key: str, names: list[str], given: dict[str, Any], findings: Findings) -> None:
@@ -254,17 +251,13 @@ def _check_entries(key: str, names: list[str], given: dict[str, Any], findings: 
                 )
 
 
-def _origin_problems(round_: Round, plan: Plan) -> list[str]:
+def _origin_problems(round_: Round, meta: TripletMeta, plan: Plan) -> list[str]:
     """A finished file whose prompts were chosen, or whose responses were sampled, otherwise than asked for now."""
-    try:
-        meta, asked = read_meta(round_.path), dataclasses.asdict(SamplingSettings.of(plan.given))
-    except TpawError as error:
-        return error.problems
-    except ValueError:
-        return []  # what is wrong with the keys is said of the keys
-    known = with_defaults(plan.given) | vars(plan.tpaw_args)
-    asked |= {"tpaw_prompts": plan.tpaw_args.tpaw_prompts, "cutoff_len": known["cutoff_len"], **selection(known)}
-    asked["tpaw_samples_per_prompt"] = plan.tpaw_args.tpaw_samples_per_prompt
+    args, known = plan.tpaw_args, with_defaults(plan.given) | vars(plan.tpaw_args)
+    asked = {"tpaw_prompts": args.tpaw_prompts, "cutoff_len": known["cutoff_len"], **selection(known)}
+    asked["tpaw_samples_per_prompt"] = args.tpaw_samples_per_prompt
+    with contextlib.suppress(ValueError):  # what is wrong with the keys is said of the keys
+        asked = dataclasses.asdict(SamplingSettings.of(plan.given)) | asked
     made = {**meta.sampling, "tpaw_prompts": meta.prompts_entry, "cutoff_len": meta.cutoff_len, **meta.selection}
     made["tpaw_samples_per_prompt"] = meta.samples
     differing = [
@@ -280,22 +273,11 @@ def _origin_problems(round_: Round, plan: Plan) -> list[str]:
 
 def _missing_opponent(args: TpawArguments, expected: Collection[Path]) -> list[str]:
     """Say that the model which is to generate is not there; names of servers and hubs are not looked up."""
-    named = args.tpaw_opponent_model
-    if not named or Path(named).resolve() in expected:
-        return []
-    is_local = Player(args.tpaw_iteration, str(named)).is_local
-    if not is_local or (args.tpaw_engine == "openai" and not Path(named).is_dir()):
+    named = str(args.tpaw_opponent_model or "")
+    known = not named or Path(named).resolve() in expected or not Player(args.tpaw_iteration, named).is_local
+    if known or (args.tpaw_engine == "openai" and not Path(named).is_dir()):
         return []
     return [f"`tpaw_opponent_model: {named}`: {problem}" for problem in check_checkpoint_complete(Path(named))]
-
-
-def _other_generator(round_: Round, plan: Plan) -> list[str]:
-    """A finished file that another model generated than the run names: an opponent model, or θ_t itself."""
-    named = plan.tpaw_args.tpaw_opponent_model
-    try:
-        return opponent_problems(round_, read_meta(round_.path), named, opponent_fingerprint(named, plan.store))
-    except TpawError:
-        return []  # said of the files themselves
 
 
 # -- what an earlier command left in the output folder
@@ -320,79 +302,39 @@ def _earlier(plan: Plan) -> Manifest | None:
             f"`output_dir: {folder}` holds a run that was {state} with other settings: {'; '.join(differing)}. "
             "Restore them, choose another `output_dir`, or set `overwrite_output_dir: true` to repeat the iteration."
         )
-    if manifest.status == "finished" and not is_pruned(folder):
-        _check_result(folder, manifest, plan.store)
-    return manifest
-
-
-def _check_result(folder: Path, manifest: Manifest, store: Path) -> None:
-    """See that a finished checkpoint is whole and still the one that was saved."""
-    mend = "Restore the file, or set `overwrite_output_dir: true` to repeat the iteration."
-    what = f"`output_dir: {folder}` holds theta_{manifest.produces}, finished, but"
-    damaged = check_checkpoint_complete(folder)
-    if damaged:
-        raise DataError(f"{what} damaged since: {damaged[0].partition('. ')[0]}. {mend}")
-    weights = hash_weights(folder, store)
-    now, recorded = identity(weights.fingerprint, manifest.result), manifest.result.get("fingerprint")
-    if now != recorded:
-        files = manifest.result.get("files", {})
-        changed = [name for name, digest in weights.files.items() if files and files.get(name) != digest]
+    damaged = check_checkpoint_complete(folder) if manifest.status == "finished" else []
+    if damaged and not is_pruned(folder):
         raise DataError(
-            f"{what} {', '.join(changed) or 'weights'} changed since: the fingerprint is {now[:12]} now, and "
-            f"{MANIFEST} says {str(recorded)[:12]}. {mend}"
+            f"`output_dir: {folder}` holds theta_{manifest.produces}, finished, but damaged since: "
+            f"{damaged[0].partition('. ')[0]}. Restore the file, or set `overwrite_output_dir: true` to repeat the "
+            "iteration."
         )
+    return manifest
 
 
 def _different_checkpoints(manifest: Manifest, plan: Plan) -> list[str]:
     """Compare θ_t, the other players and the model that generated with the recorded ones."""
-    start = Start.of(plan.given)
+    args, start = plan.tpaw_args, Start.of(plan.given)
     key = "adapter_name_or_path" if start.adapters else "model_name_or_path"
     differing = _difference(key, manifest.policy, (start.model, *start.adapters), plan)
-    differing += _different_opponent(manifest, plan)
-    if manifest.objective != "tpaw":
-        return differing
-    asked = list_players(plan.tpaw_args, start)[-plan.tpaw_args.tpaw_team_size :]
+    own = next((source for source in manifest.triplets if source.get("iteration") == manifest.iteration), {})
+    if own and (own.get("opponent") or args.tpaw_opponent_model):
+        none = f"none (theta_{manifest.iteration})"
+        then = {"name": "the opponent", "path": own.get("opponent") or none, "fingerprint": own["generator"]}
+        differing += _difference("tpaw_opponent_model", then, (str(args.tpaw_opponent_model or none),), plan)
+    asked = list_players(args, start)[-args.tpaw_team_size :] if manifest.objective == "tpaw" else []
     # The newest player is θ_t; another number of players comes with another `tpaw_iteration` or `tpaw_team_size`.
     for recorded, player in zip(manifest.players[:-1], asked[:-1], strict=False):
         differing += _difference("tpaw_players", recorded, player.parts, plan)
     return differing
 
 
-def _different_opponent(manifest: Manifest, plan: Plan) -> list[str]:
-    own = next((source for source in manifest.triplets if source.get("iteration") == manifest.iteration), {})
-    then, now = str(own.get("opponent") or ""), str(plan.tpaw_args.tpaw_opponent_model or "")
-    if not own or not (then or now):
-        return []
-    if then and now:
-        recorded = {"name": "the opponent", "path": then, "fingerprint": own["generator"]}
-        return _difference("tpaw_opponent_model", recorded, (now,), plan)
-    was, is_ = (name or f"none (theta_{manifest.iteration})" for name in (_recorded_place(then, plan), now))
-    return [f"`tpaw_opponent_model` was {was} and is {is_} now"]
-
-
 def _difference(key: str, recorded: dict[str, Any], parts: Sequence[str], plan: Plan) -> list[str]:
     """Compare by content where it is at hand, else by place: a player may be deleted once it is not needed."""
-    then_at = [_recorded_place(part["path"], plan) for part in (*recorded.get("below", ()), recorded)]
-    places = zip(then_at, parts, strict=False)
-    in_place = len(then_at) == len(parts) and all(
-        was == is_ or Path(was).resolve() == Path(is_).resolve() for was, is_ in places
-    )
-    place, path, name = "+".join(then_at), "+".join(parts), recorded["name"]
-    if not all(Path(part).is_dir() and not check_checkpoint_complete(Path(part)) for part in parts):
-        return [] if in_place else [f"`{key}`: {name} was {place} and is {path} now"]
-    then, now = recorded["fingerprint"], chain_fingerprints([Path(part) for part in parts], plan.store)[-1]
-    if now == then:
-        return []
-    if in_place:
-        return [
-            f"`{key}`: the weights of {name} ({path}) had fingerprint {then[:12]} and have {now[:12]} now (once they "
-            "are restored, `llamafactory-tpaw lineage --verify` reads them again)"
-        ]
-    return [f"`{key}`: {name} was {place} with fingerprint {then[:12]} and is {path} with {now[:12]}"]
-
-
-def _recorded_place(path: str, plan: Plan) -> str:
-    """Where a path leads that was recorded as seen from the output folder, whose siblings most players are."""
-    if not path.startswith(os.pardir):
-        return path  # names of a hub or a server stay as they are
-    return os.path.relpath((Path(plan.given["output_dir"]) / path).resolve())
+    places = [path_from(part["path"], plan.given["output_dir"]) for part in (*recorded.get("below", ()), recorded)]
+    was, now, then = f"`{key}`: {recorded['name']} was {'+'.join(places)}", "+".join(parts), recorded["fingerprint"]
+    if any(check_checkpoint_complete(Path(part)) for part in parts):
+        in_place = [*map(os.path.realpath, places)] == [*map(os.path.realpath, parts)]
+        return [] if in_place else [f"{was} and is {now} now"]
+    found = chain_fingerprints([Path(part) for part in parts], plan.store)[-1]
+    return [] if found == then else [f"{was} with fingerprint {then[:12]} and is {now} with {found[:12]}"]

@@ -17,7 +17,6 @@ from ..lf.given import read_given, unknown_key_problems, value_problems
 METHODS = ("tpaw", "spin", "tspin")
 ABLATIONS = ("trw", "mpw", "team")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-OVERRIDE = re.compile(r"(?P<sft>sft\.)?(?P<key>[A-Za-z_][A-Za-z0-9_]*)=(?P<value>.*)", re.DOTALL)
 # Keys that `init` writes itself, and secrets, which are written to no file.
 LAYOUT = (
     "model_name_or_path", "adapter_name_or_path", "dataset", "tpaw_prompts", "output_dir", "tpaw_objective",
@@ -62,20 +61,23 @@ def read_settings(flags: Mapping[str, Any], overrides: Sequence[str] = (), like:
     Raises:
         ConfigError: With every problem found.
     """
-    problems: list[str] = []
+    from omegaconf import OmegaConf
+
+    problems = [f"`{word}` is no override. Write `key=value`." for word in overrides if "=" not in word]
     keys, options = _read_like(like, problems)
     for name, value in flags.items():
         if value is not None:
             (options if name in Settings.__dataclass_fields__ else keys)[name] = value
-    given, sft_keys = _read_overrides(overrides, problems)
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
+    sft_keys = given.pop("sft") if isinstance(given.get("sft"), dict) else {}
     keys = {key: value for key, value in (keys | given).items() if value is not None}
     problems += _key_problems(keys) + _key_problems(sft_keys)
     if sft_keys and (not options.get("sft") or any(key in FIELDS for key in sft_keys)):
         problems.append("`sft.` is for LlamaFactory's keys of the SFT file. Add `--sft`, or leave the prefix out.")
     for option, flag, allowed in (("objectives", "objective", METHODS), ("ablations", "ablate", ABLATIONS)):
-        text = options.get(option, "")
+        text = options.get(option) or ""
         options[option] = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
-        if set(options[option]) - set(allowed):
+        if set(options[option]) - set(allowed) or (option == "objectives" and not options[option]):
             problems.append(f"`--{flag} {text}` takes {', '.join(allowed)}, separated by commas. Correct it.")
     pairs = [part.partition("=") for part in filter(None, (options.get("columns") or "").split(","))]
     options["columns"] = {role.strip(): column.strip() for role, _, column in pairs}
@@ -102,21 +104,6 @@ def _read_like(like: str | None, problems: list[str]) -> tuple[dict[str, Any], d
     return {key: value for key, value in given.items() if key not in left_out}, options
 
 
-def _read_overrides(words: Sequence[str], problems: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read `key=value` as OmegaConf does in LlamaFactory: keys of the iterations, and those of SFT."""
-    from omegaconf import OmegaConf
-
-    keys: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-    for word in words:
-        match = OVERRIDE.fullmatch(word)
-        if match is None:
-            problems.append(f"`{word}` is no override. Write `key=value`, or `sft.key=value` for the SFT file.")
-            continue
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"it={match['value']}"]), resolve=False)["it"]
-        keys[bool(match["sft"])][match["key"]] = value
-    return keys
-
-
 def _key_problems(keys: dict[str, Any]) -> list[str]:
     problems = [f"`{key}={keys[key]}` is written by `init` itself. Leave it out." for key in LAYOUT if key in keys]
     problems += [f"`{key}` is not written to a file. Log in with `hf auth login`." for key in SECRETS if key in keys]
@@ -125,11 +112,10 @@ def _key_problems(keys: dict[str, Any]) -> list[str]:
 
 
 def _option_problems(options: Mapping[str, Any]) -> list[str]:
-    model, name, folder = str(options.get("model") or ""), options.get("name"), options["folder"]
+    model, name = str(options.get("model") or ""), options.get("name")
     wrong = {
         "`--model` is missing. Give a folder or a hub name.": not model,
         "`--data` is missing. Give an entry of dataset_info.json or a file.": not options.get("data"),
-        "`--objective` is empty. Choose of tpaw, spin and tspin.": not options["objectives"],
         "`--ablate` leaves out parts of TPAW. Add `tpaw` to `--objective`, or leave `--ablate` out.": (
             options["ablations"] and "tpaw" not in options["objectives"]
         ),
@@ -141,8 +127,5 @@ def _option_problems(options: Mapping[str, Any]) -> list[str]:
             int(options.get("iterations", 1)) < 1
         ),
         f"`--model {model}` has a `,` or `+`, which `tpaw_players` uses. Rename the folder.": set(",+") & set(model),
-        f"`--folder {folder}` is a file. Name a folder; one that does not exist is made.": (
-            folder.exists() and not folder.is_dir()
-        ),
     }
     return [problem for problem, holds in wrong.items() if holds]

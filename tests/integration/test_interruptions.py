@@ -252,15 +252,14 @@ def test_killed_between_two_iterations_it_repeats_nothing(finished: tuple[Projec
     project.write("iter1.yaml", project.settings(1, **quick))
     before = state_of(project.root / OUTPUT)
     between = play(project, "iter0.yaml", "iter1.yaml")
-    between.wait_until(lambda: "[2/2] iter1.yaml: samples D_1, then trains theta_2." in between.output)
+    between.wait_until(lambda: "[2/2] iter1.yaml: makes theta_2." in between.output)
     between.process.kill()
     assert between.wait() == -signal.SIGKILL
     assert between.leaves_nothing()
     again = play(project, "iter0.yaml", "iter1.yaml")
     assert again.wait() == 0, again.output
     assert "[1/2] iter0.yaml: skipped: saves/play_iter0 holds theta_1" in again.output
-    rows = [line.split()[:3] for line in again.output.splitlines()[-2:]]
-    assert rows == [["iter0.yaml", "skipped", "theta_1"], ["iter1.yaml", "finished", "theta_2"]]
+    assert "saves/play_iter1 holds theta_2" in again.output.splitlines()[-1]
     assert state_of(project.root / OUTPUT) == before
 
 

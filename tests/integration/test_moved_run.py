@@ -101,9 +101,6 @@ def test_a_changed_byte_is_refused_by_name(moved: Project, capsys: pytest.Captur
     weights = Path("saves/play_iter0/model.safetensors")
     flip(weights, -1)
     assert "theta_1 (saves/play_iter0) has fingerprint" in refusal(moved)
-    refused = r"`output_dir: saves/play_iter0` holds theta_1, finished, but model\.safetensors changed since"
-    with pytest.raises(TpawError, match=refused), launcher.prepared(settings(moved, 0, plot_loss=True)):
-        pass
     flip(weights, -1)
     assert refusal(moved) == ""
 

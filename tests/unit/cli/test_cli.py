@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from llamafactory_tpaw import __version__, _hook, cli
-from llamafactory_tpaw.errors import EXIT_CODES, GenerationError
+from llamafactory_tpaw.errors import EXIT_CODES, ConfigError, GenerationError
 from llamafactory_tpaw.hook import bootstrap
 
 
@@ -87,6 +87,12 @@ def test_errors_are_messages(
     monkeypatch.delenv("LLAMAFACTORY_VERBOSITY", raising=False)
     assert cli.main(["generate", "a.yaml"]) == GenerationError.exit_code
     assert capsys.readouterr().err == "llamafactory-tpaw: error: the engine is gone.\n"
+
+
+def test_run_without_a_run_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bootstrap, "activate", lambda: None)
+    assert cli.main(["run", "seed=1"]) == ConfigError.exit_code
+    assert "No run file is given, only seed=1." in capsys.readouterr().err
 
 
 def test_switched_off_hook_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,10 +54,10 @@ def test_a_round_is_held_to_its_opponent(project: Project) -> None:
 @pytest.mark.parametrize(
     ("opponent", "same", "other", "problem"),
     [
-        ("big", "big", None, r"`tpaw_opponent_model` was big and is none \(theta_0\) now"),
+        ("big", "big", None, r"the opponent was big and is none \(theta_0\) now"),
         ("big", "big", "small", "`tpaw_opponent_model`: the opponent was big and is small now"),
-        ("../../weak", "moved", None, r"`tpaw_opponent_model` was weak and is none \(theta_0\) now"),
-        ("", None, "big", r"`tpaw_opponent_model` was none \(theta_0\) and is big now"),
+        ("../../weak", "moved", None, r"the opponent was weak and is none \(theta_0\) now"),
+        ("", None, "big", r"the opponent was none \(theta_0\) and is big now"),
     ],
 )
 def test_a_finished_iteration_knows_its_opponent(
