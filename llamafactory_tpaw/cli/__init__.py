@@ -2,6 +2,7 @@
 """The command `llamafactory-tpaw`: finds the sub-command, hands it its arguments and prints what it answers."""
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -84,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
     files, overrides = loop.split_words(arguments.words)
     if not files:
         raise ConfigError(f"No run file is given, only {' '.join(overrides)}. Name the YAML files to play, in order.")
-    return loop.play(loop.read_items(files, overrides))
+    return loop.play(loop.read_items(files, overrides), functools.partial(print, flush=True))
 
 
 def _lineage(arguments: argparse.Namespace) -> None:

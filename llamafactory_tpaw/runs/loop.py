@@ -10,7 +10,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,8 +154,12 @@ def is_finished(item: Item) -> bool:
     return reached and not check_checkpoint_complete(item.folder)
 
 
-def play(items: Sequence[Item]) -> int:
+def play(items: Sequence[Item], tell: Callable[[str], None]) -> int:
     r"""Play what is not finished; stop at the first failure.
+
+    Args:
+        items: The run files, in order.
+        tell: Called with what happens to a run file now.
 
     Returns:
         The exit code of the process that failed, which has told why; 0 where none did.
@@ -168,17 +172,15 @@ def play(items: Sequence[Item]) -> int:
         started, name = time.monotonic(), f"[{number}/{len(items)}] {item.file}:"
         with _named(item.file):
             if is_finished(item):
-                print(f"{name} skipped: {item.folder} holds {item.produces}.", flush=True)
+                tell(f"{name} skipped: {item.folder} holds {item.produces}.")
                 continue
-            print(f"{name} makes {item.produces}.", flush=True)
+            tell(f"{name} makes {item.produces}.")
             code = _play_one(item)
         took = timedelta(seconds=round(time.monotonic() - started))
         if code:
-            print(
-                f"{name} failed with exit code {code} after {took}. Mend it: the same command continues.", flush=True
-            )
+            tell(f"{name} failed with exit code {code} after {took}; the same command continues.")
             return code
-        print(f"{name} finished after {took}: {item.folder} holds {item.produces}.", flush=True)
+        tell(f"{name} finished after {took}: {item.folder} holds {item.produces}.")
     return 0
 
 

@@ -58,8 +58,8 @@ def test_wrong_use_ends_with_2(argv: list[str], capsys: pytest.CaptureFixture[st
 def test_commands_hand_their_arguments_over(calls: object, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     launcher = sys.modules["llamafactory_tpaw.runs.launcher"]
-    monkeypatch.setattr(launcher, "generate", lambda argv: seen.append(argv))
-    monkeypatch.setattr(launcher, "score", lambda argv: seen.append(argv) or 5)
+    monkeypatch.setattr(launcher, "generate", lambda argv: seen.append(argv), raising=False)
+    monkeypatch.setattr(launcher, "score", lambda argv: seen.append(argv) or 5, raising=False)
     assert cli.main(["generate", "a.yaml", "b=c"]) == 0
     assert cli.main(["score", "a.yaml"]) == 5
     assert seen == [["a.yaml", "b=c"], ["a.yaml"]]
@@ -83,7 +83,7 @@ def test_errors_are_messages(
     def generate(argv: list[str]) -> None:
         raise GenerationError("the engine is gone.")
 
-    monkeypatch.setattr(sys.modules["llamafactory_tpaw.runs.launcher"], "generate", generate)
+    monkeypatch.setattr(sys.modules["llamafactory_tpaw.runs.launcher"], "generate", generate, raising=False)
     monkeypatch.delenv("LLAMAFACTORY_VERBOSITY", raising=False)
     assert cli.main(["generate", "a.yaml"]) == GenerationError.exit_code
     assert capsys.readouterr().err == "llamafactory-tpaw: error: the engine is gone.\n"

@@ -204,7 +204,7 @@ class TestPlay:
     ) -> None:
         world.finished = {"b", "c"}
         items = item("a", tpaw_eta=2), item("b"), item("c", overwrite_output_dir=True)
-        assert loop.play(items) == 0
+        assert loop.play(items, print) == 0
         assert [handed.pop(HANDED)["run_file"] for handed in world.handed] == ["a.yaml", "c.yaml"]
         assert world.handed == [items[0].given, items[2].given]
         assert capsys.readouterr().out.splitlines() == [
@@ -220,14 +220,14 @@ class TestPlay:
         self, world: World, code: int, capsys: pytest.CaptureFixture[str]
     ) -> None:
         world.codes = {"b": code}
-        assert loop.play([item("a"), item("b"), item("c")]) == code
+        assert loop.play([item("a"), item("b"), item("c")], print) == code
         assert len(world.handed) == 2
         assert f"[2/3] b.yaml: failed with exit code {code} after" in capsys.readouterr().out
 
     def test_what_went_wrong_since_the_check_is_told(self, world: World) -> None:
         world.problems = {"a": ConfigError("other settings.")}
         with pytest.raises(ConfigError, match=r"a\.yaml: other settings\."):
-            loop.play([item("a")])
+            loop.play([item("a")], print)
         world.codes = {"b": -1}
         with pytest.raises(DataError, match=r"b\.yaml: Its process .* saves/b holds no finished result"):
-            loop.play([item("b")])
+            loop.play([item("b")], print)
