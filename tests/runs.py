@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -97,17 +96,7 @@ class Project:
 
     def command(self, program: str, *arguments: str, **env: str) -> Result:
         """Run a command of this environment and wait for it."""
-        process = self.start(program, *arguments, **env)
-        try:
-            output, _ = process.communicate(timeout=TIMEOUT_S)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        return Result(process.returncode, output)
-
-    def start(self, program: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        """Start a command in a session of its own, so that it can be killed with its children."""
-        return subprocess.Popen(
+        done = subprocess.run(
             [str(Path(sys.executable).parent / program), *arguments],
             cwd=self.root,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
@@ -115,8 +104,10 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
+            timeout=TIMEOUT_S,
+            check=False,
         )
+        return Result(done.returncode, done.stdout)
 
     def triplets(self, name: str) -> list[dict[str, Any]]:
         """Rows of a generated file."""

@@ -15,11 +15,10 @@ pytestmark = pytest.mark.integration
 
 
 def test_doctor_finds_all_that_is_needed(tmp_path: Path) -> None:
-    process = Project(tmp_path, tmp_path).start("llamafactory-tpaw", "doctor", "--json")
-    output, _ = process.communicate(timeout=300)
-    report = json.loads(output)  # nothing but the report, on either stream
+    result = Project(tmp_path, tmp_path).command("llamafactory-tpaw", "doctor", "--json")
+    report = json.loads(result.output)  # nothing but the report, on either stream
     assert [finding for finding in report["findings"] if finding["level"] == "problem"] == []
-    assert (report["ok"], process.returncode) == (True, 0)
+    assert (report["ok"], result.code) == (True, 0)
     assert {seam["name"]: seam["state"] for seam in report["seams"]} == dict.fromkeys(
         [
             *("arguments", "dispatch", "launch", "stages"),

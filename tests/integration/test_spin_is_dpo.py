@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -44,17 +47,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     # Groups are shuffled as wholes, so stage `dpo` visits the pairs in another order unless neither shuffles.
     [(0.1, {"tpaw_grouping": "none"}), (0.5, {"tpaw_grouping": "prompt", "disable_shuffling": True})],
 )
-def test_losses_rewards_and_weights_agree(project: Project, reward_scale: float, order: dict[str, object]) -> None:
+def test_losses_rewards_and_weights_agree(
+    project: Project, train_here: Callable[..., list[dict[str, Any]]], reward_scale: float, order: dict[str, object]
+) -> None:
     shared = {"optim": "sgd", "learning_rate": 0.02, "per_device_train_batch_size": 2, "cutoff_len": 512}
     ours = pair_settings(project, "pairs", **shared, **SPIN, **order, tpaw_reward_scale=reward_scale)
     dpo = {"stage": "dpo", "pref_beta": reward_scale, "pref_loss": "sigmoid"}
     theirs = {key: value for key, value in ours.items() if not key.startswith("tpaw_")} | dpo
     names = [f"{name}_{reward_scale}" for name in ("spin", "dpo")]
-    for settings, name in zip((ours, theirs), names, strict=True):
-        result = project.train(settings | {"output_dir": f"saves/{name}"})
-        assert result.code == 0, result.output
-
-    spin, dpo = map(project.history, names)
+    spin, dpo = (
+        train_here(project, settings | {"output_dir": f"saves/{name}"})
+        for settings, name in zip((ours, theirs), names, strict=True)
+    )
     assert len(spin) == len(dpo) == STEPS
     assert max(entry["length/generated"] for entry in spin) <= 100
     for own, reference in zip(spin, dpo, strict=True):

@@ -51,16 +51,11 @@ def test_each_panel_goes_on_from_iteration_to_iteration(iterations: list[charts.
     assert kinds == {"int64", "float64"}
 
 
-def test_a_log_that_is_written_or_continued(page: DrivenPage) -> None:
-    folder = save_iteration(0, "training", log=[entry(1), entry(2), entry(1, loss=9.0)])
-    path = folder / "trainer_log.jsonl"
+def test_a_log_that_is_long_written_or_continued(page: DrivenPage) -> None:
+    """The last entry of a step counts; long logs are thinned and keep their end."""
+    path = save_iteration(0, "training", log=[entry(1), entry(2), entry(1, loss=9.0)]) / "trainer_log.jsonl"
     path.write_text(path.read_text() + '{"current_steps": 3, "lo')
-    log = charts.read_log(path)
-    assert {step: found["loss"] for step, found in log.items()} == {1: 9.0, 2: 0.5}
-    assert charts.read_log(folder / "absent") == {}
-
-
-def test_long_runs_are_thinned_and_keep_their_end(page: DrivenPage) -> None:
+    assert {step: found["loss"] for step, found in charts.read_log(path).items()} == {1: 9.0, 2: 0.5}
     save_iteration(0, log=[entry(step) for step in range(1, 4 * charts.MOST_POINTS + 2)])
     loss = charts.frames(charts.read_iterations(SAVES, "play"), "en")["loss"]
     assert len(loss) <= charts.MOST_POINTS + 2

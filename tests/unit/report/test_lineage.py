@@ -104,20 +104,12 @@ def test_names_of_a_hub_and_other_preference_data(thetas: list[Path]) -> None:
     assert states("saves/iter0") == {"saves/iter0": "finished", "org/model": "hub", "data/pairs.jsonl": "foreign"}
 
 
-@pytest.mark.parametrize(
-    ("place", "message"),
-    [
-        ("nothing", "nothing does not exist"),
-        ("data", "data holds no tpaw.json"),
-        ("saves/iter0/config.json", "config.json does not exist, or has no meta file beside it. Give an"),
-        ("saves/broken", "saves/broken/tpaw.json is not valid JSON"),
-    ],
-)
-def test_places_without_lineage(thetas: list[Path], place: str, message: str) -> None:
-    Path("saves/broken").mkdir()
-    Path("saves/broken/tpaw.json").write_text("{")
-    with pytest.raises(DataError, match=message):
-        trace([Path(place)])
+def test_places_without_lineage(thetas: list[Path]) -> None:
+    with pytest.raises(DataError, match=r"config.json does not exist, or has no meta file beside it. Give an"):
+        trace([Path("saves/iter0/config.json")])
+    Path("saves/iter0/tpaw.json").write_text("{")
+    with pytest.raises(DataError, match=r"saves/iter0/tpaw.json is not valid JSON"):
+        trace([Path("saves/iter0")])
 
 
 def test_as_data(thetas: list[Path]) -> None:
