@@ -158,8 +158,8 @@ def play(items: Sequence[Item], tell: Callable[[str], None]) -> int:
     r"""Play what is not finished; stop at the first failure.
 
     Args:
-        items: The run files, in order.
-        tell: Called with what happens to a run file now.
+        items: The runs, in order.
+        tell: Called with a line where one starts or ends.
 
     Returns:
         The exit code of the process that failed, which has told why; 0 where none did.
@@ -178,7 +178,7 @@ def play(items: Sequence[Item], tell: Callable[[str], None]) -> int:
             code = _play_one(item)
         took = timedelta(seconds=round(time.monotonic() - started))
         if code:
-            tell(f"{name} failed with exit code {code} after {took}; the same command continues.")
+            tell(f"{name} failed with exit code {code} after {took}. Mend it: the same command continues.")
             return code
         tell(f"{name} finished after {took}: {item.folder} holds {item.produces}.")
     return 0

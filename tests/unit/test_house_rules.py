@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,15 +26,15 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 BUDGETS = {
     "objectives": 650,
     "arguments": 600,
-    "lf": 550,
+    "lf": 600,
     "hook": 650,
     "data": 1800,
     "team": 2300,
     "generation": 2400,
     "train": 950,
-    "runs": 2100,
+    "runs": 2400,
     "report": 1100,
-    "board": 1400,
+    "board": 1050,
     "commands": 800,
 }
 COMMANDS = {"cli", "doctor", "errors"}
@@ -56,10 +55,6 @@ LIGHT = ("__init__", "_hook", "errors", "hook.start", "arguments.fields")
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "llamafactory", "numpy", "yaml", "omegaconf"}
 # LlamaFactory's column names appear where its files and its rows are read and written.
 BORDER = {"data/triplets.py", "data/source.py", "data/encoding.py"}
-# While the package shrinks towards its budgets: lines of each part, which may only fall, and imports upward, which may
-# only go.
-RATCHET = ROOT / "tests" / "unit" / "house_sizes.json"
-ALLOWED = json.loads(RATCHET.read_text(encoding="utf-8")) if RATCHET.is_file() else {"lines": {}, "upward": []}
 
 
 def relative(path: Path) -> str:
@@ -144,13 +139,13 @@ def parts_with_lines() -> dict[str, int]:
 
 @pytest.mark.parametrize("part", BUDGETS)
 def test_every_part_keeps_its_budget(part: str) -> None:
-    assert parts_with_lines()[part] <= max(BUDGETS[part], ALLOWED["lines"].get(part, 0))
+    assert parts_with_lines()[part] <= BUDGETS[part]
 
 
 def test_the_whole_keeps_its_budget() -> None:
     tests = [path for path in SOURCES if path.is_relative_to(ROOT / "tests")]
-    assert lines_of(MODULES) <= max(PACKAGE_LINES, ALLOWED["lines"].get("package", 0))
-    assert lines_of(tests) <= max(TEST_LINES, ALLOWED["lines"].get("tests", 0))
+    assert lines_of(MODULES) <= PACKAGE_LINES
+    assert lines_of(tests) <= TEST_LINES
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
@@ -158,7 +153,7 @@ def test_imports_go_one_way(path: Path) -> None:
     part = part_of(path)
     assert level_of(part) >= 0, f"give `{part}` a level"
     upward = {f"{relative(path)} -> {name}" for name in own_imports(path) if level_of(name) > level_of(part)}
-    assert upward - set(ALLOWED["upward"]) == set()
+    assert upward == set()
 
 
 def test_folders_make_no_circle() -> None:
@@ -166,7 +161,7 @@ def test_folders_make_no_circle() -> None:
     for path in MODULES:
         needs[part_of(path)] |= own_imports(path) - {part_of(path), "__init__"}
     circles = {(one, two) for one in needs for two in needs[one] if one < two and one in needs.get(two, ())}
-    assert circles - {tuple(pair) for pair in ALLOWED.get("circles", [])} == set()
+    assert circles == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
@@ -196,7 +191,7 @@ DECIDING = [key for key, spec in FIELDS.items() if len(get_args(spec.type)) != 1
 
 @pytest.mark.parametrize("key", DECIDING)
 def test_every_key_is_read_somewhere(key: str) -> None:
-    describing = {"fields.py", "reference.py", "run_files.py"}
+    describing = {"fields.py", "run_files.py"}
     # As an attribute or as text that is not part of a message.
     pattern = re.compile(rf"\.{key}\b|[\"']{key}[\"']")
     reading = [path for path in MODULES if path.name not in describing]

@@ -199,15 +199,14 @@ class TestPlay:
     def world(self, monkeypatch: pytest.MonkeyPatch) -> World:
         return World(monkeypatch)
 
-    def test_each_is_played_in_order_in_a_process_that_is_handed_its_settings(
-        self, world: World, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_each_is_played_in_order_in_a_process_that_is_handed_its_settings(self, world: World) -> None:
         world.finished = {"b", "c"}
         items = item("a", tpaw_eta=2), item("b"), item("c", overwrite_output_dir=True)
-        assert loop.play(items, print) == 0
+        told: list[str] = []
+        assert loop.play(items, told.append) == 0
         assert [handed.pop(HANDED)["run_file"] for handed in world.handed] == ["a.yaml", "c.yaml"]
         assert world.handed == [items[0].given, items[2].given]
-        assert capsys.readouterr().out.splitlines() == [
+        assert told == [
             "[1/3] a.yaml: makes theta_1.",
             "[1/3] a.yaml: finished after 0:00:00: saves/a holds theta_1.",
             "[2/3] b.yaml: skipped: saves/b holds theta_1.",
@@ -216,18 +215,17 @@ class TestPlay:
         ]
 
     @pytest.mark.parametrize("code", [1, 3, 137])
-    def test_failure_stops_the_rest_with_its_code(
-        self, world: World, code: int, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_failure_stops_the_rest_with_its_code(self, world: World, code: int) -> None:
         world.codes = {"b": code}
-        assert loop.play([item("a"), item("b"), item("c")], print) == code
+        told: list[str] = []
+        assert loop.play([item("a"), item("b"), item("c")], told.append) == code
         assert len(world.handed) == 2
-        assert f"[2/3] b.yaml: failed with exit code {code} after" in capsys.readouterr().out
+        assert f"[2/3] b.yaml: failed with exit code {code} after" in told[-1]
 
     def test_what_went_wrong_since_the_check_is_told(self, world: World) -> None:
         world.problems = {"a": ConfigError("other settings.")}
         with pytest.raises(ConfigError, match=r"a\.yaml: other settings\."):
-            loop.play([item("a")], print)
+            loop.play([item("a")], str)
         world.codes = {"b": -1}
         with pytest.raises(DataError, match=r"b\.yaml: Its process .* saves/b holds no finished result"):
-            loop.play([item("b")], print)
+            loop.play([item("b")], str)
