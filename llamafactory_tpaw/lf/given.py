@@ -140,6 +140,12 @@ def is_on(variable: str) -> bool:
     return os.environ.get(variable, "0").lower() in ("true", "y", "1")
 
 
+def is_first_process() -> bool:
+    """Whether this one does what is done once in a run: rank 0, or the command of the first of several nodes."""
+    several = any(os.environ.get(name, "1") not in ("0", "1") for name in ("NNODES", "MAX_NNODES"))
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", *(["NODE_RANK"] if several else [])))
+
+
 def _read_file(path: str, overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

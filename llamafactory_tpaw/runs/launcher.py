@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.files import locked
 from ..errors import ConfigError, DataError, EnvironmentProblem, Findings
 from ..lf.failures import explained
-from ..lf.given import handed_file, is_true, read_given, take_handed
+from ..lf.given import handed_file, is_first_process, is_true, read_given, take_handed
 from ..lf.logs import get_logger
 from ..lf.signals import end_like_child, run_child
 from ..team.checkpoint import find_resume_point
@@ -77,8 +77,7 @@ def hold_output(given: Mapping[str, Any], handed: Mapping[str, Any] | None = Non
     Raises:
         InUseError: If another one does.
     """
-    others_task = any(os.environ.get(name, "0") != "0" for name in ("RANK", "NODE_RANK"))
-    if handed or others_task or not is_true(given, "do_train"):
+    if handed or not is_first_process() or not is_true(given, "do_train"):
         yield
         return
     with locked(Path(str(given["output_dir"])).resolve(), f"`output_dir: {given['output_dir']}`"):
@@ -181,7 +180,7 @@ def _have_generated(plan: Plan, plan_file: str) -> None:
 
     Of several nodes the first one does; the others wait for it.
     """
-    if os.environ.get("NODE_RANK", "0") != "0":
+    if not is_first_process():
         for round_ in plan.to_generate:
             _wait_for(round_, PATIENCE_S + plan.tpaw_args.tpaw_engine_startup)
         return

@@ -19,7 +19,7 @@ from ..arguments.checks import read_tpaw_args
 from ..arguments.start import Start
 from ..data.files import locked
 from ..errors import TpawError
-from ..lf.given import YAML_ENDINGS, is_true, read_given
+from ..lf.given import YAML_ENDINGS, is_first_process, is_true, read_given
 from ..lf.logs import get_logger
 from ..team.checkpoint import mark_pruned
 from ..team.manifest import MANIFEST, now, read_manifest
@@ -43,8 +43,8 @@ def prune(given: Mapping[str, Any], run_file: str = "") -> None:
         run_file: Its run file; those beside it may name checkpoints, too.
     """
     tpaw_args, _ = read_tpaw_args(given)
-    others_task = any(os.environ.get(name, "0") != "0" for name in ("RANK", "NODE_RANK"))
-    if tpaw_args.tpaw_keep_checkpoints == "all" or others_task or not is_true(given, "do_train"):
+    is_asked = tpaw_args.tpaw_keep_checkpoints != "all" and is_true(given, "do_train")
+    if not is_asked or not is_first_process():
         return
     folder = Path(str(given["output_dir"]))
     if not _holds(folder, tpaw_args.tpaw_iteration + 1):

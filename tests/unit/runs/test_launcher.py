@@ -92,11 +92,15 @@ class TestLock:
     def test_other_ranks_and_nodes_follow_the_first(
         self, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, rank: str
     ) -> None:
-        monkeypatch.setenv(rank, "0")
+        monkeypatch.setenv("NNODES", "2")
         with launcher.hold_output(given):
             monkeypatch.setenv(rank, "1")
             with launcher.hold_output(given):
                 pass
+            monkeypatch.setenv("NNODES", "1")
+            if rank == "NODE_RANK":  # without a second node it says nothing
+                with pytest.raises(InUseError), launcher.hold_output(given):
+                    pass
 
     def test_nothing_is_locked_where_nothing_is_trained(self, given: dict[str, Any], output: Path) -> None:
         with launcher.hold_output(given | {"do_train": False}):

@@ -101,6 +101,7 @@ def test_nothing_goes_by_default_on_other_nodes_or_before_the_iteration_has_fini
 ) -> None:
     run.prune(tpaw_keep_checkpoints="all")
     with monkeypatch.context() as patch:
+        patch.setenv("NNODES", "2")
         patch.setenv("NODE_RANK", "1")
         run.prune()
     write_manifest(run.folders[5], run.manifest(4, run.folders[5], status="training"))
