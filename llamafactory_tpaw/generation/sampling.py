@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from transformers import TopPLogitsWarper
@@ -38,7 +40,8 @@ def choose(
     if settings.temperature == 0:
         best = scores.max(-1)  # NaN is the largest of all
         return best.indices, best.values.isfinite().all()
-    scores = scores / settings.temperature
+    if settings.temperature != 1:
+        scores = scores / settings.temperature
     ids = None
     if 0 < settings.top_k < scores.shape[-1]:
         ids = scores.topk(settings.top_k).indices.sort().values
@@ -50,13 +53,30 @@ def choose(
 
 
 def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Invert the cumulative distribution of softmax(scores) at one number a row; returns what `choose` does."""
-    cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    # Rounding may take the number to the end of all, where no token is.
-    target = torch.minimum(uniforms[:, None].to(total) * total, total.nextafter(torch.zeros_like(total)))
-    tokens = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return tokens.clamp(max=scores.shape[-1] - 1), total.isfinite().all()  # NaN is found at no place
+    r"""Invert the cumulative distribution of softmax(scores) at one number a row; returns what `choose` does.
+
+    First over blocks of tokens and then inside one, so that no cumulative sum of the vocabulary's size is made.
+    """
+    vocabulary = scores.shape[-1]
+    root = math.isqrt(vocabulary)
+    size = next((size for size in range(root, 8 * root) if vocabulary % size == 0), vocabulary)
+    blocks = scores.softmax(-1).unflatten(-1, (-1, size))
+    sums = blocks.sum(-1)
+    total = sums.sum(-1, dtype=torch.float64, keepdim=True)
+    block, before = _find(sums, uniforms[:, None].to(total) * total)
+    inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]]
+    place, _ = _find(inside, uniforms[:, None].to(total) * total - before)
+    return (block * size + place)[:, 0], total.isfinite().all()
+
+
+def _find(masses: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the mass in which a number falls when they are put one after the other, and the sum of those before it."""
+    cumulative = masses.cumsum(-1, dtype=torch.float64)
+    last = cumulative[:, -1:]
+    # Rounding may take the number to the end of all, where nothing is.
+    target = torch.minimum(target, last.nextafter(torch.zeros_like(last)))
+    place = torch.searchsorted(cumulative, target, right=True).clamp(max=masses.shape[-1] - 1)  # NaN is at no place
+    return place, (cumulative - masses).gather(-1, place)
 
 
 def refuse_unsound(sound: bool) -> None:
