@@ -54,7 +54,7 @@ PRECISION = ("bf16", "fp16", "pure_bf16", "use_cpu")
 SFT_TOO = (*PRECISION, "tf32", "seed", "data_seed", "ddp_timeout", "ddp_backend")
 SFT_SECTIONS = ("model", "method", "dataset", "output")
 UNKNOWN_MODEL = "Custom"  # as LlamaBoard calls a model that is not in its list
-BATCH, STEP = 4, 64  # triplets on a device, and of a step as in SPIN
+BATCH, STEP, MIN_STEPS = 4, 64, 50  # triplets on a device, of a step as in SPIN, and steps of an epoch
 ROWS, MOST_PROMPTS, FEW_PROMPTS, NO_LIMIT = 500, 50_000, 5_000, 2**31
 MOST_TOKENS, TOKEN_STEP, SHARE = 4096, 64, 0.995
 
@@ -107,7 +107,7 @@ def plan_project(settings: Settings, tell: Callable[[str], None]) -> Project:
     for label, run in runs.items():
         run[0] |= limits
         if settings.sft and not files:
-            sft = _sft(settings, run[0], model)
+            sft = _sft(settings, run[0], model, sft_set.total or NO_LIMIT)
             files[path_of(sft)] = render(sft, "theta_0: supervised fine-tuning, with LlamaFactory's own stage.")
         for t in range(settings.iterations):
             if t:
@@ -133,6 +133,7 @@ def _first_iterations(
     of_methods, runs = {key for keys in OWN_KEYS.values() for key in keys}, {}
     rows = sft_set.total or NO_LIMIT
     prompts = {} if rows <= MOST_PROMPTS else {"tpaw_max_prompts": MOST_PROMPTS}
+    rows = min(rows, int(settings.keys.get("tpaw_max_prompts", MOST_PROMPTS)))
     for method in settings.objectives:
         own = OWN_KEYS[method]
         free = own.keys() - (() if method == "tpaw" else WEIGHTING)
@@ -152,7 +153,7 @@ def _first_iterations(
             "output_dir": numbered(f"{saves}/{name}_{method}", 0),
             **OUTPUT,
             "logging_steps": 1 if rows < FEW_PROMPTS else 10,
-            **_batch(given),
+            **_batch(given, rows),
             **(LORA_PLAY if is_lora else SELF_PLAY),
             **_precision(given),
             **given,
@@ -167,7 +168,7 @@ def _first_iterations(
     return runs
 
 
-def _sft(settings: Settings, first: Mapping[str, Any], base: str) -> dict[str, Any]:
+def _sft(settings: Settings, first: Mapping[str, Any], base: str, rows: int) -> dict[str, Any]:
     """The settings of theta_0's SFT: keys of model, method, data, output, device and seed count for it, too."""
     shared = {
         key: value
@@ -178,7 +179,13 @@ def _sft(settings: Settings, first: Mapping[str, Any], base: str) -> dict[str, A
         shared = {key: value for key, value in shared.items() if not key.startswith(ADAPTER_KEYS)}
         shared["finetuning_type"] = "full"
     shared |= {"model_name_or_path": base, "stage": "sft", "dataset": first["tpaw_prompts"]}
-    keys = {**SFT, **shared, "output_dir": first["tpaw_players"], **_batch(settings.sft_keys), **settings.sft_keys}
+    keys = {
+        **SFT,
+        **shared,
+        "output_dir": first["tpaw_players"],
+        **_batch(settings.sft_keys, rows),
+        **settings.sft_keys,
+    }
     return {key: value for key, value in keys.items() if value is not None}  # `sft.key=null` takes a key away
 
 
@@ -294,12 +301,12 @@ def _known_name(model: str, is_local: bool) -> str | None:
     return None
 
 
-def _batch(keys: Mapping[str, Any]) -> dict[str, int]:
-    """Batch of a device and accumulation that make a step."""
+def _batch(keys: Mapping[str, Any], rows: int) -> dict[str, int]:
+    """Batch of a device and accumulation that make a step, a smaller one where an epoch would have few."""
     import torch
 
-    batch = int(keys.get("per_device_train_batch_size", BATCH))
-    steps = max(STEP // (batch * max(torch.cuda.device_count(), 1)), 1)
+    step, batch = min(STEP, max(rows // MIN_STEPS, 2 * BATCH)), int(keys.get("per_device_train_batch_size", BATCH))
+    steps = max(step // (batch * max(torch.cuda.device_count(), 1)), 1)
     return {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
 
 

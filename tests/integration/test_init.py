@@ -105,6 +105,7 @@ def test_a_base_model_gets_its_sft_file(data: str, tiny_model: Path, capsys: pyt
     assert (sft["num_train_epochs"], first["num_train_epochs"], sft["finetuning_type"]) == (7, 1, "full")
     assert sft["seed"] == first["seed"] == 5
     assert first["logging_steps"] == 1
+    assert all(run["per_device_train_batch_size"] * run["gradient_accumulation_steps"] == 8 for run in (sft, first))
     assert not [key for key in sft if key.startswith(("tpaw_", "lora_"))]
     assert "llamafactory-cli train yaml/mine_sft.yaml" in capsys.readouterr().out
     assert (second["lora_rank"], second["adapter_name_or_path"]) == (4, "saves/Custom/lora/mine_tpaw_iter0")
