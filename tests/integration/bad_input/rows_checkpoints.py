@@ -12,7 +12,7 @@ from .spoiling import OTHER, change_json, cut, other_model, other_weights, remov
 
 
 MANIFEST = "saves/play_iter0/tpaw.json"
-HUB = (("cannot be loaded \\(.*\\)\\. It is", "cannot be loaded (<what the hub says>). It is"),)
+HUB = (("from the hub: .*\\. Correct", "from the hub: <what the hub says>. Correct"),)
 
 
 def lose_a_shard() -> None:
