@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +26,7 @@ from .shortcuts import Shortcuts, find_shortcuts
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..arguments.parsed import RunArguments
     from .members import Member
@@ -114,7 +116,8 @@ class TeamScorer:
         for number, (member, todo, cache) in enumerate(work, start=1):
             report.scored_sequences += len(todo)
             report.scored_tokens += sum(len(prompt) + len(response) for prompt, response in todo.values())
-            with self.players.open(member, work[number][0] if work[number:] else None) as model:
+            following = work[number][0] if work[number:] else None
+            with _only_new_garbage(), self.players.open(member, following) as model:
                 player = shard(model, self.run.training, self.precision)
                 self._score(player, member, todo, cache)
                 if player is not model and hasattr(player, "destroy"):  # DeepSpeed's engine
@@ -224,3 +227,13 @@ def plan_score_batches(todo: Todo, batch_tokens: int, layout: Layout) -> list[Ba
             width = item[0].length if layout.packed else padded(item[0].length)
         batches[-1].append(item)
     return batches
+
+
+@contextlib.contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Let collections meanwhile pass over what is there already: a million objects of imported modules and data."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
