@@ -95,13 +95,14 @@ def _named_in_run_files(run_file: Path) -> Iterator[str]:
         with contextlib.suppress(TpawError):
             given = read_given([str(file)])
             tpaw_args, _ = read_tpaw_args(given)
-            if given.get("stage") == "tpaw":
-                if _holds(Path(str(given.get("output_dir") or "")), tpaw_args.tpaw_iteration + 1):
-                    continue
-                for player in list_players(tpaw_args, Start.of(given))[-tpaw_args.rounds_played :]:
-                    yield from player.parts
+            is_iteration = given.get("stage") == "tpaw"
+            if is_iteration and _holds(Path(str(given.get("output_dir") or "")), tpaw_args.tpaw_iteration + 1):
+                continue
             for key in MODEL_KEYS:
                 yield from filter(None, (part.strip() for part in re.split(r"[,+]", str(given.get(key) or ""))))
+            # Last, since what is wrong with the players must not leave the others unnamed.
+            for player in list_players(tpaw_args, Start.of(given))[-tpaw_args.rounds_played :] if is_iteration else ():
+                yield from player.parts
 
 
 def _prune_one(path: Path, by: Path, kept: set[Path]) -> None:

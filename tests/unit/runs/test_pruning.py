@@ -136,6 +136,8 @@ def test_an_opponent_and_a_checkpoint_on_the_way_stay_where_they_are_named(run: 
         {"stage": "sft", "ref_model": "saves/iter0", "output_dir": "saves/sft2"},
         {"model_name_or_path": "saves/iter0", "tpaw_players": "saves/sft,saves/iter0", "tpaw_iteration": 1,
          "output_dir": "saves/branch"},
+        {"model_name_or_path": "saves/iter0", "tpaw_players": "saves/a_mistake", "tpaw_iteration": 1,
+         "output_dir": "saves/branch"},
     ],
 )  # fmt: skip
 def test_what_a_run_file_beside_this_one_needs_stays(run: Run, changes: dict[str, Any]) -> None:
