@@ -69,6 +69,11 @@ def pad_left(rows: Sequence[np.ndarray], pad_token_id: int, device: torch.device
     return input_ids.to(device), attention_mask.to(device)
 
 
+def further(width: int, steps: int) -> int:
+    """Columns that buffers of this width get for what is to come: they are copied once in as many steps."""
+    return max(steps, width // 8)
+
+
 class RowLayer(DynamicLayer):
     r"""Keys and values of one layer: (rows, heads, columns, head size), with columns for the steps to come.
 
@@ -76,35 +81,49 @@ class RowLayer(DynamicLayer):
     and distances within a row are distances between columns, as masks of sliding windows need.
     """
 
-    end = 0
+    rows = start = end = 0  # what is in use: the first rows, and the columns from start to end
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one step's states (B, heads, 1, head size) and return all that is in use."""
-        self.keys[:, :, self.end : self.end + 1] = key_states
-        self.values[:, :, self.end : self.end + 1] = value_states
+        self.keys[: self.rows, :, self.end : self.end + 1] = key_states
+        self.values[: self.rows, :, self.end : self.end + 1] = value_states
         self.end += 1
-        return self.keys[:, :, : self.end], self.values[:, :, : self.end]
+        return tuple(states[: self.rows, :, self.start : self.end] for states in (self.keys, self.values))
 
     def get_seq_length(self) -> int:
         """Columns in use."""
-        return self.end
+        return self.end - self.start
 
-    def rearrange(self, staying: torch.Tensor, entering: DynamicLayer | None, width: int, further: int) -> None:
-        """Make buffers for the rows that stay, by their places, and others behind them, with `further` columns."""
-        start = max(self.end - width, 0)
+    def lacks(self, rows: int, width: int, steps: int) -> bool:
+        """Whether the buffers have no place for so many rows and columns, and for as many steps to come."""
+        return not self.is_initialized or not (
+            rows <= len(self.keys) and width <= self.end and self.end + steps <= self.keys.shape[2]
+        )
+
+    def rearrange(self, staying: list[int], entering: DynamicLayer | None, width: int, steps: int) -> None:
+        """Bring the rows that stay, by their places, to the first ones, and let others in behind them."""
+        kept = len(staying)
+        self.rows = kept + (len(entering.keys) if entering is not None else 0)
+        anew = self.lacks(self.rows, width, steps)
+        end = width if anew else self.end
+        moved = [place for place, before in enumerate(staying) if anew or place != before]
         for name in ("keys", "values"):
-            parts = [getattr(self, name)[staying, :, start : self.end]] if len(staying) else []
-            parts += [getattr(entering, name)] if entering is not None else []
-            rows, (_, heads, _, size) = sum(map(len, parts)), parts[0].shape
-            # What is masked may be anything but NaN.
-            buffer = parts[0].new_zeros(rows, heads, width + further, size)
-            for part, places in zip(parts, buffer.split([len(part) for part in parts]), strict=True):
-                places[:, :, width - part.shape[2] : width] = part
-            setattr(self, name, buffer)
-        self.end, self.is_initialized = width, True
-        self.dtype, self.device = buffer.dtype, buffer.device
+            old, new = getattr(self, name), getattr(entering, name, None)
+            buffer, columns = old, min(width, self.end)
+            if anew:
+                _, heads, _, size = (like := new if old is None else old).shape
+                # What is masked may be anything but NaN.
+                buffer = like.new_zeros(self.rows, heads, width + further(width, steps), size)
+                self.dtype, self.device = buffer.dtype, buffer.device
+                setattr(self, name, buffer)
+            if moved:
+                places = [staying[place] for place in moved]
+                buffer[moved, :, end - columns : end] = old[places, :, self.end - columns : self.end]
+            if new is not None:
+                buffer[kept : self.rows, :, end - new.shape[2] : end] = new
+        self.start, self.end, self.is_initialized = end - width, end, True
 
 
 @dataclass(eq=False)
@@ -163,12 +182,8 @@ class RowDecoder:
 
     # --- which rows are in the batch
 
-    def _further(self, width: int) -> int:
-        """Columns that buffers of this width get for what is to come: they are copied once in as many steps."""
-        return max(self.steps, width // 8)
-
     def _fits(self, rows: int, width: int) -> bool:
-        return rows <= MAX_ROWS and rows * (width + self._further(width)) <= self.batch_tokens
+        return rows <= MAX_ROWS and rows * (width + further(width, self.steps)) <= self.batch_tokens
 
     def _admit(self) -> None:
         """Let the first waiting rows in when there is room for enough of them to be worth a forward pass."""
@@ -192,13 +207,17 @@ class RowDecoder:
         for group in self._groups(entering):
             self._rearrange(group)
         first = self.cache.layers[0]
-        if not entering and (len(self.active) < len(first.keys) or first.end + self.steps > first.keys.shape[2]):
+        if not entering and (len(self.active) < first.rows or first.lacks(0, 0, self.steps)):
             self._rearrange([])
 
     def _rearrange(self, entering: list[Row]) -> None:
         """Let rows enter the cache behind the active ones, and those leave it that are active no more."""
         states = self._prefill(entering).layers if entering else [None] * len(self.cache.layers)
-        staying = torch.tensor([row.place for row in self.active], dtype=torch.long, device=self.model.device)
+        # Those behind take the places of those that left, so that few are moved.
+        movers = [row for row in self.active if row.place >= len(self.active)]
+        at_home = {row.place: row for row in self.active}
+        self.active = [at_home[place] if place in at_home else movers.pop() for place in range(len(self.active))]
+        staying = [row.place for row in self.active]
         if self.settings.repetition_penalty != 1:
             seen = torch.zeros(len(entering), self.model.config.vocab_size, dtype=torch.bool)
             for marks, row in zip(seen, entering, strict=True):
@@ -208,7 +227,7 @@ class RowDecoder:
         self.active += entering
         width = _width(self.active)
         for layer, new in zip(self.cache.layers, states, strict=True):
-            layer.rearrange(staying, new, width, self._further(width))
+            layer.rearrange(staying, new, width, self.steps)
         for place, row in enumerate(self.active):
             row.place = place
 

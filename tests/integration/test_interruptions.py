@@ -8,6 +8,7 @@ Another one, in a folder of its own, is left alone.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import signal
@@ -277,6 +278,7 @@ def test_killed_scoring_keeps_what_was_flushed(calm: Project, tmp_path: Path, mo
 
     def killed(self: Any, model: Any, rows: Any, shortcuts: Any) -> Any:
         """Score three batches and die in the fourth."""
+        assert gc.get_freeze_count() > 100_000  # collections pass over what was there before the player
         if len(batches) == 3:
             raise KeyboardInterrupt
         batches.append(sum(len(row.responses) for row in rows))
@@ -287,6 +289,7 @@ def test_killed_scoring_keeps_what_was_flushed(calm: Project, tmp_path: Path, mo
         patch.setattr(scorer.TeamScorer, "score_rows", killed)
         with pytest.raises(KeyboardInterrupt):
             scorer.TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())
+    assert gc.get_freeze_count() == 0
     report = scorer.TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())
     assert report.scored_sequences == 32 - sum(batches) < 32 - 3
     again = scorer.TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())

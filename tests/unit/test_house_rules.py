@@ -30,7 +30,7 @@ BUDGETS = {
     "hook": 650,
     "data": 1800,
     "team": 2300,
-    "generation": 2400,
+    "generation": 2420,
     "train": 950,
     "runs": 2400,
     "report": 1100,

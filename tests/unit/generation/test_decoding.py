@@ -120,11 +120,15 @@ class Watch:
     def __init__(self, model: PreTrainedModel) -> None:
         self.rows: list[int] = []
         self.room: list[int] = []
+        self.buffers: list[torch.Tensor] = []
         model.register_forward_pre_hook(self.see, with_kwargs=True)
 
     def see(self, _: object, __: object, inputs: dict[str, Any]) -> None:
         self.rows.append(inputs["input_ids"].shape[0])
-        self.room.append(inputs["past_key_values"].layers[0].keys[:, 0, :, 0].numel())
+        keys = inputs["past_key_values"].layers[0].keys
+        self.room.append(keys[:, 0, :, 0].numel())
+        if not self.buffers or self.buffers[-1] is not keys:
+            self.buffers.append(keys)
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
@@ -170,6 +174,14 @@ def test_the_cache_keeps_to_the_bound_and_finished_rows_leave(
     monkeypatch.setattr(decoding, "STEPS", {"cpu": 5})  # between two looks
     assert decode(model, requests, bound, repetition_penalty=1.3) == responses
     assert all(room <= bound or rows == 1 for rows, room in zip(watch.rows, watch.room, strict=True))
+
+
+def test_rows_leave_and_enter_without_new_buffers(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "further", lambda width, steps: 60)
+    watch, requests = Watch(model), make_requests(count=40)
+    decode(model, requests, 600)
+    assert len(watch.rows) > 40
+    assert len(watch.buffers) <= 3
 
 
 def test_rows_that_find_no_room_go_on_later(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
