@@ -50,7 +50,10 @@ def termination_deferred() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def _handled(numbers: Sequence[signal.Signals], handle: Callable[[int], object]) -> Iterator[None]:
-    """Handle the first of these signals and ignore the others: Ctrl-C reaches a child, which its parent then ends."""
+    """Handle the first of these signals and ignore the others: Ctrl-C reaches a child, which its parent then ends.
+
+    A second Ctrl-C ends this process at once.
+    """
     before = {number: signal.getsignal(number) for number in numbers}
     # What `nohup` or a shell's `&` ignores stays ignored.
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
@@ -62,6 +65,9 @@ def _handled(numbers: Sequence[signal.Signals], handle: Callable[[int], object])
         received.append(number)
         if len(received) == 1:
             handle(number)
+        elif received.count(signal.SIGINT) > 1:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
 
     for number in before:
         signal.signal(number, receive)

@@ -53,7 +53,18 @@ class TestSignals:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+
+    def test_a_second_ctrl_c_ends_it_at_once(self) -> None:
+        script = (
+            "import signal\nfrom llamafactory_tpaw.lf import signals\n"
+            "with signals.raise_on_signals():\n"
+            "    try:\n        signal.raise_signal(signal.SIGINT)\n"
+            "    except KeyboardInterrupt:\n        signal.raise_signal(signal.SIGINT)\n"
+            "print('still here')"
+        )
+        child = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+        assert (child.returncode, child.stdout) == (-signal.SIGINT, b"")
 
     def test_termination_is_deferred(self) -> None:
         with signals.termination_deferred() as termination:
