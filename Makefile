@@ -54,6 +54,7 @@ $(VENV)/.tpaw-installed: $(PACKAGING)
 	$(RUN) -m pip install --editable .
 	@touch $@
 
+# LlamaFactory 0.9.5 takes transformers up to 5.6.0, its main branch up to 5.8.0 without 5.6.0: tested is what both take.
 $(VENV)/.tpaw-installed-dev: $(VENV)/.tpaw-installed
-	DS_BUILD_OPS=0 $(RUN) -m pip install --editable '.[dev]'
+	DS_BUILD_OPS=0 $(RUN) -m pip install --editable '.[dev]' 'transformers<5.6'
 	@touch $@

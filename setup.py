@@ -87,8 +87,9 @@ setup(
         "shtab>=1.6",
     ],
     extras_require={
-        # What resolves beside LlamaFactory 0.9.5, which takes transformers up to 5.6: vLLM 0.29 needs 5.10, and 0.11.0
-        # would be given 5.6, which it does not know. Newer ones run in an environment of their own.
+        # What resolves beside LlamaFactory, of which 0.9.5 takes transformers up to 5.6 and its main branch up to 5.8:
+        # vLLM 0.29 needs 5.10, and 0.11.0 would be given 5.6, which it does not know. Newer ones run in an environment
+        # of their own.
         "vllm": ["vllm>=0.11.2,<0.29", OPENAI],
         "openai": [OPENAI],
         "deepspeed": [DEEPSPEED],

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llamafactory_tpaw.lf.status import installed_version
+
 from .workload import processors
 
 
@@ -20,7 +22,6 @@ PACKAGES = (
     "torch",
     "transformers",
     "accelerate",
-    "llamafactory",
     "trl",
     "datasets",
     "llamafactory-tpaw",
@@ -38,7 +39,8 @@ def describe(device: str) -> dict[str, Any]:
         "processors": processors(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": _gpu() if device == "cuda" else None,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), "llamafactory": installed_version()}
+        | {name: _version(name) for name in PACKAGES},
     }
 
 

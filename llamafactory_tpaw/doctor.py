@@ -21,7 +21,7 @@ from .errors import TpawError
 from .hook import start
 from .hook.seams import seam_status
 from .lf.status import PACKAGE as LLAMAFACTORY
-from .lf.status import SUPPORTED
+from .lf.status import SUPPORTED, installed_version
 
 
 OURS = "llamafactory-tpaw"
@@ -49,8 +49,8 @@ def examine(vllm_command: str | None = None) -> dict[str, Any]:
         env` prints).
     """
     hook = _hook.active_finder() is not None  # before LlamaFactory is imported
-    versions, findings = _packages()
     seams = _seams()
+    versions, findings = _packages()
     findings += [*_hook_findings(hook), *seam_findings(seams)]
     vllm = None
     try:
@@ -141,7 +141,7 @@ def _packages() -> tuple[dict[str, str], list[Finding]]:
             continue
         name, fix = requirement.name, f'pip install "{requirement.name}{requirement.specifier}"'
         try:
-            versions[name] = metadata.version(name)
+            versions[name] = installed_version() if name == LLAMAFACTORY else metadata.version(name)
             if not requirement.specifier.contains(versions[name], prereleases=True):
                 text = f"`{name}` {versions[name]} is installed, but {requirement.specifier} is required."
                 findings.append(Finding("warning", text, fix))

@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import ConfigError
+from ..lf.given import is_on
 from .fields import FIELDS, Range, TpawArguments, parse_value
 from .start import Start
 
@@ -30,6 +32,7 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "moe_aux_loss_coef": ((0, 0.0), "the loss has no term for routers"),
     "mixture_of_depths": ((), "it changes the model that players and policy share"),
     "use_mca": ((False,), "it trains with transformers' Trainer only"),
+    "use_megatron_bridge": ((False,), "it trains with transformers' Trainer only"),
     "use_hyper_parallel": ((False,), "it trains with transformers' Trainer only"),
     "use_badam": ((False,), "its hooks on the Trainer are not there"),
     "num_beams": ((1,), "responses are sampled one by one"),
@@ -59,6 +62,12 @@ SECRET_ADVICE = f"Put the key into the environment variable `{KEY_VARIABLES[0]}`
 # http(s)://host:port/path and nothing else; a host may be an IPv6 address in brackets.
 ADDRESS = re.compile(r"https?://(\[[\da-fA-F:.]+\]|[^][\s/:@?#;,]+)(:\d+)?(/[^\s:@?#;,]*)?")
 REQUIRED_KEYS = ("model_name_or_path", "template", "dataset", "output_dir")
+
+
+def refuse_backends() -> None:
+    """Refuse trainers that do not know the stage; before LlamaFactory is loaded, which some switches prevent."""
+    for name in filter(is_on, ("USE_MCA", "USE_MEGATRON_BRIDGE", "USE_V1")):
+        raise ConfigError(f"{name} is set, but stage `tpaw` trains with transformers' Trainer only. Unset {name}.")
 
 
 def read_tpaw_args(given: Mapping[str, Any]) -> tuple[TpawArguments, list[str]]:

@@ -49,6 +49,7 @@ def run_settings(args: Mapping[str, Any], values: Mapping[str, Any]) -> list[dic
 
     Raises:
         ConfigError: With every problem that the keys alone show.
+        ValueError: If the seed is no number.
     """
     extra = json.loads(values.get("train.extra_args") or "{}")
     first, count = (values.get(f"train.{name}") for name in ("tpaw_iteration", "tpaw_iterations"))
@@ -60,6 +61,8 @@ def run_settings(args: Mapping[str, Any], values: Mapping[str, Any]) -> list[dic
             f"The first iteration is {first} and {count} are to be played. Give whole numbers, from 0 and from 1."
         )
     settings = {key: value for key, value in args.items() if key in extra or key not in BOARDS_OWN}
+    if seed := values.get("train.train_seed"):  # a field since 0.9.6; LlamaBoard takes 42 for what is no number
+        settings["seed"] = extra.get("seed", int(seed))
     if settings.get("max_samples") == NO_LIMIT and "max_samples" not in extra:
         del settings["max_samples"]
     settings |= _own_keys(values, extra)

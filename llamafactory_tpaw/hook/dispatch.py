@@ -7,11 +7,15 @@ checks saw stage `tpaw`, the arguments travel to `run_ppo` as stage `ppo`, and b
 accident: it needs a reward model.
 """
 
+import argparse
 import functools
+import re
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..arguments.checks import refuse_backends
 from ..errors import ConfigError, TpawError
 from ..lf import given
 from ..lf.failures import explained
@@ -23,6 +27,7 @@ from .shape import check_function
 
 
 CARRIER = "ppo"
+STAGE_IN_TEXT = re.compile(r"""^\s*["']?stage["']?\s*[:=]\s*["']?tpaw\b""", re.MULTILINE)
 RUN_PARAMETERS = ("model_args", "data_args", "training_args", "finetuning_args", "generating_args")
 FINETUNING_ARGS = RUN_PARAMETERS.index("finetuning_args")
 
@@ -36,7 +41,7 @@ def extend_tuner(module: ModuleType) -> None:
 
     @functools.wraps(own_run_exp)
     def run_exp(args: Any = None, callbacks: Any = None) -> Any:
-        settings = _ours(sys.argv[1:] if args is None else args) if ranks.is_rank() else None
+        settings = read_if_ours(sys.argv[1:] if args is None else args) if ranks.is_rank() else None
         if settings is None:
             return own_run_exp(args, callbacks)
         with ranks.as_rank(settings.get(given.HANDED)):
@@ -44,14 +49,14 @@ def extend_tuner(module: ModuleType) -> None:
 
     @functools.wraps(own_get_train_args)
     def get_train_args(args: dict[str, Any] | list[str] | None = None) -> Any:
-        found = _ours(sys.argv[1:] if args is None else args)
+        found = read_if_ours(sys.argv[1:] if args is None else args)
         if found is None:
             return own_get_train_args(args)
         from ..runs.launcher import before_training
 
         settings, handed = given.take_handed(found)
         with ranks.recorded(handed), explained(settings):
-            _require_backend()
+            require_seams()
             parsed = own_get_train_args(before_training(settings, handed))
         finetuning_args = parsed[FINETUNING_ARGS]
         finetuning_args.tpaw_given = settings  # what `tpaw.json` records: no defaults
@@ -83,10 +88,11 @@ def extend_launcher(module: ModuleType) -> None:
     def launch() -> Any:
         command, arguments = sys.argv[1:2], sys.argv[2:]
         try:
-            settings = _ours(arguments) if command == ["train"] else None
+            settings = read_if_ours(arguments) if command == ["train"] else None
             if settings is None:
                 return original()
-            _require_backend()
+            refuse_backends()
+            require_seams()
             from ..runs.launcher import prepared
 
             file = arguments[0] if arguments[0].endswith(given.YAML_ENDINGS) else ""
@@ -100,13 +106,20 @@ def extend_launcher(module: ModuleType) -> None:
     module.launch = launch
 
 
-def _ours(args: Any) -> dict[str, Any] | None:
-    """What was given where it asks for this stage, and not for help."""
-    asks_help = isinstance(args, list) and ("-h" in args or "--help" in args)
-    return None if asks_help else given.read_if_ours(args)
-
-
-def _require_backend() -> None:
-    require_seams()
-    if given.is_on("USE_MCA"):
-        raise ConfigError("USE_MCA is set, but stage `tpaw` trains with transformers' Trainer only. Unset USE_MCA.")
+def read_if_ours(args: list[str] | dict[str, Any]) -> dict[str, Any] | None:
+    """Return what was given where it asks for this stage, and not for help; None also where it cannot be read."""
+    if isinstance(args, list) and {"-h", "--help"} & set(args):
+        return None
+    if isinstance(args, list) and args and not args[0].endswith(given.YAML_ENDINGS):
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--stage", nargs="?")
+        return given.read_given(args) if parser.parse_known_args(args)[0].stage == STAGE else None
+    try:
+        settings = given.read_given(args)
+    except ConfigError:
+        file = Path(args[0])
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        if STAGE_IN_TEXT.search("\n".join([text, *args[1:]])):
+            raise
+        return None  # LlamaFactory says what is wrong with that of another stage
+    return settings if settings.get("stage") == STAGE else None

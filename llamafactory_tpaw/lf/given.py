@@ -20,15 +20,11 @@ YAML_ENDINGS = (".yaml", ".yml")
 STAGE, PREFIX = "tpaw", "tpaw_"
 # The key of a handed file that holds what its reader needs beside the settings.
 HANDED = "tpaw_handed"
-# How the YAML parser calls text that comes from no file.
-YAML_SOURCE = '"<unicode string>"'
 OVERRIDE = re.compile(r"[^-=\s][^=]*=")
-STAGE_IN_TEXT = re.compile(r"""^\s*["']?stage["']?\s*[:=]\s*["']?tpaw\b""", re.MULTILINE)
 KEYS_HINT = "`llamafactory-cli train -h` lists every key."
-Args = list[str] | dict[str, Any] | None
 
 
-def read_given(args: Args) -> dict[str, Any]:
+def read_given(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
     r"""Return what the user gave, and nothing else: no defaults, no unknown key dropped.
 
     Args:
@@ -42,23 +38,6 @@ def read_given(args: Args) -> dict[str, Any]:
     if not args:
         return {}
     return _read_file(args[0], args[1:]) if args[0].endswith(YAML_ENDINGS) else _read_flags(args)
-
-
-def read_if_ours(args: Args) -> dict[str, Any] | None:
-    """Return what the user gave where it asks for stage `tpaw`, else None, also where it cannot be read."""
-    if isinstance(args, list) and args and not args[0].endswith(YAML_ENDINGS):
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--stage", nargs="?")
-        return read_given(args) if parser.parse_known_args(args)[0].stage == STAGE else None
-    try:
-        given = read_given(args)
-    except ConfigError:
-        file = Path(args[0])
-        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-        if STAGE_IN_TEXT.search("\n".join([text, *args[1:]])):
-            raise
-        return None  # LlamaFactory says what is wrong with that of another stage
-    return given if given.get("stage") == STAGE else None
 
 
 def take_handed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -163,7 +142,7 @@ def _read_file(path: str, overrides: list[str]) -> dict[str, Any]:
             raise ValueError("it holds a list or a bare value, but must hold `key: value` lines")
         merged = OmegaConf.to_container(OmegaConf.merge(settings, OmegaConf.from_cli(overrides)), resolve=False)
     except (OSError, TypeError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        cause = " ".join(str(error).split()).replace(f" in {YAML_SOURCE}", "")
+        cause = " ".join(str(error).split()).replace(' in "<unicode string>"', "")
         read = " with ".join(filter(None, [f"The run file {path}", " ".join(overrides)]))
         raise ConfigError(f"{read} cannot be read: {cause}. Correct what is wrong there.") from None
     return {str(key): value for key, value in merged.items()}

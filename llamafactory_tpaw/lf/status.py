@@ -2,9 +2,12 @@
 """What became of each seam, and the message for stage `tpaw` where one is missing."""
 
 import importlib
-import sys
+import json
+import shutil
+import subprocess
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 from .. import _hook
@@ -12,7 +15,7 @@ from ..errors import ConfigError
 
 
 # The LlamaFactory versions that the tests were run with; setup.py reads this and `TORCH` from here.
-SUPPORTED = ">=0.9.5,<0.9.6"
+SUPPORTED = ">=0.9.5,<0.9.7.dev0"
 # LlamaFactory imports torchaudio, whose last release (2.11) refuses a torch built for another CUDA than 13.0.
 TORCH = "<2.15"
 PACKAGE = "llamafactory"
@@ -47,9 +50,24 @@ RECORD: dict[str, SeamStatus] = {}
 
 
 def installed_version() -> str:
-    """Return the version of the LlamaFactory that is imported, else of the one that is installed."""
-    imported = getattr(sys.modules.get(f"{PACKAGE}.extras.env"), "VERSION", None)
-    return imported or next((found.version for found in metadata.distributions(name=PACKAGE)), "0+unknown")
+    """Return the version of the LlamaFactory that is imported, whatever distribution it is from; or `0+unknown`."""
+    try:
+        return str(importlib.import_module(f"{PACKAGE}.extras.env").VERSION)
+    except (ImportError, AttributeError):
+        return "0+unknown"
+
+
+def installed_commit() -> str | None:
+    """Return the commit of a LlamaFactory that is a checkout, `-dirty` if changed, or was installed from git."""
+    place = Path(importlib.import_module(PACKAGE).__file__).resolve().parents[1]
+    root = place.parent  # a checkout has the package in `src`
+    if (root / ".git").exists() and shutil.which("git"):
+        command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+        command += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    for found in metadata.distributions(name=PACKAGE, path=[str(place)]):
+        return json.loads(found.read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id")
+    return None
 
 
 def lacks(what: str) -> str:

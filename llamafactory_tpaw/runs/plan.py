@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments.checks import read_tpaw_args, setting_problems
+from ..arguments.checks import read_tpaw_args, refuse_backends, setting_problems
 from ..arguments.fields import parse_value
 from ..arguments.recorded import different_settings
 from ..arguments.start import Start, same_place
@@ -92,6 +92,7 @@ def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:
     Raises:
         TpawError: With every problem found.
     """
+    refuse_backends()
     args, _ = read_tpaw_args(given)
     plan = Plan(given, args, [], None)
     with Findings() as findings:

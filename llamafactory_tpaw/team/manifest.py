@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import __version__
 from ..data.files import key_problems, read_json, write_json_atomic
 from ..errors import DataError
+from ..lf.status import installed_commit, installed_version
 
 
 if TYPE_CHECKING:
@@ -21,10 +23,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "tpaw.json"
 SCHEMA = 1
-# Those that change numbers.
-PACKAGES = (
-    "llamafactory", "transformers", "torch", "accelerate", "datasets", "tokenizers", "safetensors", "deepspeed",
-)  # fmt: skip
+# Those that change numbers, beside LlamaFactory.
+PACKAGES = ("transformers", "torch", "accelerate", "datasets", "tokenizers", "safetensors", "deepspeed")
 
 
 @dataclass
@@ -154,12 +154,11 @@ def now() -> str:
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this package and of those that change numbers, where they are installed."""
     found = {"llamafactory_tpaw": __version__, "python": platform.python_version()}
+    found |= {"llamafactory": installed_version(), "llamafactory_commit": installed_commit()}
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        named = next((each.version for each in distributions(name=name)), None)  # there are forks of another name
+        found[name] = named or getattr(sys.modules.get(name), "__version__", None)
+    return {name: str(known) for name, known in found.items() if known}
 
 
 def hardware(device: torch.device, processes: int = 1) -> dict[str, Any]:

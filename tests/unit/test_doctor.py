@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw import _hook, cli, doctor
-from llamafactory_tpaw.lf.status import SeamStatus
+from llamafactory_tpaw.lf.status import SUPPORTED, SeamStatus
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_a_missing_seam(
     seams[1].miss("there is no function `launch`")
     ended, output = run(capsys)
     assert ended == code
-    assert 'is missing: there is no function `launch`.\n  mend: pip install "llamafactory>=0.9.5,<0.9.6"' in output
+    assert f'is missing: there is no function `launch`.\n  mend: pip install "llamafactory{SUPPORTED}"' in output
 
 
 def test_an_inactive_hook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,13 +77,18 @@ def test_what_is_switched_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def test_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    required = {"llamafactory-tpaw": ["rich>=999", 'vllm; extra == "vllm"', "no-such-package>1"]}
-    monkeypatch.setattr(metadata, "requires", required.get)
+    named = ["rich>=999", 'vllm; extra == "vllm"', "no-such-package>1", f"llamafactory{SUPPORTED}"]
+    monkeypatch.setattr(metadata, "requires", {"llamafactory-tpaw": named}.get)
+    known = metadata.version  # LlamaFactory's package also comes as `llamafactory-kt`
+    monkeypatch.setattr(metadata, "version", lambda name: known(name.replace("llamafactory", "no-such-package")))
+    monkeypatch.setattr("llamafactory.extras.env.VERSION", "0.9.6.dev0")
     code, output = run(capsys)
     assert code == 5
     assert f"`rich` {metadata.version('rich')} is installed, but >=999 is required.\n  mend: pip install" in output
     assert '`no-such-package` is not installed.\n  mend: pip install "no-such-package>1"' in output
     assert "`vllm` is not installed" not in output
+    assert "llamafactory 0.9.6.dev0, " in output
+    assert "`llamafactory`" not in output
 
 
 def test_llamafactory_that_does_not_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,6 @@ ROWS = [
         "deepspeed": {"zero_optimization": {"stage": 2}},
     }),
     Row("FSDP on the CPU", given={"fsdp": "full_shard"}, environment={"FORCE_TORCHRUN": "1"}),
-    Row("another backend", environment={"USE_MCA": "1"}),
+    *(Row(f"another trainer, {name}", environment={name: "1"}) for name in ("USE_MCA", "USE_MEGATRON_BRIDGE")),
     *(Row(f"`{key}: {value}` of LlamaFactory", given={key: value}) for key, value in INCOMPATIBLE.items()),
 ]  # fmt: skip

@@ -35,7 +35,8 @@ def test_the_table_has_every_row_once() -> None:
     assert len(abouts) == len(set(abouts))
     assert list(MESSAGES) == abouts
     assert all(refusal.problems for refusal in MESSAGES.values())
-    assert set(rows_keys.INCOMPATIBLE) == set(INCOMPATIBLE)
+    # LlamaFactory 0.9.5 does not know this one, and says so as well.
+    assert set(rows_keys.INCOMPATIBLE) == set(INCOMPATIBLE) - {"use_megatron_bridge"}
 
 
 def prepare(row: Row, project: Project) -> tuple[str, ...]:

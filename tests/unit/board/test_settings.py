@@ -71,6 +71,18 @@ def test_tspin_has_its_own_keys_and_extra_arguments_go_before_the_fields(page: D
     assert {key: found[key] for key in extra} == extra
 
 
+def test_seed_is_that_of_the_page(page: DrivenPage) -> None:
+    """LlamaBoard has a field for it since 0.9.6."""
+    args = type(page.engine.runner)._parse_train_args.__wrapped__(page.engine.runner, page.values)
+    ids = {page.manager.get_id_by_elem(element): value for element, value in page.values.items()}
+    ids |= {"train.train_seed": "7", "train.tpaw_iterations": 2}
+    assert [each["seed"] for each in settings.run_settings(args, ids)] == [7, 7]
+    (found, _) = settings.run_settings(args, ids | {"train.extra_args": '{"seed": 3}'})
+    assert found["seed"] == 3
+    with pytest.raises(ValueError, match="1e3"):
+        settings.run_settings(args, ids | {"train.train_seed": "1e3"})
+
+
 @pytest.mark.parametrize(
     ("shown", "messages"),
     [

@@ -19,6 +19,7 @@ from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.hook import arguments, board, dispatch, seams
 from llamafactory_tpaw.hook.shape import SeamMissing
 from llamafactory_tpaw.lf import facade, status
+from llamafactory_tpaw.runs import plan
 
 from .conftest import fake
 
@@ -197,9 +198,23 @@ def test_required_seam_is_an_error(tuner: ModuleType, monkeypatch: pytest.Monkey
     for name, required in (("dispatch", True), ("stages", False)):
         missed = status.SeamStatus(name, "a.b", "starts it", required, "missing", "there is no `b`")
         monkeypatch.setitem(status.RECORD, name, missed)
-    with pytest.raises(ConfigError, match=r"needs LlamaFactory >=0\.9\.5,<0\.9\.6.*seam `dispatch`.*no `b`") as caught:
+    with pytest.raises(ConfigError, match=f"needs LlamaFactory {status.SUPPORTED}.*seam `dispatch`.*no `b`") as caught:
         status.require_seams()
     assert "`stages`" not in str(caught.value)
+
+
+@pytest.mark.parametrize("switch", ["USE_MCA", "USE_MEGATRON_BRIDGE", "USE_V1"])
+def test_another_trainer_is_refused_before_llamafactory_is_imported(
+    switch: str, launch: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(switch, "1")
+    monkeypatch.setattr(status, "importlib", None)
+    monkeypatch.setattr(plan, "unknown_key_problems", None)
+    with pytest.raises(ConfigError, match=f"{switch} is set"):
+        plan.make_plan(settings)
+    with pytest.raises(SystemExit) as caught:
+        launch(["train", "--stage", "tpaw"])
+    assert caught.value.code == ConfigError.exit_code
 
 
 # -- launch

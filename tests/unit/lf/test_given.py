@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError
+from llamafactory_tpaw.hook.dispatch import read_if_ours
 from llamafactory_tpaw.lf import given
 
 
@@ -62,7 +63,7 @@ def test_what_cannot_be_read_is_named(words: list[str], text: str | None, part: 
 @pytest.mark.parametrize(
     ("args", "ours"),
     [
-        (None, False),
+        ([], False),
         ({"stage": "tpaw"}, True),
         ({"model_name_or_path": "x"}, False),
         (["--stage", "tpaw"], True),
@@ -79,7 +80,7 @@ def test_what_cannot_be_read_is_named(words: list[str], text: str | None, part: 
 def test_what_is_ours(args: object, ours: bool, run_file: Path) -> None:
     Path("sft.yaml").write_text("stage: sft\n# stage: tpaw\n")
     Path("broken_sft.yaml").write_text("stage: sft\nlist: [\n")
-    settings = given.read_if_ours(args)
+    settings = read_if_ours(args)
     assert (settings is not None) == ours
     assert not ours or settings["stage"] == "tpaw"
 
@@ -88,12 +89,12 @@ def test_what_is_ours(args: object, ours: bool, run_file: Path) -> None:
 def test_what_cannot_be_read_but_asks_for_us_is_told(words: list[str], run_file: Path) -> None:
     Path("broken.yaml").write_text("### method\nstage: 'tpaw'  # ours\nbroken: [\n")
     with pytest.raises(ConfigError, match=words[0]):
-        given.read_if_ours(words)
+        read_if_ours(words)
 
 
 def test_reading_a_run_file_imports_nothing_heavy(run_file: Path) -> None:
     code = (
-        "import sys; from llamafactory_tpaw.lf.given import read_if_ours; "
+        "import sys; from llamafactory_tpaw.hook.dispatch import read_if_ours; "
         f"assert read_if_ours([{str(run_file)!r}])['stage'] == 'tpaw'; "
         "print([name for name in ('torch', 'transformers', 'llamafactory') if name in sys.modules])"
     )

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from llamafactory_tpaw.team import manifest
 from llamafactory_tpaw.team.manifest import (
     MANIFEST,
     Manifest,
@@ -42,6 +44,16 @@ def test_round_trip(tmp_path: Path) -> None:
     assert manifest.produces == 3
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [MANIFEST]
     assert read_manifest(tmp_path) is read_manifest(tmp_path / "none") is None
+
+
+def test_versions_are_those_of_what_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the distribution is called: `llamafactory-kt` and `transformers-kt` hold the packages, too."""
+    monkeypatch.setattr("llamafactory.extras.env.VERSION", "0.9.6.dev0")
+    monkeypatch.setattr(manifest, "installed_commit", lambda: "c" * 40)
+    monkeypatch.setattr(manifest, "distributions", lambda name: [])
+    found = manifest.versions()
+    assert (found["llamafactory"], found["llamafactory_commit"]) == ("0.9.6.dev0", "c" * 40)
+    assert found["torch"] == torch.__version__
 
 
 def test_what_is_not_moved_with_the_run_has_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
