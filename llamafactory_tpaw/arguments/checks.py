@@ -55,7 +55,6 @@ NUMBERS = {
     "repetition_penalty": Range(0, exclusive=True),
     "top_p": Range(0, exclusive=True, maximum=1),
 }
-ENGINE_KEYS = {"openai": ("tpaw_engine_url", "tpaw_engine_model"), "vllm": ("tpaw_vllm_command", "tpaw_vllm_args")}
 # Where a server's key is read from, the first one that is set; no key of a run file takes it.
 KEY_VARIABLES = ("TPAW_ENGINE_API_KEY", "OPENAI_API_KEY")
 SECRET_ADVICE = f"Put the key into the environment variable `{KEY_VARIABLES[0]}`, and nowhere else."
@@ -148,12 +147,11 @@ def _sampling_problems(given: Mapping[str, Any]) -> list[str]:
 def _engine_problems(given: Mapping[str, Any]) -> list[str]:
     """Check the keys of engines against one another, without repeating a secret that is in one of them."""
     engine = str(given.get("tpaw_engine") or "hf")
-    problems = [
-        f"`{key}` is for `tpaw_engine: {wanted}`, but the engine is `{engine}`. Remove it, or change the engine."
-        for wanted, keys in ENGINE_KEYS.items()
-        for key in keys
-        if given.get(key) and engine != wanted
-    ]
+    problems = []
+    if given.get("tpaw_engine_url") and not given.get("tpaw_engine"):
+        problems.append(
+            "`tpaw_engine_url` is given, but no `tpaw_engine`, so `hf` would generate. Set `openai` or `hf`."
+        )
     urls = parse_value("tpaw_engine_url", given.get("tpaw_engine_url"))[0] or []
     if engine == "openai" and given.get("tpaw_prompts") and not urls:
         problems.append(

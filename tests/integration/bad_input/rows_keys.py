@@ -56,10 +56,7 @@ ROWS = [
         "temperature": -1.0, "top_p": 2.0, "top_k": "many", "max_new_tokens": 0, "repetition_penalty": 0,
     }),
     Row("an engine without its server", generating=True, given={"tpaw_engine": "openai"}),
-    Row("keys of other engines", given={
-        "tpaw_engine_url": "http://localhost:8000/v1", "tpaw_engine_model": "tiny", "tpaw_vllm_command": "vllm",
-        "tpaw_vllm_args": "--seed 1",
-    }),
+    Row("a server without an engine that asks it", given={"tpaw_engine_url": "http://localhost:8000/v1"}),
     Row("a server's address that is none", given={"tpaw_engine": "openai", "tpaw_engine_url": "localhost:8000"}),
     Row("a server's address with a password", given={
         "tpaw_engine": "openai", "tpaw_engine_url": ["http://a/v1", "http://me:geheim@host:8000/v1"],

@@ -76,6 +76,8 @@ OPENAI = {"tpaw_engine": "openai"}
     "changes",
     [
         {"tpaw_engine": "hf", "tpaw_samples_per_prompt": 4},
+        {"tpaw_engine": "hf", "tpaw_engine_url": URL, "tpaw_engine_model": "tiny", "tpaw_vllm_command": "vllm"},
+        {"tpaw_vllm_command": "vllm", "tpaw_vllm_args": "-O0"},  # may stay in a file whose engine is another one now
         OPENAI | {"tpaw_engine_url": f"{URL}, https://[::1]:8000", "tpaw_engine_model": "tiny"},
         OPENAI | {"tpaw_prompts": None},  # nothing is generated
         {
@@ -94,7 +96,7 @@ def test_keys_that_go_together(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        (OPENAI | {"tpaw_engine_url": URL, "tpaw_vllm_args": "-O0"}, "tpaw_vllm_args"),
+        ({"tpaw_engine_url": URL}, "tpaw_engine_url` is given, but no `tpaw_engine`"),
         (OPENAI | {"tpaw_engine_url": " , "}, "tpaw_engine: openai"),
         ({"tpaw_engine": "vllm", "tpaw_vllm_args": "--api-key=geheim"}, "tpaw_vllm_args` has `--api-key"),
         ({"tpaw_samples_per_prompt": 2, "do_sample": False}, "tpaw_samples_per_prompt"),
