@@ -33,4 +33,4 @@ class Progress(tqdm):
             settings |= {"delay": LINE_EVERY_S, "mininterval": LINE_EVERY_S, "bar_format": LINE}
         if os.environ.get("RANK", "0") != "0":
             settings |= {"disable": True}  # otherwise tqdm's own `TQDM_DISABLE` decides
-        super().__init__(items, miniters=1, **settings)
+        super().__init__(items, miniters=0, **settings)  # told that nothing is done, it shows that, too

@@ -162,7 +162,7 @@ class RowDecoder:
 
     @torch.inference_mode()
     def decode(self, requests: Sequence[Request], finished: Callable[[int], object]) -> list[Response]:
-        """Answer requests, in their order; `finished` is told how many are whenever some are."""
+        """Answer requests, in their order; `finished` is told again and again how many more are, or that none is."""
         self.steps = STEPS.get(self.model.device.type, OTHER_STEPS)
         greedy = self.settings.temperature == 0
         self.waiting = deque(
@@ -176,8 +176,7 @@ class RowDecoder:
         self.usual_length = max((request.max_new_tokens for request in requests), default=0) // 4
         while self.waiting or self.active:
             self._admit()
-            if left := self._take(self._step()):
-                finished(left)
+            finished(self._take(self._step()))
         return self.responses
 
     # --- which rows are in the batch

@@ -68,7 +68,8 @@ class DeviceEngine:
             for channel, unit in zip(children, first, strict=True):
                 ask(channel, unit)
             while asked:
-                for channel in wait(list(asked)):
+                finished(0)
+                for channel in wait(list(asked), timeout=5.0):
                     unit = asked.pop(channel)
                     try:
                         answers = channel.recv()

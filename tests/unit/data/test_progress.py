@@ -37,6 +37,9 @@ def test_a_log_gets_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     said = show(capsys)
     assert "D_0: 220 of 400 prompts (55%, " in said
     assert "D_0: 400 of 400 prompts (100%, 00:00 left)\n" in said
+    with Progress("D_1", 4) as shown:
+        shown.update(0)
+        assert "D_1: 0 of 4 rows (0%, ? left)\n" in capsys.readouterr().err, "where no row is done for long"
     with Progress("reading theta_0", 3 * 1024**3, BYTES) as shown:
         shown.update(1024**3)
     assert "reading theta_0: 1.00G of 3.00GB (33%, " in capsys.readouterr().err
