@@ -188,7 +188,8 @@ class _Walk:
         node = ModelNode(key, f"theta_{manifest.produces}", shown(folder), folder, state, manifest=manifest)
         node.recorded = (present.recorded if present is not None else {}) | _below(manifest.result, folder)
         self.graph.checkpoints[key] = node
-        node.parent = self._refer(manifest.policy, folder)
+        parent = self._refer(manifest.policy, folder)
+        node.parent = parent if parent != key else None  # of a training that changed no weight
         node.players = [self._refer(player, folder) for player in manifest.players]
         for older, newer in itertools.pairwise(node.players):
             # It was checked when the team played: each player was trained from the one before.

@@ -28,7 +28,6 @@ STATES = {
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed")
 # Settings that the lines above them say, or that every iteration has.
 OF_EVERY_RUN = EXPECTED_CHANGES | {"stage", "do_train"}
-SPENT = {"generate": "generating {generated_tokens} tokens", "score": "scoring {scored_tokens} tokens"}
 ARROWS = {"policy": "==>", "player": "-.->", "data": "-->", "generated": "-->"}
 
 
@@ -103,8 +102,10 @@ def _lines_of(graph: Graph, node: ModelNode) -> Iterator[str]:
         yield f"changed: {'; '.join(changes)}"
     elif parent is None or parent.manifest is None:
         yield f"settings: {_listed({k: v for k, v in manifest.settings.items() if k not in OF_EVERY_RUN})}"
-    counts = {"generated_tokens": 0, "scored_tokens": 0} | manifest.counts
-    spent = [f"{value:.1f} s {SPENT.get(part, part).format(**counts)}" for part, value in manifest.seconds.items()]
+    # What sampling took is said of the triplets: several trainings may share them.
+    did = {"score": f"scoring {manifest.counts.get('scored_tokens', 0)} tokens"}
+    seconds = {part: value for part, value in manifest.seconds.items() if part != "generate"}
+    spent = [f"{value:.1f} s {did.get(part, part)}" for part, value in seconds.items()]
     if spent:
         machine = manifest.hardware
         on = f"; {machine['processes']} x {machine['name']} ({machine['device']})" if machine else ""
@@ -122,7 +123,8 @@ def _triplets(graph: Graph, node: TripletsNode) -> Text:
     if node.by_opponent:  # which may be a θ of another number
         name = "" if generator.name == OPPONENT else f"{generator.name}, "
         by = f"the {OPPONENT} {name}{generator.path} (in place of theta_{node.iteration})"
-    facts = [f"{node.rows} triplets of {by}", meta.created and f"generated {meta.created}"]
+    tokens = f"{meta.counts.get('generated_tokens', 0)} tokens in {meta.seconds:.1f} s"
+    facts = [f"{node.rows} triplets of {by}", meta.created and f"generated {meta.created}, {tokens}"]
     facts += [f"{meta.samples} a prompt"] * (meta.samples > 1) + [f"{len(meta.failed)} failed"] * bool(meta.failed)
     sampling = {key: meta.sampling[key] for key in SAMPLING if key in meta.sampling}
     engine = f"{meta.engine.get('name')} {meta.engine.get('version')}: {_listed(sampling)}"

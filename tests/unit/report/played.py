@@ -57,6 +57,8 @@ def generate(name: str, iteration: int, by: Path, **changes: Any) -> Path:
         engine={"name": "hf", "version": "1"},
         rows=1,
         rows_digest=digest_file(path),
+        counts={"generated_tokens": 10},
+        seconds=1.0,
         created="2026-01-01T00:00:00Z",
     )
     write_meta(path, replace(meta, **changes))

@@ -140,16 +140,24 @@ def test_the_tree(thetas: list[Path]) -> None:
         "finished 2026-01-02T00:00:00Z",
         "iteration 2, tpaw against theta_0, theta_1, theta_2, on d0, d1, d2",
         "changed: `learning_rate` was 0.001 and is 0.0005",
-        "spent: 1.0 s generating 10 tokens, 2.0 s scoring 20 tokens, 3.0 s train",
+        "spent: 2.0 s scoring 20 tokens, 3.0 s train",
     ]
     assert lines_of(trace([Path("saves")]))[2:4] == [
-        "1 triplets of theta_0, generated 2026-01-01T00:00:00Z, prompts of sft",
+        "1 triplets of theta_0, generated 2026-01-01T00:00:00Z, 10 tokens in 1.0 s, prompts of sft",
         "hf 1: temperature 1.0, seed 0",
     ]
     play("saves/alone1", thetas[1:2], [Path("data/tpaw/d1.jsonl")], first=1, settings={"tpaw_eta": 1.0})
     lines = text(trace([Path("saves")]))
     assert any(line.startswith("├── theta_2 <- theta_1  saves/alone1") for line in lines)
     assert any(line.startswith("    └── theta_3 <- theta_2  saves/iter2") for line in lines)
+    assert sum("10 tokens in 1.0 s" in line for line in lines) == 3, "of a round that two trainings share once"
+
+
+def test_a_training_that_changed_no_weight(thetas: list[Path]) -> None:
+    manifest = json.loads((thetas[1] / "tpaw.json").read_text())
+    result = manifest["result"] | {"fingerprint": manifest["policy"]["fingerprint"]}
+    change_json(thetas[1] / "tpaw.json", result=result)
+    assert any("iteration 0, tpaw against" in line for line in lines_of(trace([Path("saves/iter0")])))
 
 
 def test_recorded_texts_are_neither_markup_nor_control_characters(thetas: list[Path]) -> None:
@@ -181,5 +189,5 @@ def test_an_opponent_is_a_node_beside_the_run(tmp_path: Path, monkeypatch: pytes
     assert [(root.name, root.path) for root in graph.roots()] == [("theta_0", "saves/sft"), ("opponent", path)]
     lines = lines_of(graph)
     assert any(line.startswith(f"1 triplets of the opponent {path} (in place of theta_1), ") for line in lines)
-    assert any("generated 2026-01-01T00:00:00Z, 3 a prompt, 2 failed, prompts of sft" in line for line in lines)
+    assert any("10 tokens in 1.0 s, 3 a prompt, 2 failed, prompts of sft" in line for line in lines)
     assert [check.name for check in verify(graph) if check.state != "ok"] == ["opponent"] * served
