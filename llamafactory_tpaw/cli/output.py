@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..data.files import readable_bytes
 from ..report.lineage import Graph
 from ..report.lineage_text import as_trees, printable
 from ..report.verify import Check
@@ -45,8 +46,6 @@ def quiet_libraries() -> Iterator[Callable[[str], None]]:
 
 def tell_check(found: dict[str, Any]) -> None:
     """Print the findings of `check` and its estimates."""
-    from ..runs.estimates import readable_bytes
-
     for each in found["findings"]:
         print(f"{each['level']}: {each['message']}")
     if found["step_zero"] and found["step_zero"]["reward"] is not None:

@@ -163,3 +163,11 @@ def locked(path: Path, subject: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def readable_bytes(amount: float) -> str:
+    """Write a number of bytes as KiB, MiB, GiB: `14.3 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024 or unit == "TiB":
+            return f"{amount:.{0 if unit == 'B' else 1}f} {unit}"
+        amount /= 1024

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments.parsed import RunArguments, parse_single_process
+from ..data.files import readable_bytes
 from ..errors import EXIT_CODES, ConfigError, EnvironmentProblem, Findings
 from ..lf.failures import explained
-from ..lf.given import read_given
+from ..lf.given import is_true, read_given
 from ..team.members import Member, check_tokenizers, load_encoder
 from .checks import check_data, check_engine, check_rounds, refuse_engine
-from .estimates import check_disk, estimate_hours, estimate_memory, readable_bytes
-from .plan import make_plan, refuse_other_stage
+from .estimates import check_disk, check_schedule, estimate_hours, estimate_memory, steps_of
+from .plan import make_plan, refuse_other_stage, with_defaults
 
 
 SCHEMA = 3
@@ -94,6 +95,10 @@ def _look(
     found["disk"] = check_disk(plan, sample, findings)
     if sample is None:
         return
+    if is_true(given, "do_train"):
+        steps = steps_of(with_defaults(given), (sample.total or ROWS) * sample.responses)
+        with findings.note():
+            check_schedule(run.training, steps, findings)
     say("memory and time")
     found["device"], found["memory"] = _device_of(run), estimate_memory(run, plan, sample)
     found["time"] = estimate_hours(plan, sample)

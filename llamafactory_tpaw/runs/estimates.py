@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
+from ..data.files import readable_bytes
 from ..data.layout import padded
 from ..data.rounds import split_names
-from ..errors import EnvironmentProblem
+from ..errors import ConfigError, EnvironmentProblem
 from ..lf import facade
 from ..lf.failures import nearest_folder
 from ..lf.given import is_on, is_true
@@ -50,7 +53,6 @@ def weight_shapes(folder: str, config: Any = None) -> dict[str, list[int]]:
         return {tensor.name: tensor.shape for tensor in read_tensors(Path(folder))}
     if config is None:
         return {}
-    import torch
     from transformers import AutoModel
 
     with torch.device("meta"):
@@ -147,8 +149,6 @@ def _shared_out(run: RunArguments, weights: Weights) -> list[float]:
 
 def count_processes() -> int:
     """How many training processes a command of this environment would start, all nodes counted."""
-    import torch
-
     devices = torch.cuda.device_count()
     if is_on("USE_RAY") or (not is_on("FORCE_TORCHRUN") and devices <= 1):
         return 1
@@ -176,7 +176,7 @@ def check_disk(plan: Plan, sample: Sample | None, findings: Findings) -> dict[st
     elif keys["save_strategy"] == "epoch":
         count = math.ceil(float(keys["num_train_epochs"]))
     elif sample is not None:
-        steps, every = steps_of(keys, sample), float(keys["save_steps"])
+        steps, every = steps_of(keys, (sample.total or 0) * sample.responses), float(keys["save_steps"])
         count = max(math.ceil(steps / (every if every >= 1 else every * max(steps, 1))), 1)
     count = min(count, int(limit) + 1) if limit else count
     state = 0 if is_true(keys, "save_only_model") else weights.state
@@ -196,11 +196,31 @@ def check_disk(plan: Plan, sample: Sample | None, findings: Findings) -> dict[st
     return written
 
 
-def steps_of(keys: Mapping[str, Any], sample: Sample) -> int:
-    """Optimizer steps of the training."""
+def steps_of(keys: Mapping[str, Any], triplets: int) -> int:
+    """Optimizer steps of the training on so many triplets."""
     batch = int(keys["per_device_train_batch_size"]) * int(keys["gradient_accumulation_steps"]) * count_processes()
-    steps = math.ceil(math.ceil((sample.total or 0) * sample.responses / batch) * float(keys["num_train_epochs"]))
+    steps = math.ceil(math.ceil(triplets / batch) * float(keys["num_train_epochs"]))
     return int(keys["max_steps"]) if int(keys["max_steps"]) > 0 else steps
+
+
+def check_schedule(args: Any, steps: int, findings: Findings) -> None:
+    """Refuse a schedule of learning rates that cannot be made, and warn of one that has no rate above 0."""
+    from transformers import get_scheduler
+
+    from ..train.trainer import moves
+
+    warm_up = args.get_warmup_steps(steps)
+    given = f"`lr_scheduler_type: {args.lr_scheduler_type.value}`, `learning_rate: {args.learning_rate}`"
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], args.learning_rate)
+        schedule = get_scheduler(args.lr_scheduler_type, optimizer, warm_up, steps, args.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{given}: {error}. Correct them, or `lr_scheduler_kwargs`.") from error
+    if not moves(schedule, steps):
+        findings.warnings.append(
+            f"The training would change no weight: by {given} and a warm-up of {warm_up} of {steps} steps each step "
+            "has a learning rate of 0. Correct them, or take more and smaller steps."
+        )
 
 
 def estimate_hours(plan: Plan, sample: Sample) -> dict[str, float]:
@@ -218,11 +238,3 @@ def estimate_hours(plan: Plan, sample: Sample) -> dict[str, float]:
         "train": sample.total * sample.responses / rows * epochs if rows else 0.0,
     }
     return {name: before.seconds.get(name, 0.0) * share for name, share in shares.items()}
-
-
-def readable_bytes(amount: float) -> str:
-    """Write a number of bytes as KiB, MiB, GiB: `14.3 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024 or unit == "TiB":
-            return f"{amount:.{0 if unit == 'B' else 1}f} {unit}"
-        amount /= 1024

@@ -22,7 +22,8 @@ from ..lf import facade
 from ..team.checkpoint import check_checkpoint_complete
 from ..team.members import load_encoder, load_tokenizer
 from ..team.players import HUB_NAME
-from .plan import key_problems
+from .estimates import steps_of
+from .plan import key_problems, with_defaults
 from .run_files import next_settings, numbered, own_round, path_of, render, section_of
 from .settings import WEIGHTING, Settings
 from .sft_set import SftSet, find_sft_set, slug
@@ -55,7 +56,8 @@ SFT_TOO = (*PRECISION, "tf32", "seed", "data_seed", "ddp_timeout", "ddp_backend"
 SFT_SECTIONS = ("model", "method", "dataset", "output")
 UNKNOWN_MODEL = "Custom"  # as LlamaBoard calls a model that is not in its list
 BATCH, STEP, MIN_STEPS = 4, 64, 50  # triplets on a device, of a step as in SPIN, and steps of an epoch
-ROWS, MOST_PROMPTS, FEW_PROMPTS, NO_LIMIT = 500, 50_000, 5_000, 2**31
+LOGGED = 20  # points of a run's curve at least, where it has that many steps
+ROWS, MOST_PROMPTS, NO_LIMIT = 500, 50_000, 2**31
 MOST_TOKENS, TOKEN_STEP, SHARE = 4096, 64, 0.995
 
 
@@ -152,13 +154,14 @@ def _first_iterations(
             "dataset": numbered(f"{name}_{method}", 0),
             "output_dir": numbered(f"{saves}/{name}_{method}", 0),
             **OUTPUT,
-            "logging_steps": 1 if rows < FEW_PROMPTS else 10,
+            "logging_steps": 10,
             **_batch(given, rows),
             **(LORA_PLAY if is_lora else SELF_PLAY),
             **_precision(given),
             **given,
             "template": template,
         }
+        first |= _pace(first, given, rows * int(first.get("tpaw_samples_per_prompt", 1)))
         runs[LABELS[method]] = [first]
     for part in settings.ablations:
         what, change = WITHOUT[part]
@@ -186,6 +189,7 @@ def _sft(settings: Settings, first: Mapping[str, Any], base: str, rows: int) -> 
         **_batch(settings.sft_keys, rows),
         **settings.sft_keys,
     }
+    keys |= _pace(keys, {**settings.keys, **settings.sft_keys}, rows)
     return {key: value for key, value in keys.items() if value is not None}  # `sft.key=null` takes a key away
 
 
@@ -308,6 +312,13 @@ def _batch(keys: Mapping[str, Any], rows: int) -> dict[str, int]:
     step, batch = min(STEP, max(rows // MIN_STEPS, 2 * BATCH)), int(keys.get("per_device_train_batch_size", BATCH))
     steps = max(step // (batch * max(torch.cuda.device_count(), 1)), 1)
     return {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+
+
+def _pace(keys: Mapping[str, Any], given: Mapping[str, Any], triplets: int) -> dict[str, float]:
+    """Log each of few steps, and leave warm-up out where it would be all of them; what is given stays."""
+    steps = steps_of(with_defaults(keys), triplets)
+    pace = {"logging_steps": min(max(steps // LOGGED, 1), 10)} | ({"warmup_ratio": 0.0} if steps == 1 else {})
+    return {key: value for key, value in pace.items() if key not in given}
 
 
 def _precision(keys: Mapping[str, Any]) -> dict[str, bool]:

@@ -84,7 +84,7 @@ def measure(plan: Plan, sample: Sample, found: dict[str, Any], say: Callable[[st
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         step = (clock.times[1] - clock.times[0]) * accumulation / repeated
-        seconds["train"] = steps_of(keys, sample) * step * shorter
+        seconds["train"] = steps_of(keys, total * sample.responses) * step * shorter
         memory["training"]["measured"] = _take_peak(run)
     reward = trainer.state.log_history[0].get(f"rewards/target/{team.policy.player.name}")  # none for T-SPIN
     found["time"] = seconds if total else {}

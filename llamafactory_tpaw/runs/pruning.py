@@ -17,14 +17,13 @@ from typing import Any
 
 from ..arguments.checks import read_tpaw_args
 from ..arguments.start import Start
-from ..data.files import locked
+from ..data.files import locked, readable_bytes
 from ..errors import TpawError
 from ..lf.given import YAML_ENDINGS, is_first_process, is_true, read_given
 from ..lf.logs import get_logger
 from ..team.checkpoint import mark_pruned
 from ..team.manifest import MANIFEST, now, read_manifest
 from ..team.players import list_players
-from .estimates import readable_bytes
 
 
 WEIGHTS = ("model*.safetensors", "adapter_model.*", "*.safetensors.index.json")

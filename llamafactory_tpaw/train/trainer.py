@@ -39,8 +39,7 @@ class _Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
         """A training that is resumed has moved, unless the learning rate of all its steps was 0."""
-        rates = getattr(lr_scheduler, "lr_lambdas", None) or [lambda step: 1.0]
-        self.trainer.policy_moved = any(rate(step) > 0 for step in range(state.global_step) for rate in rates)
+        self.trainer.policy_moved = moves(lr_scheduler, state.global_step)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Choose the epoch's order, also where it is resumed midway and accelerate does not find the sampler."""
@@ -55,6 +54,12 @@ class _Progress(TrainerCallback):
         """Note an update, unless warm-up makes it nothing or fp16 skipped it."""
         if self.rate > 0 and not self.trainer.accelerator.optimizer_step_was_skipped:
             self.trainer.policy_moved = True
+
+
+def moves(schedule: Any, steps: int) -> bool:
+    """Whether one of the first steps has a learning rate above 0, as those of a schedule of another kind have."""
+    rates = list(zip(getattr(schedule, "lr_lambdas", ()), getattr(schedule, "base_lrs", ()), strict=False))
+    return any(base * rate(step) > 0 for step in range(steps) for rate, base in rates or [(lambda step: 1.0, 1.0)])
 
 
 class TpawTrainer(Trainer):

@@ -12,6 +12,7 @@ import torch
 from ..arguments.parsed import RunArguments
 from ..data.collator import TripletCollator, TripletDataset
 from ..lf import facade
+from ..lf.logs import get_logger
 from ..lf.signals import Terminated, termination_deferred
 from ..team.loading import load_policy, to_device
 from ..team.members import load_members
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from ..data.opponents import Triplet
 
+logger = get_logger(__name__)
 PLOTTED = ("loss", "eval_loss", "rewards/target", "rewards/generated", "rewards/margin", "rewards/accuracy")
 
 
@@ -74,6 +76,11 @@ def run_tpaw(
         aborted = any(getattr(callback, "aborted", False) for callback in trainer.callback_handler.callbacks)
         if training_args.do_train and trainer.is_world_process_zero() and not aborted:
             finish_manifest(run, manifest, seconds=time.monotonic() - started)  # so that what is pushed says it
+            if not trainer.policy_moved or manifest.result["fingerprint"] == manifest.policy["fingerprint"]:
+                logger.warning_rank0(
+                    f"The training changed no weight of theta_{manifest.iteration}: the learning rate was 0 in each "
+                    "step, or lost in rounding. Correct it, or take more steps, and set `overwrite_output_dir: true`."
+                )
         facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
         processes.meet()  # where a process ends the result is there, also on another machine
         if termination.is_set():

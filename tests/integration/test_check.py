@@ -52,7 +52,11 @@ def test_a_sound_run_has_estimates(project: runs.Project, played: tuple[runs.Pro
     assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"], abs=1e-3)
     weights = (played[0].root / "saves/play_iter2/model.safetensors").stat().st_size
     assert found["disk"] == {"theta_{t+1}": pytest.approx(weights, rel=0.3), "checkpoints": 0}
-    assert check(project.settings(0, output_dir="saves/other_iter0"))["time"] == {}
+    idle = check(project.settings(0, output_dir="saves/other_iter0", max_steps=1, warmup_ratio=0.1))
+    assert (idle["time"], idle["exit_code"]) == ({}, 0)
+    assert [text.partition(", `")[0] for text in messages(idle)] == [
+        "warning: The training would change no weight: by `lr_scheduler_type: linear`"
+    ]
 
 
 def test_memory_is_near_what_one_batch_takes(tmp_path: Path) -> None:

@@ -112,6 +112,14 @@ def test_a_base_model_gets_its_sft_file(data: str, tiny_model: Path, capsys: pyt
     assert second["tpaw_players"] == f"{theta_0},{theta_0}+saves/Custom/lora/mine_tpaw_iter0"
 
 
+def test_few_steps_are_logged_and_learn(data: str, tiny_model: Path) -> None:
+    arguments = ("--model", tiny_model, "--data", data, "--iterations", 1, "--batch-size", 8)
+    for epochs, steps, points, warm_up in ((1, 1, 1, 0.0), (3, 6, 6, 0.1), (25, 50, 25, 0.1)):
+        assert init(*arguments, "--epochs", epochs, "--max-prompts", 5 if steps == 1 else 16, "--force") == 0
+        run = run_file("mine_tpaw_iter0")
+        assert (steps // run["logging_steps"], run["warmup_ratio"]) == (points, warm_up)
+
+
 def test_a_family_is_kept_continued_and_replaced(
     data: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,6 +68,20 @@ def test_accumulation_changes_nothing(project: Project, train_here: Train) -> No
         torch.testing.assert_close(ends[1][name], ends[8][name], rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("changes", [{"warmup_steps": 1}, {"warmup_steps": 0}])
+def test_a_training_that_changes_no_weight_says_so(
+    project: Project, train_here: Train, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
+) -> None:
+    train_here(
+        project,
+        pair_settings(project, "pairs", max_steps=1, **changes, output_dir="saves/one", overwrite_output_dir=True),
+    )
+    is_idle = changes["warmup_steps"] == 1
+    assert ("The training changed no weight of theta_0: the learning rate was 0" in caplog.text) == is_idle
+    result = read(project.root / "saves/one", "tpaw.json")
+    assert (result["result"]["fingerprint"] == result["policy"]["fingerprint"]) == is_idle
+
+
 def test_held_out_triplets_are_evaluated(project: Project, train_here: Train) -> None:
     every_2 = {"eval_strategy": "steps", "eval_steps": 2}
     steps = train_here(project, pair_settings(project, "pairs", val_size=5, **every_2, output_dir="saves/evaluated"))
@@ -118,6 +132,10 @@ def test_every_triplet_meets_every_player(played: tuple[Project, list[Result]]) 
         assert sum(entry[f"weights/player/theta_{theta}"] for theta in range(3)) == pytest.approx(1.0, abs=1e-6)
     # At most rounding away from 0, where the older players are far.
     assert abs(history[0]["rewards/target/theta_2"]) < 1e-4 < abs(history[0]["rewards/target/theta_0"])
+
+
+def test_models_configs_are_not_logged(played: tuple[Project, list[Result]]) -> None:
+    assert not any("Model config" in result.output for result in played[1])
 
 
 def test_iteration_2_scores_only_what_is_new(played: tuple[Project, list[Result]]) -> None:

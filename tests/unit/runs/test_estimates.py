@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, TrainingArguments
 
+from llamafactory_tpaw.data.files import readable_bytes
+from llamafactory_tpaw.errors import ConfigError, Findings
 from llamafactory_tpaw.runs import estimates
 from llamafactory_tpaw.runs.checks import Sample
-from llamafactory_tpaw.runs.estimates import Weights, readable_bytes, weight_shapes, weights_of
+from llamafactory_tpaw.runs.estimates import Weights, weight_shapes, weights_of
 from llamafactory_tpaw.runs.plan import make_plan, with_defaults
 from tests import encoders
 from tests.runs import Project
@@ -83,6 +85,29 @@ def test_memory_is_what_a_calculation_gives(tiny_model: Path, tmp_path: Path, mo
     cache = 16 * length * 28 * 2 * 2 * 128 * 2
     assert generation["weights"] == pytest.approx(2 * count)
     assert cache < generation["cache and activations"] < cache + 4e9
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "warned"),
+    [
+        ({}, 1, False),
+        ({"warmup_steps": 0.1}, 1, True),
+        ({"warmup_steps": 0.1}, 2, False),
+        ({"warmup_steps": 9, "lr_scheduler_type": "constant_with_warmup"}, 1, True),
+        ({"warmup_steps": 1, "lr_scheduler_type": "constant"}, 1, False),
+        ({"learning_rate": 0.0}, 9, True),
+    ],
+)
+def test_learning_rates_of_0(changes: dict[str, Any], steps: int, warned: bool) -> None:
+    findings = Findings()
+    estimates.check_schedule(TrainingArguments(use_cpu=True, **changes), steps, findings)
+    assert [text.startswith("The training would change no weight: ") for text in findings.warnings] == [True] * warned
+
+
+def test_a_schedule_that_cannot_be_made() -> None:
+    arguments = TrainingArguments(use_cpu=True, lr_scheduler_type="polynomial", learning_rate=1e-9)
+    with pytest.raises(ConfigError, match=r"^`lr_scheduler_type: polynomial`, `learning_rate: 1e-09`: lr_end "):
+        estimates.check_schedule(arguments, 9, Findings())
 
 
 def test_bytes_are_readable() -> None:

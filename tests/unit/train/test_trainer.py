@@ -27,8 +27,8 @@ def step(trainer: SimpleNamespace, rate: float) -> bool:
     return trainer.policy_moved
 
 
-def begin(trainer: SimpleNamespace, at: int, warmup: int) -> bool:
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+def begin(trainer: SimpleNamespace, at: int, warmup: int, rate: float) -> bool:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=9)
     state = TrainerState(global_step=at)
     _Progress(trainer).on_train_begin(None, state, TrainerControl(), lr_scheduler=schedule)
@@ -43,8 +43,11 @@ def test_an_update_moves_the_policy_unless_fp16_skips_it(trainer: SimpleNamespac
     assert step(trainer, 1e-6)
 
 
-@pytest.mark.parametrize(("at", "warmup", "moved"), [(0, 0, False), (1, 0, True), (1, 3, False), (2, 3, True)])
+@pytest.mark.parametrize(
+    ("at", "warmup", "rate", "moved"),
+    [(0, 0, 1e-3, False), (1, 0, 1e-3, True), (1, 3, 1e-3, False), (2, 3, 1e-3, True), (2, 0, 0.0, False)],
+)
 def test_a_resumed_training_has_moved_if_a_learning_rate_was_above_0(
-    trainer: SimpleNamespace, at: int, warmup: int, moved: bool
+    trainer: SimpleNamespace, at: int, warmup: int, rate: float, moved: bool
 ) -> None:
-    assert begin(trainer, at, warmup) == moved
+    assert begin(trainer, at, warmup, rate) == moved
