@@ -85,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
     files, overrides = loop.split_words(arguments.words)
     if not files:
         raise ConfigError(f"No run file is given, only {' '.join(overrides)}. Name the YAML files to play, in order.")
-    return loop.play(loop.read_items(files, overrides), functools.partial(print, flush=True))
+    return loop.play(loop.checked_items(files, overrides), functools.partial(print, flush=True))
 
 
 def _lineage(arguments: argparse.Namespace) -> None:

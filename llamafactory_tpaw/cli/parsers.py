@@ -86,7 +86,7 @@ def _init(parser: argparse.ArgumentParser) -> None:
     add("--saves", metavar="FOLDER", help="where models are saved (default: saves/MODEL/full)").complete = FOLDER
     text = "take settings, and what is not given here, of this file"
     add("--like", metavar="RUN_FILE", help=text).complete = FILE
-    add("--force", action="store_true", help="overwrite files and entries of the same name")
+    add("--force", action="store_true", help="replace what is there of this name, and remove its other run files")
     add("overrides", metavar="KEY=VALUE", nargs="*", help="keys of the run files; `sft.KEY=VALUE` of the SFT file")
 
 
@@ -144,8 +144,8 @@ $ llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml
 $ llamafactory-tpaw check yaml/qwen_tpaw_iter0.yaml per_device_train_batch_size=2 --model --json
 ## run: the iterations given, in order, from wherever they were left
 Play run files one after the other, each in its own process: what is finished is skipped, what was interrupted
-continues, and a failure stops the rest. All files are checked before the first one starts; players and triplets that
-an earlier one makes need not be there yet. Files of stage `sft` may be among them.
+continues, and a failure stops the rest. All files are checked before the first one starts, one against another, too;
+players and triplets that an earlier one makes need not be there yet. Files of stage `sft` may be among them.
 $ llamafactory-tpaw run yaml/qwen_sft.yaml yaml/qwen_tpaw_iter0.yaml yaml/qwen_tpaw_iter1.yaml
 $ llamafactory-tpaw run yaml/qwen_tpaw_iter?.yaml per_device_train_batch_size=2
 ## train: the same as `llamafactory-cli train`, where a .pth file is not processed

@@ -44,6 +44,11 @@ class Opponents:
     proto: Round | None  # D_0 for T-SPIN from iteration 1
 
     @property
+    def used(self) -> list[Round]:
+        """Rounds that are read, D_0 for T-SPIN the last."""
+        return [*self.rounds, *([self.proto] if self.proto else [])]
+
+    @property
     def missing(self) -> list[Round]:
         """Rounds whose file is not there or not whole."""
         return [round_ for round_ in self.rounds if not round_.complete]
@@ -192,12 +197,18 @@ def _anew(round_: Round) -> str:
     return f"delete {round_.path} and {meta_path(round_.path)} to generate it again"
 
 
-def prompts_problems(digests: dict[str, tuple[str, int]]) -> list[str]:
-    """Check by digest and number of each entry's prompts that they are the same: a team is compared on one set."""
-    if len({digest for digest, _ in digests.values()}) <= 1:
+def prompts_problems(rounds: Sequence[tuple[Round, Any]]) -> list[str]:
+    """Check by the digests in rounds' metas that their prompts are the same: a team is compared on one set."""
+    if len({meta.prompts_digest for _, meta in rounds}) <= 1:
         return []
-    listed = ", ".join(f"{name} {digest[:12]} ({count})" for name, (digest, count) in digests.items())
+    asked, listed = [], []
+    for _, meta in rounds:
+        kept = {"digest": meta.prompts_digest[:12], "prompts": meta.prompts, "tpaw_prompts": meta.prompts_entry}
+        asked.append(kept | {"cutoff_len": meta.cutoff_len} | meta.selection)
+    for (round_, _), keys in zip(rounds, asked, strict=True):
+        differing = (f"{key} {keys[key]}" for key in keys if any(keys[key] != other.get(key) for other in asked))
+        listed.append(f"{round_.path} has {', '.join(differing)}")
     return [
-        f"The rounds of `dataset` answer different prompts: {listed}. Generate them from one SFT set with the same "
-        "`tpaw_max_prompts`, `tpaw_prompts_seed`, `tpaw_turn`, `cutoff_len` and template."
+        f"The rounds of `dataset` answer different prompts: {'; '.join(listed)}. Generate them from one SFT set with "
+        "the same `tpaw_max_prompts`, `tpaw_prompts_seed`, `tpaw_turn`, `cutoff_len` and template."
     ]

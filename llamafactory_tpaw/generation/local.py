@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -136,8 +137,9 @@ def _check_earlier_rounds(run: RunArguments, round_: Round, team: Team, prompts:
     """Find before sampling what training would refuse afterwards: rounds of other checkpoints or prompts."""
     rounds = list_opponents(run.finetuning, split_names(run.data.dataset), run.data.dataset_dir).rounds
     metas = [(other, read_meta(other.path)) for other in rounds if other.iteration != round_.iteration]
-    digests = {other.entry.name: (meta.prompts_digest, meta.prompts) for other, meta in metas}
-    problems = prompts_problems(digests | {round_.entry.name: (prompts.digest, len(prompts.prompts))})
+    own = SimpleNamespace(prompts_digest=prompts.digest, prompts=len(prompts.prompts), cutoff_len=run.data.cutoff_len)
+    own.prompts_entry, own.selection = prompts.entry.name, selection(vars(run.data) | vars(run.finetuning))
+    problems = prompts_problems([*metas, (round_, own)])
     players = {member.player.theta: (member.player.path, member.fingerprint) for member in team.members}
     problems += origin_problems(metas, players)
     problems += encoding_problems([(other.path, meta) for other, meta in metas], team.encoder, str(run.data.template))

@@ -119,10 +119,7 @@ def _rows_of(path: Path | None) -> int | None:
 def check_rounds(plan: Plan, encoder: TurnEncoder, template: str, findings: Findings) -> None:
     """Hold the rounds that are there to one another and to the run's tokenizer and template, by their metas."""
     metas = [(round_, read_meta(round_.path)) for round_ in plan.opponents.rounds if round_.complete]
-    findings.refuse(
-        DataError,
-        prompts_problems({round_.entry.name: (meta.prompts_digest, meta.prompts) for round_, meta in metas}),
-    )
+    findings.refuse(DataError, prompts_problems(metas))
     if plan.tpaw_args.tpaw_prompts:
         files = [(round_.path, meta) for round_, meta in metas]
         findings.refuse(DataError, encoding_problems(files, encoder, template))

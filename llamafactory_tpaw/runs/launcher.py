@@ -51,7 +51,7 @@ def prepared(given: dict[str, Any], run_file: str = "") -> Iterator[str]:
     """
     given, handed = take_handed(given)
     run_file = handed["run_file"] if handed else run_file
-    plan = handed_plan(given) if handed else make_plan(given)  # `run` has just made it
+    plan = make_plan(given)
     if plan.is_finished:
         prune(given, run_file)  # which an interruption may have kept from being done
         _say_finished(plan)

@@ -1,32 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """`llamafactory-tpaw run`: run files are read and checked together, then played one after the other.
 
-A run file is read once, at the beginning; each is played in a process that is handed its settings.
+A run file is read once, at the beginning; each is played in a process that is handed its settings. This process only
+waits: what loads LlamaFactory, and holds 0.9 GiB from then on, is done in others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..arguments.recorded import different_settings
 from ..data.files import read_json
-from ..data.rounds import split_names
-from ..data.source import find_entry
+from ..data.prompts import SELECTION
 from ..errors import ConfigError, DataError, Findings, TpawError
+from ..generation.base import SamplingSettings
 from ..lf.given import YAML_ENDINGS, handed_file, is_true, read_given, unknown_key_problems, value_problems
-from ..lf.signals import SAVING_S, run_child
+from ..lf.logs import get_logger
+from ..lf.signals import SAVING_S, end_with_parent, run_child
 from ..team.checkpoint import check_checkpoint_complete
-from .plan import make_plan
+from ..team.manifest import read_manifest
+from .plan import Plan, handed_plan, make_plan, with_defaults
 
 
 STAGES = ("tpaw", "sft")
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+# What all rounds of a run have in common, and what they usually have.
+PROMPT_KEYS = (*SELECTION, "tpaw_prompts", "cutoff_len", "template", "default_system", "enable_thinking")
+SAMPLING_KEYS = (*SamplingSettings.__dataclass_fields__, "do_sample", "tpaw_samples_per_prompt")
 
 
 class Item(NamedTuple):
@@ -34,6 +43,7 @@ class Item(NamedTuple):
 
     file: str
     given: dict[str, Any]
+    finished: bool = False  # when all were checked
 
     @property
     def is_iteration(self) -> bool:
@@ -48,7 +58,8 @@ class Item(NamedTuple):
     @property
     def produces(self) -> str:
         """What its output folder holds in the end."""
-        return f"theta_{int(self.given['tpaw_iteration']) + 1}" if self.is_iteration else "the model of stage sft"
+        theta = int(self.given.get("tpaw_iteration", 0)) + 1
+        return f"theta_{theta}" if self.is_iteration else "the model of stage sft"
 
 
 # -- reading and checking
@@ -60,8 +71,14 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, [word for word in words if word not in files]
 
 
+def checked_items(files: Sequence[str], overrides: Sequence[str]) -> list[Item]:
+    """Do what `read_items` does in a process that ends with it."""
+    with ProcessPoolExecutor(1, initializer=end_with_parent) as pool:
+        return pool.submit(read_items, files, overrides).result()
+
+
 def read_items(files: Sequence[str], overrides: Sequence[str]) -> list[Item]:
-    r"""Read all run files and check what can be checked before the first one starts.
+    r"""Read all run files and check what can be checked before the first one starts, of each and between them.
 
     Raises:
         TpawError: With every problem of every file, each with the file named.
@@ -73,16 +90,23 @@ def read_items(files: Sequence[str], overrides: Sequence[str]) -> list[Item]:
                 items.append(_read_item(file, overrides))
         makers: dict[Path, Item] = {}
         expected: set[Path] = set()
-        for item in items:
-            finished = False
+        earlier: dict[str, Plan] = {}
+        for number, item in enumerate(items):
+            plan = None
+            with contextlib.suppress(KeyError, TpawError):  # what keeps it from being made is found by the check
+                plan = handed_plan(item.given) if item.is_iteration else None
             with findings.note(), _named(item.file):
                 if (maker := makers.setdefault(item.folder.resolve(), item)) is not item:
                     raise ConfigError(
                         f"`output_dir: {item.folder}` is that of {maker.file}, too. Give each run its own folder."
                     )
-                finished = _check(item, expected)
-            if not finished:
-                expected |= _made_by(item)
+                items[number] = item._replace(finished=_check(item, expected))
+                before, earlier = earlier, earlier | ({item.file: plan} if plan else {})
+                for file, other in before.items() if plan else ():
+                    _compare(item.file, plan, file, other)
+            if not items[number].finished:
+                sampled = plan.to_generate if plan else ()
+                expected |= {item.folder.resolve(), *(round_.path.resolve() for round_ in sampled)}
     return items
 
 
@@ -108,17 +132,33 @@ def _check(item: Item, expected: set[Path]) -> bool:
         if item.is_iteration:
             return make_plan(item.given, expected).is_finished
         findings.refuse(ConfigError, unknown_key_problems(item.given) + value_problems(item.given))
-    return is_finished(item)
+    return not is_true(item.given, "overwrite_output_dir") and is_finished(item)
 
 
-def _made_by(item: Item) -> set[Path]:
-    """Where a run saves its model and its triplets."""
-    made, names = {item.folder.resolve()}, split_names(item.given.get("dataset"))
-    if names and item.given.get("tpaw_prompts"):
-        with contextlib.suppress(TpawError):  # what is wrong with the entry is said by the check of this run
-            path = find_entry(names[-1], str(item.given.get("dataset_dir", "data"))).path
-            made |= {path.resolve()} if path else set()
-    return made
+def _compare(own: str, plan: Plan, file: str, other: Plan) -> None:
+    """Refuse an iteration that plays with the θ or the triplets of an earlier file, and asks for others than it."""
+    t, place = other.tpaw_args.tpaw_iteration, os.path.realpath
+    made = {place(each.path): f"D_{t}" for each in other.opponents.rounds if each.iteration == t}
+    played = {place(each.path): f"D_{each.iteration}" for each in plan.opponents.used}
+    one_set = made.keys() <= played.keys() and plan.tpaw_args.tpaw_prompts and other.tpaw_args.tpaw_prompts
+    made[place(other.given["output_dir"])] = f"theta_{t + 1}"
+    played |= {place(player.path): player.name for player in plan.players if player.theta}
+    if not made.keys() & played.keys():
+        return
+    for names, one in ((made, other), (played, plan)):
+        known = with_defaults(one.given) | vars(one.tpaw_args)
+        names |= {each.name: "+".join(map(place, each.parts)) for each in one.players if each.theta <= t}
+        names |= {key: known[key] for key in (*PROMPT_KEYS, *SAMPLING_KEYS)} if one_set else {}
+    differing = different_settings(made, played, made | played)  # of what both of them name
+    # Rounds may be sampled otherwise, which training does not mind, but not one round by two files.
+    free = SAMPLING_KEYS if plan.tpaw_args.tpaw_iteration != t else ()
+    if refused := [text for text in differing if text.split("`")[1] not in free]:
+        raise ConfigError(
+            f"It plays with what {file} makes, but otherwise than there {'; '.join(refused)}. Give both files the "
+            "same, or this one other players and rounds."
+        )
+    if unusual := [text for text in differing if "`seed`" not in text]:
+        get_logger(__name__).warning_rank0(f"{own} samples otherwise than {file}: {'; '.join(unusual)}.")
 
 
 @contextlib.contextmanager
@@ -134,17 +174,14 @@ def _named(file: str) -> Iterator[None]:
 
 
 def is_finished(item: Item) -> bool:
-    r"""Whether a run's folder holds its result, without loading anything that takes time.
-
-    Raises:
-        TpawError: If the folder holds a run with other settings, its result is damaged, or the run cannot work.
-    """
+    """Whether a run's folder holds its result, whole, by what is written last."""
     if item.is_iteration:
-        return make_plan(item.given).is_finished
+        manifest = read_manifest(item.folder)
+        return manifest is not None and manifest.status == "finished" and not check_checkpoint_complete(item.folder)
     # LlamaFactory writes weights first and its state last, and LlamaBoard's abort all of it before the last step.
     state = item.folder / "trainer_state.json"
     files = (item.folder / "train_results.json", state)
-    if is_true(item.given, "overwrite_output_dir") or not all(file.is_file() for file in files):
+    if not all(file.is_file() for file in files):
         return False
     try:
         steps = read_json(state)
@@ -165,16 +202,19 @@ def play(items: Sequence[Item], tell: Callable[[str], None]) -> int:
         The exit code of the process that failed, which has told why; 0 where none did.
 
     Raises:
-        TpawError: If one cannot be played any more, though it could be when all were checked.
+        DataError: If the process of one ended well, but left no result.
         KeyboardInterrupt: If this process is interrupted; its child is ended before.
     """
+    unchanged = True
     for number, item in enumerate(items, start=1):
         started, name = time.monotonic(), f"[{number}/{len(items)}] {item.file}:"
+        # What an iteration was made of may be another one since; then its own process sees whether it is finished.
+        if item.finished and (unchanged or not item.is_iteration):
+            tell(f"{name} skipped: {item.folder} holds {item.produces}.")
+            continue
+        unchanged = False
+        tell(f"{name} makes {item.produces}.")
         with _named(item.file):
-            if is_finished(item):
-                tell(f"{name} skipped: {item.folder} holds {item.produces}.")
-                continue
-            tell(f"{name} makes {item.produces}.")
             code = _play_one(item)
         took = timedelta(seconds=round(time.monotonic() - started))
         if code:
@@ -188,8 +228,7 @@ def _play_one(item: Item) -> int:
     with handed_file(item.given, **({"run_file": item.file} if item.is_iteration else {})) as file:
         command = [sys.executable, "-m", "llamafactory_tpaw", "train", file]
         code = run_child(command, patience_s=SAVING_S)
-    # With `overwrite_output_dir` a result never counts as finished beforehand.
-    if code == 0 and not is_finished(item._replace(given=item.given | {"overwrite_output_dir": False})):
+    if code == 0 and not is_finished(item):
         raise DataError(
             f"Its process ended without an error, but {item.folder} holds no finished result. Start the same command "
             "again: it continues."

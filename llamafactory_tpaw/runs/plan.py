@@ -219,7 +219,7 @@ def _folder_problems(given: dict[str, Any]) -> list[str]:
 
 def _check_opponents(plan: Plan, expected: Collection[Path], findings: Findings) -> None:
     args, opponents = plan.tpaw_args, plan.opponents
-    for round_ in [*opponents.rounds, *([opponents.proto] if opponents.proto else [])]:
+    for round_ in opponents.used:
         if round_.path.resolve() in expected:
             continue
         newest = round_.iteration == args.tpaw_iteration

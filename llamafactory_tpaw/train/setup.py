@@ -84,15 +84,12 @@ def _checked_metas(
     run: RunArguments, team: Team, listed: Opponents, findings: Findings
 ) -> list[tuple[Entry, TripletMeta]]:
     """Hold the rounds, y_0's the last, to the players, prompts, tokenizer and template of this run, all at once."""
-    used = [*listed.rounds, *([listed.proto] if listed.proto else [])]
-    for round_ in used:
+    for round_ in listed.used:
         findings.refuse(DataError, rounds.round_problems(round_, may_be_generated=False))
     findings.raise_noted()
-    metas = [(round_, read_meta(round_.path)) for round_ in used]
+    metas = [(round_, read_meta(round_.path)) for round_ in listed.used]
     played = metas[: len(listed.rounds)]
-    problems = rounds.prompts_problems(
-        {round_.entry.name: (meta.prompts_digest, meta.prompts) for round_, meta in played}
-    )
+    problems = rounds.prompts_problems(played)
     players = {member.player.theta: (member.player.path, member.fingerprint) for member in team.readers}
     problems += rounds.origin_problems(played, players)
     named = run.finetuning.tpaw_opponent_model

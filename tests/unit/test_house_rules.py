@@ -32,9 +32,9 @@ BUDGETS = {
     "team": 2300,
     "generation": 2420,
     "train": 950,
-    "runs": 2400,
+    "runs": 2453,
     "report": 1100,
-    "board": 1040,
+    "board": 987,
     "commands": 800,
 }
 COMMANDS = {"cli", "doctor", "errors"}

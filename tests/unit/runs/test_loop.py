@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llamafactory_tpaw.errors import ConfigError, DataError, TpawError
+from llamafactory_tpaw.errors import DataError, TpawError
 from llamafactory_tpaw.lf.given import HANDED, read_given
 from llamafactory_tpaw.runs import loop
 from llamafactory_tpaw.runs.loop import Item, is_finished, read_items, split_words
@@ -139,6 +141,60 @@ class TestReading:
         assert "iter0.yaml: `output_dir: saves/play_iter0` holds a run that was finished with other" in problem
 
 
+def shift(project: Project, **changes: Any) -> list[str]:
+    """Iterations 0 and 1 whose files differ by `changes`, those that begin with `first_` in iteration 0."""
+    first = {key.removeprefix("first_"): changes.pop(key) for key in list(changes) if key.startswith("first_")}
+    return [project.write(f"iter{t}.yaml", project.settings(t, **(changes if t else first))) for t in (0, 1)]
+
+
+class TestComparing:
+    """What training would refuse after hours is refused before the first file is played."""
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"tpaw_max_prompts": 12}, "`tpaw_max_prompts` was None and is 12 now"),
+            ({"tpaw_turn": "first"}, "`tpaw_turn` was last and is first now"),
+            ({"first_cutoff_len": 128}, "`cutoff_len` was 128 and is 256 now"),
+            ({"template": "llama3"}, "`template` was qwen and is llama3 now"),
+            ({"default_system": "Be brief."}, "`default_system` was None and is Be brief. now"),
+            ({"tpaw_players": "base,saves/play_iter0"}, "`theta_0` was <saves/sft> and is <base> now"),
+        ],
+    )
+    def test_what_must_agree(self, project: Project, changes: dict[str, Any], said: str) -> None:
+        shutil.copytree("saves/sft", "base")
+        (problem,) = problems_of(shift(project, **changes))
+        said = re.sub("<(.+?)>", rf"{project.root}/\1", said)
+        assert problem == (
+            f"iter1.yaml: It plays with what iter0.yaml makes, but otherwise than there {said}. Give both files "
+            "the same, or this one other players and rounds."
+        )
+
+    def test_a_theta_of_another_number_and_one_round_of_two_files(self, project: Project) -> None:
+        files = shift(project)
+        project.write("other.yaml", project.settings(0, output_dir="saves/other_iter0", temperature=0.5))
+        (problem,) = problems_of([*files, "other.yaml"])
+        assert problem.startswith("other.yaml: It plays with what iter0.yaml makes, but")
+        assert "`temperature` was 1.0 and is 0.5 now" in problem
+        players = {"tpaw_players": "saves/sft,saves/play_iter1,saves/play_iter0"}
+        wrong = project.settings(2, **players, model_name_or_path="saves/play_iter0")
+        (problem,) = problems_of([*files, project.write("iter2.yaml", wrong)])
+        assert "saves/play_iter0` was theta_1 and is theta_2 now" in problem
+
+    def test_what_may_differ(self, project: Project, caplog: pytest.LogCaptureFixture) -> None:
+        """Sampling of later rounds, with a warning; runs that share theta_0 and D_0; rounds that no opponent uses."""
+        with caplog.at_level("WARNING"):
+            assert len(read_items(shift(project, temperature=0.5, seed=7), [])) == 2
+        (warning,) = caplog.messages
+        assert warning == "iter1.yaml samples otherwise than iter0.yaml: `temperature` was 1.0 and is 0.5 now."
+        alone = {"run": "alone", "dataset": "play_iter0,alone_iter1", "tpaw_players": "saves/sft,saves/alone_iter0"}
+        project.write("alone0.yaml", project.settings(0, run="alone", dataset="play_iter0"))
+        project.write("alone1.yaml", project.settings(1, **alone))
+        assert len(read_items([*shift(project), "alone0.yaml", "alone1.yaml"], [])) == 4
+        size_1 = {"tpaw_team_size": 1, "dataset": "play_iter1", "tpaw_max_prompts": 12}
+        assert len(read_items(shift(project, first_tpaw_team_size=1, **size_1), [])) == 2
+
+
 class TestStageSft:
     def test_it_is_finished_when_all_is_there(self, project: Project) -> None:
         given = {"stage": "sft", "output_dir": "saves/sft"}
@@ -146,7 +202,8 @@ class TestStageSft:
         assert not is_finished(item)  # weights alone may be from anywhere
         finish_sft()
         assert is_finished(item)
-        assert not is_finished(Item("sft.yaml", given | {"overwrite_output_dir": "true"}))
+        assert [each.finished for each in read_items([write_sft(project)], [])] == [True]
+        assert [each.finished for each in read_items(["sft.yaml"], ["overwrite_output_dir=true"])] == [False]
         Path("saves/sft/model.safetensors").unlink()
         assert not is_finished(item)
         save_file({"a.lora_A.weight": torch.zeros(1, 2)}, "saves/sft/adapter_model.safetensors")
@@ -167,16 +224,13 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.finished: set[str] = set()  # names of output folders
-        self.problems: dict[str, TpawError] = {}
         self.codes: dict[str, int] = {}  # by output folder; what its process ends with, -1 for well without a result
         self.handed: list[dict[str, Any]] = []
         monkeypatch.setattr(loop, "is_finished", self.is_finished)
         monkeypatch.setattr(loop, "run_child", self.run_child)
 
     def is_finished(self, item: Item) -> bool:
-        if item.folder.name in self.problems:
-            raise self.problems[item.folder.name]
-        return item.folder.name in self.finished and not item.given.get("overwrite_output_dir")
+        return item.folder.name in self.finished
 
     def run_child(self, command: list[str], patience_s: float) -> int:
         assert patience_s >= 600, "a checkpoint of a large model is saved when it is asked to end"
@@ -200,16 +254,16 @@ class TestPlay:
         return World(monkeypatch)
 
     def test_each_is_played_in_order_in_a_process_that_is_handed_its_settings(self, world: World) -> None:
-        world.finished = {"b", "c"}
-        items = item("a", tpaw_eta=2), item("b"), item("c", overwrite_output_dir=True)
+        skipped = item("b")._replace(finished=True)
+        items = skipped, item("a", tpaw_eta=2), item("c", overwrite_output_dir=True)
         told: list[str] = []
         assert loop.play(items, told.append) == 0
         assert [handed.pop(HANDED)["run_file"] for handed in world.handed] == ["a.yaml", "c.yaml"]
-        assert world.handed == [items[0].given, items[2].given]
+        assert world.handed == [items[1].given, items[2].given]
         assert told == [
-            "[1/3] a.yaml: makes theta_1.",
-            "[1/3] a.yaml: finished after 0:00:00: saves/a holds theta_1.",
-            "[2/3] b.yaml: skipped: saves/b holds theta_1.",
+            "[1/3] b.yaml: skipped: saves/b holds theta_1.",
+            "[2/3] a.yaml: makes theta_1.",
+            "[2/3] a.yaml: finished after 0:00:00: saves/a holds theta_1.",
             "[3/3] c.yaml: makes theta_1.",
             "[3/3] c.yaml: finished after 0:00:00: saves/c holds theta_1.",
         ]
@@ -222,10 +276,33 @@ class TestPlay:
         assert len(world.handed) == 2
         assert f"[2/3] b.yaml: failed with exit code {code} after" in told[-1]
 
-    def test_what_went_wrong_since_the_check_is_told(self, world: World) -> None:
-        world.problems = {"a": ConfigError("other settings.")}
-        with pytest.raises(ConfigError, match=r"a\.yaml: other settings\."):
-            loop.play([item("a")], str)
+    def test_what_was_finished_before_another_is_played_is_left_to_its_own_process(self, world: World) -> None:
+        sft = Item("sft.yaml", {"stage": "sft", "output_dir": "saves/sft"}, finished=True)
+        assert loop.play([item("a"), item("b")._replace(finished=True), sft], str) == 0
+        assert [Path(handed["output_dir"]).name for handed in world.handed] == ["a", "b"]
+
+    def test_a_process_that_leaves_no_result(self, world: World) -> None:
         world.codes = {"b": -1}
         with pytest.raises(DataError, match=r"b\.yaml: Its process .* saves/b holds no finished result"):
             loop.play([item("b")], str)
+
+
+LIGHT = """
+import sys
+from llamafactory_tpaw import cli
+from llamafactory_tpaw.runs import loop
+assert cli.main(["run", "nope.yaml", "run.txt"]) == 2
+loop.run_child = lambda command, patience_s: 3
+assert loop.play([loop.Item("a.yaml", {"stage": "tpaw", "output_dir": "saves/a"})], str) == 3
+print(*{"torch", "transformers", "datasets", "llamafactory"} & set(sys.modules))
+"""
+
+
+def test_the_process_that_waits_loads_nothing_heavy(tmp_path: Path) -> None:
+    """All files are checked in another process, whose problems come one by one."""
+    done = subprocess.run([sys.executable, "-c", LIGHT], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    assert [line[: line.index(" cannot")] for line in done.stderr.splitlines()[:1]] == [
+        "llamafactory-tpaw: error: nope.yaml: The run file nope.yaml"
+    ]
+    assert done.stderr.count("llamafactory-tpaw: error: ") == 2
