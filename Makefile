@@ -10,13 +10,14 @@ PACKAGING := setup.py pyproject.toml llamafactory_tpaw.pth llamafactory_tpaw.sta
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test chromium lint docs bench
+.PHONY: help venv demo test chromium lint docs bench real
 
 help:
 	@echo "make demo       play three iterations with a tiny model on the CPU and write a report"
 	@echo "make test       run the whole test suite"
 	@echo "make chromium   install Debian's Chromium where it is missing, for the tests of LlamaBoard's page"
 	@echo "make bench      measure time and memory of training against other trainers"
+	@echo "make real       play with a real model, real vLLM and other servers on the CPU (keeps 4 GB in .real)"
 	@echo "make lint       check style and formatting"
 	@echo "make docs       write docs/configuration.md and docs/commands.md from the help"
 
@@ -38,6 +39,10 @@ chromium:
 bench: $(VENV)/.tpaw-installed
 	@$(RUN) -m benchmarks.training
 	@$(RUN) -m benchmarks.iteration
+
+# REAL="--prompts 48" passes options on.
+real: $(VENV)/.tpaw-installed-dev
+	@$(RUN) -m benchmarks.real $(REAL)
 
 lint: $(VENV)/.tpaw-installed-dev
 	@$(RUN) -m ruff check .

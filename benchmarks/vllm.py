@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,17 +147,21 @@ def generate(options: argparse.Namespace, folder: Path, engine: str, kind: str) 
 def compare(folder: Path) -> dict[str, float]:
     """How many greedy rows are the same, and where the others part."""
     rows = [_ids(folder / "tpaw" / f"{engine}_greedy.jsonl") for engine in ENGINES]
-    parted = [
-        next((place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
-        for ours, theirs in zip(*rows, strict=True)
-        if ours != theirs
-    ]
+    parted = [place for pair in zip(*rows, strict=True) if (place := parting(*pair)) is not None]
     total = len(rows[0])
     return {
         "rows": total,
         "equal": total - len(parted),
         "median_tokens_before_parting": statistics.median(parted) if parted else 0,
     }
+
+
+def parting(ours: Sequence[Any], theirs: Sequence[Any]) -> int | None:
+    """Where two rows part; None where they are the same."""
+    if ours == theirs:
+        return None
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((place for place, (our, their) in pairs if our != their), min(len(ours), len(theirs)))
 
 
 def _ids(path: Path) -> list[list[int]]:
