@@ -15,8 +15,8 @@ from typing import Any
 
 from ..arguments.checks import read_tpaw_args, setting_problems
 from ..arguments.recorded import SECRET
-from ..data.files import read_json, write_json_atomic
-from ..data.source import DATASET_INFO, triplet_entry
+from ..data.files import write_json_atomic
+from ..data.source import DATASET_INFO, read_info, triplet_entry
 from ..errors import ConfigError, TpawError
 from ..runs.run_files import names_in, next_settings, numbered, own_round, split_numbered
 from ..team.manifest import read_manifest
@@ -141,7 +141,7 @@ def status_of(folder: Path) -> str | None:
 def prompt_sets(dataset_dir: str) -> list[str]:
     """Return the names of the SFT sets in `dataset_info.json`; none where it cannot be read."""
     try:
-        info = read_json(Path(dataset_dir, DATASET_INFO))
+        info = read_info(Path(dataset_dir, DATASET_INFO))
     except TpawError:
         return []
     return [name for name, entry in info.items() if not (isinstance(entry, dict) and entry.get("ranking"))]
@@ -154,7 +154,7 @@ def add_entries(played: Sequence[Mapping[str, Any]]) -> None:
         DataError: If `dataset_info.json` is missing or damaged.
     """
     path = Path(played[0].get("dataset_dir") or "data", DATASET_INFO)
-    info = read_json(path)
+    info = read_info(path)
     new = {name: triplet_entry(name) for name in map(own_round, played) if name and name not in info}
     if new:
         write_json_atomic(path, info | new)

@@ -73,14 +73,20 @@ def read_json(path: str | Path) -> Any:
     return parse_json(content, str(path), "Repair or restore the file.")
 
 
-def parse_json(content: bytes, where: str, advice: str) -> Any:
-    """Read JSON that is UTF-8; otherwise a `DataError` says `where`, the place in it, and `advice`."""
+def decode(content: bytes, where: str) -> str:
+    """Read UTF-8, with or without a byte order mark; otherwise a `DataError` says `where` and the byte."""
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where} is not UTF-8: 0x{content[error.start]:02x} at byte {error.start + 1}. Save the file as UTF-8."
         ) from error
+
+
+def parse_json(content: bytes, where: str, advice: str) -> Any:
+    """Read JSON that is UTF-8; otherwise a `DataError` says `where`, the place in it, and `advice`."""
+    try:
+        return json.loads(decode(content, where))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, character" if b"\n" in content.rstrip(b"\n") else "character"
         raise DataError(

@@ -96,7 +96,7 @@ def load_triplets(
         return Triplet(f"{content}-{occurrence}", row.iteration, prompt_ids, *responses, truncated, sample=row.sample)
 
     numbered = ((number, (number, row)) for number, row in enumerate(rows, start=1))
-    return _collect(numbered, encode, f"`dataset: {entry.name}` ({entry.path})", limits, folder)
+    return _collect(numbered, encode, entry, limits, folder)
 
 
 def load_foreign(
@@ -123,11 +123,11 @@ def load_foreign(
         return Triplet(name, FOREIGN, prompt_ids, target_ids, generated_ids, truncated=False)
 
     read = Progress(f"encoding {entry.name}", len(rows), items=read_rows(rows, range(len(rows))))
-    return _collect(enumerate(read, start=1), encode, f"`dataset: {entry.name}`", limits, folder)
+    return _collect(enumerate(read, start=1), encode, entry, limits, folder)
 
 
 def _collect(
-    rows: Iterable[tuple[int, Any]], encode: Callable[[Any], Triplet], what: str, limits: Limits, folder: Path | None
+    rows: Iterable[tuple[int, Any]], encode: Callable[..., Triplet], entry: Entry, limits: Limits, folder: Path | None
 ) -> list[Triplet]:
     """Encode rows, cut their responses to what prompts leave of `cutoff_len`, and keep the token ids in a file."""
     bad_rows: list[BadRow] = []
@@ -138,7 +138,7 @@ def _collect(
         tokens.append(triplet.prompt_ids, target_ids, generated_ids)
         truncated = triplet.truncated or len(generated_ids) < len(triplet.generated_ids)
         kept.append((triplet.id, triplet.iteration, truncated, triplet.sample))
-    check_bad_rows(what, bad_rows, limits.max_bad_rows)
+    check_bad_rows(f"`dataset: {entry.name}` ({entry.path or 'on the hub'})", entry, bad_rows, limits.max_bad_rows)
     return [
         Triplet(name, iteration, *(tokens[3 * number + part] for part in range(3)), truncated, sample=sample)
         for number, (name, iteration, truncated, sample) in enumerate(kept)

@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError
 from ..lf.logs import get_logger
 from .encoding import UNENCODABLE, TokenFile, TurnEncoder, digest_of_ids, prompt_id
 from .progress import Progress
-from .source import AlignedRow, Entry, find_entry, load_rows, read_rows
+from .source import AlignedRow, Entry, find_entry, load_rows, locate, read_rows
 
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def encode_rows(
             yield number, encoded
 
 
-def check_bad_rows(what: str, bad_rows: Sequence[BadRow], allowed: int) -> None:
+def check_bad_rows(what: str, entry: Entry, bad_rows: Sequence[BadRow], allowed: int) -> None:
     """Refuse more bad rows than allowed; say how many are dropped otherwise. The first is shown."""
     if not bad_rows:
         return
     found = f"{len(bad_rows)} bad row{'' if len(bad_rows) == 1 else 's'}"
-    first = f"First: row {bad_rows[0].row}, because {bad_rows[0].reason}."
+    first = f"First: {locate(entry, bad_rows[0].row)}, because {bad_rows[0].reason}."
     if len(bad_rows) > allowed:
         raise DataError(
             f"{what} has {found}, but `tpaw_max_bad_rows` allows {allowed}. {first} Correct the rows, or raise "
@@ -195,7 +195,7 @@ def load_prompts(
     prompts = Prompts(rows, turn, encoded, folder if first is None else None)
     if first is None:
         name += f" ({entry.path or 'on the hub'})"
-        check_bad_rows(name, bad_rows, limits.max_bad_rows)
+        check_bad_rows(name, entry, bad_rows, limits.max_bad_rows)
         if not prompts:
             reason = f" Row {bad_rows[0].row} is none, because {bad_rows[0].reason}." if bad_rows else ""
             raise DataError(f"{name} has no usable row.{reason}")

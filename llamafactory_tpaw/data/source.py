@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, EnvironmentProblem, TpawError
 from ..lf import facade
-from .files import parse_json, parse_row, read_json
+from ..lf.failures import explain, places_of
+from .files import read_json
+from .local import check_files, files_of, read_files
 from .triplets import meta_path
 
 
@@ -63,6 +65,14 @@ def read_rows(dataset: Any, places: Sequence[int]) -> Iterator[AlignedRow]:
             yield AlignedRow(prompt, responses, system or "", tools or "", any(media))
 
 
+def read_info(path: Path) -> dict[str, Any]:
+    """Read a `dataset_info.json`: attributes by the name of their entry."""
+    info = read_json(path)
+    if not isinstance(info, dict):
+        raise DataError(f"{path} must hold one JSON object with an entry for each dataset. Repair the file.")
+    return info
+
+
 def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
     """Look up the entry that `key` names; one that is not there or says too little is a `ConfigError`."""
     info_path = Path(dataset_dir) / DATASET_INFO
@@ -71,9 +81,7 @@ def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
             f"`dataset_dir` is {dataset_dir!r}, but {info_path} does not exist. Stage `tpaw` needs a local folder "
             f"with {DATASET_INFO}; run the command from the project's root or set `dataset_dir`."
         )
-    info = read_json(info_path)
-    if not isinstance(info, dict):
-        raise DataError(f"{info_path} must hold one JSON object with an entry for each dataset. Repair the file.")
+    info = read_info(info_path)
     example = json.dumps(triplet_entry(name) if key in ("dataset", "tpaw_proto") else SFT_ENTRY)
     if name not in info:
         raise ConfigError(
@@ -87,7 +95,7 @@ def find_entry(name: str, dataset_dir: str, key: str = "dataset") -> Entry:
             f"{', '.join(SOURCES)} and a text, for example: {example}. Correct it."
         )
     file_name = attributes.get("file_name")
-    local = file_name is not None and not any(key.endswith("_url") for key in attributes)
+    local = file_name is not None and not any(source in attributes for source in SOURCES[1:])
     return Entry(name, attributes, Path(dataset_dir) / file_name if local else None)
 
 
@@ -117,41 +125,60 @@ def is_triplet_file(path: Path) -> bool:
 
 
 def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any) -> Any:
-    r"""Read an entry through LlamaFactory's loader and converters: a dataset for `read_rows`, with the bad rows.
+    r"""Read an entry through LlamaFactory's converters: a dataset for `read_rows`, with the bad rows.
 
     Raises:
-        DataError: If the file is absent, empty or not JSON objects (naming the row), lacks a column the entry names,
-            or cannot be read as the entry says.
+        DataError: If a file is absent, empty or broken, a row lacks what the entry names, or the entry is wrong.
+        EnvironmentProblem: If the machine lacks a package, or space for what `datasets` keeps of the rows.
     """
-    from datasets.exceptions import DatasetsError
-
-    if entry.path is not None and not entry.path.exists():
-        raise DataError(
-            f"`{entry.name}` names {entry.path}, which does not exist. Put the file there or correct `file_name` in "
-            f"{DATASET_INFO}."
-        )
-    attr = facade.get_dataset_list([entry.name], data_args.dataset_dir)[0]
+    what, attr, rows = f"`{entry.name}` ({entry.path or 'on the hub'}) cannot be read", None, ()
     try:
-        return facade.load_aligned_dataset(attr, model_args, data_args, training_args)
-    except (AttributeError, DatasetsError, LookupError, OSError, StopIteration, TypeError, ValueError) as error:
-        if entry.path is not None and entry.path.suffix in (".json", ".jsonl") and entry.path.is_file():
-            refuse_broken_row(entry.path)
-        cause = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        attr = facade.get_dataset_list([entry.name], {entry.name: entry.attributes})[0]
+        if entry.path is None or attr.num_samples is not None:  # which rows those are, LlamaFactory chooses
+            return facade.load_aligned_dataset(attr, model_args, data_args, training_args)
+        convert = facade.get_dataset_converter(attr.formatting, attr, data_args)
+        options = {"cache_dir": model_args.cache_dir, "num_proc": data_args.preprocessing_num_workers}
+        rows = read_files(files_of(entry.path, f"`{entry.name}`"), split=attr.split, **options)
+        if data_args.max_samples is not None:
+            rows = rows.select(range(min(data_args.max_samples, len(rows))))
+        return facade.align_dataset(rows, attr, data_args, training_args)
+    except TpawError:
+        raise
+    except Exception as error:  # loaders raise what they like
+        if problem := explain(error, places_of({"cache_dir": model_args.cache_dir}, ["cache_dir"])):
+            raise EnvironmentProblem(f"{what}. {problem}") from error
+        place, cause = "", error
+        if rows and isinstance(error, UnicodeDecodeError):  # which is seen when the text is used
+            check_files(files_of(entry.path))
+        for number, row in enumerate(rows, start=1):
+            try:
+                convert(row)
+            except Exception as of_row:
+                place, cause = f" {locate(entry, number)}:", of_row
+                break
+        reason = " ".join(str(cause.__cause__ or cause).split()).rstrip(".") or repr(cause)
+        if isinstance(cause, KeyError):  # what LlamaFactory looked up in vain
+            is_named = attr is None or cause.args[0] in vars(attr).values()
+            reason = f"there is no {'column or key' if is_named else 'tag for the role'} {reason}"
         raise DataError(
-            f"`{entry.name}` ({entry.path or 'on the hub'}) cannot be read as its entry in {DATASET_INFO} says: "
-            f"{'it has no column ' if isinstance(error, KeyError) else ''}{cause}. Correct the entry, or the row: in "
-            "a column all values have one type."
+            f"{what} as its entry in {DATASET_INFO} says:{place} {reason}. Correct the entry, or the row."
         ) from error
 
 
-def refuse_broken_row(path: Path) -> None:
-    """Name the row of a JSON file that could not be read, which `datasets` does not."""
-    content = path.read_bytes()
-    rows = content.splitlines()
-    if content.lstrip().startswith(b"["):
-        rows = [json.dumps(row).encode() for row in parse_json(content, str(path), "Correct the file.")]
-    for number, row in enumerate(rows, start=1):
-        if row.strip():
-            parse_row(path, number, row, "Correct or remove the row.")
-    if not any(row.strip() for row in rows):
-        raise DataError(f"{path} has no rows. Give a dataset with at least one row.")
+def locate(entry: Entry, number: int) -> str:
+    """Name a row by its number in its file, with the file of a folder, and with an unknown role or empty cell."""
+    attr = facade.get_dataset_list([entry.name], {entry.name: entry.attributes})[0]
+    if entry.path is None or (attr.num_samples, attr.split) != (None, "train"):
+        return f"row {number}"
+    for path in files_of(entry.path):
+        rows = read_files([path])
+        if number <= len(rows):
+            break
+        number -= len(rows)
+    place, row = f"row {number}" if path == entry.path else f"{path}, row {number}", rows[number - 1]
+    if path.suffix == ".csv" and None in row.values():
+        return f"{place} with an empty cell, which in CSV None, NA, null and nan are too"
+    turns = row.get(attr.messages) if attr.formatting != "alpaca" else None
+    roles = [turn.get(attr.role_tag) for turn in turns or () if isinstance(turn, dict)]
+    unknown = [role for role in roles if role not in vars(attr).values()]
+    return f"{place} with the unknown role {unknown[0]!r}" if unknown else place

@@ -20,13 +20,15 @@ from ..errors import EnvironmentProblem, TpawError
 # safetensors and torch write files in other languages than Python: the system's error is in their text at best.
 FULL = re.compile(
     r"StorageFull|QuotaExceeded|\bcode: (28|122)\b|os error (28|122)\b|No space left on device|Disk quota exceeded"
-    r"|inline_container\.cc.*unexpected pos|PytorchStreamWriter failed writing",
+    r"|Not enough disk space|inline_container\.cc.*unexpected pos|PytorchStreamWriter failed writing",
     re.DOTALL | re.IGNORECASE,
 )
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 CAUSE_CHARACTERS = 160
 DEFAULTS = {"output_dir": ".", "dataset_dir": "data", "tpaw_cache_dir": "saves/.tpaw_cache"}
+HUB = os.getenv("HF_DATASETS_CACHE") or os.getenv("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+DEFAULTS["cache_dir"] = HUB  # also where `datasets` keeps the rows of local files
 
 
 @contextlib.contextmanager
@@ -41,7 +43,7 @@ def explained(settings: Mapping[str, Any]) -> Iterator[None]:
     except EnvironmentProblem:
         raise
     except Exception as error:
-        problem = _explain(error, settings)
+        problem = explain(error, places_of(settings))
         if problem is None:
             raise
         raise EnvironmentProblem(problem) from error
@@ -59,17 +61,19 @@ def nearest_folder(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _explain(error: Exception, settings: Mapping[str, Any]) -> str | None:
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+def explain(error: Exception, places: Mapping[str, Path]) -> str | None:
+    """Say what the machine refused, with the free space of these places, and what to do; None for other errors."""
+    if isinstance(error, ImportError):
+        text = " ".join(str(error).split()).rstrip(".")
+        return f"A package is missing, or is not of the version that is needed: {text}. Install it."
+    causes: list[BaseException] = [error]
+    while (last := causes[-1]).__cause__ or (last.__context__ and not last.__suppress_context__):
+        causes.append(last.__cause__ or last.__context__)
     for cause in causes:
         text = " ".join(str(cause).split())[:CAUSE_CHARACTERS].rstrip(".") or type(cause).__name__
         if FULL.search(str(cause)):
-            places = places_of(settings) | {"TMPDIR": Path(tempfile.gettempdir())}
-            free = {name: shutil.disk_usage(nearest_folder(place)).free / 2**20 for name, place in places.items()}
+            among = {**places, "TMPDIR": Path(tempfile.gettempdir())}
+            free = {name: shutil.disk_usage(nearest_folder(place)).free / 2**20 for name, place in among.items()}
             listed = ", ".join(f"{name} has {room:.1f} MiB" for name, room in free.items())
             return (
                 f"No space is left on a disk: {text}. Of the run's folders {listed} free: make space, or move the "

@@ -18,6 +18,7 @@ import numpy as np
 from ..arguments.start import Start, is_adapter
 from ..data.encoding import cut_response
 from ..data.files import read_json
+from ..data.local import files_of, read_files
 from ..data.opponents import Limits, Triplet, encoding_problems, load_foreign, load_triplets
 from ..data.prompts import check_bad_rows, load_prompts
 from ..data.rounds import prompts_problems
@@ -76,12 +77,14 @@ def check_data(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int, f
         what = f"`tpaw_prompts: {args.tpaw_prompts}` ({found.entry.path or 'on the hub'}, first {looked} rows)"
         if args.tpaw_max_prompts is None:  # which rows it chooses is not looked at here
             with findings.note():
-                check_bad_rows(what, found.bad_rows, args.tpaw_max_bad_rows)
+                check_bad_rows(what, found.entry, found.bad_rows, args.tpaw_max_bad_rows)
         if not prompts:
             findings.refuse(DataError, [] if findings.errors else [f"{what} has no usable row. Correct the rows."])
             return None
         findings.refuse(ConfigError, round_trip_problems(prompts[:FEW_ROWS], encoder, str(run.data.template)))
-        bounds = [run.data.max_samples, args.tpaw_max_prompts, looked if looked < rows else _rows_of(found.entry.path)]
+        bounds = [run.data.max_samples, args.tpaw_max_prompts, looked if looked < rows else None]
+        if looked == rows and found.entry.path is not None:
+            bounds.append(len(read_files(files_of(found.entry.path), run.model.cache_dir)))
         total = finished[0][1].prompts if finished else min(filter(None, bounds), default=None)
         for prompt, other in zip(prompts, [*prompts[1:], *prompts[:1]], strict=True):
             target, generated = (cut_response(p.target_ids, len(prompt.prompt_ids), cutoff) for p in (prompt, other))
@@ -106,14 +109,6 @@ def check_data(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int, f
     cached = players and args.tpaw_reference == "cached"
     scored = 1 + responses + (players - 1) * own if cached else 0
     return Sample(triplets, total, responses, players, scored, longest)
-
-
-def _rows_of(path: Path | None) -> int | None:
-    """Count the rows of a local file of JSON lines; other formats are not opened for this."""
-    if path is None or path.suffix != ".jsonl":
-        return None
-    with path.open("rb") as stream:
-        return sum(1 for _ in stream)
 
 
 def check_rounds(plan: Plan, encoder: TurnEncoder, template: str, findings: Findings) -> None:

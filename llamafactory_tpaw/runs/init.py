@@ -16,7 +16,7 @@ from ..arguments.checks import read_tpaw_args
 from ..arguments.parsed import RunArguments, parse_reading
 from ..arguments.start import is_adapter
 from ..data.prompts import load_prompts
-from ..data.source import DATASET_INFO, triplet_entry
+from ..data.source import DATASET_INFO, locate, triplet_entry
 from ..errors import ConfigError, DataError, Findings
 from ..lf import facade
 from ..team.checkpoint import check_checkpoint_complete
@@ -57,7 +57,7 @@ SFT_SECTIONS = ("model", "method", "dataset", "output")
 UNKNOWN_MODEL = "Custom"  # as LlamaBoard calls a model that is not in its list
 BATCH, STEP, MIN_STEPS = 4, 64, 50  # triplets on a device, of a step as in SPIN, and steps of an epoch
 LOGGED = 20  # points of a run's curve at least, where it has that many steps
-ROWS, MOST_PROMPTS, NO_LIMIT = 500, 50_000, 2**31
+ROWS, MOST_PROMPTS, NO_LIMIT = 512, 50_000, 2**31
 MOST_TOKENS, TOKEN_STEP, SHARE = 4096, 64, 0.995
 
 
@@ -265,8 +265,9 @@ def _measure(first: Mapping[str, Any], model: str, sft_set: SftSet) -> tuple[dic
     looked = len(prompts) + len(bad_rows)
     if len(bad_rows) > looked / 10:
         raise DataError(
-            f"{len(bad_rows)} of {looked} rows of {name} cannot be used, the first is row {bad_rows[0].row}: "
-            f"{bad_rows[0].reason}. Correct the rows, or name the columns with `--columns`."
+            f"{len(bad_rows)} of {looked} rows of {name} cannot be used, the first is "
+            f"{locate(found.entry, bad_rows[0].row)}: {bad_rows[0].reason}. Correct the rows, or name the "
+            "columns with `--columns`."
         )
     new, cutoff = first.get("max_new_tokens"), first.get("cutoff_len")
     longest = _share(targets) if targets else 1024

@@ -19,6 +19,7 @@ from ..arguments.checks import read_tpaw_args, refuse_backends, setting_problems
 from ..arguments.fields import parse_value
 from ..arguments.recorded import different_settings
 from ..arguments.start import Start, same_place
+from ..data.local import files_of
 from ..data.prompts import selection
 from ..data.rounds import Opponents, Round, list_opponents, opponent_problems, round_problems, split_names
 from ..data.source import find_entry
@@ -244,12 +245,8 @@ def _check_entries(key: str, names: list[str], given: dict[str, Any], findings: 
     """Check that datasets are known and, where they are local, there."""
     for name in names:
         with findings.note():
-            entry = find_entry(name, _dataset_dir(given), key)
-            if entry.path is not None and not entry.path.exists():
-                raise DataError(
-                    f"`{key}: {name}` names {entry.path}, which does not exist. Put the file there, or correct "
-                    "`file_name` in dataset_info.json."
-                )
+            if path := find_entry(name, _dataset_dir(given), key).path:
+                files_of(path, f"`{key}: {name}`")
 
 
 def _origin_problems(round_: Round, meta: TripletMeta, plan: Plan) -> list[str]:

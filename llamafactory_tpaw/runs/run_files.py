@@ -11,10 +11,10 @@ from typing import Any
 
 from ..arguments.checks import read_tpaw_args
 from ..arguments.start import Start
-from ..data.files import read_json, write_atomic, write_json_atomic
+from ..data.files import write_atomic, write_json_atomic
 from ..data.rounds import split_names
-from ..data.source import DATASET_INFO
-from ..errors import ConfigError, DataError
+from ..data.source import DATASET_INFO, read_info
+from ..errors import ConfigError
 from ..lf import facade
 
 
@@ -163,9 +163,7 @@ def write_project(
         DataError: If `dataset_info.json` cannot be read.
     """
     info = folder / dataset_dir / DATASET_INFO
-    known = read_json(info) if info.exists() else {}
-    if not isinstance(known, dict):
-        raise DataError(f"{info} must hold a JSON object with an entry for each dataset. Repair or remove it.")
+    known = read_info(info) if info.exists() else {}
     there = {name: (folder / name).read_bytes() for name in files if (folder / name).exists()}
     conflicts = [str(folder / name) for name in there if there[name] != files[name].encode()]
     conflicts += [f"entry `{name}` of {info}" for name in entries if known.get(name, entries[name]) != entries[name]]

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data.files import read_json
-from ..data.source import DATASET_INFO, find_entry, refuse_broken_row
+from ..data.local import files_of, read_files
+from ..data.source import DATASET_INFO, find_entry, read_info
 from ..errors import ConfigError, DataError
 
 
-KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 USUAL = {
     "prompt": ("instruction", "prompt", "question", "query", "problem"),
     "query": ("input",),  # beside a column that asks, it is what the question is about
@@ -51,40 +50,21 @@ def find_sft_set(base: Path, data: str, given: Mapping[str, str]) -> SftSet:
         DataError: If the file cannot be read or has other columns than the usual ones.
     """
     info, path = base / DATASET_INFO, Path(data).expanduser()
-    if info.exists() and data in read_json(info):
+    if info.exists() and data in read_info(info):
         if given:
             raise ConfigError(f"`--columns` is for a file, but `--data {data}` is an entry of {info}. Leave it out.")
         entry = find_entry(data, str(base), "--data")
-        if entry.path is None or entry.path.is_dir():
-            return SftSet(data, entry.attributes)
-        return SftSet(data, entry.attributes, entry.path, len(_read_rows(entry.path)))
+        total = None if entry.path is None else len(read_files(files_of(entry.path)))
+        return SftSet(data, entry.attributes, entry.path, total)
     if not path.is_file():
         raise ConfigError(
             f"`--data {data}` is neither a file nor an entry of {info}. Name a .json, .jsonl, .csv or .parquet file; "
             "for a set on a hub add an entry with `hf_hub_url` there."
         )
-    rows, file = _read_rows(path), path.resolve()
+    rows, file = read_files(files_of(path)), path.resolve()
     is_inside = file.is_relative_to(base.resolve().parent)
     name = Path(os.path.relpath(file, base.resolve())).as_posix() if is_inside else file.as_posix()
     return SftSet(slug(path.stem), {"file_name": name, **_describe(data, rows, given)}, path, len(rows))
-
-
-def _read_rows(path: Path) -> Any:
-    """Read a file with `datasets`, as LlamaFactory does."""
-    import datasets
-
-    kind = KINDS.get(path.suffix)
-    if kind is None or not path.is_file():
-        raise DataError(f"`--data {path}` must be a .json, .jsonl, .csv or .parquet file. Convert it, or correct it.")
-    try:
-        return datasets.load_dataset(kind, data_files=[str(path)], split="train")
-    except (LookupError, OSError, StopIteration, TypeError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if kind == "json":
-            refuse_broken_row(path)
-        cause = " ".join(str(error.__cause__ or error).split()).rstrip(".")
-        raise DataError(
-            f"{path} cannot be read: {cause}. Correct the file: in a column all values have one type."
-        ) from error
 
 
 def _describe(file: str, rows: Any, given: Mapping[str, str]) -> dict[str, Any]:

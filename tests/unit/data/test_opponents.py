@@ -138,7 +138,7 @@ def test_other_ranking_data(project: Project, run: RunArguments, encoder: TurnEn
     assert run.data.max_samples == 1
     entry = find_entry("additions", run.data.dataset_dir)
     with pytest.raises(
-        DataError, match=r"`dataset: additions` has 16 bad rows, .* it is not one prompt with two responses"
+        DataError, match=r"`dataset: additions` \(.*\) has 16 bad rows, .* it is not one prompt with two responses"
     ):
         load_foreign(entry, encoder, LIMITS, run.model, run.data, run.training)
 
@@ -146,7 +146,7 @@ def test_other_ranking_data(project: Project, run: RunArguments, encoder: TurnEn
 def test_bad_rows_of_other_ranking_data(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
     rows = [PAIR, PAIR | {"worse": None}, PAIR | {"tools": "{"}, PAIR]
     with pytest.raises(
-        DataError, match=r"`dataset: pairs` has 2 bad rows.*First: row 2, because it is not one prompt"
+        DataError, match=r"`dataset: pairs` \(.*\) has 2 bad rows.*First: row 2, because it is not one prompt"
     ):
         load_pairs(project, run, encoder, rows)
     with pytest.raises(DataError, match=r"First: row 1, because the template cannot encode it: .*Invalid JSON"):

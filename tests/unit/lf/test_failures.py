@@ -18,6 +18,7 @@ from llamafactory_tpaw.lf.failures import DEFAULTS, explained, nearest_folder, p
 FULL = [
     OSError(errno.ENOSPC, "No space left on device"),
     OSError(errno.EDQUOT, "Disk quota exceeded"),
+    OSError("Not enough disk space. Needed: 2.1 GiB (download: Unknown size, generated: Unknown size)"),
     SafetensorError('Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space" })'),
     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 57280 vs 57168"),
@@ -50,6 +51,7 @@ def test_a_full_disk_is_known_however_it_is_said(error: Exception) -> None:
     for said in (explain(error), explain(DataError("`sft` cannot be read."), error)):
         assert said.startswith("No space is left on a disk: ")
         assert "`output_dir: saves/x` has " in said
+        assert "`cache_dir: " in said
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
@@ -70,6 +72,10 @@ def test_rights_and_files_in_the_way() -> None:
 @pytest.mark.parametrize("error", MEMORY, ids=repr)
 def test_memory(error: Exception) -> None:
     assert "Lower `per_device_train_batch_size` while raising `gradient_accumulation_steps`" in explain(error)
+
+
+def test_a_missing_package() -> None:
+    assert explain(ImportError("Install s3fs to access S3")).startswith("A package is missing, or is not of the")
 
 
 def test_places_and_the_folder_above(tmp_path: Path) -> None:

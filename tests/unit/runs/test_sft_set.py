@@ -77,5 +77,17 @@ def test_entries_and_files() -> None:
         find_sft_set(Path("data"), "far", COLUMNS)
     Path("data/dataset_info.json").write_text(json.dumps({"near": entry, "gone": {"file_name": "gone.json"}}))
     assert find_sft_set(Path("data"), "near", {}) == SftSet("near", entry, Path("data/../a b.jsonl"), 3)
-    with pytest.raises(DataError, match=r"`--data data/gone\.json` must be a \.json"):
+    with pytest.raises(DataError, match=r"names data/gone\.json, which does not exist"):
         find_sft_set(Path("data"), "gone", {})
+    Path("data/dataset_info.json").write_text("[]")
+    with pytest.raises(DataError, match="must hold one JSON object"):
+        find_sft_set(Path("data"), "near", {})
+
+
+def test_a_folder_and_a_name_like_a_pattern() -> None:
+    Path("data/set[v1]").mkdir()
+    for name in ("set[v1]/b.jsonl", "set[v1]/a.jsonl", "set[v1].jsonl"):
+        Path("data", name).write_text('{"question": "a", "answer": "b"}\n' * 2)
+    assert find_sft_set(Path("data"), "data/set[v1].jsonl", {}).name == "set_v1"
+    Path("data/dataset_info.json").write_text(json.dumps({"set": {"file_name": "set[v1]", "columns": COLUMNS}}))
+    assert find_sft_set(Path("data"), "set", {}).total == 4

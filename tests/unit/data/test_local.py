@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local files: any name is one, folders are in order, and what cannot be read is named with its row."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafactory_tpaw.data.local import files_of, read_files
+from llamafactory_tpaw.errors import DataError
+
+
+ROW = {"question": "Why?", "answer": "So."}
+LINE = json.dumps(ROW) + "\n"
+HALF = '{"question": "a\\ud800b", "answer": "So."}'
+BOM = "\ufeff"
+INDENTED = (json.dumps(ROW, indent=2) + "\n") * 2
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, content: str | bytes) -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    return list(read_files(files_of(Path(name)), "cache"))
+
+
+@pytest.mark.parametrize("name", ["set[v1].jsonl", "root[2026]/set*/a?.jsonl"])
+def test_a_name_is_no_pattern(name: str) -> None:
+    write(name, LINE)
+    write("seta/ab.jsonl", LINE * 3)
+    assert read(name) == [ROW]
+
+
+def test_a_folder_is_read_in_the_order_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "bca":
+        write(f"set/{name}.jsonl", json.dumps(ROW | {"question": name}) + "\n")
+    write("set/.DS_Store", b"\0")
+    listdir = os.listdir
+    for backwards in (False, True):
+        monkeypatch.setattr(os, "listdir", lambda path, order=backwards: sorted(listdir(path), reverse=order))
+        assert [row["question"] for row in read("set")] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", BOM + LINE), ("a.csv", f"{BOM}question,answer\nWhy?,So.\n"), ("a.json", json.dumps(ROW, indent=2))],
+)
+def test_what_is_read(name: str, content: str) -> None:
+    write(name, content)
+    assert read(name) == [ROW]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (
+            LINE * 24_999 + LINE.replace('"So."', "4"),
+            "a.json, row 25000: Column(/answer) changed from string to number. ",
+        ),
+        (f"{LINE}\n\n{LINE[:-4]}", "a.json, row 2 is not valid JSON: "),
+        (json.dumps([ROW, ROW | {"answer": 4}]), "a.json, row 2: Column(/answer) changed from string to number. "),
+        (f"{LINE}{HALF}", "a.json, row 2: The surrogate pair in string is invalid. "),
+        (f"[{LINE}, {HALF}]", "a.json, row 2: The surrogate pair in string is invalid. "),
+        (LINE.replace('"question"', '"answer"'), "a.json, row 1: Column(/answer) was specified twice. "),
+        (BOM + json.dumps([ROW]), "a.json has a byte order mark before its array. Save it as UTF-8 without one."),
+        (
+            INDENTED * 5_000,
+            "a.json has rows on several lines, which only short files may. Write each row on one line.",
+        ),
+        ("[]", "a.json has no rows. "),
+    ],
+)
+def test_the_row_is_named(content: str, problem: str) -> None:
+    write("a.json", content)
+    with pytest.raises(DataError) as caught:
+        read("a.json")
+    assert str(caught.value).startswith(problem)
+
+
+def test_two_rules_for_half_a_character_would_be_one_too_many() -> None:
+    r"""`\\ud800` is no character, but a backslash and letters; a pair is one character."""
+    write("a.json", json.dumps([ROW | {"question": "\\ud800 \U0001f600"}]))
+    assert read("a.json")[0]["question"] == "\\ud800 \U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        (
+            {"a.csv": "question,answer\nWhy?,So.\nO\xf9 ?,L\xe0.\n".encode("latin-1")},
+            "set/a.csv, line 3 is not UTF-8: 0xf9 at",
+        ),
+        ({"a.csv": "question,answer\n"}, "set/a.csv has no rows. "),
+        (
+            {"a.csv": "a,b\n1,2\n1,2,3\n"},
+            "set/a.csv cannot be read: Error tokenizing data. C error: Expected 2 fields in line 3",
+        ),
+        ({"a.jsonl": LINE, "b.jsonl": LINE + "{"}, "set/b.jsonl, row 2 is not valid JSON: "),
+        ({"a.parquet": "PAR1", "b.parquet": "PAR1"}, "set/a.parquet cannot be read: "),
+        (
+            {"a.jsonl": LINE, "b.jsonl": '{"x": 1}'},
+            "set cannot be read: An error occurred while generating the dataset All the data",
+        ),
+        ({"a.jsonl": LINE, "notes.md": "Hi."}, "`--data` names set/notes.md, but "),
+        ({"a.jsonl": LINE, "more/b.jsonl": LINE}, "`--data` names set/more, but "),
+        ({".DS_Store": "\0"}, "`--data` names set, but "),
+        ({"a.xlsx": "PK"}, "`--data` names set, but "),
+    ],
+)
+def test_the_file_of_a_folder_is_named(files: dict[str, str | bytes], problem: str) -> None:
+    for name, content in files.items():
+        write(f"set/{name}", content)
+    with pytest.raises(DataError) as caught:
+        read("set")
+    assert str(caught.value).startswith(problem)
+    assert "http" not in str(caught.value)
