@@ -127,25 +127,21 @@ def _proto_round(tpaw_args: Any, dataset_dir: str) -> Round | None:
     return Round(0, entry)
 
 
-def round_problems(round_: Round, *, may_be_generated: bool) -> list[str]:
+def check_round(round_: Round, *, may_be_generated: bool) -> None:
     """Check one round's file without reading its rows; where it may be generated, it need not be there."""
     theta, name = f"theta_{round_.iteration}", f"`dataset: {round_.entry.name}`"
-    if not round_.complete:
-        absent = (
+    if round_.complete:
+        meta = read_meta(round_.path)
+        if meta.iteration != round_.iteration:
+            raise DataError(
+                f"{name} stands where the triplets of {theta} belong, but {meta_path(round_.path)} says that "
+                f"theta_{meta.iteration} generated them. List the rounds oldest first, the last one of this iteration."
+            )
+    elif not may_be_generated:
+        raise DataError(
             f"{name} holds the triplets of {theta}, but {round_.path} and its meta file are not there. Run iteration "
             f"{round_.iteration} (or `llamafactory-tpaw generate` with its YAML) first."
         )
-        return [] if may_be_generated else [absent]
-    try:
-        meta = read_meta(round_.path)
-    except DataError as error:
-        return error.problems
-    if meta.iteration == round_.iteration:
-        return []
-    return [
-        f"{name} stands where the triplets of {theta} belong, but {meta_path(round_.path)} says that "
-        f"theta_{meta.iteration} generated them. List the rounds oldest first, the last one of this iteration."
-    ]
 
 
 def origin_problems(metas: Sequence[tuple[Round, TripletMeta]], players: dict[int, tuple[str, str]]) -> list[str]:

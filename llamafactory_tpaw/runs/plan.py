@@ -21,7 +21,7 @@ from ..arguments.recorded import different_settings
 from ..arguments.start import Start, same_place
 from ..data.local import files_of
 from ..data.prompts import selection
-from ..data.rounds import Opponents, Round, list_opponents, opponent_problems, round_problems, split_names
+from ..data.rounds import Opponents, Round, check_round, list_opponents, opponent_problems, split_names
 from ..data.source import find_entry
 from ..data.triplets import read_meta
 from ..errors import ConfigError, DataError, EnvironmentProblem, Findings
@@ -228,8 +228,7 @@ def _check_opponents(plan: Plan, expected: Collection[Path], findings: Findings)
         with findings.note():
             if round_.path.is_file() and not round_.path.with_name(f"{round_.path.name}.partial").exists():
                 read_meta(round_.path)  # triplets that lost their meta file would be written over
-            if problems := round_problems(round_, may_be_generated=own):
-                raise DataError(problems)
+            check_round(round_, may_be_generated=own)
             if not round_.complete:
                 _check_entries("tpaw_prompts", [str(args.tpaw_prompts)], plan.given, findings)
                 findings.refuse(DataError, _missing_opponent(args, expected))

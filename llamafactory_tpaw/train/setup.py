@@ -85,7 +85,8 @@ def _checked_metas(
 ) -> list[tuple[Entry, TripletMeta]]:
     """Hold the rounds, y_0's the last, to the players, prompts, tokenizer and template of this run, all at once."""
     for round_ in listed.used:
-        findings.refuse(DataError, rounds.round_problems(round_, may_be_generated=False))
+        with findings.note():
+            rounds.check_round(round_, may_be_generated=False)
     findings.raise_noted()
     metas = [(round_, read_meta(round_.path)) for round_ in listed.used]
     played = metas[: len(listed.rounds)]

@@ -16,6 +16,7 @@ from llamafactory_tpaw.errors import DataError
 
 ROW = {"question": "Why?", "answer": "So."}
 LINE = json.dumps(ROW) + "\n"
+NUMBER = '{"question": "Why?", "answer": 4}'
 HALF = '{"question": "a\\ud800b", "answer": "So."}'
 BOM = "\ufeff"
 INDENTED = (json.dumps(ROW, indent=2) + "\n") * 2
@@ -62,66 +63,32 @@ def test_what_is_read(name: str, content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (
-            LINE * 24_999 + LINE.replace('"So."', "4"),
-            "a.json, row 25000: Column(/answer) changed from string to number. ",
-        ),
-        (f"{LINE}\n\n{LINE[:-4]}", "a.json, row 2 is not valid JSON: "),
-        (json.dumps([ROW, ROW | {"answer": 4}]), "a.json, row 2: Column(/answer) changed from string to number. "),
-        (f"{LINE}{HALF}", "a.json, row 2: The surrogate pair in string is invalid. "),
-        (f"[{LINE}, {HALF}]", "a.json, row 2: The surrogate pair in string is invalid. "),
-        (LINE.replace('"question"', '"answer"'), "a.json, row 1: Column(/answer) was specified twice. "),
-        (BOM + json.dumps([ROW]), "a.json has a byte order mark before its array. Save it as UTF-8 without one."),
-        (
-            INDENTED * 5_000,
-            "a.json has rows on several lines, which only short files may. Write each row on one line.",
-        ),
-        ("[]", "a.json has no rows. "),
-    ],
-)
-def test_the_row_is_named(content: str, problem: str) -> None:
-    write("a.json", content)
-    with pytest.raises(DataError) as caught:
-        read("a.json")
-    assert str(caught.value).startswith(problem)
-
-
-def test_two_rules_for_half_a_character_would_be_one_too_many() -> None:
-    r"""`\\ud800` is no character, but a backslash and letters; a pair is one character."""
-    write("a.json", json.dumps([ROW | {"question": "\\ud800 \U0001f600"}]))
-    assert read("a.json")[0]["question"] == "\\ud800 \U0001f600"
-
-
-@pytest.mark.parametrize(
     ("files", "problem"),
     [
-        (
-            {"a.csv": "question,answer\nWhy?,So.\nO\xf9 ?,L\xe0.\n".encode("latin-1")},
-            "set/a.csv, line 3 is not UTF-8: 0xf9 at",
-        ),
+        ({"a.json": LINE * 24_999 + NUMBER}, "set/a.json, row 25000: Column(/answer) changed from string to number. "),
+        ({"a.json": f"[{LINE}, {NUMBER}]"}, "set/a.json, row 2: Column(/answer) changed from string to number. "),
+        ({"a.json": f"{LINE}\n\n{LINE[:-4]}"}, "set/a.json, row 2 is not valid JSON: "),
+        ({"a.json": f"{LINE}{HALF}"}, "set/a.json, row 2: The surrogate pair in string is invalid. "),
+        ({"a.json": f"[{LINE}, {HALF}]"}, "set/a.json, row 2: The surrogate pair in string is invalid. "),
+        ({"a.json": '{"a": "b", "a": "c"}'}, "set/a.json, row 1: Column(/a) was specified twice. "),
+        ({"a.json": f"{BOM}[{LINE}]"}, "set/a.json has a byte order mark before its array. "),
+        ({"a.json": INDENTED * 5_000}, "set/a.json has rows on several lines, which only short files may. "),
+        ({"a.json": "[]"}, "set/a.json has no rows. "),
+        ({"a.csv": "a,b\nO\xf9 ?,b\n".encode("latin-1")}, "set/a.csv, line 2 is not UTF-8: 0xf9 at byte 2. "),
         ({"a.csv": "question,answer\n"}, "set/a.csv has no rows. "),
-        (
-            {"a.csv": "a,b\n1,2\n1,2,3\n"},
-            "set/a.csv cannot be read: Error tokenizing data. C error: Expected 2 fields in line 3",
-        ),
+        ({"a.csv": "a,b\n1,2\n1,2,3\n"}, "set/a.csv cannot be read: Error tokenizing data. "),
         ({"a.jsonl": LINE, "b.jsonl": LINE + "{"}, "set/b.jsonl, row 2 is not valid JSON: "),
         ({"a.parquet": "PAR1", "b.parquet": "PAR1"}, "set/a.parquet cannot be read: "),
-        (
-            {"a.jsonl": LINE, "b.jsonl": '{"x": 1}'},
-            "set cannot be read: An error occurred while generating the dataset All the data",
-        ),
+        ({"a.jsonl": LINE, "b.jsonl": '{"x": 1}'}, "set cannot be read: An error occurred "),
         ({"a.jsonl": LINE, "notes.md": "Hi."}, "`--data` names set/notes.md, but "),
         ({"a.jsonl": LINE, "more/b.jsonl": LINE}, "`--data` names set/more, but "),
         ({".DS_Store": "\0"}, "`--data` names set, but "),
-        ({"a.xlsx": "PK"}, "`--data` names set, but "),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_file_of_a_folder_is_named(files: dict[str, str | bytes], problem: str) -> None:
+def test_what_is_broken_is_named(files: dict[str, str | bytes], problem: str) -> None:
     for name, content in files.items():
         write(f"set/{name}", content)
     with pytest.raises(DataError) as caught:
         read("set")
     assert str(caught.value).startswith(problem)
-    assert "http" not in str(caught.value)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
@@ -74,29 +76,23 @@ def problem(project: Project, run: RunArguments, name: str, kind: type[Exception
 @pytest.mark.parametrize(
     ("entry", "kind", "said"),
     [
-        ({"script_url": "rows.py"}, DataError, "Dataset scripts are no longer supported"),
-        ({"om_hub_url": "a/b"}, EnvironmentProblem, "pip install openmind"),
-        ({"cloud_file_name": "s3://a/b.json"}, EnvironmentProblem, "s3fs"),
-        ({"file_name": "additions.jsonl", "columns": "question"}, DataError, "'str' object has no attribute 'get'"),
-        ({"file_name": "additions.jsonl", "formatting": "chatml"}, DataError, "Dataset converter chatml not found"),
-        ({"file_name": "additions.jsonl", "split": "test"}, DataError, 'Unknown split "test"'),
+        (
+            {"cloud_file_name": "s3://a/b.json"},
+            EnvironmentProblem,
+            "`bad` .* cannot be read. A package is missing, .* s3fs",
+        ),
+        ({"file_name": "additions.jsonl", "columns": "question"}, DataError, "`bad` .*'str' object has no attribute"),
+        ({"file_name": "additions.jsonl", "split": "test"}, DataError, 'cannot be read: Unknown split "test"'),
+        ({"file_name": "additions.jsonl", "num_samples": "5"}, DataError, "`bad` .* cannot be read as its entry in"),
     ],
     ids=str,
 )
 def test_what_an_entry_lacks_is_no_traceback(
-    project: Project,
-    run: RunArguments,
-    monkeypatch: pytest.MonkeyPatch,
-    entry: dict[str, Any],
-    kind: type[Exception],
-    said: str,
+    project: Project, run: RunArguments, monkeypatch: pytest.MonkeyPatch, entry: Any, kind: Any, said: str
 ) -> None:
-    (project.root / "data" / "rows.py").write_text("")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     project.add_entry("bad", entry)
-    text = problem(project, run, "bad", kind)
-    assert said in text
-    assert text.startswith(("`bad` (", "data/additions.jsonl cannot be read: "))
+    assert re.search(said, problem(project, run, "bad", kind))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +100,7 @@ def test_what_an_entry_lacks_is_no_traceback(
     [
         ([{"role": "user", "content": "q"}], {}, "row 2: there is no column or key 'from'. "),
         (
-            [{"role": "moderator", "content": "q"}, {"role": "assistant", "content": "a"}],
+            [{"role": "moderator", "content": "q"}],
             {"formatting": "openai", "tags": TAGS},
             "row 2 with the unknown role 'moderator': there is no tag for the role 'moderator'. ",
         ),
@@ -112,38 +108,21 @@ def test_what_an_entry_lacks_is_no_traceback(
     ],
 )
 def test_the_row_that_is_not_converted_is_named(
-    project: Project, run: RunArguments, turns: list[dict[str, str]] | None, entry: dict[str, Any], said: str
+    project: Project, run: RunArguments, turns: Any, entry: dict[str, Any], said: str
 ) -> None:
-    good = [{key: turns[0].get(key, "x") for key in turns[0]}] if turns else [{"from": "human", "value": "q"}]
+    good = [{"from": "human", "value": "q"}] if turns is None else turns
     project.add_dataset("bad", [{"talk": []}, {"talk": turns}, {"talk": good}], **TALK | entry)
-    assert f"(data/bad.jsonl) cannot be read as its entry in dataset_info.json says: {said}" in problem(
-        project, run, "bad"
-    )
+    says = "(data/bad.jsonl) cannot be read as its entry in dataset_info.json says: "
+    assert says + said in problem(project, run, "bad")
 
 
-def test_text_that_is_not_utf8_is_seen_where_it_is_used(project: Project, run: RunArguments) -> None:
-    project.add_dataset("bad", [], columns={"prompt": "question", "response": "answer"})
-    rows = '{"question": "a", "answer": "b"}\n{"question": "O\xf9 ?", "answer": "L\xe0."}\n'
-    (project.root / "data" / "bad.jsonl").write_bytes(rows.encode("latin-1"))
-    assert problem(project, run, "bad") == (
-        "data/bad.jsonl, row 2 is not UTF-8: 0xf9 at byte 16. Save the file as UTF-8."
-    )
-
-
-def test_a_byte_order_mark_in_the_info(project: Project, run: RunArguments) -> None:
-    path = project.root / "data" / "dataset_info.json"
-    path.write_text("\ufeff" + path.read_text())
+def test_what_is_read_and_what_is_not_there(project: Project, run: RunArguments) -> None:
+    """A byte order mark before the info, and objects on several lines, as LlamaFactory's `sft` reads them."""
+    info, text = project.root / "data" / "dataset_info.json", json.dumps({"q": "Why?"}, indent=2)
+    (project.root / "data" / "bad.json").write_text(f"{text}\n{text}\n")
+    project.add_entry("bad", {"file_name": "bad.json", "columns": {"prompt": "q", "response": "reply"}})
+    info.write_text("\ufeff" + info.read_text())
     assert len(load(project, run, "additions")) == 16
-
-
-def test_objects_on_several_lines(project: Project, run: RunArguments) -> None:
-    """They are read as LlamaFactory's `sft` reads them, and what else is wrong is said."""
-    folder = project.root / "data"
-    text = "\n".join(json.dumps({"question": f"q{number}", "answer": "a"}, indent=2) for number in range(3))
-    (folder / "bad.json").write_text(text)
-    project.add_entry("bad", {"file_name": "bad.json", "columns": {"prompt": "question", "response": "answer"}})
-    assert [row.prompt[0]["content"] for row in read_rows(load(project, run, "bad"), range(3))] == ["q0", "q1", "q2"]
-    project.add_entry("bad", {"file_name": "bad.json", "columns": {"prompt": "question", "response": "reply"}})
     assert "says: row 1: there is no column or key 'reply'. " in problem(project, run, "bad")
 
 
@@ -155,19 +134,14 @@ def test_a_row_is_found_in_its_folder(project: Project, run: RunArguments) -> No
         (folder / f"{name}.jsonl").write_text(lines(*({"talk": row} for row in rows)))
     project.add_entry("set", {"file_name": "set", **TALK})
     entry = find_entry("set", str(project.root / "data"))
-    rows = list(read_rows(load(project, run, "set"), range(5)))
-    assert [bool(row.prompt) for row in rows] == [True] * 4 + [False]
+    assert [bool(row.prompt) for row in read_rows(load(project, run, "set"), range(5))] == [True] * 4 + [False]
     assert locate(entry, 3) == f"{folder / 'a.jsonl'}, row 3"
     assert locate(entry, 5) == f"{folder / 'b.jsonl'}, row 2 with the unknown role 'moderator'"
 
 
 def test_a_full_disk_under_the_cache(project: Project, run: RunArguments, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets.arrow_writer import ArrowWriter
-
-    def write_table(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(ArrowWriter, "write_table", write_table)
+    full = mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.write_table", full)
     text = problem(project, run, "additions", EnvironmentProblem)
     assert "(data/additions.jsonl) cannot be read. No space is left on a disk: " in text
     assert "`cache_dir: cache` has " in text
