@@ -197,7 +197,7 @@ def load_prompts(
         name += f" ({entry.path or 'on the hub'})"
         check_bad_rows(name, entry, bad_rows, limits.max_bad_rows)
         if not prompts:
-            reason = f" Row {bad_rows[0].row} is none, because {bad_rows[0].reason}." if bad_rows else ""
+            reason = f" First: {locate(entry, bad_rows[0].row)}, because {bad_rows[0].reason}." if bad_rows else ""
             raise DataError(f"{name} has no usable row.{reason}")
     return PromptSet(entry, prompts, bad_rows, digest_of_ids(prompts.ids))
 
