@@ -263,11 +263,11 @@ def _measure(first: Mapping[str, Any], model: str, sft_set: SftSet) -> tuple[dic
     config = facade.load_config(model_args).get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or MOST_TOKENS
     looked = len(prompts) + len(bad_rows)
+    reason = f"{locate(found.entry, bad_rows[0].row)}: {bad_rows[0].reason}" if bad_rows else ""
     if len(bad_rows) > looked / 10:
         raise DataError(
-            f"{len(bad_rows)} of {looked} rows of {name} cannot be used, the first is "
-            f"{locate(found.entry, bad_rows[0].row)}: {bad_rows[0].reason}. Correct the rows, or name the "
-            "columns with `--columns`."
+            f"{len(bad_rows)} of {looked} rows of {name} cannot be used, the first is {reason}. Correct the rows, or "
+            "name the columns with `--columns`."
         )
     new, cutoff = first.get("max_new_tokens"), first.get("cutoff_len")
     longest = _share(targets) if targets else 1024
@@ -289,8 +289,7 @@ def _measure(first: Mapping[str, Any], model: str, sft_set: SftSet) -> tuple[dic
     said = [f"{words}: {looked} rows have prompts of {max(prompts)} and targets of {max(targets)} tokens at most"]
     bad = len(bad_rows) + sum(prompt >= cutoff for prompt in prompts)
     if bad:
-        reason = bad_rows[0].reason if bad_rows else "its prompt fills `cutoff_len`"
-        said.append(f"{bad} of {looked} rows cannot be used, one of them because {reason}")
+        said.append(f"{bad} of {looked} rows cannot be used, the first is {reason or 'one that fills `cutoff_len`'}")
         allowed = math.ceil(bad / looked * sft_set.total)
         limits["tpaw_max_bad_rows"] = first.get("tpaw_max_bad_rows", allowed)
     return limits, said

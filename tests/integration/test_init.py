@@ -147,7 +147,7 @@ def test_formats_folders_and_engines(tiny_model: Path, capsys: pytest.CaptureFix
     from datasets import Dataset
 
     Path("array.json").write_text(json.dumps(ADDITIONS))
-    Dataset.from_list([*ADDITIONS[:5], {"question": "empty", "answer": ""}, *ADDITIONS[5:]]).to_csv("sums.csv")
+    Dataset.from_list([*ADDITIONS[:5], {"question": "empty", "answer": "None"}, *ADDITIONS[5:]]).to_csv("sums.csv")
     Dataset.from_list(ADDITIONS).to_parquet("table.parquet")
     shutil.copytree(tiny_model, "new/place/sft")
     for file in ("array.json", "sums.csv", "table.parquet"):
@@ -155,7 +155,7 @@ def test_formats_folders_and_engines(tiny_model: Path, capsys: pytest.CaptureFix
         assert init(*folder, "--name", name, "--data", file) == 0
     printed = capsys.readouterr().out
     assert "cd new/place" in printed
-    assert "1 of 17 rows cannot be used" in printed
+    assert "1 of 17 rows cannot be used, the first is row 6 with an empty cell, which in CSV None, NA," in printed
     runs = [yaml.safe_load(Path(f"new/place/yaml/{name}_tpaw_iter0.yaml").read_text()) for name in ("array", "sums")]
     assert [run["model_name_or_path"] for run in runs] == ["sft", "sft"]
     assert [run.get("tpaw_max_bad_rows") for run in runs] == [None, 1]
