@@ -134,12 +134,3 @@ def test_first_prompts(project: Project, run: RunArguments, encoder: TurnEncoder
     assert [prompt.messages[0]["content"] for prompt in found.prompts] == ["1", "2", "3", "4", "5"]
     assert [row.row for row in found.bad_rows] == [1]
     assert not (project.root / "saves").exists()
-
-
-def test_a_cell_of_none_is_explained(project: Project, run: RunArguments, encoder: TurnEncoder) -> None:
-    (project.root / "data" / "sft.csv").write_text("question,answer\nWhy?,So.\nNothing?,None\n")
-    project.add_entry("sft", {"file_name": "sft.csv", "columns": {"prompt": "question", "response": "answer"}})
-    with pytest.raises(
-        DataError, match="First: row 2 with an empty cell, which in CSV None, NA, null and nan are too,"
-    ):
-        load(run, encoder)

@@ -74,10 +74,6 @@ def test_memory(error: Exception) -> None:
     assert "Lower `per_device_train_batch_size` while raising `gradient_accumulation_steps`" in explain(error)
 
 
-def test_a_missing_package() -> None:
-    assert explain(ImportError("Install s3fs to access S3")).startswith("A package is missing, or is not of the")
-
-
 def test_places_and_the_folder_above(tmp_path: Path) -> None:
     assert places_of({"output_dir": "a"}, ("output_dir",)) == {"`output_dir: a`": Path("a")}
     assert nearest_folder(tmp_path / "a" / "b") == tmp_path

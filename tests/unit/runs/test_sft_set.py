@@ -85,9 +85,9 @@ def test_entries_and_files() -> None:
 
 
 def test_a_folder_and_a_name_like_a_pattern() -> None:
-    Path("data/set[v1]").mkdir()
-    for name in ("set[v1]/b.jsonl", "set[v1]/a.jsonl", "set[v1].jsonl"):
+    Path("data/set").mkdir()
+    for name in ("set/b[v1].jsonl", "set/a[v1].jsonl"):
         Path("data", name).write_text('{"question": "a", "answer": "b"}\n' * 2)
-    assert find_sft_set(Path("data"), "data/set[v1].jsonl", {}).name == "set_v1"
-    Path("data/dataset_info.json").write_text(json.dumps({"set": {"file_name": "set[v1]", "columns": COLUMNS}}))
+    assert find_sft_set(Path("data"), "data/set/a[v1].jsonl", {})[::3] == ("a_v1", 2)
+    Path("data/dataset_info.json").write_text(json.dumps({"set": {"file_name": "set", "columns": COLUMNS}}))
     assert find_sft_set(Path("data"), "set", {}).total == 4
