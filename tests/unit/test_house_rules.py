@@ -28,7 +28,7 @@ BUDGETS = {
     "arguments": 600,
     "lf": 610,
     "hook": 620,
-    "data": 1870,
+    "data": 1890,
     "team": 2300,
     "generation": 2420,
     "train": 950,
