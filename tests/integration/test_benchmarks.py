@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import check, iteration, material, training, worker
+from benchmarks import check, material, training, worker
 from benchmarks.contenders import FLOOR, NAIVE, OURS, TRL_ONLINE, contenders
 from benchmarks.ours import ALL
 from benchmarks.workload import Job, Workload
@@ -45,7 +45,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
         material.make_material(workload)
         yield [Here(name, workload) for name in names]
 
-    for module in (check, iteration, training):
+    for module in (check, training):
         monkeypatch.setattr(module, "start_workers", start_workers)
     monkeypatch.chdir(tmp_path)
     gc.freeze()  # each iteration collects garbage several times: not among all that is imported
@@ -70,13 +70,3 @@ def test_the_table_of_training(capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 < one < two
         assert row["peak_mib"] > 0
     assert "step / floor" in capsys.readouterr().out
-
-
-def test_the_table_of_growth(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, values in {"GROWTH": (1, 2), "PLAYERS": (1,), "EPOCHS": ()}.items():
-        monkeypatch.setattr(iteration, name, values)
-    arguments = ["--prompts", "1", "--prompt-tokens", "24", "--memory-prompts", "2", "--repeats", "1"]
-    assert iteration.main([*TOY, *arguments, "--json", "result.json"]) == 0, capsys.readouterr()
-    triplets = {name: row["triplets"] for name, row in json.loads(Path("result.json").read_text())["time"].items()}
-    assert triplets == {"1x prompts": 3, "2x prompts": 6, "1 players": 2}
-    assert "the ids of a triplet are 160 bytes" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import check, client, generation, tables, training, vllm
+from benchmarks import check, generation, tables, training, vllm
 from benchmarks.contenders import DPO_STAGE, FLOOR, NAIVE, OURS
 from benchmarks.material import make_tokenizer
 from benchmarks.naive import IGNORED, encode_row, naive_loss, pad_rows, summed_logps
@@ -96,17 +96,6 @@ def test_losses_that_differ_are_told() -> None:
     assert check.compare({NAIVE: same, ours: same}) == []
     other = {NAIVE: same, ours: ([0.7, 0.60002], [-10.0, -9.0])}
     assert check.compare(other) == [f"The losses of {ours} and {NAIVE} differ by 2e-05."]
-
-
-def test_figures_of_the_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "client.json"
-    command = f"--prompts 60 --rate 100 --seconds 1 --concurrency 10 --tokens 3 --json {file}"
-    assert client.main(command.split()) == 0
-    result = json.loads(file.read_text())
-    timed = result["timed"]
-    assert (timed["prompts"], timed["delay_s"]) == (100, 0.1)
-    assert timed["seconds"] > 10 * 0.1  # as many at once as are allowed, ten times
-    assert [run["prompts"] for run in result["at_once"]] == [60]
 
 
 def test_figures_of_generation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
