@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-
-from ..errors import ConfigError
 
 
 if TYPE_CHECKING:
@@ -36,23 +33,6 @@ class SamplingSettings:
     repetition_penalty: float
     max_new_tokens: int
     seed: int
-
-    def __post_init__(self) -> None:
-        """Check the ranges: all problems at once, before a model is loaded."""
-        allowed = {
-            "temperature": (0 <= self.temperature < math.inf, ">= 0"),
-            "top_p": (0 < self.top_p <= 1, "> 0 and <= 1"),
-            "top_k": (self.top_k >= 0, ">= 0 (0 keeps all tokens)"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "> 0 (1 is none)"),
-            "max_new_tokens": (self.max_new_tokens >= 1, ">= 1"),
-        }
-        problems = [
-            f"`{key}` is {getattr(self, key)}, but must be {range_}. Correct the key."
-            for key, (fits, range_) in allowed.items()
-            if not fits
-        ]
-        if problems:
-            raise ConfigError(problems)
 
     @classmethod
     def of(cls, keys: Mapping[str, Any]) -> SamplingSettings:
