@@ -13,7 +13,6 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..data.files import read_json
 from ..errors import ConfigError, EnvironmentProblem
@@ -23,16 +22,8 @@ from .process import HOST, ServerProcess
 
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# What the run file's other keys settle, or what holds for each server of a run; `tpaw_vllm_args` would win.
-OWN_OPTIONS = (
-    *("--model", "--tokenizer", "--revision", "--served-model-name", "--dtype", "--max-model-len", "--seed"),
-    *("--host", "--port", "--uds", "--root-path", "--ssl-keyfile", "--ssl-certfile", "--api-key"),
-    *("--generation-config", "--override-generation-config", "--enable-prefix-caching", "--chat-template"),
-    *("--enable-lora", "--lora-modules", "--max-lora-rank", "--trust-remote-code"),
-)
 # How a user settles which GPUs work together.
 PARALLEL = re.compile(r"--?(tp|pp|dp|(tensor|pipeline|data)[-_]parallel[-_]size)(=|$)")
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # A GPU has to hold the weights and, of its memory, this much more: activations, CUDA graphs, and keys and values of
 # enough sequences at once. vLLM itself takes 0.9 of the memory.
 ROOM = 1.4
@@ -45,9 +36,8 @@ DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RA
 def start_vllm(context: EngineContext, beside: Path) -> ServerProcess:
     """Start vLLM on the GPUs in sight and wait until it answers; its log lies beside the triplet file."""
     keys = context.run.finetuning
-    extra = split_arguments(keys.tpaw_vllm_args)
+    extra = shlex.split(keys.tpaw_vllm_args or "")
     program = find_program(keys.tpaw_vllm_command)
-    refuse_unsupported(context.run.model)
     if not any(map(PARALLEL.match, extra)):
         extra = [*parallel_arguments(Path(context.model), context.dtype, len(context.devices)), *extra]
     with socket.socket() as holder:
@@ -76,7 +66,7 @@ def parallel_arguments(model: Path, dtype: str, gpus: int) -> list[str]:
     # This process may see fewer than it was told about: they are taken to be alike.
     memory = min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
     tensors, config = (read_tensors(model), read_json(model / "config.json")) if model.is_dir() else ([], {})
-    needed = ROOM * BYTES[dtype] * sum(math.prod(tensor.shape) for tensor in tensors)
+    needed = ROOM * getattr(torch, dtype).itemsize * sum(math.prod(tensor.shape) for tensor in tensors)
     heads = int({**config.get("text_config", {}), **config}.get("num_attention_heads") or 0)  # 0 by any number
     sizes = [1 << power for power in range(gpus.bit_length()) if 1 << power <= gpus and heads % (1 << power) == 0]
     size = next((size for size in sizes if size * memory >= needed), sizes[-1])
@@ -118,7 +108,10 @@ def server_environment(inherited: Mapping[str, str], gpus: Sequence[str], api_ke
 
 def find_program(command: str | None) -> list[str]:
     """Return the words that start vLLM, which has to be there: `tpaw_vllm_command`, or this environment's `vllm`."""
-    words = _split("tpaw_vllm_command", command) or ["vllm"]
+    try:
+        words = shlex.split(command or "") or ["vllm"]
+    except ValueError as error:
+        raise ConfigError(f"`tpaw_vllm_command: {command}` is no command: {error}. Close the quotes.") from error
     own_folder = [] if command else [str(Path(sys.executable).parent)]
     places = os.pathsep.join([*own_folder, os.environ.get("PATH", os.defpath)])
     found = shutil.which(os.path.expanduser(words[0]), path=places)
@@ -129,37 +122,6 @@ def find_program(command: str | None) -> list[str]:
         "it alone (`python -m venv vllm-env`, then `vllm-env/bin/pip install vllm`) and set `tpaw_vllm_command: "
         "vllm-env/bin/vllm`."
     )
-
-
-def split_arguments(text: str | None) -> list[str]:
-    """Split `tpaw_vllm_args` as a shell does; what this package sets is refused."""
-    words = _split("tpaw_vllm_args", text)
-    options = [word.partition("=")[0].replace("_", "-") for word in words]
-    found = [option for option in options if option.replace("--no-", "--") in OWN_OPTIONS]
-    if found:
-        raise ConfigError(
-            f"`tpaw_vllm_args` has {', '.join(found)}, which is set here already, by other keys of the run file or "
-            "for this run alone. Remove it from `tpaw_vllm_args`."
-        )
-    return words
-
-
-def _split(key: str, text: str | None) -> list[str]:
-    try:
-        return shlex.split(text or "")
-    except ValueError as error:
-        raise ConfigError(f"`{key}: {text}` cannot be split into words: {error}. Close the quotes.") from error
-
-
-def refuse_unsupported(model_args: Any) -> None:
-    """Refuse what changes θ_t when LlamaFactory loads it, since vLLM reads the checkpoint as it is."""
-    given = {key: getattr(model_args, key, None) for key in ("rope_scaling", "quantization_bit", "shift_attn")}
-    listed = ", ".join(f"`{key}: {getattr(value, 'value', value)}`" for key, value in given.items() if value)
-    if listed:
-        raise ConfigError(
-            f"{listed} changes the model when LlamaFactory loads it, but `tpaw_engine: vllm` serves the checkpoint as "
-            "it is, so another model would generate than is trained. Use `tpaw_engine: hf`, or remove the key."
-        )
 
 
 def served_rank(adapters: Sequence[Path]) -> int:

@@ -62,6 +62,9 @@ ROWS = [
         "tpaw_engine": "openai", "tpaw_engine_url": ["http://a/v1", "http://me:geheim@host:8000/v1"],
     }),
     Row("a server's key in the run file", given={"tpaw_engine": "vllm", "tpaw_vllm_args": "--api-key geheim"}),
+    Row("what vLLM cannot be told", generating=True, given={
+        "tpaw_engine": "vllm", "tpaw_vllm_args": "--dtype half --max-num-seqs 8", "rope_scaling": "yarn",
+    }),
     Row("arguments that no shell reads", given={"tpaw_engine": "vllm", "tpaw_vllm_args": "--chat-template 'a"}),
     Row("several samples that would be the same", generating=True, given={
         "tpaw_samples_per_prompt": 2, "temperature": 0,

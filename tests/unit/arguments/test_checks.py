@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -101,6 +102,12 @@ def test_keys_that_go_together(changes: dict[str, Any]) -> None:
         ({"tpaw_engine": "vllm", "tpaw_vllm_args": "--api-key=geheim"}, "tpaw_vllm_args` has `--api-key"),
         ({"tpaw_samples_per_prompt": 2, "do_sample": False}, "tpaw_samples_per_prompt"),
         ({"top_p": 0}, "top_p"),
+        ({"top_p": math.nan}, "top_p"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"tpaw_engine": "vllm", "rope_scaling": "yarn"}, "rope_scaling: yarn` changes the model"),
         ({"cutoff_len": 0}, "cutoff_len"),
     ],
 )
@@ -108,6 +115,15 @@ def test_keys_that_do_not(changes: dict[str, Any], named: str) -> None:
     (problem,) = setting_problems(GIVEN | changes)
     assert problem.startswith(f"`{named}")
     assert "geheim" not in problem
+
+
+@pytest.mark.parametrize("option", ["--dtype", "--max-model-len", "--no-enable-prefix-caching", "--port"])
+def test_what_is_set_for_vllm_cannot_be_set_again(option: str) -> None:
+    for text in (f"{option} x", f"{option}=x".replace("max-model", "max_model")):
+        (problem,) = setting_problems(GIVEN | {"tpaw_engine": "vllm", "tpaw_vllm_args": text})
+        assert problem.startswith(f"`tpaw_vllm_args` has {option}, which other keys")
+    others = "--max-num-seqs 64 -tp 2 --tokenizer-mode slow --speculative-config '{\"a\": 1}'"
+    assert setting_problems(GIVEN | {"tpaw_engine": "vllm", "tpaw_vllm_args": others}) == []
 
 
 @pytest.mark.parametrize(
