@@ -107,8 +107,8 @@ def measure(options: argparse.Namespace, count: int, delay_s: float) -> dict[str
 
     async def ask() -> None:
         nonlocal done, peak
-        server = Server(url, None, keys.tpaw_engine_timeout, keys.tpaw_engine_retries, options.concurrency)
-        exchange = Exchange(iter(range(count)), "/completions", body_of, ids_of, [server], keys)
+        server = Server(url, None, keys)
+        exchange = Exchange(iter(range(count)), "/completions", body_of, ids_of, [server])
         async for results in exchange.answers():
             for index, _ in results:
                 seen[index] += 1

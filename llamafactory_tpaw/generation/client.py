@@ -19,11 +19,11 @@ import numpy as np
 from ..arguments.start import Start
 from ..errors import ConfigError, GenerationError
 from ..lf.logs import get_logger
-from .base import Answers, EngineContext, PromptRequests, Request, Response, ignore
+from .base import Answers, EngineContext, PromptRequests, Response, ignore
 from .exchange import Exchange
 from .process import ServerProcess
-from .protocol import IDS, MESSAGES, TEXT, TRANSFORMERS, VLLM, Dialect, count_of, messages_of
-from .server import ADVICE, Served, Server, api_key, load_openai, names_of
+from .protocol import IDS, MESSAGES, TEXT, TRANSFORMERS, VLLM, Dialect, count_of, field_of
+from .server import Served, Server, api_key, load_openai, names_of
 
 
 logger = get_logger(__name__)
@@ -81,18 +81,12 @@ class ServerEngine:
                 yield results
 
     async def _answers(self, requests: PromptRequests, left: np.ndarray) -> AsyncIterator[Answers]:
-        keys, own = self.context.run.finetuning, self.own
-        numbers = keys.tpaw_engine_timeout, keys.tpaw_engine_retries, keys.tpaw_engine_concurrency
-        advice = own.advice if own else ADVICE
-        servers = [Server(url, self.key, *numbers, keys.tpaw_engine_startup, advice) for url in self.urls]
+        servers = [Server(url, self.key, self.context.run.finetuning, self.own) for url in self.urls]
         try:
             dialect = await self._settle(servers, requests, left)
 
             def body_of(index: int) -> dict[str, Any]:
-                request, row = requests[index], index // requests.samples
-                if dialect.way == MESSAGES:
-                    return dialect.body(request, messages_of(requests.prompts.prompts.take([row])[0]))
-                return dialect.body(request, dialect.prompt(request))
+                return dialect.body(requests[index], dialect.prompt(requests, index))
 
             def read(index: int, answer: Any) -> Response:
                 response = dialect.read(answer, requests[index])
@@ -100,8 +94,7 @@ class ServerEngine:
                     self.facts["responses"] = TEXT if response.ids is None else IDS
                 return response
 
-            indices, check = iter(left.tolist()), own.check if own else lambda: None
-            async for results in Exchange(indices, dialect.path, body_of, read, servers, keys, check).answers():
+            async for results in Exchange(iter(left.tolist()), dialect.path, body_of, read, servers).answers():
                 yield results
         finally:
             await asyncio.gather(*(server.client.close() for server in servers))
@@ -109,8 +102,7 @@ class ServerEngine:
     async def _settle(self, servers: Sequence[Server], requests: PromptRequests, left: np.ndarray) -> Dialect:
         """Ask each server what it is, serves and reads; they have to agree."""
         context = self.context
-        found = [(await server.examine(self.names), server) for server in servers]
-        asked = [(served, await self._dialect(served, server, requests, left)) for served, server in found]
+        asked = [await self._meet(server, requests, left) for server in servers]
         first, dialect = asked[0]
         for other, its in asked[1:]:
             if (other.title, its) != (first.title, dialect):
@@ -126,42 +118,43 @@ class ServerEngine:
                 f"{', '.join(self.urls)} ({first.title}) knows the model by the name {first.model} alone. Whether its "
                 f"weights are those of {context.model} is not known."
             )
-        return dialect
+        return dataclasses.replace(dialect, counts=all(its.counts for _, its in asked))
 
-    async def _dialect(self, served: Served, server: Server, requests: PromptRequests, left: np.ndarray) -> Dialect:
-        context = self.context
-        way = MESSAGES if context.opponent and self.own is None else IDS
-        limit_key = OPENAIS_OWN.get(urlsplit(served.url).hostname or "", "max_tokens")
-        stops = context.stop_token_ids
-        made = Dialect(served.kind, served.model, context.settings, context.encoder, stops, way, limit_key=limit_key)
+    async def _meet(self, server: Server, requests: PromptRequests, left: np.ndarray) -> tuple[Served, Dialect]:
+        """Ask a server what it serves, and for one token: which way of prompts does it take, and does it count?"""
+        context, served = self.context, await server.examine(self.names)
+        is_chat, key = context.opponent and self.own is None, OPENAIS_OWN.get(urlsplit(served.url).hostname or "")
+        way, limit, stops = MESSAGES if is_chat else IDS, key or "max_tokens", context.stop_token_ids
+        made = Dialect(served.kind, served.model, context.settings, context.encoder, stops, way, limit_key=limit)
         longest = int((requests.prompt_tokens[left] + requests.new_tokens[left]).max())
-        if way == IDS and served.max_tokens is not None and served.max_tokens < longest:
+        if not is_chat and type(served.max_tokens) is int and 0 < served.max_tokens < longest:
             raise ConfigError(
                 f"The server at {served.url} takes {served.max_tokens} tokens of prompt and response together, but "
                 f"the longest request has {longest}. Serve the model with more (`--max-model-len {longest}`), or "
                 "lower `max_new_tokens` or `cutoff_len`."
             )
-        return made if way == MESSAGES else await self._probe(made, server, requests[int(left[0])])
-
-    async def _probe(self, dialect: Dialect, server: Server, request: Request) -> Dialect:
-        """Have one token generated, to find a way of prompts by which the server counts as many tokens as this run."""
         ways = [(IDS, False), (TEXT, False), (TEXT, True)]
-        ways = ways[:1] if dialect.kind == VLLM else ways[1:] if dialect.kind == TRANSFORMERS else ways
-        said, tokens = [], len(request.prompt_ids)
-        for way, adds_bos in ways:
-            tried = dataclasses.replace(dialect, way=way, adds_bos=adds_bos)
+        ways = ways[:1] if made.kind == VLLM else ways[1:] if made.kind == TRANSFORMERS else ways
+        index, said = int(left[0]), []
+        first, tokens = dataclasses.replace(requests[index], max_new_tokens=1), int(requests.prompt_tokens[index])
+        for way, adds_bos in [(MESSAGES, False)] if is_chat else ways:
+            tried = dataclasses.replace(made, way=way, adds_bos=adds_bos)
             try:
-                body = tried.body(dataclasses.replace(request, max_new_tokens=1), tried.prompt(request))
+                body = tried.body(first, tried.prompt(requests, index))
             except ValueError as error:
                 said.append(str(error))
                 continue
             status, content = await server.ask(tried.path, body)
             count = count_of(content, "prompt_tokens")
-            if status == 200 and count == tokens:
-                return tried
+            # Ids cannot be read as others, so it need not count them; messages are written by its own template.
+            if is_chat or count == tokens or (way == IDS and count is None and field_of(content, "choices")):
+                return served, dataclasses.replace(tried, counts=count_of(content, "completion_tokens") == 1)
             said.append(f"it answers {status}" + (f", but reads it as {count}" if status == 200 else f" ({content})"))
-        raise GenerationError(
-            f"The server at {server.url} does not take a prompt of {tokens} tokens as this run has it: "
-            f"{'; '.join(dict.fromkeys(said))}. Serve the checkpoint with its own tokenizer, by a server that has "
-            "`/completions` and counts the tokens (`usage`), as vLLM and `transformers serve` do."
+        if is_chat:
+            return served, made
+        raise server.failed(
+            f"The server at {server.name} does not take a prompt of {tokens} tokens as this run has it: "
+            f"{'; '.join(dict.fromkeys(said))}.",
+            "Serve the checkpoint with its own tokenizer, by a server that has `/completions` and counts the tokens "
+            "(`usage`), as vLLM and `transformers serve` do.",
         )

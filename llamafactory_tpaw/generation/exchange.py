@@ -13,11 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments.fields import TpawArguments
-from ..errors import GenerationError
 from ..lf.logs import get_logger
 from .base import Answers, Failure, Response
-from .server import BUSY, Server
+from .server import BUSY, NO_QUOTA, Server
 
 
 # Between two looks at a server that is gone or busy, and between two times that answers are handed out.
@@ -35,12 +33,10 @@ class Exchange:
     body_of: Callable[[int], dict[str, Any]]  # called as they are wanted; ValueError says why it cannot be sent
     read: Callable[[int, Any], Response]  # of an answer's JSON; ValueError is no answer, and it is asked again
     servers: Sequence[Server]
-    keys: TpawArguments
-    check: Callable[[], object] = lambda: None  # raises GenerationError where a server that is gone stays so
 
     def __post_init__(self) -> None:
         """Nothing is sent yet."""
-        self.openai = self.servers[0].openai
+        self.openai, self.keys = self.servers[0].openai, self.servers[0].keys
         # A server is in here once for each request that it may have more, so that they go round those that are free.
         self.places: asyncio.Queue[Server] = asyncio.Queue()
         for server in self.keys.tpaw_engine_concurrency * list(self.servers):
@@ -91,9 +87,9 @@ class Exchange:
             except self.openai.APIStatusError as error:
                 # `openai` did not repeat it, or repeated it in vain.
                 status = error.status_code
-                said = f"{server.url} answered {status}: {server.words(error)}"
-                if error.code == "insufficient_quota" or status in (401, 403, 404) or status < 400:
-                    raise GenerationError(f"{said} (POST {self.path}). {server.advice}") from None
+                said = f"{server.name} answered {status}: {server.words(error)}"
+                if error.code == NO_QUOTA or status in (401, 403, 404) or status < 400:
+                    raise server.failed(f"{said} (POST {self.path}).") from None
                 if status not in BUSY:
                     return Failure(said)
                 busy_since = busy_since or clock()
@@ -102,11 +98,11 @@ class Exchange:
                 await asyncio.sleep(min(LOOK_EVERY_S, wait_s))
             except self.openai.APIConnectionError as error:
                 within = f"`tpaw_engine_timeout: {self.keys.tpaw_engine_timeout:g}` s"
-                reason = f"{server.url} gave no answer within {within} ({server.words(error)})"
+                reason = f"{server.name} gave no answer within {within} ({server.words(error)})"
                 # `openai` has repeated it; once more, since the server may have been away for just that time.
                 tries += 1 if await self._is_gone(server, reason) else 1 + retries // 2
             except ValueError as error:
-                reason = f"{server.url} sent no valid answer: {error}"
+                reason = f"{server.name} sent no valid answer: {error}"
                 tries += 1
             finally:
                 self.places.put_nowait(server)
@@ -124,16 +120,16 @@ class Exchange:
         """Look until a server is back; after `tpaw_engine_startup` it is given up, which others may outlive."""
         clock, wait_s = asyncio.get_running_loop().time, self.keys.tpaw_engine_startup
         begun = clock()
-        self.check()
+        server.check()
         logger.warning_rank0(f"{reason}: the server is down and is waited for, up to {wait_s:g} s.")
         while not await server.is_there():
-            self.check()
+            server.check()
             if clock() - begun > wait_s:
                 server.given_up = True
                 if all(each.given_up for each in self.servers):
-                    raise GenerationError(
-                        f"No server is left to generate: {reason}, and it did not come back within {wait_s:g} s. "
-                        "What was answered is kept: start the servers, then run the same command."
+                    raise server.failed(
+                        f"No server is left to generate: {reason}, and it did not come back within {wait_s:g} s.",
+                        "What was answered is kept: start the servers, then run the same command.",
                     )
                 logger.warning_rank0(f"{server.url} is not back. The run goes on with the others.")
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from .base import Response
 if TYPE_CHECKING:
     from ..data.encoding import TurnEncoder
     from ..data.prompts import Prompt
-    from .base import Request, SamplingSettings
+    from .base import PromptRequests, Request, SamplingSettings
 
 VLLM, TRANSFORMERS, OTHER = "vLLM", "transformers serve", "a server of OpenAI's API"
 # How prompts go: as token ids, as a text that the server reads as these ids, or as messages, by its own template.
@@ -27,6 +27,9 @@ MOST_STOPS = 4
 SEED_SHIFT = 32
 # Ids have to fit the files of triplets.
 MOST_ID = 2**31
+# How servers say that a response has ended, and that it ran into its limit, in small letters.
+FINISHES = dict.fromkeys(("stop", "eos", "eos_token", "endoftext", "stop_sequence", "end_turn", "complete"), "stop")
+FINISHES |= dict.fromkeys(("length", "max_tokens"), "length")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Dialect:
     way: str  # how prompts go
     adds_bos: bool = False  # whether the server puts the BOS before a text by itself
     limit_key: str = "max_tokens"  # under which name it takes the most tokens of a response
+    counts: bool = field(default=False, compare=False)  # whether it counted the one token that was asked for at first
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be passed on."""
@@ -68,9 +72,11 @@ class Dialect:
         ids = dict.fromkeys([*first, tokenizer.eos_token_id, *self.stop_token_ids])
         return tuple(filter(None, (tokenizer.decode([token], skip_special_tokens=False) for token in ids)))
 
-    def prompt(self, request: Request) -> list[int] | str:
-        """The prompt of a completion as ids, or as a text that is read as the same ids; ValueError where none is."""
-        tokenizer, ids = self.encoder.tokenizer, request.prompt_ids.tolist()
+    def prompt(self, requests: PromptRequests, index: int) -> list[Any] | str:
+        """A prompt as ids, as a text that is read as the same ids, or as messages; ValueError where it is no such."""
+        if self.way == MESSAGES:
+            return messages_of(requests.prompts.prompts.take([index // requests.samples])[0])
+        tokenizer, ids = self.encoder.tokenizer, requests[index].prompt_ids.tolist()
         if self.way == IDS:
             return ids
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -114,15 +120,17 @@ class Dialect:
         choices = field_of(answer, "choices")
         if not isinstance(choices, list) or len(choices) != 1:
             raise ValueError("it has not one choice")
-        choice, reason = choices[0], field_of(choices[0], "finish_reason")
-        if reason not in ("stop", "length"):
-            raise ValueError(f"its finish_reason is {str(reason)[:60]!r}, neither stop nor length")
+        choice, said = choices[0], str(field_of(choices[0], "finish_reason"))[:60]
+        reason = FINISHES.get(said.lower())
+        if reason is None:
+            raise ValueError(f"its finish_reason is {said!r}, neither stop nor length")
         counted = None if self.way == MESSAGES else count_of(answer, "prompt_tokens")
         if counted not in (None, len(request.prompt_ids)):
             raise ValueError(f"it read {counted} prompt tokens, but {len(request.prompt_ids)} were sent")
-        if self.way == MESSAGES or choice.get("token_ids") is None:
-            response, tokens = self._read_text(choice, reason), count_of(answer, "completion_tokens")
-        elif self.way == IDS and choice.get("prompt_token_ids") not in (None, request.prompt_ids.tolist()):
+        if self.kind != VLLM or self.way != IDS or choice.get("token_ids") is None:  # only vLLM is asked for ids
+            response = self._read_text(choice, reason)
+            tokens = count_of(answer, "completion_tokens") if self.counts else None
+        elif choice.get("prompt_token_ids") not in (None, request.prompt_ids.tolist()):
             raise ValueError("it answered another prompt than was sent")
         else:
             response, tokens = self._read_ids(choice, reason, request.max_new_tokens), len(choice["token_ids"])
@@ -173,7 +181,6 @@ def field_of(value: Any, name: str) -> Any:
 
 
 def count_of(answer: Any, name: str) -> int | None:
-    """A number of tokens that the server counted; None where it does not, as one does that counts none in a prompt."""
-    usage = field_of(answer, "usage")
-    count = field_of(usage, name)
-    return count if type(count) is int and field_of(usage, "prompt_tokens") else None
+    """A number of tokens that the server counted; None where it did not, for which some say 0."""
+    count = field_of(field_of(answer, "usage"), name)
+    return count if type(count) is int and count > 0 else None

@@ -5,26 +5,37 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import math
 import os
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..arguments.checks import KEY_VARIABLES
+from requests.utils import get_environ_proxies, select_proxy
+
+from ..arguments.checks import ADDRESS, KEY_VARIABLES
+from ..arguments.fields import TpawArguments
 from ..errors import ConfigError, EnvironmentProblem, GenerationError
+from ..lf.logs import get_logger
+from .process import ServerProcess
 from .protocol import OTHER, TRANSFORMERS, VLLM, field_of
 
 
 CONNECT_S = 10.0
 # Shorter than the five seconds after which common servers close an idle connection, so that none is used as it closes.
 KEEPALIVE_S = 3.0
-# How long a look at a server may take, and how long it is until a question is put again.
-LOOK_S, AGAIN_S = 10.0, 2.0
-# What is no answer yet.
-BUSY = {408, 425, 429, 502, 503, 504, 529}
+# What a server is asked beside requests, and after how many seconds without an answer again while
+# `tpaw_engine_startup` lasts: each of them for its models, vLLM for its version, and others for their description,
+# which they may write only then. A request has `tpaw_engine_timeout`, also the one that asks how prompts are read.
+QUESTIONS = {"models": 10.0, "version": 10.0, "openapi.json": 60.0}
+AGAIN_S = 10.0
+# What is no answer yet, and what looks like it but stays.
+BUSY, NO_QUOTA = {408, 425, 429, 502, 503, 504, 529}, "insufficient_quota"
 LISTED, WORDS = 5, 300
+logger = get_logger(__name__)
 ADVICE = (
     f"Start it, or check `tpaw_engine_url`, `tpaw_engine_model` and the environment variable {KEY_VARIABLES[0]}: what "
     "is generated is kept, and the same command continues."
@@ -40,7 +51,7 @@ class Served:
     kind: str  # `VLLM`, `TRANSFORMERS` or `OTHER`
     model: str  # the name to ask for
     verified: bool  # whether the server says that it loaded this very path; a name says nothing about weights
-    max_tokens: int | None = None  # most tokens of prompt and response together, where it says so
+    max_tokens: Any = None  # most tokens of prompt and response together, where it says so
 
 
 def load_openai() -> Any:
@@ -73,9 +84,30 @@ def names_of(given: str | None, *paths: str) -> list[str]:
     return list(dict.fromkeys([*whole, *(os.path.basename(os.path.normpath(path)) for path in paths)]))
 
 
-async def examine(url: str, names: Sequence[str], key: str | None) -> Served:
+def proxy_of(url: str) -> tuple[str | None, str]:
+    """The proxy of the environment before an address, if there is one, and which variable names it."""
+    address = urlsplit(url)
+    host = address.hostname or ""
+    # None stands before an address of this machine alone.
+    local = host in ("localhost", "::1", "0.0.0.0") or host.startswith("127.")
+    proxy = None if local else select_proxy(url, get_environ_proxies(url))
+    if not proxy:
+        return None, ""
+    names = [name for kind in (address.scheme, "all") for name in (f"{kind}_proxy", f"{kind.upper()}_PROXY")]
+    variable = next((name for name in names if os.environ.get(name) == proxy), names[0])
+    scheme, _, place = proxy.rpartition("://")
+    if not ADDRESS.fullmatch(f"{scheme or 'http'}://{place.rpartition('@')[2]}"):
+        raise ConfigError(
+            f"The environment variable `{variable}` puts a proxy before {url} that is not of the form "
+            f"`http://host:port`, and no other kind is supported. Correct or unset it, or add {host} to `NO_PROXY`."
+        )
+    return f"{scheme or 'http'}://{place}", variable
+
+
+async def examine(url: str, names: Sequence[str], key: str | None, keys: TpawArguments) -> Served:
     """Ask a server once what it is and whether it serves a model; see `Server.examine`."""
-    server = Server(url, key)
+    server = Server(url, key, keys)
+    server.end = 0.0
     async with server.client:
         return await server.examine(names)
 
@@ -86,26 +118,26 @@ class Server:
 
     url: str
     key: str | None  # bearer token; it appears in no message
-    answer_s: float = LOOK_S  # within how long it has to answer
-    retries: int = 0  # how often `openai` repeats a request
-    most: int = 1  # how many requests it has at once
-    patience_s: float = 0.0  # for how long from now on questions are put again
-    advice: str = ADVICE  # what to do where it does not answer
+    keys: TpawArguments
+    own: ServerProcess | None = None  # where the run started it
 
     def __post_init__(self) -> None:
         """Make the client; nothing is connected yet."""
-        self.end = time.monotonic() + self.patience_s
+        self.end = time.monotonic() + self.keys.tpaw_engine_startup  # until when questions are put again
+        proxy, self.variable = proxy_of(self.url)
+        self.name = f"{self.url} (through the proxy in `{self.variable}`)" if proxy else self.url  # in messages
         # For the exchange: whether it is there, whether it is given up, and how many of its places are put aside.
         self.up, self.given_up, self.parked, self.looking = True, False, 0, asyncio.Lock()
-        self.openai, host, most = load_openai(), urlsplit(self.url).hostname or "", self.most + 2
+        self.openai, seconds = load_openai(), self.keys.tpaw_engine_timeout
+        most = self.keys.tpaw_engine_concurrency + 2
         options = {
-            "limits": type(self.openai.DEFAULT_CONNECTION_LIMITS)(
-                max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEPALIVE_S
-            ),
-            "timeout": self.openai.Timeout(self.answer_s, connect=min(CONNECT_S, self.answer_s)),
+            "limits": type(self.openai.DEFAULT_CONNECTION_LIMITS)(max_connections=most, keepalive_expiry=KEEPALIVE_S),
+            "timeout": self.openai.Timeout(seconds, connect=min(CONNECT_S, seconds)),
             "follow_redirects": False,  # they would take the prompts and the key elsewhere
-            # No proxy of the environment stands before an address of this machine alone.
-            "trust_env": not (host in ("localhost", "::1") or host.startswith("127.")),
+            # The client itself would look at each proxy of the environment, and fail at one that is not even used.
+            "trust_env": False,
+            "proxy": proxy,
+            "verify": ssl.create_default_context() if {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys() else True,
         }
         try:  # aiohttp's connections, whose cost does not grow with their number, or httpx's without it
             connections = self.openai.DefaultAioHttpClient(**options)
@@ -114,10 +146,20 @@ class Server:
         self.client = self.openai.AsyncOpenAI(
             base_url=self.url,
             api_key=self.key or "none",  # the package insists on one, and servers that need none take any
-            max_retries=self.retries,
+            max_retries=self.keys.tpaw_engine_retries,
             timeout=options["timeout"],
             http_client=connections,
         )
+
+    def check(self) -> None:
+        """Raise GenerationError where it is the run's own and has ended."""
+        if self.own is not None:
+            self.own.check()
+
+    def failed(self, what: str, advice: str = ADVICE) -> GenerationError:
+        """What to raise after a failure: its own end, or what happened and what to do about it."""
+        self.check()
+        return GenerationError(f"{what} {self.own.advice if self.own else advice}")
 
     async def ask(self, path: str, body: Mapping[str, Any] | None = None, patient: bool = True) -> tuple[int, Any]:
         r"""Put one question, a GET or with a body a POST, and return the status and what it says.
@@ -127,24 +169,24 @@ class Server:
         Raises:
             GenerationError: If it does not answer.
         """
+        seconds = min(self.keys.tpaw_engine_timeout, QUESTIONS.get(path.rpartition("/")[2], math.inf))
         # Once more, since the first connection may be one that broke.
-        client = self.client.with_options(max_retries=1)
-        client = client if patient else client.with_options(timeout=LOOK_S)
+        client = self.client.with_options(max_retries=1, timeout=seconds)
         while True:
             may_repeat = patient and time.monotonic() + AGAIN_S < self.end
             try:
-                if body is None:
-                    return 200, await client.get(path, cast_to=object)
-                return 200, await client.post(path, body=body, cast_to=object)
+                asked = client.post(path, body=body, cast_to=object) if body else client.get(path, cast_to=object)
+                return 200, await asked
             except self.openai.APIStatusError as error:
-                if error.status_code not in BUSY or not may_repeat:
+                if error.status_code not in BUSY or error.code == NO_QUOTA or not may_repeat:
                     return error.status_code, self.words(error)
             except self.openai.APIConnectionError as error:
                 if not (may_repeat and isinstance(error, self.openai.APITimeoutError)):
-                    said = f"No server answers at {self.url} ({self.words(error)}). {self.advice}"
-                    raise GenerationError(said) from None
+                    advice = f"Correct `{self.variable}`, or add the host to `NO_PROXY`." if self.variable else ADVICE
+                    raise self.failed(f"No server answers at {self.name}: {self.words(error)}.", advice) from None
             except ValueError:
                 return 200, None  # what it sent is no JSON
+            logger.warning_rank0(f"{self.name} is late or busy, so it is asked for {path} again in {AGAIN_S:g} s.")
             await asyncio.sleep(AGAIN_S)
 
     async def is_there(self) -> bool:
@@ -169,26 +211,28 @@ class Server:
         is_vllm = any(each.get("owned_by") == "vllm" for each in entries)
         if not is_vllm:
             _, schema = await self.ask(f"{root}/openapi.json")
+            paths = field_of(schema, "paths")
             # `transformers serve` lists the hub's cache instead of what it serves, and takes the very path that it was
             # started with: most likely the run's, before links are followed.
-            if {"/load_model", "/v1/completions"} <= set(field_of(schema, "paths") or ()):
+            if None not in (field_of(paths, "/load_model"), field_of(paths, "/v1/completions")):
                 name = next(filter(os.path.isabs, reversed(names)), names[0])
                 return Served(self.url, TRANSFORMERS, TRANSFORMERS, name, os.path.isabs(name))
         if not isinstance(data, list):
-            raise GenerationError(
-                f"The server at {self.url} does not list its models: {base}/models answered {status}"
-                f"{f' ({listed})' if status != 200 else ''}. Correct `tpaw_engine_url`, which ends in /v1 for most "
-                f"servers, or the key in the environment variable `{KEY_VARIABLES[0]}`."
+            raise self.failed(
+                f"The server at {self.name} does not list its models: {base}/models answered {status}"
+                f"{f' ({listed})' if status != 200 else ''}.",
+                "Correct `tpaw_engine_url`, which ends in /v1 for most servers, or the key in the environment "
+                f"variable `{KEY_VARIABLES[0]}`.",
             )
         # The model that has one of the names, or was loaded from one of the paths.
         pairs = [(each, field, name) for field in ("id", "root") for name in names for each in entries]
         entry = next((each for each, field, name in pairs if each.get(field) == name), None)
         if entry is None:
             shown = ", ".join([*(each["id"] for each in entries[:LISTED]), *(["..."] if entries[LISTED:] else [])])
-            raise GenerationError(
-                f"The server at {self.url} serves {shown or 'nothing'}, but {' or '.join(names)} is asked for. Start "
-                "it with that model. Only where it serves that very model under another name, give the name as "
-                "`tpaw_engine_model`."
+            raise self.failed(
+                f"The server at {self.url} serves {shown or 'nothing'}, but {' or '.join(names)} is asked for.",
+                "Start it with that model. Only where it serves that very model under another name, give the name as "
+                "`tpaw_engine_model`.",
             )
         verified = any(os.path.isabs(name) and name in (entry["id"], entry.get("root")) for name in names)
         kind = title = OTHER

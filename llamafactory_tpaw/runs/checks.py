@@ -153,26 +153,21 @@ def check_engine(plan: Plan, findings: Findings) -> None:
     args, start = plan.tpaw_args, Start.of(plan.given)
     if not plan.to_generate or args.tpaw_engine == "hf":
         return
-    if importlib.util.find_spec("openai") is None:
-        raise EnvironmentProblem(
-            f"`tpaw_engine: {args.tpaw_engine}` asks servers through the package openai, which is not installed. Run: "
-            'pip install "llamafactory-tpaw[openai]"'
-        )
+    from ..generation.server import api_key, examine, load_openai, names_of
+
+    load_openai()
     if args.tpaw_engine == "vllm":
-        from ..generation.vllm import find_program, served_rank, split_arguments
+        from ..generation.vllm import find_program, served_rank
 
         if not args.tpaw_opponent_model and all(map(is_adapter, start.adapters)):
             served_rank([Path(adapter) for adapter in start.adapters])
         program = find_program(args.tpaw_vllm_command)
-        split_arguments(args.tpaw_vllm_args)
         findings.remarks.append(f"`tpaw_engine: vllm` starts {shlex.join(program)} serve.")
         return
-    from ..generation.server import api_key, examine, names_of
-
     key, names = api_key(), names_of(args.tpaw_engine_model, args.tpaw_opponent_model or start.path)
     for url in args.tpaw_engine_url or []:
         with findings.note():
-            served = asyncio.run(examine(url, names, key))
+            served = asyncio.run(examine(url, names, key, args))
             findings.remarks.append(f"{served.url} answers: {served.title}, serving {served.model}.")
 
 

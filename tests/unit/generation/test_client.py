@@ -71,15 +71,17 @@ def like_vllm(body: dict[str, Any]) -> tuple[int, Any]:
     return completion(len(body["prompt"]), token_ids=ids, prompt_token_ids=body["prompt"], text="ab")
 
 
+def taking_text(body: dict[str, Any]) -> tuple[int, Any] | None:
+    return None if isinstance(body["prompt"], str) else (400, {"error": {"message": "prompt must be a string"}})
+
+
 def counting(bos: bool) -> Reply:
     """A server of texts that counts as the run's tokenizer does, and puts a BOS before every text."""
     tokenizer = tiny.build_tokenizer("<|begin_of_text|>")
 
     def reply(body: dict[str, Any]) -> tuple[int, Any]:
-        if not isinstance(body["prompt"], str):
-            return 400, {"error": {"message": "prompt must be a string"}}
-        count = len(tokenizer.encode(body["prompt"], add_special_tokens=False)) + bos
-        return completion(count, text=body["prompt"][-3:] + "<|eot_id|>")
+        count = len(tokenizer.encode(str(body["prompt"]), add_special_tokens=False)) + bos
+        return taking_text(body) or completion(count, text=body["prompt"][-3:] + "<|eot_id|>")
 
     return reply
 
@@ -134,13 +136,44 @@ def test_text_is_read_as_the_same_tokens(project: Project, adds_bos: bool) -> No
     [
         (lambda body: (404, {"detail": "Not Found"}), r"it answers 404 \(Not Found\)"),
         (lambda body: completion(99, text="a"), "it answers 200, but reads it as 99"),
-        (lambda body: completion(0, text="a"), "it answers 200, but reads it as None"),
+        (lambda body: taking_text(body) or completion(0, text="a"), r"it answers 400 .*; it .* reads it as None"),
     ],
 )
 def test_servers_that_cannot_be_used(project: Project, reply: Reply, said: str) -> None:
     match = rf"does not take a prompt of \d+ tokens as this run has it: {said}\. Serve"
     with serving(reply) as server, pytest.raises(GenerationError, match=match):
         answers_of(*prepare(project, server.url))
+
+
+def usage(prompt: Any, completion: Any) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion}
+
+
+@pytest.mark.parametrize("opponent", [None, "gpt"])
+@pytest.mark.parametrize(
+    ("usage_of", "is_right"),
+    [
+        (lambda prompt, most: None, True),
+        (lambda prompt, most: usage(0, 0), True),
+        (lambda prompt, most: usage(prompt, 0), True),
+        (lambda prompt, most: usage(prompt, most - 1), True),
+        (lambda prompt, most: usage(prompt, str(most)), True),
+        (lambda prompt, most: usage(prompt, min(most, 3)), False),  # of one token right, then it has a lower limit
+    ],
+)
+def test_counts_are_believed_where_the_first_is_right(
+    project: Project, usage_of: Any, is_right: bool, opponent: str | None
+) -> None:
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        choice = {"message": {"content": "ab"}, "text": "ab", "finish_reason": "length", "token_ids": []}
+        return 200, {"choices": [choice], "usage": usage_of(len(body.get("prompt", "?")), body["max_tokens"])}
+
+    with serving(reply, id="gpt" if opponent else "theta_0", max_model_len="8") as server:
+        given = answers_of(*prepare(project, server.url, tpaw_opponent_model=opponent))
+    if is_right:
+        assert set(given.values()) == {Response(None, "length", "ab")}
+    else:
+        assert all("it stopped after 3 tokens for length" in failure.reason for failure in given.values())
 
 
 @pytest.mark.parametrize(
@@ -188,7 +221,7 @@ def test_an_opponent_gets_messages(project: Project) -> None:
     with serving(reply, id="gpt") as server:
         engine, requests = prepare(project, server.url, tpaw_opponent_model="gpt")
         assert answers_of(engine, requests)[1] == Response(None, "stop", "Tom h")
-        bodies = server.bodies("/v1/chat/completions")
+        bodies = server.bodies("/v1/chat/completions")[1:]
     asked = [body["messages"] for body in bodies]
     assert sorted(map(json.dumps, asked)) == sorted(
         json.dumps([{"role": "user", "content": row["question"]}]) for row in ADDITIONS[:ROWS]

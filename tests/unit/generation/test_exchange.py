@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.servers.rounds import keys_of, short_waits
 
 KEY = "sk-secret"
 NAMES = [f"p{number}" for number in range(40)]
+OWN = SimpleNamespace(check=lambda: None, advice="Look at its log.")
 RIGHT = {index: bytes(answer_ids(name, index, 16)).decode() for index, name in enumerate(NAMES)}
 
 
@@ -39,14 +41,15 @@ def text(index: int, answer: dict[str, Any]) -> str:
     return answer["choices"][0]["text"]
 
 
-async def ask(servers: Sequence[FaultyServer], indices: Iterator[int], given: dict[str, Any], **keys: Any) -> Any:
+async def ask(
+    servers: Sequence[FaultyServer], indices: Iterator[int], given: dict[str, Any], own: Any = None, **keys: Any
+) -> Any:
     """Have requests answered, in lists."""
     keys = keys_of(**({"engine_concurrency": 8, "engine_retries": 3, "engine_startup": 20.0} | keys))
-    numbers = keys.tpaw_engine_timeout, keys.tpaw_engine_retries, keys.tpaw_engine_concurrency
-    made = [Server(server.url, KEY, *numbers, advice="Check the key.") for server in servers]
+    made = [Server(server.url, KEY, keys, own) for server in servers]
     given = {"body_of": body_of, "read": text} | given
     try:
-        async for results in Exchange(indices, "/completions", servers=made, keys=keys, **given).answers():
+        async for results in Exchange(indices, "/completions", servers=made, **given).answers():
             yield results
     finally:
         for server in made:
@@ -92,9 +95,9 @@ def test_a_request_that_never_ends_is_cut_off() -> None:
 @pytest.mark.parametrize("fault", ["401", "404", "307"])
 def test_a_denied_request_ends_the_run(fault: str) -> None:
     with FaultyServer({"p5": [fault]}) as server, pytest.raises(GenerationError) as caught:
-        run(server)
+        run(server, own=OWN)
     assert f"{server.url} answered {fault}: scripted {fault}" in str(caught.value)
-    assert str(caught.value).endswith("(POST /completions). Check the key.")
+    assert str(caught.value).endswith("(POST /completions). Look at its log.")
 
 
 def test_a_lost_server_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +124,9 @@ def test_without_a_server_the_run_ends() -> None:
     with FaultyServer({"p20": ["death"]}, down_s=None) as server, pytest.raises(GenerationError) as caught:
         run(server, engine_startup=0.05, engine_concurrency=1)
     assert "did not come back within 0.05 s. What was answered is kept: start the servers" in str(caught.value)
+    with FaultyServer({"p20": ["death"]}, down_s=None) as server, pytest.raises(GenerationError) as caught:
+        run(server, own=OWN, engine_startup=0.05, engine_concurrency=1)
+    assert "did not come back within 0.05 s. Look at its log." in str(caught.value)
 
 
 @pytest.mark.parametrize("where", ["check", "body_of", "read"])
@@ -129,7 +135,7 @@ def test_other_errors_come_out(where: str) -> None:
         raise KeyError(where)  # of `check`: that the server will not come back
 
     with FaultyServer({"p9": ["death"]}, down_s=None) as server, pytest.raises(KeyError, match=where):
-        run(server, given={where: fail})
+        run(server, **({"own": SimpleNamespace(check=fail)} if where == "check" else {"given": {where: fail}}))
 
 
 def test_no_more_is_made_than_is_wanted() -> None:

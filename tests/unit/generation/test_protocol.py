@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llamafactory_tpaw.generation.base import Request, Response
-from llamafactory_tpaw.generation.protocol import IDS, MESSAGES, VLLM, Dialect, messages_of
+from llamafactory_tpaw.generation.protocol import IDS, MESSAGES, OTHER, VLLM, Dialect, messages_of
 
 
 TEXTS = {7: "<|im_end|>", 8: "</s>"}
@@ -26,10 +26,10 @@ def answer(usage: tuple[int, int] | None = None, **choice: Any) -> dict[str, Any
     return content
 
 
-def read(content: dict[str, Any], way: str = IDS) -> Response:
+def read(content: dict[str, Any], way: str = IDS, kind: str = VLLM) -> Response:
     encoder = SimpleNamespace(end_of_turn=(7,), tokenizer=TOKENIZER)
     plain = SimpleNamespace(temperature=1.0, top_k=0, repetition_penalty=1.0)
-    return Dialect(VLLM, "theta_0", plain, encoder, (7, 8), way).read(content, ASKED)
+    return Dialect(kind, "theta_0", plain, encoder, (7, 8), way, counts=True).read(content, ASKED)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,10 @@ def read(content: dict[str, Any], way: str = IDS) -> Response:
         (answer(text="\ud83d\ude00 é"), Response(None, "stop", "\U0001f600 é")),
         (answer((2, 4), text="a b", finish_reason="length"), Response(None, "length", "a b")),
         (answer((0, 0), text="a b", finish_reason="length"), Response(None, "length", "a b")),  # counts nothing
+        (answer((2, 0), text="a b", finish_reason="MAX_TOKENS"), Response(None, "length", "a b")),
+        (answer(text="a", finish_reason="eos"), Response(None, "stop", "a")),
+        (answer(text="a", finish_reason="COMPLETE"), Response(None, "stop", "a")),
+        (answer(token_ids=[5, 8], finish_reason="end_turn"), Response([5, 8], "stop")),
     ],
 )
 def test_responses(content: dict[str, Any], response: Response) -> None:
@@ -74,6 +78,10 @@ def test_responses(content: dict[str, Any], response: Response) -> None:
 def test_what_is_no_answer(content: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read(content)
+
+
+def test_ids_that_nobody_asked_for_are_not_read() -> None:
+    assert read(answer(text="a", token_ids=[], prompt_token_ids=[]), kind=OTHER) == Response(None, "stop", "a")
 
 
 def test_chat() -> None:

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llamafactory_tpaw.errors import ConfigError, GenerationError
+from llamafactory_tpaw.generation import server as server_module
 from llamafactory_tpaw.generation.protocol import OTHER, TRANSFORMERS, VLLM
-from llamafactory_tpaw.generation.server import Served, Server, api_key, examine, names_of
+from llamafactory_tpaw.generation.server import Served, Server, api_key, examine, names_of, proxy_of
+from tests.servers.rounds import keys_of
 from tests.servers.scripted import ScriptedServer
 
 
@@ -25,12 +30,12 @@ def models(*entries: dict[str, Any], **others: Any) -> Any:
 
 
 def look(url: str, names: list[str]) -> Served:
-    return asyncio.run(examine(url, names, SECRET))
+    return asyncio.run(examine(url, names, SECRET, keys_of()))
 
 
-def ask(url: str, path: str, *numbers: Any) -> tuple[int, Any]:
+def ask(url: str, path: str, own: Any = None, **keys: Any) -> tuple[int, Any]:
     async def run() -> tuple[int, Any]:
-        server = Server(url, SECRET, *numbers)
+        server = Server(url, SECRET, keys_of(**keys), own)
         async with server.client:
             return await server.ask(path)
 
@@ -56,11 +61,39 @@ def test_what_a_server_is(tmp_path: Path) -> None:
 
 
 def test_a_question_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamafactory_tpaw.generation.server.AGAIN_S", 0.01)
-    for first in ((0, "late"), (429, "busy"), (503, "loading")):
+    monkeypatch.setattr(server_module, "AGAIN_S", 0.01)
+    monkeypatch.setattr(server_module, "QUESTIONS", {"models": 0.2, "openapi.json": 30.0})
+    for path, first in (("/models", (0, "late")), ("/openapi.json", (429, "busy")), ("/models", (503, "loading"))):
         answers = iter(3 * [first])
         with ScriptedServer(lambda *_, answers=answers: next(answers, (200, {}))) as server:
-            assert ask(server.url, "/openapi.json", 0.3, 0, 1, 60.0) == (200, {})
+            assert ask(server.url, path, engine_timeout=600.0) == (200, {})
+
+
+def test_each_question_has_its_time_and_no_run_ends_by_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "QUESTIONS", {"models": 0.2, "openapi.json": 30.0})
+
+    def say(method: str, path: str, body: Any) -> tuple[int, Any]:
+        time.sleep(0.5 if path == "/openapi.json" else 0)
+        return models({"id": "theta", "owned_by": "me"})(method, path, body)
+
+    with ScriptedServer(say) as server:
+        assert look(server.url, ["theta"]).kind == OTHER
+        assert [path for _, path, _, _ in server.seen] == ["/v1/models", "/openapi.json"]
+
+
+def test_advice_fits_who_started_the_server() -> None:
+    own: Any = SimpleNamespace(check=lambda: None, advice="Look at its log.")
+    quota = {"error": {"code": "insufficient_quota", "message": "pay"}}
+    with ScriptedServer(lambda *_: (429, quota)) as server:
+        assert ask(server.url, "/models", own) == (429, "pay")  # it does not get better by waiting
+    with pytest.raises(GenerationError, match=r"No server answers at .*: .*\. Look at its log\.$"):
+        ask(server.url, "/models", own)
+
+    def ended() -> None:
+        raise GenerationError("The server ended with exit code 7")
+
+    with pytest.raises(GenerationError, match="exit code 7"):
+        ask(server.url, "/models", SimpleNamespace(check=ended, advice=""))
 
 
 @pytest.mark.parametrize(
@@ -79,14 +112,58 @@ def test_a_question_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_served_is_refused(answer: Any, message: str) -> None:
     with ScriptedServer(answer) as server, pytest.raises(GenerationError, match=message):
         look(server.url, ["theta_0"])
-    with pytest.raises(GenerationError, match=f"No server answers at {server.url} .*refused|Connect call.*Start it"):
+    with pytest.raises(GenerationError, match=rf"No server answers at {server.url}: .*refused|Connect call.*\. Start"):
         look(server.url, ["theta_0"])  # it is gone
+
+
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+NODE, SOCKS = "http://node1.invalid:8000/v1", "socks://me:geheim@127.0.0.1:7891/"
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "found"),
+    [
+        ({"HTTP_PROXY": "http://a:1", "all_proxy": SOCKS}, NODE, ("http://a:1", "HTTP_PROXY")),
+        ({"all_proxy": "me:geheim@a:1"}, NODE, ("http://me:geheim@a:1", "all_proxy")),
+        ({"http_proxy": "http://a:1"}, NODE.replace("http", "https"), (None, "")),
+        ({"ALL_PROXY": SOCKS, "NO_PROXY": "a.b, .invalid"}, NODE, (None, "")),
+        ({"ALL_PROXY": SOCKS, "no_proxy": "10.0.0.0/8"}, "http://10.1.2.3:8000/v1", (None, "")),
+        ({"ALL_PROXY": SOCKS}, "http://127.0.1.1:8000/v1", (None, "")),
+        ({"ALL_PROXY": SOCKS}, NODE, None),
+        ({"HTTP_PROXY": "http://me:geheim@a:port"}, NODE, None),
+    ],
+)
+def test_which_proxy(variables: dict[str, str], url: str, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_proxies(monkeypatch)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if found:
+        assert proxy_of(url) == found
+        return
+    (name,) = variables
+    with pytest.raises(ConfigError, match=f"`{name}` puts a proxy before {url} that is not.*`NO_PROXY`") as caught:
+        ask(url, "/models")
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_dead_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_proxies(monkeypatch)
+    with ScriptedServer(lambda *_: (407, "who?")) as proxy:
+        monkeypatch.setenv("ALL_PROXY", proxy.url.removesuffix("/v1"))
+        with pytest.raises(GenerationError, match=r"through the proxy in `ALL_PROXY`\) does not list .* 407"):
+            look(NODE, ["theta_0"])
+    match = rf"No server answers at {NODE} \(through the proxy in `ALL_PROXY`\): .*\. Correct `ALL_PROXY`, or add the"
+    with pytest.raises(GenerationError, match=match):
+        look(NODE, ["theta_0"])
 
 
 def test_who_gets_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """No proxy before an address of this machine, one before others, and no target of a redirect."""
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
+    without_proxies(monkeypatch)
     with ScriptedServer(lambda *_: (200, "proxy")) as proxy, ScriptedServer(lambda *_: (302, proxy.url)) as server:
         monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
         assert ask(server.url, "/models")[0] == 302

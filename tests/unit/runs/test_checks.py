@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,10 +60,19 @@ def test_vllm_is_looked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["openai", "vllm"])
 def test_a_package_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "openai", None)
     ((message, code),) = engine({"tpaw_engine": name, "tpaw_engine_url": "http://localhost:1/v1"}).problems.items()
     assert code == EnvironmentProblem.exit_code
-    assert "not installed" in message
+    assert 'Run: pip install "llamafactory-tpaw[openai]"' in message
+
+
+def test_a_proxy_that_no_server_is_asked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:7891/")
+    found = engine({"tpaw_engine": "openai", "tpaw_engine_url": "http://node1:8000/v1"})
+    assert found.exit_code == ConfigError.exit_code
+    assert "`ALL_PROXY`" in str(found.problems)
 
 
 def test_deepspeed_and_fsdp_that_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
