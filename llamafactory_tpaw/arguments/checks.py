@@ -55,10 +55,11 @@ NUMBERS = {
     "repetition_penalty": Range(0, exclusive=True),
     "top_p": Range(0, exclusive=True, maximum=1),
 }
-# What the run file's other keys settle, or what holds for each server of a run; `tpaw_vllm_args` would win.
+# What the run file's other keys settle, or what holds for each server of a run; `tpaw_vllm_args` would win. Every user
+# of the machine would see a key there; each run makes its own.
 OWN_OPTIONS = (
-    "--model --tokenizer --revision --served-model-name --dtype --max-model-len --seed --host --port --uds "
-    "--root-path --ssl-keyfile --ssl-certfile --generation-config --override-generation-config "
+    "--model --tokenizer --revision --served-model-name --dtype --max-model-len --seed --host --port --api-key "
+    "--uds --root-path --ssl-keyfile --ssl-certfile --generation-config --override-generation-config "
     "--enable-prefix-caching --chat-template --enable-lora --lora-modules --max-lora-rank --trust-remote-code"
 ).split()
 # Where a server's key is read from, the first one that is set; no key of a run file takes it.
@@ -175,19 +176,11 @@ def _engine_problems(given: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         return [*problems, f"`tpaw_vllm_args` cannot be read as a shell would ({error}). Correct the quotes."]
     options = [word.partition("=")[0].replace("_", "-") for word in words]
-    if engine == "vllm" and given.get("tpaw_prompts"):
-        problems += [
-            f"`{key}: {given[key]}` changes the model when LlamaFactory loads it, but `tpaw_engine: vllm` serves the "
-            "checkpoint as it is, so another model would generate than is trained. Remove one of the two."
-            for key in ("rope_scaling", "quantization_bit", "shift_attn")
-            if given.get(key)
-        ]
-        problems += [
-            f"`tpaw_vllm_args` has {option}, which other keys of the run file or this run alone settle. Remove it."
-            for option in options
-            if option.replace("--no-", "--") in OWN_OPTIONS
-        ]
-    if "--api-key" in options:
-        # Every user of the machine sees the arguments of a process.
-        problems.append(f"`tpaw_vllm_args` has `--api-key`, which is no place for a server's key. {SECRET_ADVICE}")
-    return problems
+    if own := [option for option in options if option.replace("--no-", "--") in OWN_OPTIONS]:
+        problems.append(f"`tpaw_vllm_args` has {', '.join(own)}, which the run settles by itself. Remove it there.")
+    return problems + [
+        f"`{key}: {given[key]}` changes the model when LlamaFactory loads it, but `tpaw_engine: vllm` serves the "
+        "checkpoint as it is, so another model would generate than is trained. Remove one of the two."
+        for key in ("rope_scaling", "quantization_bit", "shift_attn")
+        if given.get(key) and engine == "vllm" and given.get("tpaw_prompts")
+    ]

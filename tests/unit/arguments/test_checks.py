@@ -99,7 +99,7 @@ def test_keys_that_go_together(changes: dict[str, Any]) -> None:
     [
         ({"tpaw_engine_url": URL}, "tpaw_engine_url` is given, but no `tpaw_engine`"),
         (OPENAI | {"tpaw_engine_url": " , "}, "tpaw_engine: openai"),
-        ({"tpaw_engine": "vllm", "tpaw_vllm_args": "--api-key=geheim"}, "tpaw_vllm_args` has `--api-key"),
+        ({"tpaw_engine": "vllm", "tpaw_vllm_args": "--api-key=geheim"}, "tpaw_vllm_args` has --api-key, which"),
         ({"tpaw_samples_per_prompt": 2, "do_sample": False}, "tpaw_samples_per_prompt"),
         ({"top_p": 0}, "top_p"),
         ({"top_p": math.nan}, "top_p"),
@@ -121,7 +121,7 @@ def test_keys_that_do_not(changes: dict[str, Any], named: str) -> None:
 def test_what_is_set_for_vllm_cannot_be_set_again(option: str) -> None:
     for text in (f"{option} x", f"{option}=x".replace("max-model", "max_model")):
         (problem,) = setting_problems(GIVEN | {"tpaw_engine": "vllm", "tpaw_vllm_args": text})
-        assert problem.startswith(f"`tpaw_vllm_args` has {option}, which other keys")
+        assert problem.startswith(f"`tpaw_vllm_args` has {option}, which the run settles")
     others = "--max-num-seqs 64 -tp 2 --tokenizer-mode slow --speculative-config '{\"a\": 1}'"
     assert setting_problems(GIVEN | {"tpaw_engine": "vllm", "tpaw_vllm_args": others}) == []
 
