@@ -128,11 +128,10 @@ class Server:
         self.name = f"{self.url} (through the proxy in `{self.variable}`)" if proxy else self.url  # in messages
         # For the exchange: whether it is there, whether it is given up, and how many of its places are put aside.
         self.up, self.given_up, self.parked, self.looking = True, False, 0, asyncio.Lock()
-        self.openai, seconds = load_openai(), self.keys.tpaw_engine_timeout
-        most = self.keys.tpaw_engine_concurrency + 2
+        self.openai, most = load_openai(), self.keys.tpaw_engine_concurrency + 2
         options = {
             "limits": type(self.openai.DEFAULT_CONNECTION_LIMITS)(max_connections=most, keepalive_expiry=KEEPALIVE_S),
-            "timeout": self.openai.Timeout(seconds, connect=min(CONNECT_S, seconds)),
+            "timeout": self.openai.Timeout(self.keys.tpaw_engine_timeout, connect=CONNECT_S),
             "follow_redirects": False,  # they would take the prompts and the key elsewhere
             # The client itself would look at each proxy of the environment, and fail at one that is not even used.
             "trust_env": False,
@@ -203,8 +202,7 @@ class Server:
         Raises:
             GenerationError: If it does not answer, does not list its models, or serves other ones.
         """
-        base = self.url.rstrip("/")
-        root = base.removesuffix("/v1")
+        root = self.url.rstrip("/").removesuffix("/v1")
         status, listed = await self.ask("/models")
         data = field_of(listed, "data")
         entries = [each for each in data if isinstance(field_of(each, "id"), str)] if isinstance(data, list) else []
@@ -219,7 +217,7 @@ class Server:
                 return Served(self.url, TRANSFORMERS, TRANSFORMERS, name, os.path.isabs(name))
         if not isinstance(data, list):
             raise self.failed(
-                f"The server at {self.name} does not list its models: {base}/models answered {status}"
+                f"The server at {self.name} does not list its models: /models answered {status}"
                 f"{f' ({listed})' if status != 200 else ''}.",
                 "Correct `tpaw_engine_url`, which ends in /v1 for most servers, or the key in the environment "
                 f"variable `{KEY_VARIABLES[0]}`.",

@@ -103,7 +103,10 @@ def test_advice_fits_who_started_the_server() -> None:
             lambda *_: (401, {"error": {"message": f"who is {SECRET}?"}}),
             r"answered 401 \(.*who is \.\.\.\?.*the key in",
         ),
-        (lambda *_: (404, {"detail": "Not Found"}), r"/v1/models answered 404 .*Correct `tpaw_engine_url`"),
+        (
+            lambda *_: (404, {"detail": "Not Found"}),
+            r"/v1 does not list .* /models answered 404 .*Correct `tpaw_engine_url`",
+        ),
         (lambda *_: (200, ["theta"]), r"does not list its models"),
         (models(), r"serves nothing, but theta_0 is asked for"),
         (models(*({"id": f"m{i}"} for i in range(7))), r"serves m0, m1, m2, m3, m4, \.\.\., but theta_0 is asked"),
