@@ -25,7 +25,7 @@ class Group(NamedTuple):
 GROUPS = (
     Group(
         "Iteration and team",
-        "both",
+        "all",
         (
             "tpaw_iteration",
             "tpaw_players",
@@ -35,11 +35,13 @@ GROUPS = (
             "tpaw_keep_checkpoints",
         ),
     ),
-    Group("Objective `tpaw`", "`tpaw`", ("tpaw_reward_scale", "tpaw_eta", "tpaw_gamma")),
+    Group("Objectives `tpaw` and `iris`", "`tpaw`, `iris`", ("tpaw_reward_scale",)),
+    Group("Objective `tpaw`", "`tpaw`", ("tpaw_eta", "tpaw_gamma")),
     Group("Objective `tspin`", "`tspin`", ("tpaw_scale", "tpaw_history_weight", "tpaw_proto")),
+    Group("Objective `iris`", "`iris`", ("tpaw_renyi_alpha",)),
     Group(
         "Prompts and generation",
-        "both",
+        "all",
         (
             "tpaw_prompts",
             "tpaw_max_prompts",
@@ -53,7 +55,7 @@ GROUPS = (
     ),
     Group(
         "Engines",
-        "both",
+        "all",
         (
             "tpaw_engine",
             "tpaw_generate_batch_tokens",
@@ -68,8 +70,8 @@ GROUPS = (
             "tpaw_vllm_args",
         ),
     ),
-    Group("Players' log-probs", "`tpaw`", ("tpaw_reference", "tpaw_score_batch_tokens")),
-    Group("Speed and memory", "both", ("tpaw_grouping", "tpaw_layout", "tpaw_logits")),
+    Group("Players' log-probs", "`tpaw`, `iris`", ("tpaw_reference", "tpaw_score_batch_tokens")),
+    Group("Speed and memory", "all", ("tpaw_grouping", "tpaw_layout", "tpaw_logits")),
 )
 
 PAGE_HEAD = """\

@@ -44,16 +44,23 @@ class TpawArguments:
         "0.",
     )
     tpaw_team_size: int = _key(3, "How many checkpoints are players, and how many rounds of triplets are opponents.")
-    tpaw_objective: Literal["tpaw", "tspin"] = _key(
-        "tpaw", "`tpaw` plays against a team of players; `tspin` (T-SPIN) needs no reference model."
+    tpaw_objective: Literal["tpaw", "tspin", "iris"] = _key(
+        "tpaw",
+        "`tpaw` plays against a team of players; `tspin` (T-SPIN) needs no reference model; `iris` (a reconstruction "
+        "of IRIS) plays against theta_t by a Renyi objective over the whole batch.",
     )
-    tpaw_reward_scale: float = _key(0.1, "Lambda: factor from log-ratios in nats to rewards (objective `tpaw`).")
+    tpaw_reward_scale: float = _key(
+        0.1, "Lambda: factor from log-ratios in nats to rewards (objectives `tpaw` and `iris`)."
+    )
     tpaw_eta: float = _key(6.0, "Target weight where a player's target reward is not positive (objective `tpaw`).")
     tpaw_gamma: float = _key(
         0.5, "Sharpness of the player weights (objective `tpaw`); 0 is the plain average over players."
     )
     tpaw_scale: float = _key(1.0, "Factor a on the log-prob differences (objective `tspin`).")
     tpaw_history_weight: float = _key(0.1, "Weight b of the term against y_0, from iteration 1 (objective `tspin`).")
+    tpaw_renyi_alpha: float = _key(
+        0.5, "Order alpha of the Renyi divergence, the same in all steps (objective `iris`, a reconstruction)."
+    )
     tpaw_proto: str | None = _key(
         None, "Entry with the triplets of iteration 0, which hold y_0; required by `tspin` from iteration 1 on."
     )
@@ -144,8 +151,8 @@ class TpawArguments:
 
     @property
     def rounds_played(self) -> int:
-        """Most rounds of triplets that are opponents, and checkpoints behind them: T-SPIN plays the newest alone."""
-        return 1 if self.tpaw_objective == "tspin" else self.tpaw_team_size
+        """Most rounds of triplets that are opponents, and checkpoints behind them."""
+        return 1 if self.tpaw_objective in WITHOUT_TEAM else self.tpaw_team_size
 
     def __post_init__(self) -> None:
         """Coerce what YAML leaves as text and check ranges; other stages are left alone."""
@@ -160,6 +167,7 @@ class TpawArguments:
             raise ConfigError(problems)
 
 
+WITHOUT_TEAM = ("tspin", "iris")  # objectives that play the newest checkpoint alone
 FIELDS = {spec.name: spec for spec in fields(TpawArguments)}
 # Keys that hold several values: a YAML list, or text with commas.
 LISTS = ("tpaw_players", "tpaw_engine_url")
@@ -169,7 +177,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("tpaw_team_size", "tpaw_eta", "tpaw_max_prompts", "tpaw_samples_per_prompt"), Range(1)),
     **dict.fromkeys(("tpaw_min_response", "tpaw_engine_concurrency"), Range(1)),
     **dict.fromkeys(("tpaw_generate_batch_tokens", "tpaw_score_batch_tokens"), Range(1)),
-    **dict.fromkeys(("tpaw_reward_scale", "tpaw_scale"), Range(0, exclusive=True)),
+    **dict.fromkeys(("tpaw_reward_scale", "tpaw_scale", "tpaw_renyi_alpha"), Range(0, exclusive=True)),
     **dict.fromkeys(("tpaw_engine_timeout", "tpaw_engine_startup"), Range(0, exclusive=True)),
 }
 

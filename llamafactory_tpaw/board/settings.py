@@ -23,13 +23,18 @@ from ..team.manifest import read_manifest
 
 
 STAGE = "tpaw"
-OF_TPAW = ("tpaw_team_size", "tpaw_reward_scale", "tpaw_eta", "tpaw_gamma", "tpaw_reference")
-OF_TSPIN = ("tpaw_scale", "tpaw_history_weight")
+# Objectives and the fields that do something under them.
+OBJECTIVES = {
+    "tpaw": ("tpaw_team_size", "tpaw_reward_scale", "tpaw_eta", "tpaw_gamma", "tpaw_reference"),
+    "tspin": ("tpaw_scale", "tpaw_history_weight"),
+    "iris": ("tpaw_reward_scale", "tpaw_renyi_alpha", "tpaw_reference"),
+}
+OF_OBJECTIVES = tuple(dict.fromkeys(name for names in OBJECTIVES.values() for name in names))
 OF_GENERATION = ("tpaw_prompts", "tpaw_max_prompts", "tpaw_engine", "tpaw_engine_url", "tpaw_samples_per_prompt")
 # LlamaFactory's defaults of these would not be self-play's.
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 1024}
 # The accordion's fields -> keys. A key without a field is given in LlamaBoard's field for extra arguments.
-FIELDS = {key: key for key in ("tpaw_objective", *OF_TPAW, *OF_TSPIN, *OF_GENERATION)}
+FIELDS = {key: key for key in ("tpaw_objective", *OF_OBJECTIVES, *OF_GENERATION)}
 FIELDS |= {f"tpaw_{key}": key for key in SAMPLING}
 # What LlamaBoard says for all stages whatever the page shows. Here a model's own code is run only where the extra
 # arguments ask for it, and loading the rows takes one process.
@@ -80,7 +85,7 @@ def run_settings(args: Mapping[str, Any], values: Mapping[str, Any]) -> list[dic
 
 def _own_keys(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the accordion that do something; those of the extra arguments go before them."""
-    unused = set(OF_TPAW if values.get("train.tpaw_objective") == "tspin" else OF_TSPIN)
+    unused = set(OF_OBJECTIVES) - set(OBJECTIVES.get(values.get("train.tpaw_objective"), OBJECTIVES["tpaw"]))
     if values.get("train.tpaw_engine") != "openai":
         unused.add("tpaw_engine_url")
     shown = {key: values.get(f"train.{name}") for name, key in FIELDS.items() if key not in unused}

@@ -13,7 +13,7 @@ from ..arguments.fields import FIELDS as SPECS
 from ..lf import facade
 from .charts import PANELS, accuracy_table, frames, read_iterations, run_names
 from .runner import Play, is_our_stage
-from .settings import OF_TPAW, OF_TSPIN, SAMPLING, prompt_sets, run_name
+from .settings import OBJECTIVES, OF_OBJECTIVES, SAMPLING, prompt_sets, run_name
 from .triplets import rounds, triplets_page
 from .words import properties, say
 
@@ -27,7 +27,7 @@ QUIET = {"queue": False, "show_progress": "hidden"}
 def create_train_tab(engine: Any, original: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     """Build the Train tab by LlamaBoard's function, with our accordion behind that of RLHF and the results last."""
     manager = engine.manager
-    elements, inputs, groups = _build_fields()
+    elements, inputs = _build_fields()
     base = manager.get_base_elems
     # On the object, while the tab is built: LlamaBoard's buttons then take our fields along.
     manager.get_base_elems = lambda: base() | inputs
@@ -39,7 +39,7 @@ def create_train_tab(engine: Any, original: Callable[[Any], dict[str, Any]]) -> 
     siblings.remove(elements[ACCORDION])
     siblings.insert(siblings.index(train["rlhf_tab"]) + 1, elements[ACCORDION])
     results = _build_results()
-    _listen(train, elements, groups)
+    _listen(train, elements)
     _Results(engine, train, results).listen()
     return {**train, **elements, **results}
 
@@ -49,12 +49,12 @@ def _element(made: dict[str, Any], kind: Any, name: str, **options: Any) -> Any:
     return made[name]
 
 
-def _build_fields() -> tuple[dict[str, Any], set[Any], dict[str, Any]]:
-    """Make the accordion: its elements by name, those that are inputs, and the rows of each objective."""
+def _build_fields() -> tuple[dict[str, Any], set[Any]]:
+    """Make the accordion: its elements by name, and those that are inputs."""
     made: dict[str, Any] = {}
 
-    def number(name: str, default: Any, precision: int | None = None) -> None:
-        _element(made, gr.Number, name, value=default, precision=precision, min_width=120)
+    def number(name: str, default: Any, precision: int | None = None, **options: Any) -> None:
+        _element(made, gr.Number, name, value=default, precision=precision, min_width=120, **options)
 
     def choice(name: str, **options: Any) -> None:
         choices = list(SPECS[name].type.__args__)
@@ -66,13 +66,13 @@ def _build_fields() -> tuple[dict[str, Any], set[Any], dict[str, Any]]:
             number("tpaw_iteration", 0, 0)
             number("tpaw_iterations", 1, 0)
             choice("tpaw_objective")
-        with gr.Row() as of_tpaw:
-            for name in OF_TPAW[:-1]:
-                number(name, SPECS[name].default, 0 if name == "tpaw_team_size" else None)
-            choice("tpaw_reference")
-        with gr.Row(visible=False) as of_tspin:
-            for name in OF_TSPIN:
-                number(name, SPECS[name].default)
+        with gr.Row():
+            for name in OF_OBJECTIVES:
+                visible = name in OBJECTIVES["tpaw"]
+                if name == "tpaw_reference":
+                    choice(name, visible=visible)
+                else:
+                    number(name, SPECS[name].default, 0 if name == "tpaw_team_size" else None, visible=visible)
         with gr.Row():
             _element(made, gr.Dropdown, "tpaw_prompts", choices=[], value=None, allow_custom_value=True, scale=2)
             # A number's field cannot be empty.
@@ -84,10 +84,10 @@ def _build_fields() -> tuple[dict[str, Any], set[Any], dict[str, Any]]:
                 number(f"tpaw_{key}", default, 0 if isinstance(default, int) else None)
             number("tpaw_samples_per_prompt", 1, 0)
     inputs = {element for name, element in made.items() if name not in (ACCORDION, "tpaw_hint")}
-    return made, inputs, {"tpaw": of_tpaw, "tspin": of_tspin}
+    return made, inputs
 
 
-def _listen(train: dict[str, Any], made: dict[str, Any], groups: dict[str, Any]) -> None:
+def _listen(train: dict[str, Any], made: dict[str, Any]) -> None:
     """Open the accordion for our stage, offer the sets of prompts, and show the fields that do something."""
     stage, prompts, objective = train["training_stage"], made["tpaw_prompts"], made["tpaw_objective"]
 
@@ -98,7 +98,10 @@ def _listen(train: dict[str, Any], made: dict[str, Any], groups: dict[str, Any])
     stage.change(offer, [train["dataset_dir"]], [prompts], **QUIET)
     prompts.focus(offer, [train["dataset_dir"]], [prompts], **QUIET)
     objective.change(
-        lambda shown: [gr.Row(visible=shown == name) for name in groups], [objective], list(groups.values()), **QUIET
+        lambda shown: [gr.update(visible=name in OBJECTIVES[shown]) for name in OF_OBJECTIVES],
+        [objective],
+        [made[name] for name in OF_OBJECTIVES],
+        **QUIET,
     )
     made["tpaw_engine"].change(
         lambda shown: gr.Textbox(visible=shown == "openai"), [made["tpaw_engine"]], [made["tpaw_engine_url"]], **QUIET

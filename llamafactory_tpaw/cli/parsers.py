@@ -68,7 +68,7 @@ def _init(parser: argparse.ArgumentParser) -> None:
     add("--folder", metavar="FOLDER", help="where yaml/ and data/ are (default: the working folder)").complete = FOLDER
     add("--sft", action="store_true", default=None, help="write the SFT file too: MODEL is the base of theta_0")
     add("--iterations", metavar="N", type=int, help="number of iterations (default: 4)")
-    text = "tpaw, spin, tspin, or several by commas (default: tpaw)"
+    text = "tpaw, spin, tspin, iris (a reconstruction), or several by commas (default: tpaw)"
     add("--objective", dest="objectives", metavar="LIST", help=text)
     text = "trw, mpw, team: more runs, without target weights, player weights, team"
     add("--ablate", dest="ablations", metavar="LIST", help=text)

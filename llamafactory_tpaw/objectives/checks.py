@@ -47,23 +47,18 @@ def check_finite(**tensors: Tensor) -> None:
     Raises:
         ValueError: Naming each argument at fault and its first rows.
     """
+    wrong = {name: ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1) for name, tensor in tensors.items()}
     # One flag for all of them: on a GPU each read waits for the device.
-    if bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).all()):
+    if not bool(torch.stack([*wrong.values()]).any()):
         return
-    raise ValueError(" ".join(_describe_not_finite(name, tensor) for name, tensor in tensors.items()).strip())
-
-
-def _describe_not_finite(name: str, tensor: Tensor) -> str:
-    finite = torch.isfinite(tensor).flatten(1).all(1) if tensor.ndim > 1 else torch.isfinite(tensor)
-    rows = (~finite).nonzero().flatten().tolist()
-    if not rows:
-        return ""
-    more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
-    values = tensor[rows[0]].tolist()
-    return (
-        f"`{name}` holds NaN or inf in rows {rows[:ROWS_SHOWN]}{more} of {len(tensor)} (row {rows[0]}: {values}). "
-        "Log-probs must be finite: look at the model that gave them."
-    )
+    problems = []
+    for name, rows in ((name, each.nonzero().flatten().tolist()) for name, each in wrong.items() if each.any()):
+        more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
+        problems.append(
+            f"`{name}` holds NaN or inf in rows {rows[:ROWS_SHOWN]}{more} of {len(tensors[name])} (row {rows[0]}: "
+            f"{tensors[name][rows[0]].tolist()}). Log-probs must be finite: look at the model that gave them."
+        )
+    raise ValueError(" ".join(problems))
 
 
 def check_number(name: str, value: float, minimum: float, *, exclusive: bool = False) -> None:
@@ -77,16 +72,21 @@ def check_number(name: str, value: float, minimum: float, *, exclusive: bool = F
         raise ValueError(f"`{name}` must be a finite number {'>' if exclusive else '>='} {minimum:g}, got {value}.")
 
 
-def widen(tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    r"""Bring tensors to one dtype of at least float32, so that bf16 is not subtracted in bf16.
+def check_logps(
+    policy: Mapping[str, Tensor], players: Mapping[str, Tensor], players_count: int | str = "J"
+) -> list[Tensor]:
+    r"""Check that log-probs are finite and fit together, (B,) of the policy and (B, J) of the players.
 
     Returns:
-        The tensors in order; float64 where any of them is, else float32. Inputs are left unchanged.
+        All of them in order, float64 where any of them is, else float32: bf16 is not subtracted in bf16.
     """
-    dtype = torch.float32
-    for tensor in tensors.values():
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return [tensor.to(dtype) for tensor in tensors.values()]
+    shape, dtype, logps = ("B", players_count), torch.float32, {**policy, **players}
+    for name, value in logps.items():
+        check_shape(name, value, shape if name in players else shape[:1])
+        shape = (*value.shape, *shape[value.ndim :])
+        dtype = torch.promote_types(dtype, value.dtype)
+    check_finite(**logps)
+    return [value.to(dtype) for value in logps.values()]
 
 
 def check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:

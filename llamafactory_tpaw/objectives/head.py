@@ -32,16 +32,9 @@ class _HeadLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        tokens: Tensor,
-        scale: float,
-        softcap: float | None,
-        dtype: torch.dtype,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, *settings: Any
     ) -> Tensor:
-        head = _Head(hidden, weight, bias, scale, softcap, dtype)
+        head = _Head(hidden, weight, bias, *settings)
         largest = torch.full((len(tokens),), -torch.inf, dtype=torch.float32, device=hidden.device)
         total, picked = torch.zeros_like(largest), torch.zeros_like(largest)
         for start, _, scores in head.blocks():
@@ -52,27 +45,26 @@ class _HeadLogps(torch.autograd.Function):
             largest = maximum
         normalizers = largest + total.log()
         ctx.save_for_backward(hidden, weight, bias, tokens, normalizers)
-        ctx.settings = scale, softcap, dtype
+        ctx.settings = settings
         return picked - normalizers
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, normalizers = ctx.saved_tensors
-        scale, softcap, dtype = ctx.settings
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        head = _Head(hidden, weight, bias, scale, softcap, dtype)
+        head = _Head(hidden, weight, bias, *ctx.settings)
         # The factor of each token is taken out of the matrix products, where it would cost a pass over all scores.
-        factor = (-scale * grad)[:, None]
-        weighted = (factor * head.hidden).to(dtype) if needs_weight else None
+        factor = (-head.scale * grad)[:, None]
+        weighted = (factor * head.hidden).to(head.dtype) if needs_weight else None
         grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if needs_hidden else None
         grad_weight = torch.empty_like(weight) if needs_weight else None
         grad_bias = torch.empty_like(bias) if needs_bias else None
-        for start, block, scores in head.blocks(normalizers):
+        for start, block, scores in head.blocks():
             end = start + len(block)
             # - d logp / d score = softmax - onehot(token)
             slope = head.slope(scores, normalizers, tokens, start)
-            narrow = slope.to(dtype)
+            narrow = slope.to(head.dtype)
             if needs_hidden:
                 grad_hidden += narrow @ block
             if needs_weight:
@@ -100,12 +92,8 @@ class _Head:
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.scale, self.softcap = scale, softcap
 
-    def blocks(self, normalizers: Tensor | None = None) -> Blocks:
-        r"""Give each block's first token, weight (block, H) and scores, float32 (M, block), to be overwritten at will.
-
-        Args:
-            normalizers: Subtracted where the scores are plain products, within the product.
-        """
+    def blocks(self) -> Blocks:
+        """Give each block's first token, weight (block, H) and scores, float32 (M, block), to be overwritten."""
         rows, vocabulary = len(self.hidden), len(self.weight)
         budget = BLOCK_SCORES.get(self.hidden.device.type, BLOCK_SCORES_ELSEWHERE)
         size = min(vocabulary, max(SMALLEST_BLOCK, budget // max(rows, 1)))
@@ -118,8 +106,6 @@ class _Head:
                     self.hidden, weight, None if self.bias is None else self.bias[start : start + size]
                 )
                 scores.copy_(product)
-            elif normalizers is not None and self.is_plain:
-                torch.addmm(-normalizers[:, None], self.hidden, weight.t(), out=scores)
             else:
                 torch.mm(self.hidden, weight.t(), out=scores)
                 if self.bias is not None:
@@ -130,16 +116,10 @@ class _Head:
                 scores.div_(self.softcap).tanh_().mul_(self.softcap)
             yield start, weight, scores
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the scores are nothing but the product of hidden states and weight, in float32."""
-        is_product = self.bias is None and self.scale == 1.0 and self.softcap is None
-        return is_product and self.dtype == torch.float32
-
     def slope(self, scores: Tensor, normalizers: Tensor, tokens: Tensor, start: int) -> Tensor:
         """Turn the scores of a block into the softmax less the tokens' one-hot rows, through the soft cap."""
         capped = scores.clone() if self.softcap is not None else None
-        softmax = (scores if self.is_plain else scores.sub_(normalizers[:, None])).exp_()
+        softmax = scores.sub_(normalizers[:, None]).exp_()
         at, inside = _within(tokens, start, scores.shape[1])
         softmax.scatter_add_(1, at, -inside[:, None])
         return softmax if capped is None else softmax.mul_(1.0 - (capped / self.softcap).square_())

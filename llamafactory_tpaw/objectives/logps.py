@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .checks import ROWS_SHOWN, check_shape, check_tokens
+from .checks import check_shape, check_tokens
 
 
 IGNORED_LABEL = -100
@@ -80,12 +80,17 @@ def sequence_logps(logits: Tensor, labels: Tensor) -> SequenceLogps:
         ValueError: If the shapes differ or a label is neither -100 nor an id of the vocabulary.
     """
     check_shape("logits", logits, ("B", "T", "V"))
-    _check_labels(labels, tuple(logits.shape))
+    if labels.shape != logits.shape[:2] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"`labels` must be integers of shape {tuple(logits.shape[:2])}, as `logits` has, got {labels.dtype} of "
+            f"{tuple(labels.shape)}."
+        )
+    check_tokens("labels", labels[labels != IGNORED_LABEL], logits.shape[-1])
     targets = labels[:, 1:].to(logits.device)
     mask = targets != IGNORED_LABEL
     token_counts = mask.sum(1)
     rows, positions = mask.nonzero(as_tuple=True)
-    token_logps = _TokenLogps.apply(logits, rows, positions, targets[rows, positions].long())
+    token_logps = _TokenLogps.apply(logits, rows, positions, targets[mask].long())
     sums = torch.stack([part.sum() for part in token_logps.split(token_counts.tolist())])
     return SequenceLogps(sums, token_counts)
 
@@ -106,20 +111,3 @@ def logits_at(logits: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
     """
     check_tokens("tokens", tokens, logits.shape[-1])
     return _TokenLogps.apply(logits, places // logits.shape[1], places % logits.shape[1], tokens)
-
-
-def _check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
-    batch, length, vocabulary = logits_shape
-    if tuple(labels.shape) != (batch, length):
-        raise ValueError(
-            f"`labels` must have shape ({batch}, {length}), as `logits` {logits_shape} has, got {tuple(labels.shape)}."
-        )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"`labels` must be a tensor of integers, got {labels.dtype}.")
-    wrong = (labels != IGNORED_LABEL) & ((labels < 0) | (labels >= vocabulary))
-    if bool(wrong.any()):
-        rows = wrong.any(1).nonzero().flatten().tolist()[:ROWS_SHOWN]
-        raise ValueError(
-            f"`labels` holds {labels[wrong][:ROWS_SHOWN].tolist()} in rows {rows}, but the vocabulary of `logits` has "
-            f"the ids 0 to {vocabulary - 1}, and -100 masks a position. Use the tokenizer that belongs to the model."
-        )

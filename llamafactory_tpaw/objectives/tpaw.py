@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .checks import check_finite, check_number, check_shape, widen
+from .checks import check_logps, check_number
 
 
 class TpawLoss(NamedTuple):
@@ -102,19 +102,10 @@ def tpaw_loss(
     check_number("reward_scale", reward_scale, 0.0, exclusive=True)
     check_number("eta", eta, 1.0)
     check_number("gamma", gamma, 0.0)
-    check_shape("policy_target_logps", policy_target_logps, ("B",))
-    batch = policy_target_logps.shape[0]
-    check_shape("policy_generated_logps", policy_generated_logps, (batch,))
-    check_shape("player_target_logps", player_target_logps, (batch, "J"))
-    check_shape("player_generated_logps", player_generated_logps, tuple(player_target_logps.shape))
-    logps = {
-        "policy_target_logps": policy_target_logps,
-        "policy_generated_logps": policy_generated_logps,
-        "player_target_logps": player_target_logps,
-        "player_generated_logps": player_generated_logps,
-    }
-    check_finite(**logps)
-    policy_target, policy_generated, player_target, player_generated = widen(logps)
+    policy_target, policy_generated, player_target, player_generated = check_logps(
+        {"policy_target_logps": policy_target_logps, "policy_generated_logps": policy_generated_logps},
+        {"player_target_logps": player_target_logps, "player_generated_logps": player_generated_logps},
+    )
 
     target_rewards = reward(policy_target, player_target, reward_scale)
     generated_rewards = reward(policy_generated, player_generated, reward_scale)

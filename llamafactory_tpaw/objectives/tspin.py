@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .checks import check_finite, check_number, check_shape, widen
+from .checks import check_logps, check_number
 
 
 class TspinLoss(NamedTuple):
@@ -60,15 +60,10 @@ def tspin_loss(
     """
     check_number("scale", scale, 0.0, exclusive=True)
     check_number("history_weight", history_weight, 0.0)
-    check_shape("policy_target_logps", policy_target_logps, ("B",))
     logps = {"policy_target_logps": policy_target_logps, "policy_generated_logps": policy_generated_logps}
     if policy_proto_logps is not None:
         logps["policy_proto_logps"] = policy_proto_logps
-    for name, value in logps.items():
-        check_shape(name, value, (policy_target_logps.shape[0],))
-    check_finite(**logps)
-
-    target_rewards, generated_rewards, *history = (scale * value for value in widen(logps))
+    target_rewards, generated_rewards, *history = (scale * value for value in check_logps(logps, {}))
     losses = -logsigmoid(target_rewards - generated_rewards)
     for proto_rewards in history:
         losses = losses - history_weight * logsigmoid(generated_rewards - proto_rewards)

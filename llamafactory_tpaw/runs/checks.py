@@ -105,7 +105,7 @@ def check_data(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int, f
     longest = prompt, max(min(response, cutoff - prompt), 1)
     own, samples = args.tpaw_samples_per_prompt, {round_.iteration: meta.samples for round_, meta in finished}
     responses = sum(samples.get(each.iteration, own) for each in plan.opponents.rounds) + len(plan.opponents.foreign)
-    players = min(len(plan.players), args.tpaw_team_size) if args.tpaw_objective == "tpaw" else 0
+    players = min(len(plan.players), args.rounds_played) if args.tpaw_objective != "tspin" else 0
     cached = players and args.tpaw_reference == "cached"
     scored = 1 + responses + (players - 1) * own if cached else 0
     return Sample(triplets, total, responses, players, scored, longest)

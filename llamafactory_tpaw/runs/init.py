@@ -34,8 +34,9 @@ OWN_KEYS: dict[str, dict[str, Any]] = {
     "tpaw": TPAW,
     "spin": TPAW | {"tpaw_team_size": 1, "tpaw_eta": 1.0, "tpaw_gamma": 0.0},
     "tspin": {"tpaw_objective": "tspin", "tpaw_team_size": 1, "tpaw_scale": 1.0, "tpaw_history_weight": 0.1},
+    "iris": {"tpaw_objective": "iris", "tpaw_team_size": 1, "tpaw_reward_scale": 0.1, "tpaw_renyi_alpha": 0.5},
 }
-LABELS = {"tpaw": "TPAW", "spin": "SPIN", "tspin": "T-SPIN"}
+LABELS = {"tpaw": "TPAW", "spin": "SPIN", "tspin": "T-SPIN", "iris": "IRIS, reconstructed"}
 WITHOUT = {
     "trw": ("target weights", {"tpaw_eta": 1.0}),
     "mpw": ("player weights", {"tpaw_gamma": 0.0}),

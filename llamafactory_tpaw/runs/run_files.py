@@ -182,7 +182,7 @@ def write_project(
     if changed:
         write_json_atomic(info, {**known, **entries})
         done[f"{dataset_dir}/{DATASET_INFO}"] = ", ".join(changed)
-    own = re.compile(rf"{re.escape(family)}(_no_(trw|mpw|team))?_(sft|(tpaw|spin|tspin)_iter\d+)\.yaml")
+    own = re.compile(rf"{re.escape(family)}(_no_(trw|mpw|team))?_(sft|(tpaw|spin|tspin|iris)_iter\d+)\.yaml")
     for path in sorted((folder / "yaml").glob("*.yaml")) if force else ():
         if own.fullmatch(path.name) and f"yaml/{path.name}" not in files:
             path.unlink()

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..lf.given import read_given, unknown_key_problems, value_problems
 
 
-METHODS = ("tpaw", "spin", "tspin")
+METHODS = ("tpaw", "spin", "tspin", "iris")
 ABLATIONS = ("trw", "mpw", "team")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Keys that `init` writes itself, and secrets, which are written to no file.

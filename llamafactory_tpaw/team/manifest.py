@@ -35,7 +35,7 @@ class Manifest:
         iteration: Iteration t; the folder holds θ_{t+1} once finished.
         status: `training` from the first step on, `finished` when everything is saved; `checkpoint` in the folder of
             a checkpoint that training saved on its way.
-        objective: `tpaw` or `tspin`.
+        objective: As `tpaw_objective`.
         policy: θ_t: `name`, `path`, `fingerprint`; `files` with the SHA-256 of each file in its folder. Of an adapter
             `below` has `path` and `fingerprint` of the model, and of it with each adapter before.
         players: The team, oldest first: `name`, `path`, `fingerprint`, `below`.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments.fields import WITHOUT_TEAM
 from ..arguments.start import Start, is_adapter, same_place
 from ..errors import ConfigError, DataError
 from ..lf import facade
@@ -99,17 +100,17 @@ class Player:
 def list_players(tpaw_args: Any, start: Start) -> list[Player]:
     r"""Number the checkpoints of `tpaw_players`, oldest first and θ_t last.
 
-    Where the key is absent, T-SPIN and iteration 0 have the model itself.
+    Where the key is absent, iteration 0 and objectives without a team have the model itself.
 
     Raises:
         ConfigError: If there are too few, the last is not the model, or one is named twice.
     """
     iteration, paths = tpaw_args.tpaw_iteration, tpaw_args.tpaw_players
     own = (start.model, *start.adapters)
-    if not paths and (iteration == 0 or tpaw_args.tpaw_objective == "tspin"):
+    if not paths and (iteration == 0 or tpaw_args.tpaw_objective in WITHOUT_TEAM):
         return [Player(iteration, own[-1], own[:-1])]
     chains = [(model, *adapters) for model, adapters in map(start.parse, paths or [])]
-    needed = min(iteration + 1, tpaw_args.tpaw_team_size) if tpaw_args.tpaw_objective == "tpaw" else 1
+    needed = 1 if tpaw_args.tpaw_objective in WITHOUT_TEAM else min(iteration + 1, tpaw_args.tpaw_team_size)
     problems = []
     if not needed <= len(chains) <= iteration + 1:
         wanted = f"{needed}" if needed == iteration + 1 else f"{needed} to {iteration + 1}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..lf import facade
+from ..objectives import TpawLoss
 
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from transformers import TrainerCallback
 
-    from ..objectives import SequenceLogps, TpawLoss, TspinLoss
+    from ..objectives import SequenceLogps, TspinLoss
+    from ..objectives.iris import IrisLoss
 
 FLIPPED = "weights/step0_flipped_fraction"
 ACCURACY_ALIAS = "rewards/accuracies"  # under which LlamaFactory's own callback looks for the accuracy
@@ -25,7 +27,7 @@ METRIC = re.compile(r"(eval_)?(rewards|weights|logps|length|generated)/")
 
 
 def batch_metrics(
-    out: TpawLoss | TspinLoss,
+    out: TpawLoss | TspinLoss | IrisLoss,
     names: Sequence[str],
     target: SequenceLogps,
     generated: SequenceLogps,
@@ -33,7 +35,8 @@ def batch_metrics(
 ) -> dict[str, torch.Tensor]:
     r"""Describe a batch of B triplets: log-probs in nats, lengths in tokens, rewards of all players and of each, (B,).
 
-    T-SPIN has no names of players: its rewards are those of the policy alone.
+    T-SPIN has no names of players: its rewards are those of the policy alone. The squares of IRIS's weights, whose
+    mean is 1, tell how few triplets decide.
     """
     margins = out.target_rewards - out.generated_rewards
     rewards = {
@@ -54,10 +57,14 @@ def batch_metrics(
         proto = {} if out.proto_rewards is None else {"rewards/proto": out.proto_rewards}
         return metrics | rewards | proto
     metrics |= {key: values.mean(1) for key, values in rewards.items()}
-    metrics["weights/target_eta_fraction"] = (out.target_rewards <= 0).float().mean(1)
     for column, name in enumerate(names):
         metrics |= {f"{key}/{name}": values[:, column] for key, values in rewards.items()}
-        metrics[f"weights/player/{name}"] = out.player_weights[:, column]
+    if isinstance(out, TpawLoss):
+        metrics["weights/target_eta_fraction"] = (out.target_rewards <= 0).float().mean(1)
+        metrics |= {f"weights/player/{name}": out.player_weights[:, column] for column, name in enumerate(names)}
+    else:
+        weights = {"target": out.target_weights, "generated": out.generated_weights}
+        metrics |= {f"weights/{name}_squared": values.square().mean(1) for name, values in weights.items()}
     return metrics
 
 

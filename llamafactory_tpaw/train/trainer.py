@@ -14,7 +14,8 @@ from transformers import Trainer, TrainerCallback
 from ..data.collator import IS_PADDING, RESPONSE_INDICES, GroupSampler, ShardedSampler, count_triplets
 from ..errors import TpawError
 from ..lf import facade
-from ..objectives import SequenceLogps, TpawLoss, TspinLoss, tpaw_loss, tspin_loss
+from ..objectives import SequenceLogps, TpawLoss, TspinLoss, iris_loss, tpaw_loss, tspin_loss
+from ..objectives.iris import IrisLoss, iris_value
 from ..team.forward import disable_dropout, response_logps, rounding
 from ..team.sharding import autocast_dtype
 from .metrics import FLIPPED, MetricBuffer, batch_metrics
@@ -87,6 +88,8 @@ class TpawTrainer(Trainer):
         self.online_team = online_team
         self.policy_moved = False
         self.shared_order: ShardedSampler | None = None
+        self.log_sums: Tensor | None = None  # IRIS's, of the whole batch of a step; None where that is one batch
+        self._evaluated: list[Tensor] = []  # the same of batches of an evaluation
         self.add_callback(_Progress(self))
         self._buffers = {"train": MetricBuffer(), "eval": MetricBuffer()}
 
@@ -132,10 +135,30 @@ class TpawTrainer(Trainer):
         return order if alone else ShardedSampler(order, self.args.eval_batch_size, self.args.world_size)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[Any, Tensor]:
-        """Collect the micro-batches of one step and count their triplets over all processes."""
+        r"""Collect the micro-batches of one step and count their triplets over all processes.
+
+        IRIS weighs each triplet by all of them, so a pass without gradients comes first where they are in several
+        batches.
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         count = torch.tensor(sum(count_triplets(batch) for batch in batches), device=device)
+        self.log_sums = None
+        if self.finetuning_args.tpaw_objective == "iris" and (len(batches) > 1 or self.args.world_size > 1):
+            self.model_wrapped.eval()  # so that nothing is kept for a backward; dropout is off anyway
+            self.optimizer.train()  # an evaluation may have put other weights in place
+            with torch.no_grad(), self.compute_loss_context_manager():
+                prepared = (self._prepare_inputs(batch) for batch in batches)
+                parts = [self._judge(self.model_wrapped, inputs, not self.policy_moved)[0] for inputs in prepared]
+            self.log_sums = self._join([out.log_sums for out in parts])
         return batches, self.accelerator.reduce(count, reduction="sum")
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Bring data to the device, without DeepSpeed's cast to the model's dtype, which would round log-probs."""
+        return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
+
+    def _join(self, log_sums: Sequence[Tensor]) -> Tensor:
+        """Join the `log_sums` of batches of all processes."""
+        return self.accelerator.gather(torch.stack([*log_sums]).logsumexp(0)[None]).logsumexp(0)
 
     def compute_loss(
         self,
@@ -143,51 +166,22 @@ class TpawTrainer(Trainer):
         inputs: Mapping[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, TpawLoss | TspinLoss]:
+    ) -> Tensor | tuple[Tensor, TpawLoss | TspinLoss | IrisLoss]:
         r"""Compute the loss of B triplets, a batch of `TripletCollator`.
 
         With `num_items_in_batch`, the triplets of the whole step, the losses of all micro-batches and processes add up
         to the mean over these; without it the loss is the mean over the batch.
         """
-        logps = response_logps(model, inputs, head=self.shortcuts.head)
-        # Of each triplet the target, the generated response and, where there is one, y_0, each (B,).
-        indices = [inputs[name] for name in RESPONSE_INDICES if name in inputs]
-        target, generated, *proto = (SequenceLogps(logps.sums[index], logps.token_counts[index]) for index in indices)
         is_newest = model.training and not self.policy_moved
-        try:
-            if self.finetuning_args.tpaw_objective == "tspin":
-                out = shown = tspin_loss(
-                    target.sums,
-                    generated.sums,
-                    proto[0].sums if proto else None,
-                    scale=self.finetuning_args.tpaw_scale,
-                    history_weight=self.finetuning_args.tpaw_history_weight,
-                )
-            else:
-                player_target, player_generated = self._player_logps(inputs)
-                out = tpaw_loss(
-                    target.sums,
-                    generated.sums,
-                    self._anchored(target, player_target) if is_newest else player_target,
-                    player_generated,
-                    reward_scale=self.finetuning_args.tpaw_reward_scale,
-                    eta=self.finetuning_args.tpaw_eta,
-                    gamma=self.finetuning_args.tpaw_gamma,
-                )
-                measured = self.finetuning_args.tpaw_reward_scale * (target.sums.detach()[:, None] - player_target)
-                shown = out._replace(target_rewards=measured)
-        except ValueError as error:
-            raise TpawError(
-                f"At step {self.state.global_step} {error} Lower `learning_rate` or set `max_grad_norm`, and start "
-                "again from the last checkpoint; with fp16 use `bf16` where the device can."
-            ) from error
-        metrics, losses = batch_metrics(shown, self.player_names, target, generated, inputs), out.losses
+        out, target, generated = self._judge(model, inputs, is_newest, self.log_sums if model.training else None)
+        metrics, losses = batch_metrics(out, self.player_names, target, generated, inputs), out.losses
         if IS_PADDING in inputs:  # it takes part in the pass that all processes do together, and counts for nothing
             metrics, losses = {name: values[:0] for name, values in metrics.items()}, 0.0 * losses
         mode = "train" if model.training else "eval"
         if mode == "eval":
             metrics["loss"] = losses.detach()[: count_triplets(inputs)]
-        elif self.player_names and self.state.global_step == 0:
+            self._evaluated += [out.log_sums] if isinstance(out, IrisLoss) else []
+        elif isinstance(out, TpawLoss) and self.state.global_step == 0:
             metrics[FLIPPED] = (metrics[f"rewards/target/{self.player_names[-1]}"] > 0).float()
         self._buffers[mode].add(metrics)
         loss = losses.mean()
@@ -195,6 +189,37 @@ class TpawTrainer(Trainer):
             # Gradients and logged losses are averaged over processes, so each one's share is scaled up.
             loss = losses.sum() / num_items_in_batch * self.args.world_size
         return (loss, out) if return_outputs else loss
+
+    def _judge(
+        self, model: torch.nn.Module, inputs: Mapping[str, Tensor], is_newest: bool, log_sums: Tensor | None = None
+    ) -> tuple[TpawLoss | TspinLoss | IrisLoss, SequenceLogps, SequenceLogps]:
+        """Compute the objective of a batch, or part of one with `log_sums`, and the log-probs of its responses."""
+        logps = response_logps(model, inputs, head=self.shortcuts.head)
+        # Of each triplet the target, the generated response and, where there is one, y_0, each (B,).
+        indices = [inputs[name] for name in RESPONSE_INDICES if name in inputs]
+        target, generated, *proto = (SequenceLogps(logps.sums[index], logps.token_counts[index]) for index in indices)
+        arguments = self.finetuning_args
+        try:
+            if arguments.tpaw_objective == "tspin":
+                logps = target.sums, generated.sums, proto[0].sums if proto else None
+                out = tspin_loss(*logps, arguments.tpaw_scale, arguments.tpaw_history_weight)
+            else:
+                player_target, player_generated = self._player_logps(inputs)
+                anchored = self._anchored(target, player_target) if is_newest else player_target
+                logps, scale = (target.sums, generated.sums, anchored, player_generated), arguments.tpaw_reward_scale
+                if arguments.tpaw_objective == "iris":
+                    counts = IS_PADDING not in inputs
+                    out = iris_loss(*logps, scale, arguments.tpaw_renyi_alpha, log_sums if counts else None)
+                    out = out if counts else out._replace(log_sums=out.log_sums - torch.inf)
+                else:
+                    out = tpaw_loss(*logps, scale, arguments.tpaw_eta, arguments.tpaw_gamma)
+                out = out._replace(target_rewards=scale * (target.sums.detach()[:, None] - player_target))
+        except ValueError as error:
+            raise TpawError(
+                f"At step {self.state.global_step} {error} Lower `learning_rate` or set `max_grad_norm`, and start "
+                "again from the last checkpoint; with fp16 use `bf16` where the device can."
+            ) from error
+        return out, target, generated
 
     def _player_logps(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The players' log-probs of the targets and of the generated responses, (B, J) each."""
@@ -227,10 +252,14 @@ class TpawTrainer(Trainer):
         return torch.cat([player_target[:, :-1], policy[:, None]], dim=1)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, with the means over all triplets of all processes as metrics."""
+        """Evaluate, with the means over all triplets of all processes as metrics; IRIS's loss is of all at once."""
+        self._evaluated = []
         output = super().evaluation_loop(*args, **kwargs)
+        metrics = self._drain("eval")
+        if self._evaluated:
+            metrics["loss"] = float(iris_value(self._join(self._evaluated), self.finetuning_args.tpaw_renyi_alpha))
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{name}": value for name, value in self._drain("eval").items()})
+        output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def prediction_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> tuple[None, ...]:

@@ -82,6 +82,44 @@ def test_a_training_that_changes_no_weight_says_so(
     assert (result["result"]["fingerprint"] == result["policy"]["fingerprint"]) == is_idle
 
 
+IRIS = {"tpaw_objective": "iris", "tpaw_reward_scale": 1.0, "tpaw_renyi_alpha": 0.5}
+
+
+def iris_by_hand(model: Path, player: Path, triplets: list[Triplet]) -> float:
+    """The objective over all triplets at once, from the models' own log-probs."""
+    policy, reference = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (model, player))
+    pairs = [zip(logps_of(policy, triplet), logps_of(reference, triplet), strict=True) for triplet in triplets]
+    rewards = torch.tensor([[one - other for one, other in pair] for pair in pairs], dtype=torch.float64)
+    return float(2 * (0.5 * rewards[:, 1]).exp().mean().log() + 2 * (-0.5 * rewards[:, 0]).exp().mean().log())
+
+
+def test_iris_is_one_objective_over_the_whole_batch(project: Project, train_here: Train) -> None:
+    """16 x 1, 2 x 8 and 1 x 16 train alike, and an evaluation is of all its triplets at once."""
+    logged, ends, evaluated = {}, {}, {}
+    for batch, steps in ((16, 1), (2, 8), (1, 16)):
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "val_size": 5}
+        sizes |= {"per_device_eval_batch_size": min(batch, 4), "eval_strategy": "epoch", "num_train_epochs": 2.0}
+        settings = pair_settings(project, "pairs", **SGD, **IRIS, **sizes, output_dir=f"saves/iris_{batch}")
+        logged[batch] = train_here(project, settings)
+        ends[batch] = load_file(project.root / f"saves/iris_{batch}/model.safetensors")
+        history = read(project.root / f"saves/iris_{batch}", "trainer_state.json")["log_history"]
+        evaluated[batch] = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert abs(logged[16][0]["loss"]) < 1e-4 < abs(logged[16][1]["loss"])
+    for batch in (2, 1):
+        for whole, parts in zip(logged[16], logged[batch], strict=True):
+            for key in ("loss", "weights/target_squared", "weights/generated_squared"):
+                assert parts[key] == pytest.approx(whole[key], abs=1e-4)
+            assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
+        assert evaluated[batch] == pytest.approx(evaluated[16], abs=1e-4)
+        for name in ends[16]:
+            torch.testing.assert_close(ends[batch][name], ends[16][name], rtol=0, atol=1e-5)
+    assert logged[16][1]["weights/target_squared"] > 1.001
+    held_out = load_setup(parse_single_process(settings)).held_out
+    by_hand = iris_by_hand(project.root / "saves/iris_16", project.model, held_out)
+    assert evaluated[16][-1] == pytest.approx(by_hand, abs=1e-4)
+    assert read(project.root / "saves/iris_16", "tpaw.json")["objective"] == "iris"
+
+
 def test_held_out_triplets_are_evaluated(project: Project, train_here: Train) -> None:
     every_2 = {"eval_strategy": "steps", "eval_steps": 2}
     steps = train_here(project, pair_settings(project, "pairs", val_size=5, **every_2, output_dir="saves/evaluated"))

@@ -66,6 +66,9 @@ def test_tspin_has_its_own_keys_and_extra_arguments_go_before_the_fields(page: D
     assert (found["tpaw_scale"], found["tpaw_history_weight"]) == (1.0, 0.1)
     assert found["tpaw_proto"] == "Custom_play_iter0"
     assert not {"tpaw_eta", "tpaw_gamma", "tpaw_team_size"} & set(found)
+    (found,) = played(page, tpaw_objective="iris")
+    assert (found["tpaw_reward_scale"], found["tpaw_renyi_alpha"]) == (0.1, 0.5)
+    assert not {"tpaw_eta", "tpaw_scale", "tpaw_team_size"} & set(found)
     extra = {"tpaw_scale": 2, "tpaw_turn": "first", "trust_remote_code": True, "max_samples": 100000, "dataset": "D"}
     (found,) = played(page, tpaw_iteration=0, extra_args=json.dumps(extra))
     assert {key: found[key] for key in extra} == extra

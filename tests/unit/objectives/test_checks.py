@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llamafactory_tpaw.objectives import sequence_logps, tpaw_loss, tspin_loss
+from llamafactory_tpaw.objectives import iris_loss, sequence_logps, tpaw_loss, tspin_loss
 
 
 OF_TPAW = ["policy_target_logps", "policy_generated_logps", "player_target_logps", "player_generated_logps"]
@@ -17,6 +17,7 @@ OF_TSPIN = ["policy_target_logps", "policy_generated_logps", "policy_proto_logps
 ARGUMENTS = [
     *((tpaw_loss, *each) for each in enumerate(OF_TPAW)),
     *((tspin_loss, *each) for each in enumerate(OF_TSPIN)),
+    (iris_loss, 3, OF_TPAW[3]),
 ]
 
 
@@ -24,8 +25,9 @@ ARGUMENTS = [
 @pytest.mark.parametrize(("loss", "position", "name"), ARGUMENTS)
 def test_nan_and_inf_name_the_argument_and_the_rows(loss: Any, position: int, name: str, bad: float) -> None:
     logps = [torch.zeros(9) for _ in OF_TSPIN]
-    if loss is tpaw_loss:
-        logps = [torch.zeros(9), torch.zeros(9), torch.zeros(9, 2), torch.zeros(9, 2)]
+    if loss is not tspin_loss:
+        players = 2 if loss is tpaw_loss else 1
+        logps = [torch.zeros(9), torch.zeros(9), torch.zeros(9, players), torch.zeros(9, players)]
     logps[position][3] = bad
     logps[position][5:] = bad
     with pytest.raises(ValueError, match=rf"`{name}` holds NaN or inf in rows \[3, 5, 6, 7, 8\] of 9"):
@@ -41,6 +43,7 @@ def test_nan_and_inf_name_the_argument_and_the_rows(loss: Any, position: int, na
         (tpaw_loss, [(4,), (4,), (3, 2), (3, 2)], r"`player_target_logps` must have shape \(4, J\).* got \(3, 2\)"),
         (tpaw_loss, [(4,), (4,), (4, 0), (4, 0)], r"`player_target_logps` .* J at least 1, got \(4, 0\)"),
         (tpaw_loss, [(4,), (4,), (4, 2), (4, 3)], r"`player_generated_logps` must have shape \(4, 2\), got \(4, 3\)"),
+        (iris_loss, [(4,), (4,), (4, 2), (4, 2)], r"`player_target_logps` must have shape \(4, 1\), got \(4, 2\)"),
         (tspin_loss, [(4,), (4,), (4, 1)], r"`policy_proto_logps` must have shape \(4,\), got \(4, 1\)"),
     ],
 )
@@ -55,10 +58,10 @@ def test_wrong_shapes(loss: Any, shapes: list[tuple[int, ...]], message: str) ->
         (lambda logits, labels: (logits.tolist(), labels), "`logits` must be a tensor of floats, got list"),
         (lambda logits, labels: (logits.long(), labels), r"`logits` must be a tensor of floats, got torch\.int64"),
         (lambda logits, labels: (logits[0], labels), r"`logits` must have shape \(B, T, V\).* got \(12, 17\)"),
-        (lambda logits, labels: (logits, labels[:, 1:]), r"`labels` must have shape \(2, 12\).* got \(2, 11\)"),
-        (lambda logits, labels: (logits, labels * 1.0), r"`labels` must be a tensor of integers, got torch.float32"),
-        (lambda logits, labels: (logits, labels + 16), r"`labels` holds \[17, .* in rows \[0, 1\].* 0 to 16"),
-        (lambda logits, labels: (logits, labels - 2), r"`labels` holds \[-1, .* in rows \[0, 1\].* 0 to 16"),
+        (lambda logits, labels: (logits, labels[:, 1:]), r"`labels` must be integers of shape \(2, 12\).*\(2, 11\)"),
+        (lambda logits, labels: (logits, labels * 1.0), r"`labels` must be integers of .*got torch.float32"),
+        (lambda logits, labels: (logits, labels + 16), r"`labels` holds ids from 17 to 17,.* 0 to 16"),
+        (lambda logits, labels: (logits, labels - 2), r"`labels` holds ids from -1 to -1,.* 0 to 16"),
     ],
 )
 def test_wrong_logits_and_labels(change: Any, message: str) -> None:
@@ -74,11 +77,12 @@ def test_wrong_logits_and_labels(change: Any, message: str) -> None:
         (tpaw_loss, "eta", 0.99, ">= 1"),
         (tpaw_loss, "eta", math.inf, ">= 1"),
         (tpaw_loss, "gamma", -0.01, ">= 0"),
+        (iris_loss, "alpha", 0.0, "> 0"),
         (tspin_loss, "scale", 0.0, "> 0"),
         (tspin_loss, "history_weight", -1.0, ">= 0"),
     ],
 )
 def test_settings_out_of_range(loss: Any, name: str, value: float, allowed: str) -> None:
-    logps = [torch.zeros(1), torch.zeros(1), *([torch.zeros(1, 1)] * 2 if loss is tpaw_loss else [torch.zeros(1)])]
+    logps = [torch.zeros(1), torch.zeros(1), *([torch.zeros(1)] if loss is tspin_loss else [torch.zeros(1, 1)] * 2)]
     with pytest.raises(ValueError, match=f"`{name}` must be a finite number {allowed}, got {value}"):
         loss(*logps, **{name: value})

@@ -40,6 +40,7 @@ def keys(iteration: int, players: list[str] | None, team_size: int = 3, objectiv
         (keys(2, ["a", "b", "c"], team_size=1), [(0, "a"), (1, "b"), (2, "c")]),
         (keys(3, None, objective="tspin"), [(3, "c")]),
         (keys(3, ["b", "c"], objective="tspin"), [(2, "b"), (3, "c")]),
+        (keys(3, None, objective="iris"), [(3, "c")]),
     ],
 )
 def test_numbers_end_with_the_iteration(arguments: Any, expected: list[tuple[int, str]]) -> None:

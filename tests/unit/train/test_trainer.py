@@ -1,15 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the policy stops being the newest player, as the Trainer's callback sees it."""
+"""When the policy stops being the newest player; IRIS over several batches and processes."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, get_scheduler
 
-from llamafactory_tpaw.train.trainer import _Progress
+from llamafactory_tpaw.data.collator import IS_PADDING
+from llamafactory_tpaw.objectives import SequenceLogps
+from llamafactory_tpaw.train import trainer as trainer_module
+from llamafactory_tpaw.train.metrics import MetricBuffer
+from llamafactory_tpaw.train.trainer import TpawTrainer, _Progress
 
 
 @pytest.fixture
@@ -51,3 +61,117 @@ def test_a_resumed_training_has_moved_if_a_learning_rate_was_above_0(
     trainer: SimpleNamespace, at: int, warmup: int, rate: float, moved: bool
 ) -> None:
     assert begin(trainer, at, warmup, rate) == moved
+
+
+def test_deepspeed_does_not_round_log_probs_to_the_model_s_dtype() -> None:
+    """bf16 has steps of 2 nats at -301.25; the Trainer would cast every float of a batch."""
+    trainer = object.__new__(TpawTrainer)
+    trainer.is_deepspeed_enabled, trainer.args = True, SimpleNamespace(device=torch.device("cpu"))
+    config = SimpleNamespace(dtype=lambda: torch.bfloat16)
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(hf_ds_config=config)))
+    prepared = trainer._prepare_inputs({"player_target_logps": torch.tensor([[-301.25]])})
+    assert prepared["player_target_logps"].item() == -301.25
+
+
+class Processes:
+    """What accelerate does between processes, here threads."""
+
+    def __init__(self, count: int) -> None:
+        self.values: list[Any] = [None] * count
+        self.barrier = Barrier(count, timeout=60)
+
+    def accelerator(self, rank: int) -> SimpleNamespace:
+        def gather(value: Tensor) -> Tensor:
+            self.values[rank] = value
+            self.barrier.wait()
+            gathered = torch.cat(self.values)
+            self.barrier.wait()
+            return gathered
+
+        return SimpleNamespace(gather=gather, reduce=lambda value, reduction: gather(value[None]).sum(0))
+
+
+class Policy(nn.Module):
+    """Log-probs of numbered responses are a product with these weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, -1.0]))
+
+
+def iris_trainer(accelerator: SimpleNamespace, processes: int) -> TpawTrainer:
+    trainer = object.__new__(TpawTrainer)
+    keys = {"tpaw_objective": "iris", "tpaw_reward_scale": 1.0, "tpaw_renyi_alpha": 0.5}
+    vars(trainer).update(
+        accelerator=accelerator,
+        args=SimpleNamespace(world_size=processes, device=torch.device("cpu")),
+        compute_loss_context_manager=contextlib.nullcontext,
+        finetuning_args=SimpleNamespace(**keys),
+        model_wrapped=Policy(),
+        online_team=None,
+        optimizer=SimpleNamespace(train=lambda: None),
+        player_names=["theta_0"],
+        policy_moved=True,
+        shortcuts=SimpleNamespace(head=False),
+        state=TrainerState(global_step=1),
+        _buffers={"train": MetricBuffer()},
+        _get_num_items_in_batch=lambda batches, device: None,
+        _prepare_inputs=lambda batch: batch,
+    )
+    return trainer
+
+
+def batch_of(triplets: list[int], *, padding: bool = False) -> dict[str, Tensor]:
+    """A batch of numbered triplets: features of target and generated response, and the player's log-probs."""
+    features = torch.tensor([[float(n % 3), n / 4] for n in triplets] + [[n / 2, float(-n % 3)] for n in triplets])
+    batch = {"features": features, "target_index": torch.arange(len(triplets))}
+    batch["generated_index"] = batch["target_index"] + len(triplets)
+    for name in ("player_target_logps", "player_generated_logps"):
+        batch[name] = torch.tensor([[-0.3 * n] for n in triplets])
+    batch["truncated"] = batch["equal"] = torch.zeros(len(triplets), dtype=torch.bool)
+    return batch | ({IS_PADDING: torch.ones(())} if padding else {})
+
+
+def one_step(batches: list[list[dict[str, Tensor]]]) -> tuple[float, Tensor]:
+    """Loss and gradient of an optimizer step whose batches each process has, averaged as DDP does."""
+    shared = Processes(len(batches))
+
+    def process(rank: int) -> tuple[float, Tensor]:
+        trainer = iris_trainer(shared.accelerator(rank), len(batches))
+        own, count = trainer.get_batch_samples(iter(batches[rank]), len(batches[rank]), torch.device("cpu"))
+        policy, logged = trainer.model_wrapped.train(), 0.0
+        for inputs in own:
+            loss = trainer.compute_loss(policy, inputs, num_items_in_batch=count)
+            loss.backward()
+            logged += loss.item()
+        return logged, policy.weight.grad
+
+    with ThreadPoolExecutor(len(batches)) as pool:
+        losses, gradients = zip(*pool.map(process, range(len(batches))), strict=True)
+    return sum(losses) / len(losses), torch.stack(gradients).mean(0)
+
+
+@pytest.mark.parametrize(
+    "shared_out",
+    [
+        lambda: [[batch_of([n]) for n in range(5)]],
+        lambda: [[batch_of([0, 3]), batch_of([1, 2, 4])]],
+        lambda: [[batch_of([0, 1, 2])], [batch_of([3, 4])]],
+        lambda: [[batch_of([0, 1]), batch_of([4])], [batch_of([2, 3]), batch_of([4], padding=True)]],
+    ],
+    ids=["5 x 1", "2 and 3", "two processes", "two processes, one with padding"],
+)
+def test_iris_is_normalised_over_all_batches_and_processes_of_a_step(
+    shared_out: Callable[[], list[list[dict[str, Tensor]]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        trainer_module,
+        "response_logps",
+        lambda model, inputs, head: SequenceLogps(
+            inputs["features"] @ model.weight, torch.ones(len(inputs["features"]))
+        ),
+    )
+    loss, gradient = one_step([[batch_of([0, 1, 2, 3, 4])]])
+    parts_loss, parts_gradient = one_step(shared_out())
+    assert parts_loss == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(parts_gradient, gradient, rtol=1e-5, atol=1e-6)
