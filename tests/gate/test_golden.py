@@ -6,10 +6,12 @@ The values were written by `python -m tests.gate.write`. Where a change of them 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from llamafactory.data.template import Template
 
 from tests.gate import values
 from tests.gate.matching import differences, golden, match
@@ -18,9 +20,23 @@ from tests.gate.matching import differences, golden, match
 PARTS = [f"{part}_{iteration}" for iteration in range(3) for part in ("triplets", "cache", "training")]
 
 
+# After 2026-08 LlamaFactory's main branch writes no empty line before tools that follow no system text: other tokens.
+STRIPS = "lstrip" in Template._encode.__code__.co_names
+WITHOUT_LINE = {
+    "217d7418e95c11699f58c0ca16abff931204ceccd3deb39c4d60fa51ae222c5e": (
+        "07acd3fb79798fb539301c3dfa3237bddb245c6e6583d7c349748059a70097b2"
+    ),
+    "3cc3476dcf7b6c63-0": "50d7bc27ee93eb47-0",
+    "7a67d2fc8e183d5d-0": "4810051478623c7a-0",
+}
+
+
 @pytest.mark.parametrize("name", values.SINGLE)
 def test_values(name: str, tmp_path: Path) -> None:
-    match(values.SINGLE[name](tmp_path), golden(name))
+    expected = json.dumps(golden(name))
+    for stored, stripped in WITHOUT_LINE.items() if STRIPS else ():
+        expected = expected.replace(stored, stripped)
+    match(values.SINGLE[name](tmp_path), json.loads(expected))
 
 
 @pytest.mark.parametrize("part", [*PARTS, "manifest"])
