@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llamafactory_tpaw.arguments.parsed import parse_single_process
 from llamafactory_tpaw.data.opponents import Limits, Triplet, load_triplets
@@ -204,7 +204,9 @@ def test_tspin_takes_y_0_from_iteration_0(played: tuple[Project, list[Result]], 
 @pytest.fixture(scope="module")
 def triplets(project: Project) -> list[Triplet]:
     """D_0 with three responses a prompt: the last one failed, and of one prompt two are the same."""
-    encoder = encoders.build_encoder(encoders.parse(project))
+    # As transformers loads it: from 5.8 on by Qwen2's own class, whatever was saved.
+    tokenizer = AutoTokenizer.from_pretrained(project.model)
+    encoder = encoders.build_encoder(encoders.parse(project), tokenizer)
     prompts = [make_prompt(encoder, f"Tom buys {number}. Total?", f"It is {number}.") for number in range(PROMPTS)]
     texts = [f"{number} and {sample}" for number in range(PROMPTS) for sample in range(SAMPLES)]
     texts[1] = texts[0]
