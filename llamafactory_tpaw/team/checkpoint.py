@@ -59,7 +59,7 @@ def weight_paths(folder: Path) -> list[Path]:
         )
     names = (ADAPTER_FILE,) if is_adapter(folder) else (MODEL_FILE, MODEL_INDEX)
     main = next((folder / name for name in names if (folder / name).exists()), None)
-    pickled = next(folder.glob("*_model*.bin"), None)
+    pickled = min(folder.glob("*_model*.bin"), default=None)
     if main is None and pickled is not None:
         raise DataError(
             f"{folder} has its weights in {pickled.name}, which is not read, because unpickling can run code. Load "

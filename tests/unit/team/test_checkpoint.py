@@ -48,8 +48,9 @@ def test_missing_folder_config_and_weights(tmp_path: Path) -> None:
     assert "no does not exist" in check_checkpoint_complete(tmp_path / "no")[0]
     (tmp_path / "empty").mkdir()
     assert "empty holds no weights" in check_checkpoint_complete(tmp_path / "empty")[0]
-    (tmp_path / "empty" / "pytorch_model.bin").write_bytes(b"not read")
-    assert "its weights in pytorch_model.bin, which is not read" in check_checkpoint_complete(tmp_path / "empty")[0]
+    for part in (3, 1, 2):
+        (tmp_path / "empty" / f"pytorch_model-{part}.bin").write_bytes(b"not read")
+    assert "its weights in pytorch_model-1.bin, which is not read" in check_checkpoint_complete(tmp_path / "empty")[0]
     folder = save_single(tmp_path / "a", make_tensors())
     (folder / "config.json").unlink()
     assert "config.json cannot be read: No such file" in check_checkpoint_complete(folder)[0]
