@@ -27,6 +27,8 @@ from ..errors import CacheError
 KEY_BYTES = 32
 NAME_DIGITS = 32
 NUMERICS = "numerics.json"
+# Rounding averages out over many tokens: in a sequence of few, as much as in so many more is allowed.
+SHORT = 30
 # Rounding may lift the log-prob of a certain sequence above 0 by this much, in nats.
 ROUNDING = 1e-3
 
@@ -61,7 +63,7 @@ class LogpCache:
         root: Cache folder of the run, `tpaw_cache_dir`.
         numerics: Everything but the sequence that changes a number.
         tolerance: How far two log-probs of one sequence may be apart, as a share of the larger of their size in nats
-            and their number of tokens. Rounding differs with the shape of a batch.
+            and their number of tokens, and `SHORT`. Rounding differs with the shape of a batch.
     """
 
     def __init__(self, root: str | Path, numerics: Mapping[str, Any], *, tolerance: float = 1e-3) -> None:
@@ -141,7 +143,7 @@ class LogpCache:
         kept = order[first]
         reference = kept[np.cumsum(first) - 1]  # what is kept for the key of each entry
         gap = np.abs(logps[order] - logps[reference])
-        size = np.maximum(np.maximum(np.abs(logps[order]), np.abs(logps[reference])), tokens[order])
+        size = np.maximum(np.maximum(np.abs(logps[order]), np.abs(logps[reference])), tokens[order]) + SHORT
         apart = np.flatnonzero((gap > self.tolerance * size) | (tokens[order] != tokens[reference]))
         if len(apart):
             one, other = (int(places[apart[0]]) for places in (reference, order))

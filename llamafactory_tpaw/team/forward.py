@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from ..arguments.parsed import RunArguments
 
-# How far two scores of one sequence may be apart in batches of different shapes, by autocast dtype: a share of the
-# larger of their size in nats and their number of tokens. Far above what was seen, far below what other weights give.
-ROUNDING = {None: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-# The same where weights are quantized: the 8-bit kernels round activations by what is in a batch together.
-QUANTIZED_ROUNDING = 2e-2
+# How far two scores of one sequence may be apart in batches of different shapes, by the dtype that is computed in: a
+# share of the larger of their size in nats and their number of tokens, and `SHORT`. Far above what was seen, far below
+# what other weights give. Coarse are bfloat16 and 8 or 4 bits, whose kernels round by what is in a batch together.
+ROUNDING = {None: 1e-3, torch.float32: 1e-3, torch.float16: 5e-3}
+COARSE = 2e-2
 # Noise that mixtures of experts add while they train, where modules keep how much.
 ROUTING_NOISE = ("jitter_noise", "input_jitter_noise")
 MODEL_INPUTS = ("input_ids", "position_ids")
@@ -141,9 +141,9 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def rounding(dtype: torch.dtype | None, quantized: object) -> float:
-    """How far two scores of one sequence may be apart by autocast's dtype, and where weights are quantized."""
-    return max(ROUNDING[dtype], QUANTIZED_ROUNDING) if quantized else ROUNDING[dtype]
+def rounding(*dtypes: torch.dtype | None) -> float:
+    """How far two scores of one sequence may be apart, by the dtypes of autocast (or None) and of all weights."""
+    return max(ROUNDING.get(dtype, COARSE) for dtype in dtypes)
 
 
 def numerics(run: RunArguments, adapters: int) -> dict[str, str]:

@@ -21,7 +21,7 @@ from .fingerprint import config_digest
 from .forward import numerics, response_logps, rounding
 from .loading import PlayerLoader
 from .processes import Processes
-from .sharding import autocast_dtype, precision_of, shard, sharding_of
+from .sharding import precision_of, shard, sharding_of
 from .shortcuts import Shortcuts, find_shortcuts
 
 
@@ -87,7 +87,7 @@ class TeamScorer:
                 "config": config_digest(member.folder),
                 **numerics(self.run, len(member.adapters)),
             }
-            tolerance = rounding(autocast_dtype(self.run.training), self.run.model.quantization_bit)
+            tolerance = rounding(*self.precision, torch.float32 if key["weights"] == "float32" else torch.bfloat16)
             cache = LogpCache(self.run.finetuning.tpaw_cache_dir, key, tolerance=tolerance)
             self._caches[member.fingerprint] = cache
         return self._caches[member.fingerprint].load()

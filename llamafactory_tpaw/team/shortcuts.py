@@ -13,6 +13,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from ..data.layout import Layout, Row, lay_out, pack, separate
 from ..errors import ConfigError
 from ..lf.logs import get_logger
+from .cache import SHORT
 from .forward import attention_of, response_logps, rounding, text_config, unwrap
 from .sharding import autocast_dtype, sharding_of
 
@@ -64,7 +65,9 @@ def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: 
     in_training = [module for module in tried.modules() if module.training]
     try:
         trial = _Trial(tried.eval(), autocast_dtype(training_args))
-        apart = trial.difference(trial.apart[:1], width=1)
+        # A response alone; and all behind more and other padding, by far the most of what attention could see.
+        apart = trial.difference(trial.apart[:1], pad_to_multiple_of=1)
+        apart = apart or trial.difference(trial.apart, pad_to_multiple_of=64, pad_token_id=1)
         if apart:
             raise ConfigError(
                 f"{type(unwrap(model)).__name__} gives a response a log-prob that differs by {apart:.4g} nats with "
@@ -103,10 +106,11 @@ class _Trial:
     """Compares ways to score the same few responses with a model."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-        self.model, self.quantized = model, getattr(unwrap(model), "quantization_method", None)
+        self.model, self.dtypes = model, {weight.dtype for weight in model.parameters()}
         # Without autocast, too, where that can be: its rounding would cover what a way gets wrong.
-        exact = unwrap(model).dtype == torch.float32 and attention_of(model) not in PACKED_ATTENTION
-        tokens = np.arange(TRIED_PROMPT + sum(TRIED_RESPONSES), dtype=np.int32) % text_config(model).vocab_size
+        exact = self.dtypes == {torch.float32} and attention_of(model) not in PACKED_ATTENTION
+        # Spread over the vocabulary, whose first ones are special tokens that round worse than others.
+        tokens = np.arange(TRIED_PROMPT + sum(TRIED_RESPONSES), dtype=np.int32) * 7919 % text_config(model).vocab_size
         prompt, *responses = np.split(tokens, TRIED_PROMPT + np.cumsum([0, *TRIED_RESPONSES[:-1]]))
         self.shared = [Row(prompt, responses)]
         self.apart = separate(self.shared)
@@ -114,10 +118,10 @@ class _Trial:
 
     @torch.no_grad()
     def score(
-        self, rows: Sequence[Row], dtype: torch.dtype | None, head: bool = False, packed: bool = False, width: int = 8
+        self, rows: Sequence[Row], dtype: torch.dtype | None, head: bool = False, packed: bool = False, **padding: int
     ) -> torch.Tensor:
         """Score the responses under autocast to a dtype: (S,) in nats."""
-        batch = pack(rows) if packed else lay_out(rows, pad_token_id=0, pad_to_multiple_of=width)
+        batch = pack(rows) if packed else lay_out(rows, **{"pad_token_id": 0} | padding)
         batch = {name: value.to(self.model.device) for name, value in batch.items()}
         return response_logps(self.model, batch, dtype, head=head).sums
 
@@ -125,9 +129,9 @@ class _Trial:
         """How far the log-probs of the first rows are off when they are scored another way, in nats; 0 in rounding."""
         for dtype, expected in self.expected.items():
             found = self.score(rows, dtype, **way)
-            size = torch.maximum(expected.abs(), expected.new_tensor(TRIED_RESPONSES))[: len(found)]
+            size = torch.maximum(expected.abs(), expected.new_tensor(TRIED_RESPONSES))[: len(found)] + SHORT
             apart = (found - expected[: len(found)]).abs()
-            if not bool((apart <= rounding(dtype, self.quantized) * size).all()):
+            if not bool((apart <= rounding(dtype, *self.dtypes) * size).all()):
                 return float(apart.max())
         return 0.0
 

@@ -16,6 +16,7 @@ from ..errors import TpawError
 from ..lf import facade
 from ..objectives import SequenceLogps, TpawLoss, TspinLoss, iris_loss, tpaw_loss, tspin_loss
 from ..objectives.iris import IrisLoss, iris_value
+from ..team.cache import SHORT
 from ..team.forward import disable_dropout, response_logps, rounding
 from ..team.sharding import autocast_dtype
 from .metrics import FLIPPED, MetricBuffer, batch_metrics
@@ -242,8 +243,8 @@ class TpawTrainer(Trainer):
             TpawError: If they differ by more than rounding: the scores are not this policy's.
         """
         policy, newest = target.sums.detach(), player_target[:, -1]
-        quantized = getattr(self.model, "quantization_method", None)
-        allowed = rounding(autocast_dtype(self.args), quantized) * torch.maximum(policy.abs(), target.token_counts)
+        share = rounding(autocast_dtype(self.args), *{weight.dtype for weight in self.model.parameters()})
+        allowed = share * (torch.maximum(policy.abs(), target.token_counts) + SHORT)
         apart = (policy - newest).abs()
         worst = float(self.accelerator.gather((apart * (apart > allowed)).max()).max())
         if worst > 0:
