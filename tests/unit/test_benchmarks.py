@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import check, generation, tables, training, vllm
+from benchmarks import check, tables, training, vllm
 from benchmarks.contenders import DPO_STAGE, FLOOR, NAIVE, OURS
 from benchmarks.material import make_tokenizer
 from benchmarks.naive import IGNORED, encode_row, naive_loss, pad_rows, summed_logps
@@ -96,19 +96,6 @@ def test_losses_that_differ_are_told() -> None:
     assert check.compare({NAIVE: same, ours: same}) == []
     other = {NAIVE: same, ours: ([0.7, 0.60002], [-10.0, -9.0])}
     assert check.compare(other) == [f"The losses of {ours} and {NAIVE} differ by 2e-05."]
-
-
-def test_figures_of_generation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads, file = torch.get_num_threads(), tmp_path / "result.json"
-    toy = "--size toy --prompts 6 --longest-prompt 32 --max-new-tokens 12 --mean-answer 6 --batch-tokens 200"
-    assert generation.main([*toy.split(), *f"--threads 1 --device cpu --repeats 2 --json {file}".split()]) == 0
-    torch.set_num_threads(threads)
-    result = json.loads(file.read_text())
-    for name in ("ours", "plain loop"):
-        side = result["sides"][name]
-        assert side["lowest"] <= side["tokens_per_second"] <= side["highest"]
-        assert all(6 <= tokens <= 6 * 12 for tokens in side["tokens"])
-    assert min(result["ratios"]) <= result["ratio"] <= max(result["ratios"])
 
 
 def test_rows_of_vllm_are_compared(tmp_path: Path) -> None:
