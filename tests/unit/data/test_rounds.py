@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +16,7 @@ from llamafactory_tpaw.data.rounds import (
     list_opponents,
     opponent_problems,
     origin_problems,
+    prompts_problems,
 )
 from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.data.triplets import TripletMeta
@@ -72,6 +75,24 @@ def test_other_ranking_data_needs_no_rounds(rounds: Project) -> None:
     mixed = opponents(rounds, "d0", "d1", "pairs", tpaw_iteration=1)
     assert names_of(mixed) == [(0, "d0"), (1, "d1")]
     assert [entry.name for entry in mixed.foreign] == ["pairs"]
+
+
+def test_different_prompts_are_told_with_the_keys_that_asked_for_them() -> None:
+    rounds = []
+    for name, prompts, most in (("d0", 12, 12), ("d1", 500, None), ("d2", 12, 12)):
+        chosen = {"tpaw_max_prompts": most, "tpaw_turn": "last"}
+        meta = {
+            "prompts_digest": str(prompts).ljust(64, "0"),
+            "prompts": prompts,
+            "prompts_entry": "sft",
+            "selection": chosen,
+        }
+        rounds.append((SimpleNamespace(path=Path(f"{name}.jsonl")), SimpleNamespace(cutoff_len=256, **meta)))
+    (problem,) = prompts_problems(rounds)
+    one, other = "120000000000, prompts 12, tpaw_max_prompts 12", "500000000000, prompts 500, tpaw_max_prompts None"
+    for name, asked in (("d0", one), ("d1", other), ("d2", one)):
+        assert f"{name}.jsonl has digest {asked}" in problem
+    assert prompts_problems(rounds[::2]) == []
 
 
 def by_opponent(project: Project, encoder: TurnEncoder, **changes: Any) -> tuple[Round, TripletMeta]:
