@@ -119,6 +119,11 @@ def test_entries_of_two_parts_agree_within_the_tolerance(tmp_path: Path) -> None
     wider.flush()
     with pytest.raises(CacheError, match="two log-probs of sequence"):
         opened(tmp_path)
+    for logp in (-1.7, -1.83):  # as a token of a real model in bfloat16, in batches of two shapes
+        bf16 = LogpCache(tmp_path / "bf16", NUMERICS, tolerance=2e-2)
+        bf16.add([key_of(0)], [logp], [1])
+        bf16.flush()
+    assert len(bf16.load()) == 1
 
 
 def test_damaged_part_is_named_and_deleting_it_is_enough(tmp_path: Path) -> None:

@@ -206,6 +206,55 @@ def test_rounding_is_no_padding_and_padding_no_rounding(weights: torch.dtype, au
             find_shortcuts(model, run, asked())
 
 
+class Bidirectional(hf.LlamaForCausalLM):
+    """Every token sees every other one, padding included."""
+
+    def forward(self, input_ids, **kwargs):
+        seen = torch.zeros(len(input_ids), 1, *2 * input_ids.shape[1:], dtype=self.dtype)
+        return super().forward(input_ids, **kwargs | {"attention_mask": seen})
+
+
+class EightBits(torch.nn.Linear):
+    """Rounds weights and activations by their rows, but for columns in which any token of the batch is far out."""
+
+    def forward(self, hidden):
+        far = (hidden.abs() > 1).flatten(0, -2).any(0)
+        near = self.rounded(hidden.masked_fill(far, 0)) + hidden.masked_fill(~far, 0)
+        return torch.nn.functional.linear(near, self.rounded(self.weight))
+
+    @staticmethod
+    def rounded(values):
+        step = values.abs().amax(-1, keepdim=True).clamp(min=1e-4) / 127
+        return (values / step).round() * step
+
+
+def as_trained(kind: type, weights: torch.dtype, how: str) -> torch.nn.Module:
+    """A model as LlamaFactory leaves it: adapters in float32 whatever the rest is in."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = kind(hf.LlamaConfig(**SIZES | {"num_hidden_layers": 6})).to(weights).eval()
+    if how == "qlora":
+        model.packed = torch.nn.Parameter(torch.zeros(1, dtype=torch.int8), requires_grad=False)
+        for module in model.model.modules():
+            module.__class__ = EightBits if isinstance(module, torch.nn.Linear) else module.__class__
+    if how != "full":
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+        for weight in model.parameters():
+            weight.data = weight.data.float() if weight.requires_grad else weight.data
+    return model
+
+
+@pytest.mark.parametrize("how", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("autocast", [None, "bf16", "fp16"])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rounding_is_no_padding_and_padding_no_rounding(weights: torch.dtype, autocast: str | None, how: str) -> None:
+    run = SimpleNamespace(bf16=autocast == "bf16", fp16=autocast == "fp16", world_size=1)
+    find_shortcuts(as_trained(hf.LlamaForCausalLM, weights, how), run, asked())
+    with pytest.raises(ConfigError, match=r"Bidirectional|PeftModel"):
+        find_shortcuts(as_trained(Bidirectional, weights, how), run, asked())
+
+
 def test_training_passes_are_those_of_evaluation() -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "ffn_dim": 32}
