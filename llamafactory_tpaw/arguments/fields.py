@@ -105,15 +105,6 @@ class TpawArguments:
         None, "More arguments of `vllm serve`, as in a shell: `--gpu-memory-utilization 0.8`."
     )
     tpaw_samples_per_prompt: int = _key(1, "Responses sampled for each prompt; every one makes a triplet.")
-    tpaw_prompt_weight: Literal["none", "entropy"] = _key(
-        "none",
-        "`entropy` weighs the losses of a prompt by how much the answers sampled for it differ (EAST), and leaves out "
-        "prompts whose answers are all right or none right.",
-    )
-    tpaw_answer_pattern: str | None = _key(
-        None, "Regular expression whose last match in a response, or the group in it, is the final answer (`entropy`)."
-    )
-    tpaw_entropy_power: float = _key(1.0, "Power a of the entropy: the weight is H^a over its mean (`entropy`).")
     tpaw_opponent_model: str | None = _key(
         None,
         "Checkpoint, or with engine `openai` any model that the servers list, that generates in place of theta_t; "
@@ -187,7 +178,6 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("tpaw_min_response", "tpaw_engine_concurrency"), Range(1)),
     **dict.fromkeys(("tpaw_generate_batch_tokens", "tpaw_score_batch_tokens"), Range(1)),
     **dict.fromkeys(("tpaw_reward_scale", "tpaw_scale", "tpaw_renyi_alpha"), Range(0, exclusive=True)),
-    "tpaw_entropy_power": Range(-10, maximum=10),
     **dict.fromkeys(("tpaw_engine_timeout", "tpaw_engine_startup"), Range(0, exclusive=True)),
 }
 

@@ -98,7 +98,7 @@ def _listen(train: dict[str, Any], made: dict[str, Any]) -> None:
     stage.change(offer, [train["dataset_dir"]], [prompts], **QUIET)
     prompts.focus(offer, [train["dataset_dir"]], [prompts], **QUIET)
     objective.change(
-        lambda shown: [gr.update(visible=name in OBJECTIVES.get(shown, ())) for name in OF_OBJECTIVES],
+        lambda shown: [gr.update(visible=name in OBJECTIVES[shown]) for name in OF_OBJECTIVES],
         [objective],
         [made[name] for name in OF_OBJECTIVES],
         **QUIET,

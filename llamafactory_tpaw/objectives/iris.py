@@ -62,7 +62,7 @@ def iris_loss(
         player_target_logps: Log-probs of the targets under theta_t, shape (B, 1). Constants.
         player_generated_logps: The same of the generated responses, shape (B, 1). Constants.
         reward_scale: lambda, > 0.
-        alpha: Order of the Renyi divergence, > 0. At 1 it is Kullback and Leibler's, and all targets count alike.
+        alpha: Order of the Renyi divergence, > 0. At 1 it is Kullback's, and targets count alike.
         log_sums: Of the whole batch; None where these triplets are all of it.
 
     Returns:

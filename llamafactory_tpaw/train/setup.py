@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +12,6 @@ from ..data.opponents import FOREIGN, Triplet
 from ..data.rounds import Opponents, split_names
 from ..data.source import Entry, find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, generator_place, meta_path, read_meta
-from ..data.weights import weigh
 from ..errors import ConfigError, DataError, Findings
 from ..lf.logs import get_logger
 from ..team.manifest import MANIFEST, read_manifest, relative_path
@@ -78,22 +76,8 @@ def load_setup(run: RunArguments) -> IterationSetup:
     if not run.finetuning.tpaw_prompts:
         triplets = opponents.first_prompts(triplets, run.data.max_samples)
     train, held_out = opponents.split_by_prompt(triplets, run.data.val_size)
-    train = _weigh(run, team, train) if run.training.do_train else []
+    train = train if run.training.do_train else []
     return IterationSetup(team, train, held_out + _read_eval(run, team, train), sources, own)
-
-
-def _weigh(run: RunArguments, team: Team, triplets: list[Triplet]) -> list[Triplet]:
-    """Give triplets their prompts' weights, where the run has such."""
-    if run.finetuning.tpaw_prompt_weight == "none":
-        return triplets
-    decode = functools.partial(team.tokenizer.decode, skip_special_tokens=True)
-    settings = run.finetuning.tpaw_answer_pattern, run.finetuning.tpaw_entropy_power
-    kept, dropped = weigh(triplets, decode, *settings)
-    logger.info_rank0(
-        f"Weights of prompts are {min(one.weight for one in kept):.3g} to {max(one.weight for one in kept):.3g}; "
-        f"{dropped} prompts of a round are left out, because their answers are all right or none right."
-    )
-    return kept
 
 
 def _checked_metas(

@@ -220,22 +220,6 @@ def triplets(project: Project) -> list[Triplet]:
     return load_triplets(entry, meta, encoder, Limits(256, 1, 0))
 
 
-def test_prompts_are_weighed_by_their_answers(
-    project: Project, triplets: list[Triplet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Targets say 0 to 5, the responses to a prompt 0, 1, 2; to the first 0, 0, 2 and to the last 0, 1.
-
-    Of the six, three have a right and a wrong one: H = -2/3 log2 2/3 - 1/3 log2 1/3 = 0.9183, and log2 3 = 1.5850.
-    """
-    monkeypatch.chdir(project.root)
-    entropy = {"tpaw_prompt_weight": "entropy", "tpaw_answer_pattern": r"\d+"}
-    settings = pair_settings(project, "d0", **SPIN, **entropy, output_dir="saves/weighed")
-    kept = load_setup(parse_single_process(settings)).train
-    assert [triplet.id for triplet in kept] == [triplet.id for triplet in triplets[:9]]
-    mean = (0.918296 + 2 * 1.584963) / 3
-    assert [triplet.weight for triplet in kept] == pytest.approx(3 * [0.918296 / mean] + 6 * [1.584963 / mean], 1e-5)
-
-
 def test_the_loss_is_the_mean_over_triplets(project: Project, triplets: list[Triplet], train_here: Train) -> None:
     """Grouped or not, in batches that hold parts of groups; each sequence is scored once, equal ones together."""
     assert len(triplets) == PROMPTS * SAMPLES - 1

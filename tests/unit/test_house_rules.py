@@ -25,20 +25,20 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 # Most lines of Python in each part of the package, with docstrings and blank lines. The start-up files are the rest.
 BUDGETS = {
     "objectives": 690,
-    "arguments": 640,
+    "arguments": 610,
     "lf": 610,
     "hook": 620,
-    "data": 1965,
+    "data": 1890,
     "team": 2300,
     "generation": 2420,
-    "train": 990,
+    "train": 970,
     "runs": 2454,
     "report": 1100,
     "board": 960,
     "commands": 800,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 15_480, 17_000
+PACKAGE_LINES, TEST_LINES = 15_360, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.

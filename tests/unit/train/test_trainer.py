@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the policy stops being the newest player; IRIS over several batches and processes; weights of prompts."""
+"""When the policy stops being the newest player; IRIS over several batches and processes."""
 
 from __future__ import annotations
 
@@ -99,10 +99,9 @@ class Policy(nn.Module):
         self.weight = nn.Parameter(torch.tensor([0.5, -1.0]))
 
 
-def make_trainer(accelerator: SimpleNamespace, processes: int, objective: str) -> TpawTrainer:
+def iris_trainer(accelerator: SimpleNamespace, processes: int) -> TpawTrainer:
     trainer = object.__new__(TpawTrainer)
-    keys = {"tpaw_objective": objective, "tpaw_reward_scale": 1.0, "tpaw_renyi_alpha": 0.5}
-    keys |= {"tpaw_eta": 6.0, "tpaw_gamma": 0.5}
+    keys = {"tpaw_objective": "iris", "tpaw_reward_scale": 1.0, "tpaw_renyi_alpha": 0.5}
     vars(trainer).update(
         accelerator=accelerator,
         args=SimpleNamespace(world_size=processes, device=torch.device("cpu")),
@@ -129,17 +128,16 @@ def batch_of(triplets: list[int], *, padding: bool = False) -> dict[str, Tensor]
     batch["generated_index"] = batch["target_index"] + len(triplets)
     for name in ("player_target_logps", "player_generated_logps"):
         batch[name] = torch.tensor([[-0.3 * n] for n in triplets])
-    batch["weights"] = torch.ones(len(triplets))
     batch["truncated"] = batch["equal"] = torch.zeros(len(triplets), dtype=torch.bool)
     return batch | ({IS_PADDING: torch.ones(())} if padding else {})
 
 
-def one_step(batches: list[list[dict[str, Tensor]]], objective: str = "iris") -> tuple[float, Tensor]:
+def one_step(batches: list[list[dict[str, Tensor]]]) -> tuple[float, Tensor]:
     """Loss and gradient of an optimizer step whose batches each process has, averaged as DDP does."""
     shared = Processes(len(batches))
 
     def process(rank: int) -> tuple[float, Tensor]:
-        trainer = make_trainer(shared.accelerator(rank), len(batches), objective)
+        trainer = iris_trainer(shared.accelerator(rank), len(batches))
         own, count = trainer.get_batch_samples(iter(batches[rank]), len(batches[rank]), torch.device("cpu"))
         policy, logged = trainer.model_wrapped.train(), 0.0
         for inputs in own:
@@ -153,25 +151,6 @@ def one_step(batches: list[list[dict[str, Tensor]]], objective: str = "iris") ->
     return sum(losses) / len(losses), torch.stack(gradients).mean(0)
 
 
-@pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the policy be a product."""
-
-    def score(model: Policy, inputs: dict[str, Tensor], head: bool) -> SequenceLogps:
-        return SequenceLogps(inputs["features"] @ model.weight, torch.ones(len(inputs["features"])))
-
-    monkeypatch.setattr(trainer_module, "response_logps", score)
-
-
-def test_weights_multiply_the_losses_of_their_triplets(scored: None) -> None:
-    """The mean is over the number of triplets: 0.5 and 2 of the losses of two, over 2."""
-    weighted = batch_of([1, 4]) | {"weights": torch.tensor([0.5, 2.0])}
-    loss, gradient = one_step([[weighted]], "tpaw")
-    (first, first_slope), (second, second_slope) = (one_step([[batch_of([n])]], "tpaw") for n in (1, 4))
-    assert loss == pytest.approx((0.5 * first + 2.0 * second) / 2, rel=1e-5)
-    torch.testing.assert_close(gradient, (0.5 * first_slope + 2.0 * second_slope) / 2)
-
-
 @pytest.mark.parametrize(
     "shared_out",
     [
@@ -183,8 +162,15 @@ def test_weights_multiply_the_losses_of_their_triplets(scored: None) -> None:
     ids=["5 x 1", "2 and 3", "two processes", "two processes, one with padding"],
 )
 def test_iris_is_normalised_over_all_batches_and_processes_of_a_step(
-    shared_out: Callable[[], list[list[dict[str, Tensor]]]], scored: None
+    shared_out: Callable[[], list[list[dict[str, Tensor]]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        trainer_module,
+        "response_logps",
+        lambda model, inputs, head: SequenceLogps(
+            inputs["features"] @ model.weight, torch.ones(len(inputs["features"]))
+        ),
+    )
     loss, gradient = one_step([[batch_of([0, 1, 2, 3, 4])]])
     parts_loss, parts_gradient = one_step(shared_out())
     assert parts_loss == pytest.approx(loss, rel=1e-5)
