@@ -14,16 +14,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
 
 import numpy as np
 
 from ..errors import TpawError
 from ..lf.signals import end_like_child, exit_code, started_child
-from .base import Answers, PromptRequests, Request, Response, ignore, units_left
+from .base import Answers, PromptRequests, ignore, units_left
 
 
-# Loads the model and returns what answers a unit.
-Load = Callable[[], Callable[[Sequence[Request]], list[Response]]]
+# Loads the model and returns an engine, whose `generate` answers a unit and whose `facts` say what the model is.
+Load = Callable[[], Any]
 
 
 def devices_in_sight(environment: Mapping[str, str]) -> list[str]:
@@ -44,6 +45,7 @@ class DeviceEngine:
 
     def __init__(self, version: str, load: Load, devices: Sequence[str], batch_tokens: int) -> None:
         self.version, self.load, self.devices, self.batch_tokens = version, load, devices, batch_tokens
+        self.facts: dict[str, str] = {}
 
     def answer(
         self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
@@ -78,6 +80,7 @@ class DeviceEngine:
                         continue
                     if isinstance(answers, TpawError):
                         raise answers
+                    answers, self.facts = answers
                     following = next(units, None)
                     if following is not None:
                         ask(channel, following)
@@ -97,13 +100,13 @@ def _start(stack: contextlib.ExitStack, device: str) -> tuple[Connection, subpro
 
 def answer_parent(channel: Connection) -> None:
     """In a process for one device: answer the units that the parent sends, as long as it is there."""
-    generate = None
+    engine = None
     with contextlib.suppress(EOFError):
         while True:
             load, unit = channel.recv()
             try:
-                generate = generate or load()
-                channel.send(generate(unit))
+                engine = engine or load()
+                channel.send((engine.generate(unit), engine.facts))
             except TpawError as error:
                 channel.send(error)
 

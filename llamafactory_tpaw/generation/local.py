@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-import torch
 
 from ..arguments.parsed import RunArguments
 from ..data.files import digest_json, read_json
@@ -23,8 +21,9 @@ from ..lf.logs import get_logger
 from ..team.loading import load_generator
 from ..team.manifest import hardware
 from ..team.members import Team, load_encoder, load_opponent, load_team
-from ..team.sharding import autocast_dtype
-from .base import Engine, EngineContext, Request, Response, SamplingSettings
+from ..team.sharding import compute_dtype
+from ..team.shortcuts import find_shortcuts
+from .base import Engine, EngineContext, SamplingSettings
 from .devices import DeviceEngine
 from .hf import HfEngine
 from .workflow import Job, run_job
@@ -47,9 +46,12 @@ def generate_round(run: RunArguments, round_: Round, devices: Sequence[str] = ()
     """
     job, context = _prepare(run, round_, devices)
     meta = run_job(job, lambda: _make_engine(job, context))
-    logger.info_rank0(
+    mostly_cut = meta.counts["length"] > meta.rows / 2
+    (logger.warning_rank0 if mostly_cut else logger.info_rank0)(
         f"{round_.path}: {meta.rows} triplets of {context.name}, {meta.counts['stop']} ended, "
         f"{meta.counts['length']} ran into the limit, {meta.counts['equal']} equal their target."
+        + " Raise `max_new_tokens` or `cutoff_len`, or see whether the template is the model's."
+        * mostly_cut
     )
     if meta.failed:
         logger.warning_rank0(
@@ -71,9 +73,7 @@ def _prepare(run: RunArguments, round_: Round, devices: Sequence[str]) -> tuple[
     named = str(args.tpaw_opponent_model or "")
     generator = opponent or team.policy
     served = bool(named) and opponent is None
-    # What the run trains in. The file's dtype says nothing: LlamaFactory saves bf16 training in float32.
-    dtype = torch.bfloat16 if args.pure_bf16 else autocast_dtype(run.training) or torch.float32
-    dtype = str(dtype).removeprefix("torch.")
+    dtype = str(compute_dtype(run)).removeprefix("torch.")
     context = EngineContext(
         run=run,
         name=named or generator.player.name,
@@ -148,12 +148,13 @@ def _check_earlier_rounds(run: RunArguments, round_: Round, team: Team, prompts:
 
 
 def _load_engine(context: EngineContext, tokenizer: Any) -> HfEngine:
-    run, dtype = context.run, getattr(torch, context.dtype)
-    model = load_generator(run, tokenizer, Path(context.model), context.adapters, dtype)
-    batch_tokens = run.finetuning.tpaw_generate_batch_tokens
+    model = load_generator(context.run, tokenizer, Path(context.model), context.adapters)
+    if not context.opponent:  # what training would refuse after an hour of sampling
+        find_shortcuts(model, context.run.training, context.run.finetuning)
+    batch_tokens = context.run.finetuning.tpaw_generate_batch_tokens
     return HfEngine(model, context.settings, context.stop_token_ids, tokenizer.pad_token_id, batch_tokens)
 
 
-def _load_there(context: EngineContext) -> Callable[[Sequence[Request]], list[Response]]:
+def _load_there(context: EngineContext) -> HfEngine:
     """Load the model in a process for one device."""
-    return _load_engine(context, load_encoder(context.run)[0]).generate
+    return _load_engine(context, load_encoder(context.run)[0])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from ..data.progress import Progress
 from ..data.prompts import PromptSet
 from ..data.rounds import Round
 from ..data.triplets import TripletMeta, TripletRow, read_meta, row_key, write_meta
-from ..errors import DataError, GenerationError
+from ..errors import GenerationError
 from ..team.manifest import now, relative_path, versions
 from .base import Answers, Engine, Failure, PromptRequests, Response, SamplingSettings
-from .partial import AGAIN, MISSING, NewRow, PartialFile
+from .partial import MISSING, NewRow, PartialFile
 
 
 # Failures beyond those that are allowed, after which no more is asked for: the same command goes on.
@@ -189,7 +189,7 @@ def _finish(job: Job, partial: PartialFile) -> TripletMeta:
         cutoff_len=job.cutoff_len,
         engine=job.engine | ({"version": partial.version} if partial.version else {}) | partial.facts,
         rows=partial.done,
-        rows_digest=write_parts_atomic(job.round.path, _lines(job, partial)),
+        rows_digest=write_parts_atomic(job.round.path, (line for _, line in partial.rows())),
         counts={name: partial.counts[name] for name in ("stop", "length", "equal")}
         | {"bad_rows": len(job.prompts.bad_rows), "generated_tokens": partial.counts["generated_tokens"]},
         seconds=round(partial.seconds, 3),
@@ -204,11 +204,3 @@ def _finish(job: Job, partial: PartialFile) -> TripletMeta:
     )
     write_meta(job.round.path, meta)
     return meta
-
-
-def _lines(job: Job, partial: PartialFile) -> Iterator[bytes]:
-    """Give the rows in order, each with the id of its request."""
-    for index, line in partial.rows():
-        if not line.startswith(f'{{"id": "{job.prompts.prompts.id(index // job.samples)}"'.encode()):
-            raise DataError(f"{partial.path} holds rows of other prompts than it says. {AGAIN}")
-        yield line

@@ -23,7 +23,6 @@ from ..lf import facade
 from ..team.loading import load_generator
 from ..team.members import Team, load_team
 from ..team.scorer import TeamScorer
-from ..team.sharding import autocast_dtype
 from ..train.setup import IterationSetup
 from ..train.workflow import make_trainer
 from .estimates import count_processes, steps_of
@@ -97,8 +96,7 @@ def _tokens(triplet: Triplet) -> int:
 
 def _generate(run: RunArguments, team: Team, triplets: list[Triplet], longest: tuple[int, int]) -> float:
     """Answer a batch of prompts; seconds a token."""
-    dtype = torch.bfloat16 if run.finetuning.pure_bf16 else autocast_dtype(run.training) or torch.float32
-    model = load_generator(run, team.tokenizer, team.policy.folder, team.policy.adapters, dtype)
+    model = load_generator(run, team.tokenizer, team.policy.folder, team.policy.adapters)
     settings = SamplingSettings.of({**vars(run.generating), "seed": run.training.seed})
     stops = team.encoder.stop_token_ids(model.generation_config.eos_token_id)
     most = run.finetuning.tpaw_generate_batch_tokens

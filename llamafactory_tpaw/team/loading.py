@@ -13,7 +13,7 @@ from transformers import set_seed
 from ..arguments.start import Start
 from ..lf import facade
 from .forward import disable_dropout
-from .sharding import precision_of, sharding_of
+from .sharding import compute_dtype, precision_of, sharding_of
 
 
 if TYPE_CHECKING:
@@ -124,12 +124,10 @@ def load_policy(run: RunArguments, tokenizer: Any) -> PreTrainedModel:
     return facade.load_model(tokenizer, run.model, run.finetuning, True)
 
 
-def load_generator(
-    run: RunArguments, tokenizer: Any, model: Path, adapters: Sequence[Path], dtype: torch.dtype
-) -> PreTrainedModel:
+def load_generator(run: RunArguments, tokenizer: Any, model: Path, adapters: Sequence[Path]) -> PreTrainedModel:
     """Load a player to generate, as LlamaFactory loads a model for that: with all its adapters merged."""
     loaded = facade.load_model(tokenizer, _model_args_of(run, model, *adapters), run.finetuning, False)
-    return to_device(loaded, run.training.device, dtype)
+    return to_device(loaded, run.training.device, compute_dtype(run))
 
 
 def to_device(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -34,6 +34,11 @@ def autocast_dtype(training_args: Any) -> torch.dtype | None:
     return torch.float16 if training_args.fp16 else None
 
 
+def compute_dtype(run: RunArguments) -> torch.dtype:
+    """What the run trains in, and θ_t samples in. Files do not say it: bf16 training is saved in float32."""
+    return torch.bfloat16 if run.finetuning.pure_bf16 else autocast_dtype(run.training) or torch.float32
+
+
 def precision_of(run: RunArguments) -> Precision:
     r"""Say in which dtypes the policy computes.
 

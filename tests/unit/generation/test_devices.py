@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from llamafactory_tpaw.generation.devices import DeviceEngine, devices_in_sight
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 COUNT = 40
 EVERYTHING = np.arange(COUNT)
@@ -38,7 +39,7 @@ class Numbered:
         return Request(str(index), np.zeros(self.prompt_tokens[index], dtype=np.int32), 1, 0)
 
 
-def load(how: str) -> Callable[[Sequence[Request]], list[Response]]:
+def load(how: str) -> SimpleNamespace:
     """What a process calls: the first one works until it is ended where the second one is to fail."""
     device = os.environ["CUDA_VISIBLE_DEVICES"]
 
@@ -53,7 +54,7 @@ def load(how: str) -> Callable[[Sequence[Request]], list[Response]]:
             os.kill(os.getpid(), signal.SIGKILL)
         return [Response([int(request.id)] * 1000, device) for request in unit]
 
-    return generate
+    return SimpleNamespace(generate=generate, facts={"dtype": device})
 
 
 @pytest.fixture(autouse=True)
@@ -65,19 +66,21 @@ def _leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert set(psutil.Process().children()) <= before
 
 
-def answer(how: str, *names: str, left: np.ndarray = EVERYTHING) -> Iterator[Any]:
-    return DeviceEngine("1", functools.partial(load, how), names, 4).answer(Numbered(), left)
+def answer(how: str, *names: str) -> Iterator[Any]:
+    return DeviceEngine("1", functools.partial(load, how), names, 4).answer(Numbered(), EVERYTHING)
 
 
 @pytest.mark.parametrize("left", [EVERYTHING, np.asarray([3, COUNT - 1]), EVERYTHING[:0]], ids=len)
 def test_every_request_is_answered_once_whatever_the_devices(left: np.ndarray) -> None:
     units = []
     for names in ("0", "0123"):
-        batches = list(answer("well", *names, left=left))
+        engine = DeviceEngine("1", functools.partial(load, "well"), names, 4)
+        batches = list(engine.answer(Numbered(), left))
         answers = [answer for batch in batches for answer in batch]
         assert sorted(index for index, _ in answers) == left.tolist()
         assert all(response.ids == [index] * 1000 for index, response in answers)
         assert {response.finish_reason for _, response in answers} <= set(names)
+        assert engine.facts["dtype"] in names if len(left) else engine.facts == {}
         units.append(sorted([index for index, _ in batch] for batch in batches))
     assert units[0] == units[1]  # so the same rounding
 

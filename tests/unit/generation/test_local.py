@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers as hf
 
 from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import find_entry
+from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.generation.local import generate_round
-from tests import encoders
+from llamafactory_tpaw.lf import facade
+from tests import encoders, tiny
 from tests.runs import Project
 
 
@@ -28,3 +34,51 @@ def test_several_devices_give_the_bytes_of_one(tmp_path: Path, tiny_model: Path)
         for path in round_.path.parent.glob(f"{round_.path.stem}*"):
             path.unlink()
     assert contents[0] == contents[1]
+
+
+def generated(project: Project, **settings: Any) -> Any:
+    run = encoders.parse(project, **settings)
+    return generate_round(run, Round(0, find_entry(run.data.dataset[0], run.data.dataset_dir)))
+
+
+def test_the_meta_says_what_the_weights_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights are computed in the run's dtype, quantized ones stay what they are; that most were cut is said."""
+    model, load_model = tiny.save_model(tmp_path / "theta_0", dtype=torch.bfloat16), facade.load_model
+
+    def quantized(*args: Any) -> Any:
+        loaded = load_model(*args)
+        loaded.quantization_method = "bnb"
+        loaded.packed = torch.nn.Parameter(torch.zeros(1, dtype=torch.uint8), requires_grad=False)
+        return loaded
+
+    assert generated(Project(tmp_path / "plain", model), max_new_tokens=1).engine["dtype"] == "float32"
+    monkeypatch.setattr(facade, "load_model", quantized)
+    assert generated(Project(tmp_path / "bits", model), max_new_tokens=1).engine["dtype"] == "bfloat16, uint8"
+    said = next(record for record in caplog.records if "16 triplets of theta_0, 0 ended, 16 ran" in record.message)
+    assert said.levelname == "WARNING"
+    assert "Raise `max_new_tokens` or `cutoff_len`" in said.message
+
+
+class Bidirectional(hf.Qwen2ForCausalLM):
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        seen = torch.zeros(len(input_ids), 1, *2 * input_ids.shape[1:], dtype=self.dtype)
+        return super().forward(input_ids, **kwargs | {"attention_mask": seen})
+
+
+def test_what_training_would_refuse_is_refused_before_sampling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path, tiny.save_model(tmp_path / "theta_0", dtype=torch.bfloat16))
+    load_model = facade.load_model
+
+    def load(*args: Any) -> Any:
+        loaded = load_model(*args)
+        loaded.__class__ = Bidirectional
+        return loaded
+
+    monkeypatch.setattr(facade, "load_model", load)
+    with pytest.raises(ConfigError, match=r"Bidirectional gives .* nats with"):
+        generated(project, bf16=True)
+    assert not any(path.stat().st_size for path in (tmp_path / "data" / "tpaw").iterdir())
