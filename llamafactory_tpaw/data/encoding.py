@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ Message = dict[str, str]
 # What templates and their tool formats raise for messages or tools that they cannot write.
 UNENCODABLE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
+SHOWN = 40  # characters of a text around a difference
+
 # Two contents that share no last character: what their encoded turns have in common at the end is the end of turn.
 _PROBES = ("0", "Z")
 
@@ -40,10 +43,11 @@ class TurnEncoder:
     Args:
         tokenizer: The tokenizer, already adapted to the template by LlamaFactory.
         template: LlamaFactory's template object.
+        chat_template: The checkpoint's own one, which LlamaFactory may have replaced in the tokenizer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Any) -> None:
-        self.tokenizer, self.template = tokenizer, template
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Any, chat_template: Any = None) -> None:
+        self.tokenizer, self.template, self.chat_template = tokenizer, template, chat_template
         # What the template writes after a response's text, the final EOS of an `efficient_eos` template included.
         self.end_of_turn: list[int] = []
         question = {"role": "user", "content": "?"}
@@ -107,6 +111,28 @@ class TurnEncoder:
         """Encode a response's text where its sampled ids are of another tokenizer."""
         ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
         return np.asarray([*ids, *(self.end_of_turn if finish_reason == "stop" else [])], dtype=np.int32)
+
+    def template_warnings(self, name: str, model: str) -> list[str]:
+        """What may go wrong with the template: no end of turn, or other turns than the chat template of the model."""
+        turns, said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "0"}], f"`template: {name}`"
+        if not {*self.end_of_turn} & {*self.stop_token_ids()}:
+            return [f"{said} ends no turn with a stop token, so targets lack the end of responses. Choose another."]
+        try:
+            chat = self.tokenizer.apply_chat_template(turns, chat_template=self.chat_template, tokenize=False)
+        except (TemplateError, *UNENCODABLE):
+            return []  # there is none, or it writes other conversations only
+        ids = np.concatenate(self.encode(turns[:1], turns[1])), self.tokenizer.encode(chat, add_special_tokens=False)
+        texts = (self.tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in ids)
+        # LlamaFactory writes an empty thought where some chat templates write none; and one may end before the other.
+        own, other = (text.replace("".join(self.template.thought_words), "") for text in texts)
+        same = next((place for place, pair in enumerate(zip(own, other, strict=False)) if len({*pair}) > 1), None)
+        if same is None:
+            return []
+        before, here, there = own[:same][-SHOWN:], own[same:][:SHOWN], other[same:][:SHOWN]
+        return [
+            f"{said} writes turns otherwise than the chat template of {model}: after {before!r} comes {here!r}, there "
+            f"{there!r}. Choose the one that the model was trained with; `default_system` sets a system text."
+        ]
 
     def stop_token_ids(self, model_eos: int | Sequence[int] | None = None) -> list[int]:
         """Ids that end a response: the template's, the tokenizer's EOS and those of the model's generation config."""

@@ -25,7 +25,8 @@ from ..data.rounds import prompts_problems
 from ..data.triplets import TripletRow, read_meta
 from ..errors import ConfigError, DataError, EnvironmentProblem, Findings
 from ..lf.given import is_on, is_true
-from ..team.members import load_encoder
+from ..lf.logs import get_logger
+from ..team.members import check_positions, load_encoder
 
 
 if TYPE_CHECKING:
@@ -55,9 +56,11 @@ class Sample:
 
 
 def check_first_rows(run: RunArguments, plan: Plan) -> None:
-    """Check some rows before a round is generated."""
+    """Check some rows before a round is generated, and log what may go wrong."""
     with Findings() as findings:
         check_data(run, plan, load_encoder(run)[2], FEW_ROWS, findings)
+    for warning in findings.warnings:
+        get_logger(__name__).warning_rank0(warning)
 
 
 def check_data(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int, findings: Findings) -> Sample | None:
@@ -69,6 +72,8 @@ def check_data(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int, f
         The rows; None where none can be used.
     """
     args, cutoff = plan.tpaw_args, run.data.cutoff_len
+    findings.warnings += encoder.template_warnings(str(run.data.template), str(run.model.model_name_or_path))
+    check_positions(run, Path(plan.players[-1].base), findings)
     finished = [(round_, read_meta(round_.path)) for round_ in plan.opponents.rounds if round_.complete]
     triplets = []
     if args.tpaw_prompts:
@@ -82,6 +87,12 @@ def check_data(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int, f
             findings.refuse(DataError, [] if findings.errors else [f"{what} has no usable row. Correct the rows."])
             return None
         findings.refuse(ConfigError, round_trip_problems(prompts[:FEW_ROWS], encoder, str(run.data.template)))
+        lengths, most = found.prompts.target_tokens, int(plan.given.get("max_new_tokens", 1024))
+        is_cut = bool(np.mean(lengths > np.minimum(cutoff - found.prompt_tokens, most)) > 1 / 2)
+        findings.warnings += is_cut * [
+            f"{what} has targets of {np.median(lengths):.0f} tokens in the median, but under `max_new_tokens: {most}` "
+            f"and `cutoff_len: {cutoff}` most responses would be cut before that. Raise the two."
+        ]
         bounds = [run.data.max_samples, args.tpaw_max_prompts, looked if looked < rows else None]
         if looked == rows and found.entry.path is not None:
             bounds.append(len(read_files(files_of(found.entry.path), run.model.cache_dir)))

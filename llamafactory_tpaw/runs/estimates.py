@@ -72,7 +72,8 @@ def weights_of(keys: Mapping[str, Any], shapes: dict[str, list[int]]) -> Weights
         trained = round(inner * min(abs(int(keys["freeze_trainable_layers"])) / layers, 1))
     elif kind == "lora":
         targets, whole = split_names(keys["lora_target"]), split_names(keys.get("additional_target"))
-        adapted = [shape for name, shape in matrices.items() if targets == ["all"] or modules[name] in targets]
+        names = [name for name, shape in shapes.items() if shape[1:] and any(f".{x}." in f".{name}." for x in targets)]
+        adapted = [shapes[name] for name in (matrices if targets == ["all"] else names)]
         trained = int(keys["lora_rank"]) * sum(map(sum, adapted))
         trained += sum(math.prod(shape) for name, shape in shapes.items() if modules[name] in whole)
     frozen, bits = 2 if any(is_true(keys, name) for name in HALVES) else 4, keys.get("quantization_bit")
@@ -168,7 +169,10 @@ def check_disk(plan: Plan, sample: Sample | None, findings: Findings) -> dict[st
     if not is_true(keys, "do_train") or not shapes:
         return {}
     weights = weights_of(keys, shapes)
-    saved = weights.gradients if keys["finetuning_type"] == "lora" else weights.held
+    is_lora, named = keys["finetuning_type"] == "lora", f"`lora_target: {keys['lora_target']}`"
+    if is_lora and not weights.gradients:
+        findings.refuse(ConfigError, [f"{named} is nowhere in {plan.players[-1].base}. Correct the names of modules."])
+    saved = weights.gradients if is_lora else weights.held
     # Before the oldest checkpoint goes, there is one more than the limit; the last step is saved in any case.
     count, limit = 1, keys.get("save_total_limit")
     if keys["save_strategy"] == "no":

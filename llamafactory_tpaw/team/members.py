@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ from ..data.encoding import TurnEncoder, tokenizer_digest
 from ..data.files import read_json
 from ..errors import ConfigError, DataError, Findings
 from ..lf import facade
-from .checkpoint import check_checkpoint_complete
+from .checkpoint import check_checkpoint_complete, read_tensors
 from .fingerprint import chain_fingerprints, fingerprint_checkpoint
 from .manifest import MANIFEST, read_manifest
 from .players import Player, lineage_problems, list_players, player_problems
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..arguments.parsed import RunArguments
 
+LEARNED = re.compile("wpe|position")  # in names of tensors with a row for each position
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -85,16 +87,17 @@ def load_team(run: RunArguments, findings: Findings) -> Team:
     team = Team(members, policy, tokenizer, processor, encoder)
     with findings.note():
         check_tokenizers(team.readers, run, encoder)
-    findings.refuse(ConfigError, position_problems(policy.player.path, policy.folder, run.data.cutoff_len))
+    check_positions(run, policy.folder, findings)
     return team
 
 
 def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
     """Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder)."""
     module = load_tokenizer(run.model, "`model_name_or_path`")
+    own = module["tokenizer"].chat_template
     template = facade.get_template_and_fix_tokenizer(module["tokenizer"], run.data)
     try:
-        encoder = TurnEncoder(module["tokenizer"], template)
+        encoder = TurnEncoder(module["tokenizer"], template, own)
     except TypeError as error:
         raise ConfigError(
             f"`template: {run.data.template}` writes tokens that the tokenizer of {run.model.model_name_or_path} "
@@ -184,13 +187,15 @@ def check_tokenizers(members: Sequence[Member], run: RunArguments, encoder: Turn
         raise DataError(problems)
 
 
-def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
-    """Refuse rotary positions that depend on the longest row of a batch, of at most `cutoff_len` tokens."""
-    config, key = _text_config(folder), "original_max_position_embeddings"
+def check_positions(run: RunArguments, folder: Path, findings: Findings) -> None:
+    """Hold `cutoff_len` to a local model's positions; rotary ones must not depend on the longest row of a batch."""
+    config, key = _text_config(folder) if folder.is_dir() else {}, "original_max_position_embeddings"
+    path, cutoff_len = run.model.model_name_or_path, run.data.cutoff_len
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    problems = []
-    for part in (rope, *rope.values()):  # there may be one a layer type
-        kind = (part.get("rope_type") or part.get("type")) if isinstance(part, dict) else None
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]  # there may be one a layer type
+    positions, problems = config.get("max_position_embeddings") or config.get("n_positions"), []
+    for part in parts:
+        kind = part.get("rope_type") or part.get("type")
         if kind in ("dynamic", "longrope"):
             limit = part.get(key) or config.get(key) or config.get("max_position_embeddings", 0)
             if cutoff_len > limit:
@@ -199,7 +204,13 @@ def position_problems(path: str, folder: Path, cutoff_len: int) -> list[str]:
                     f"of a batch where one is longer than {limit}, so log-probs would depend on their neighbours. Set "
                     f"`cutoff_len` to {limit} or less."
                 )
-    return problems
+    if positions and cutoff_len > positions and not problems:
+        text = f"`cutoff_len` is {cutoff_len}, but {path} has {positions} positions"
+        if any(len(each.shape) == 2 and LEARNED.search(each.name) for each in read_tensors(folder)):
+            problems.append(f"{text} and none beyond. Set `cutoff_len` to {positions} or less.")
+        elif not (run.model.rope_scaling or any("factor" in part for part in parts)):
+            findings.warnings.append(f"{text}: longer rows are new to it. Lower `cutoff_len`, or set `rope_scaling`.")
+    findings.refuse(ConfigError, problems)
 
 
 def load_opponent(run: RunArguments, policy: Member, encoder: TurnEncoder) -> Member | None:

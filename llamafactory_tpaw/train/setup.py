@@ -15,7 +15,7 @@ from ..data.triplets import TripletMeta, generator_place, meta_path, read_meta
 from ..errors import ConfigError, DataError, Findings
 from ..lf.logs import get_logger
 from ..team.manifest import MANIFEST, read_manifest, relative_path
-from ..team.members import Team, load_team, opponent_fingerprint
+from ..team.members import Team, load_team
 from ..team.scorer import Block
 
 
@@ -84,20 +84,11 @@ def _checked_metas(
     run: RunArguments, team: Team, listed: Opponents, findings: Findings
 ) -> list[tuple[Entry, TripletMeta]]:
     """Hold the rounds, y_0's the last, to the players, prompts, tokenizer and template of this run, all at once."""
-    for round_ in listed.used:
-        with findings.note():
-            rounds.check_round(round_, may_be_generated=False)
-    findings.raise_noted()
     metas = [(round_, read_meta(round_.path)) for round_ in listed.used]
     played = metas[: len(listed.rounds)]
     problems = rounds.prompts_problems(played)
     players = {member.player.theta: (member.player.path, member.fingerprint) for member in team.readers}
     problems += rounds.origin_problems(played, players)
-    named = run.finetuning.tpaw_opponent_model
-    for round_, meta in played:
-        if round_.iteration == run.finetuning.tpaw_iteration:
-            fingerprint = opponent_fingerprint(named, Path(run.finetuning.tpaw_cache_dir))
-            problems += rounds.opponent_problems(round_, meta, named, fingerprint)
     if run.finetuning.tpaw_prompts:  # without, the triplets are only borrowed
         files = [(round_.path, meta) for round_, meta in metas]
         problems += opponents.encoding_problems(files, team.encoder, str(run.data.template))

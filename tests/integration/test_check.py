@@ -100,6 +100,17 @@ def test_settings_come_first(project: runs.Project) -> None:
     assert messages(found)[0].startswith("error: Neither `do_train` nor `do_eval` is true")
 
 
+def test_what_may_go_wrong_and_what_training_would_refuse(project: runs.Project) -> None:
+    found = check(project.settings(0, run="other", template="empty", cutoff_len=4096, max_new_tokens=4))
+    limits, lengths = [text for text in messages(found) if text.startswith("warning: `")][1:]
+    assert limits.startswith(f"warning: `cutoff_len` is 4096, but {project.model} has 2048 positions")
+    assert "has targets of " in lengths
+    assert "but under `max_new_tokens: 4` and `cutoff_len: 4096` most responses would be cut" in lengths
+    found = check(project.settings(0, run="other", finetuning_type="lora", lora_target="q_projj"))
+    assert found["exit_code"] == 2
+    assert messages(found)[0].startswith(f"error: `lora_target: q_projj` is nowhere in {project.model}. Correct")
+
+
 def test_a_disk_that_is_too_small(project: runs.Project, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))

@@ -49,6 +49,9 @@ ROWS = [
     Row("an adapter in full training, quantized at that", given={
         "adapter_name_or_path": "saves/adapter", "quantization_bit": 4,
     }),
+    Row("a `lora_target` that names nothing", generating=True, given={
+        "finetuning_type": "lora", "lora_target": "q_projj",
+    }),
     Row("a template that does not exist", given={"template": "qwenn"}),
     Row("a template whose tokens the tokenizer lacks", given={"template": "gemma"}),
     Row("no sampling keys", generating=True, given={"temperature": None, "top_p": None, "top_k": None}),

@@ -165,3 +165,42 @@ def test_token_ids_come_back_from_a_file_without_a_name(tmp_path: Path) -> None:
     empty = TokenFile()
     empty.append(given[0])
     assert empty[0].tolist() == []
+
+
+def with_chat(encoder: TurnEncoder, chat_template: Any) -> TurnEncoder:
+    return type(encoder)(encoder.tokenizer, encoder.template, chat_template)
+
+
+@pytest.mark.parametrize("template", encoders.TEMPLATES)
+def test_a_template_is_held_to_the_checkpoints_own_one(run: RunArguments, template: str) -> None:
+    encoder = encoder_of(run, template)
+    same = encoder.template._get_jinja_template(encoder.tokenizer)  # as LlamaFactory writes it
+    assert with_chat(encoder, same).template_warnings(template, "saves/sft") == []
+    # A base model has none, and some write no such conversation.
+    for none in (None, "{{ raise_exception('no') }}", "{{ messages[0] + 1 }}"):
+        assert with_chat(encoder, none).template_warnings(template, "saves/sft") == []
+    (warning,) = with_chat(encoder, "{{ '0. ' }}" + same).template_warnings(template, "saves/sft")
+    assert "after '' comes" in warning
+    assert "there '0. " in warning
+
+
+def test_the_first_difference_of_two_templates_is_shown(run: RunArguments) -> None:
+    """Of SmolLM2 the checkpoint's own system text ends without a full stop."""
+    said = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    encoder = encoder_of(run, "smollm2", default_system=said)
+    chat = encoder.template._get_jinja_template(encoder.tokenizer)
+    (warning,) = with_chat(encoder_of(run, "smollm2"), chat).template_warnings("smollm2", "saves/sft")
+    assert warning.startswith(
+        "`template: smollm2` writes turns otherwise than the chat template of saves/sft: after '"
+    )
+    assert "Hugging Face' comes '.<|im_end|>\\n<|im_start|>user" in warning
+    assert "there '<|im_end|>\\n<|im_start|>user" in warning
+    assert "`default_system` sets" in warning
+
+
+@pytest.mark.parametrize("template", ["empty", *encoders.TEMPLATES])
+def test_targets_without_an_end_of_turn(run: RunArguments, template: str) -> None:
+    warnings = encoder_of(run, template).template_warnings(template, "saves/sft")
+    assert [text.partition(",")[0] for text in warnings] == ["`template: empty` ends no turn with a stop token"] * (
+        template == "empty"
+    )

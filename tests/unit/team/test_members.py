@@ -7,9 +7,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
 from llamafactory_tpaw.errors import DataError, Findings
@@ -17,15 +19,16 @@ from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
 from llamafactory_tpaw.team.members import (
     Member,
+    check_positions,
     load_encoder,
     load_members,
     load_opponent,
     load_team,
     opponent_fingerprint,
-    position_problems,
 )
 from llamafactory_tpaw.team.players import Player
 from tests import tiny
+from tests.unit.team.checkpoints import save_single, write_config
 from tests.unit.team.test_manifest import make_manifest
 
 
@@ -120,6 +123,12 @@ def test_an_opponent_here_reads_the_same_tokens_or_is_served(with_opponent: Call
 LONG = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
 
 
+def positions_of(folder: Path, cutoff_len: int, rope_scaling: str | None = None) -> Findings:
+    found, model = Findings(), SimpleNamespace(model_name_or_path="saves/theta_0", rope_scaling=rope_scaling)
+    check_positions(SimpleNamespace(model=model, data=SimpleNamespace(cutoff_len=cutoff_len)), folder, found)
+    return found
+
+
 @pytest.mark.parametrize(
     ("config", "cutoff_len", "said"),
     [
@@ -132,5 +141,31 @@ LONG = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
 )
 def test_positions_that_depend_on_other_rows(tmp_path: Path, config: dict, cutoff_len: int, said: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    problems = position_problems("saves/theta_0", tmp_path, cutoff_len)
-    assert [said in problem for problem in problems] == [True] * bool(said)
+    found = positions_of(tmp_path, cutoff_len)
+    assert [said in problem for problem in found.problems] == [True] * bool(said)
+    assert found.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("config", "tensor", "problems", "warnings"),
+    [
+        ({"n_positions": 64}, "wpe.weight", 1, 0),
+        ({"max_position_embeddings": 64}, "model.decoder.embed_positions.weight", 1, 0),
+        ({"max_position_embeddings": 64}, "model.norm.weight", 0, 1),
+        ({"max_position_embeddings": 64, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "norm.weight", 0, 0),
+        ({"max_position_embeddings": 65}, "wpe.weight", 0, 0),
+        ({}, "wpe.weight", 0, 0),
+    ],
+)
+def test_positions_that_a_model_does_not_have(
+    tmp_path: Path, config: dict, tensor: str, problems: int, warnings: int
+) -> None:
+    write_config(save_single(tmp_path, {tensor: torch.zeros(66, 8)}), config)
+    found = positions_of(tmp_path, 65)
+    assert (len(found.problems), len(found.warnings)) == (problems, warnings)
+    assert all(
+        text.startswith("`cutoff_len` is 65, but saves/theta_0 has 64 positions")
+        for text in [*found.problems, *found.warnings]
+    )
+    assert positions_of(tmp_path, 65, rope_scaling="linear").warnings == []
+    assert positions_of(tmp_path / "hub" / "model", 65).problems == {}
