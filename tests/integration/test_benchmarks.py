@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import check, material, training, worker
-from benchmarks.contenders import FLOOR, NAIVE, OURS, TRL_ONLINE, contenders
+from benchmarks.contenders import NAIVE, TRL_ONLINE, contenders
 from benchmarks.ours import ALL
 from benchmarks.workload import Job, Workload
 
@@ -58,15 +57,3 @@ def test_all_do_the_same_work(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--check", *TOY, "--accumulation", "2", "--only", NAIVE, TRL_ONLINE, "no saving", ALL]
     assert training.main(arguments) == 0, capsys.readouterr()
     assert "All contenders do the same work." in capsys.readouterr().out
-
-
-def test_the_table_of_training(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--prompt-tokens", "24", "--epochs", "1", "2", "--repeats", "1", "--json", "found/result.json"]
-    assert training.main([*TOY, *arguments, "--only", NAIVE, ALL, FLOOR]) == 0, capsys.readouterr()
-    (found,) = json.loads(Path("found/result.json").read_text())["results"]
-    assert list(found["contenders"]) == [NAIVE, OURS + ALL, FLOOR]
-    for row in found["contenders"].values():
-        (one,), (two,) = row["iteration_seconds"]["1"], row["iteration_seconds"]["2"]  # the warm-up does not count
-        assert 0 < one < two
-        assert row["peak_mib"] > 0
-    assert "step / floor" in capsys.readouterr().out

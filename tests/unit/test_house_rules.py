@@ -38,7 +38,7 @@ BUDGETS = {
     "commands": 790,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 15_360, 17_000
+PACKAGE_LINES, TEST_LINES = 15_400, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.
