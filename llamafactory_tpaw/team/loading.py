@@ -125,8 +125,14 @@ def load_policy(run: RunArguments, tokenizer: Any) -> PreTrainedModel:
 
 
 def load_generator(run: RunArguments, tokenizer: Any, model: Path, adapters: Sequence[Path]) -> PreTrainedModel:
-    """Load a player to generate, as LlamaFactory loads a model for that: with all its adapters merged."""
-    loaded = facade.load_model(tokenizer, _model_args_of(run, model, *adapters), run.finetuning, False)
+    """Load a player to generate, as the policy is: an adapter in weights of 16 bits would be rounded away."""
+    from peft import PeftModel
+
+    start = Start.of(vars(run.model) | vars(run.finetuning))
+    whole = len(adapters) - (start.is_lora and not start.new_adapter and len(adapters) > 0)
+    loaded = facade.load_model(tokenizer, _model_args_of(run, model, *adapters[:whole]), run.finetuning, False)
+    for adapter in adapters[whole:]:
+        loaded = PeftModel.from_pretrained(loaded, str(adapter)).get_base_model()
     return to_device(loaded, run.training.device, compute_dtype(run))
 
 
