@@ -172,7 +172,8 @@ class Server:
         # Once more, since the first connection may be one that broke.
         client = self.client.with_options(max_retries=1, timeout=seconds)
         while True:
-            may_repeat = patient and time.monotonic() + AGAIN_S < self.end
+            began = time.monotonic()
+            may_repeat = patient and began + AGAIN_S < self.end
             try:
                 asked = client.post(path, body=body, cast_to=object) if body else client.get(path, cast_to=object)
                 return 200, await asked
@@ -180,7 +181,9 @@ class Server:
                 if error.status_code not in BUSY or error.code == NO_QUOTA or not may_repeat:
                     return error.status_code, self.words(error)
             except self.openai.APIConnectionError as error:
-                if not (may_repeat and isinstance(error, self.openai.APITimeoutError)):
+                # To aiohttp's connections one that is refused, which takes no time, is a timeout, too.
+                late = time.monotonic() - began >= min(seconds, CONNECT_S)
+                if not (may_repeat and late and isinstance(error, self.openai.APITimeoutError)):
                     advice = f"Correct `{self.variable}`, or add the host to `NO_PROXY`." if self.variable else ADVICE
                     raise self.failed(f"No server answers at {self.name}: {self.words(error)}.", advice) from None
             except ValueError:

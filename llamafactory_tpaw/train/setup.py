@@ -84,6 +84,7 @@ def _checked_metas(
     run: RunArguments, team: Team, listed: Opponents, findings: Findings
 ) -> list[tuple[Entry, TripletMeta]]:
     """Hold the rounds, y_0's the last, to the players, prompts, tokenizer and template of this run, all at once."""
+    findings.raise_noted()  # rounds of a team that is wrong do not fit for that reason alone
     metas = [(round_, read_meta(round_.path)) for round_ in listed.used]
     played = metas[: len(listed.rounds)]
     problems = rounds.prompts_problems(played)

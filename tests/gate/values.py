@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,7 @@ INIT_KEYS = ("model_name_or_path", "stage", "do_train", "finetuning_type", "data
 
 def unpack(root: Path) -> None:
     """Unpack the old run: θ_0, the prompts, the run files, and what was played before it was killed."""
-    with tarfile.open(HERE / "old_run" / "run.tar.gz") as packed:
-        packed.extractall(root, filter="data")
+    shutil.unpack_archive(HERE / "old_run" / "run.tar.gz", root)
 
 
 def start(root: Path) -> None:
