@@ -141,6 +141,11 @@ class TpawArguments:
         "`needed` removes, when an iteration has finished, weights of earlier ones that neither theta_0, its team nor "
         "another run needs, and the checkpoints of their trainings.",
     )
+    tpaw_guard: Literal["warn", "stop", "off"] = _key(
+        "warn",
+        "Whether theta_t has collapsed is looked up before each iteration in what training and generation recorded: "
+        "`warn` says so, `stop` ends the run there with exit code 3; both say the figures.",
+    )
     tpaw_score_batch_tokens: int = _key(8192, "Most tokens, padding included, in one batch when players are scored.")
     tpaw_min_response: int = _key(
         1, "Fewest tokens that a prompt must leave for the response under `cutoff_len`, else it is a bad row."
