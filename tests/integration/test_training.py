@@ -258,3 +258,27 @@ def test_the_loss_is_the_mean_over_triplets(project: Project, triplets: list[Tri
     assert [each["scored_sequences"] for each in counts] == [PROMPTS + 16, 0]
     (source,) = manifests["prompt"]["triplets"]
     assert [source[key] for key in ("rows", "samples", "failed", "opponent")] == [17, SAMPLES, 1, ""]
+
+
+def test_filtered_responses_are_not_trained_on(project: Project, train_here: Train) -> None:
+    """What is held out is not filtered, or its prompts would be others from iteration to iteration."""
+    encoder = encoders.build_encoder(encoders.parse(project))
+    prompts = [make_prompt(encoder, f"Ann buys {number}. Total?", f"It is {number}.") for number in range(8)]
+    # The target itself, one cut off, an empty one, and a wrong one, each twice.
+    texts = [("It is {}.", "stop"), ("It is {} and", "length"), ("", "stop"), ("It is not {}.", "stop")] * 2
+    rows = [
+        make_row(encoder, prompt, text.format(number), reason)
+        for number, (prompt, (text, reason)) in enumerate(zip(prompts, texts, strict=True))
+    ]
+    write_round(project, encoder, rows, "d1", generator=fingerprint_checkpoint(project.model, project.root / "cache"))
+    settings = pair_settings(project, "d1", tpaw_opponent_filter="equal,truncated,shorter:3", val_size=1)
+    train_here(project, settings | {"output_dir": "saves/filtered"})
+    manifest = read(project.root / "saves/filtered", "tpaw.json")
+    setup = load_setup(parse_single_process(settings))
+    assert {str(triplet.id) for triplet in setup.train} <= {prompts[3].id, prompts[7].id}
+    assert sum(setup.filtered.values()) + len(setup.train) == 7
+    counts = {"train_triplets": len(setup.train), "held_out_triplets": 1, "filtered_triplets": 7 - len(setup.train)}
+    assert counts.items() <= manifest["counts"].items()
+    assert manifest["settings"]["tpaw_opponent_filter"] == "equal,truncated,shorter:3"
+    with pytest.raises(TpawError, match=r"leaves nothing to train on: equal \d, shorter:99 \d\. Take a word out"):
+        load_setup(parse_single_process(settings | {"tpaw_opponent_filter": "equal,shorter:99"}))
