@@ -33,7 +33,6 @@ GROUPS = (
             "tpaw_objective",
             "tpaw_cache_dir",
             "tpaw_keep_checkpoints",
-            "tpaw_guard",
         ),
     ),
     Group("Objectives `tpaw` and `iris`", "`tpaw`, `iris`", ("tpaw_reward_scale",)),
@@ -52,7 +51,6 @@ GROUPS = (
             "tpaw_max_bad_rows",
             "tpaw_samples_per_prompt",
             "tpaw_opponent_model",
-            "tpaw_opponent_filter",
         ),
     ),
     Group(

@@ -110,11 +110,6 @@ class TpawArguments:
         "Checkpoint, or with engine `openai` any model that the servers list, that generates in place of theta_t; "
         "recorded with the triplets, which do not count as theta_t's.",
     )
-    tpaw_opponent_filter: str | None = _key(
-        None,
-        "Generated responses that are not trained on, whichever theta wrote them: `equal` to the target, `truncated`, "
-        "`shorter:8` than so many tokens; several with commas or as a YAML list. Default: all are.",
-    )
     tpaw_generate_batch_tokens: int = _key(
         32768, "Most tokens in one batch of generation: prompts, new ones and padding."
     )
@@ -146,11 +141,6 @@ class TpawArguments:
         "`needed` removes, when an iteration has finished, weights of earlier ones that neither theta_0, its team nor "
         "another run needs, and the checkpoints of their trainings.",
     )
-    tpaw_guard: Literal["warn", "stop", "off"] = _key(
-        "warn",
-        "Whether theta_t has collapsed is looked up before each iteration in what training and generation recorded: "
-        "`warn` says so, `stop` ends the run there with exit code 3; both say the figures.",
-    )
     tpaw_score_batch_tokens: int = _key(8192, "Most tokens, padding included, in one batch when players are scored.")
     tpaw_min_response: int = _key(
         1, "Fewest tokens that a prompt must leave for the response under `cutoff_len`, else it is a bad row."
@@ -180,7 +170,7 @@ class TpawArguments:
 WITHOUT_TEAM = ("tspin", "iris")  # objectives that play the newest checkpoint alone
 FIELDS = {spec.name: spec for spec in fields(TpawArguments)}
 # Keys that hold several values: a YAML list, or text with commas.
-LISTS = ("tpaw_players", "tpaw_engine_url", "tpaw_opponent_filter")
+LISTS = ("tpaw_players", "tpaw_engine_url")
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("tpaw_iteration", "tpaw_gamma", "tpaw_history_weight", "tpaw_prompts_seed"), Range(0)),
     **dict.fromkeys(("tpaw_engine_retries", "tpaw_max_failed", "tpaw_max_bad_rows"), Range(0)),

@@ -171,24 +171,6 @@ def with_proto(
     return kept, len(prompts.keys() - responses.keys())
 
 
-def without(triplets: Sequence[Triplet], filters: Sequence[str]) -> tuple[list[Triplet], dict[str, int]]:
-    """Leave out the triplets that one of `tpaw_opponent_filter` is about, and count them by the first that is."""
-
-    def is_about(word: str, triplet: Triplet) -> bool:
-        if word in ("equal", "truncated"):
-            return getattr(triplet, word)
-        return len(triplet.generated_ids) < int(word.partition(":")[2])
-
-    kept, counts = [], dict.fromkeys(filters, 0)
-    for triplet in triplets:
-        found = next((word for word in filters if is_about(word, triplet)), None)
-        if found is None:
-            kept.append(triplet)
-        else:
-            counts[found] += 1
-    return kept, counts
-
-
 def count_repeated(triplets: Sequence[Triplet]) -> int:
     """How many triplets have the prompt, the target and the response of one before them."""
     contents = {hash(tuple(ids.tobytes() for ids in (one.prompt_ids, *one.responses[:2]))) for one in triplets}

@@ -73,13 +73,13 @@ def measure(plan: Plan, sample: Sample, found: dict[str, Any], say: Callable[[st
         if sample.scored:
             say("a batch of scoring")
             team = team._replace(members=[team.policy])
-            setup = IterationSetup(team, batch, [], [], None, {})
+            setup = IterationSetup(team, batch, [], [], None)
             scored = scorer.fill(team.members, setup.blocks()).scored_sequences
             seconds["score"] = total * sample.scored * scorer.seconds / scored * shorter / count_processes()
             memory["scoring"]["measured"] = _take_peak(run)
         say("two steps of training")
         clock = _Clock()
-        trainer = make_trainer(run, IterationSetup(team, batch, [], [], None, {}), scorer, [clock])
+        trainer = make_trainer(run, IterationSetup(team, batch, [], [], None), scorer, [clock])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         step = (clock.times[1] - clock.times[0]) * accumulation / repeated

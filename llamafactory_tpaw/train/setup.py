@@ -33,7 +33,6 @@ class IterationSetup(NamedTuple):
     held_out: list[Triplet]  # by `val_size`, and those of `eval_dataset`
     sources: list[dict[str, Any]]  # the datasets, as `tpaw.json` describes them
     generated: TripletMeta | None  # of the round that this iteration generated
-    filtered: dict[str, int]  # triplets that are not trained on, by the filter
 
     def blocks(self) -> list[Block]:
         """All targets, and for each θ the responses it generated: what every player scores."""
@@ -77,17 +76,8 @@ def load_setup(run: RunArguments) -> IterationSetup:
     if not run.finetuning.tpaw_prompts:
         triplets = opponents.first_prompts(triplets, run.data.max_samples)
     train, held_out = opponents.split_by_prompt(triplets, run.data.val_size)
-    filters = run.finetuning.tpaw_opponent_filter or ()
-    train, filtered = opponents.without(train if run.training.do_train else [], filters)
-    if filtered and run.training.do_train:
-        counted = ", ".join(f"{word} {count}" for word, count in filtered.items())
-        logger.info_rank0(f"`tpaw_opponent_filter` leaves {len(train)} triplets to train on; left out: {counted}.")
-        if not train:
-            raise DataError(
-                f"`tpaw_opponent_filter` leaves nothing to train on: {counted}. Take a word out of it, or sample more "
-                "responses (`tpaw_samples_per_prompt`)."
-            )
-    return IterationSetup(team, train, held_out + _read_eval(run, team, train), sources, own, filtered)
+    train = train if run.training.do_train else []
+    return IterationSetup(team, train, held_out + _read_eval(run, team, train), sources, own)
 
 
 def _checked_metas(

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from .rows import Row
-from .spoiling import OTHER, change_json, cut, meta_of, other_model, other_weights, remove_key, write
+from .spoiling import OTHER, change_json, cut, other_model, other_weights, remove_key, write
 
 
 MANIFEST = "saves/play_iter0/tpaw.json"
@@ -30,14 +30,6 @@ def interrupt_and_change_triplets() -> None:
     record = json.loads(Path("saves/anew/tpaw.json").read_text())
     record["triplets"][0]["digest"] = "0" * 64
     change_json("saves/anew/tpaw.json", status="training", triplets=record["triplets"])
-
-
-def collapse() -> None:
-    """Let iteration 0 have lost the targets while it trained, and theta_1 write without end."""
-    step = {"step": 1, "loss": 1.0, "logps/target": -10.0, "length/target": 10.0, "rewards/margin": 0.1}
-    change_json("saves/play_iter0/trainer_state.json", log_history=[step, step | {"logps/target": -30.0}])
-    change_json(meta_of(0), counts={"stop": 16, "length": 0, "equal": 4, "generated_tokens": 160})
-    change_json(meta_of(1), counts={"stop": 4, "length": 12, "equal": 0, "generated_tokens": 256})
 
 
 def fewer_merges(folder: str) -> None:
@@ -82,7 +74,6 @@ ROWS = [
     Row("a tpaw.json of another version", lambda: change_json(MANIFEST, schema=99), 1),
     Row("a tpaw.json that lacks a key", lambda: remove_key(MANIFEST, "policy"), 1),
     Row("an interrupted training whose triplets changed", interrupt_and_change_triplets),
-    Row("a theta that collapsed, and `tpaw_guard: stop`", collapse, 1, {"tpaw_guard": "stop"}),
     # The order of the players.
     Row("players in the wrong order", None, 2, {"tpaw_players": "saves/play_iter0,saves/sft,saves/play_iter1"}),
     Row("outputs in the wrong order", None, 2, {"model_name_or_path": "saves/play_iter0",

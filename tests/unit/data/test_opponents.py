@@ -19,7 +19,6 @@ from llamafactory_tpaw.data.opponents import (
     load_triplets,
     split_by_prompt,
     with_proto,
-    without,
 )
 from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.errors import DataError
@@ -186,17 +185,6 @@ def test_prompts_are_counted_not_responses() -> None:
     assert first_prompts(triplets, 4) == [triplet for triplet in triplets if int(triplet.id[:16], 16) < 4]
     repeated = [play("a-0", 0), play("a-0", 1), play("a-0", 2, generated=5), play("a-0", 0, 1)]
     assert count_repeated(repeated) == 2
-
-
-def test_what_the_filter_leaves() -> None:
-    """Equal, truncated, of 2, 3 and 4 tokens: each is counted once, by the first word that is about it."""
-    equal = make_triplet("a-0", generated=2)
-    equal = replace(equal, generated_ids=equal.target_ids.copy(), truncated=True)
-    triplets = [equal, replace(make_triplet("b-0"), truncated=True), *(play("c-0", n, generated=n) for n in (2, 3, 4))]
-    assert without(triplets, []) == (triplets, {})
-    assert without(triplets, ["truncated"]) == (triplets[2:], {"truncated": 2})
-    kept, counts = without(triplets, ["equal", "shorter:3", "truncated"])
-    assert ([triplet.sample for triplet in kept], counts) == ([3, 4], {"equal": 1, "shorter:3": 1, "truncated": 1})
 
 
 def rounds_of(*iterations: int) -> list[Triplet]:

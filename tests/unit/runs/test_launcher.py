@@ -117,10 +117,8 @@ class TestSteps:
     @pytest.fixture
     def plan(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         monkeypatch.chdir(tmp_path)
-        tpaw_args = SimpleNamespace(tpaw_prompts="additions", tpaw_engine_startup=0.0, tpaw_guard="warn")
-        plan = SimpleNamespace(
-            to_generate=[], given=GIVEN, tpaw_args=tpaw_args, earlier=None, is_finished=False, players=[]
-        )
+        tpaw_args = SimpleNamespace(tpaw_prompts="additions", tpaw_engine_startup=0.0)
+        plan = SimpleNamespace(to_generate=[], given=GIVEN, tpaw_args=tpaw_args, earlier=None, is_finished=False)
         monkeypatch.setattr(launcher, "make_plan", lambda given: plan)
         monkeypatch.setattr(launcher, "handed_plan", lambda given: plan)
         monkeypatch.setattr(launcher, "check_disk", lambda plan, sample, findings: {})
@@ -151,34 +149,6 @@ class TestSteps:
         with launcher.prepared(GIVEN) as plan_file:
             assert children == [[sys.executable, "-m", "llamafactory_tpaw", "generate", plan_file]]
         assert not Path(plan_file).exists()
-
-    def test_the_guard_looks_before_a_round_is_generated_and_at_the_round(
-        self, plan: SimpleNamespace, children: list[list[str]], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        looks: list[int] = []
-        for told in (False, True):
-            monkeypatch.setattr(launcher, "guard", lambda plan, told=told: looks.append(len(children)) or told)
-            plan.to_generate = [ROUND]
-            with launcher.prepared(GIVEN):
-                pass
-        assert looks == [0, 1, 1]
-
-    @pytest.mark.parametrize("step", ["prepared", "before_training", "generate", "score"])
-    def test_the_guard_stops_every_step(
-        self, plan: SimpleNamespace, children: list[list[str]], monkeypatch: pytest.MonkeyPatch, step: str
-    ) -> None:
-        def stop(plan: Any) -> bool:
-            raise DataError("theta_1 has collapsed")
-
-        monkeypatch.setattr(launcher, "guard", stop)
-        plan.to_generate = [ROUND]
-        steps = {
-            "prepared": lambda file: launcher.prepared(GIVEN).__enter__(),
-            "before_training": lambda file: launcher.before_training(GIVEN, None),
-        }
-        with handed_file(GIVEN) as file, pytest.raises(DataError, match="theta_1 has collapsed"):
-            steps.get(step, lambda file: getattr(launcher, step)([file]))(file)
-        assert children == []
 
     @pytest.mark.parametrize("code", [3, 137, 130, 143])
     def test_the_command_ends_as_the_child_does(
