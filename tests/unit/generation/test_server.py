@@ -81,13 +81,14 @@ def test_each_question_has_its_time_and_no_run_ends_by_a_slow_one(monkeypatch: p
         assert [path for _, path, _, _ in server.seen] == ["/v1/models", "/openapi.json"]
 
 
-def test_advice_fits_who_started_the_server() -> None:
+def test_advice_fits_who_started_the_server(caplog: pytest.LogCaptureFixture) -> None:
     own: Any = SimpleNamespace(check=lambda: None, advice="Look at its log.")
     quota = {"error": {"code": "insufficient_quota", "message": "pay"}}
     with ScriptedServer(lambda *_: (429, quota)) as server:
         assert ask(server.url, "/models", own) == (429, "pay")  # it does not get better by waiting
     with pytest.raises(GenerationError, match=r"No server answers at .*: .*\. Look at its log\.$"):
         ask(server.url, "/models", own)
+    assert "again" not in caplog.text  # where nothing listens, nothing is waited for
 
     def ended() -> None:
         raise GenerationError("The server ended with exit code 7")
