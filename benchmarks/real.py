@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import transformers
 import yaml
 
 from llamafactory_tpaw.data.source import triplet_entry
@@ -291,8 +292,11 @@ def play_all(
     play("hf greedy", "generate", greedy)
     play(f"hf {LORA} greedy", "generate", greedy, lora)
     program = str(Path(sys.executable).with_name("transformers"))
-    with project.serving("transformers", program, "serve", str(project.model), "--device", "cpu") as served:
-        play("transformers greedy", "generate", greedy, served, like="hf greedy")
+    if "/v1/completions" in (Path(transformers.__file__).parent / "cli/serving/server.py").read_text():
+        with project.serving("transformers", program, "serve", str(project.model), "--device", "cpu") as served:
+            play("transformers greedy", "generate", greedy, served, like="hf greedy")
+    else:
+        print(f"Left out: `transformers serve` of {transformers.__version__} serves chats alone; 5.6 does not.")
     if vllm is not None:
         own = {"tpaw_engine": "vllm", "tpaw_vllm_command": vllm, "tpaw_vllm_args": VLLM_ARGS}
         play("vllm killed", "run", own, {"tpaw_engine_concurrency": 4}, kill_at=max(prompts // 4, 1))
