@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent
 OPENAI = "openai>=1.60"
 # 0.18.4 was seen to load corrupted weights under ZeRO-3 over gloo.
 DEEPSPEED = "deepspeed>=0.19.8"
+# `rng` of scipy's tests is from 1.15.
+STATISTICS = ("scipy>=1.15", "statsmodels>=0.14.4")
 STARTUP_FILES = ("llamafactory_tpaw.pth", "llamafactory_tpaw.start")
 
 
@@ -94,9 +96,18 @@ setup(
         "openai": [OPENAI],
         "deepspeed": [DEEPSPEED],
         "flash-attn": ["flash-attn>=2.6"],
-        "eval": ["lm-eval>=0.4.5"],
+        "eval": ["lm-eval>=0.4.5", *STATISTICS],
         "ray": ["ray[default]>=2.40"],
-        "dev": ["build>=1.0", "playwright>=1.49", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", OPENAI, DEEPSPEED],
+        "dev": [
+            "build>=1.0",
+            "playwright>=1.49",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            OPENAI,
+            DEEPSPEED,
+            *STATISTICS,
+        ],
     },
     entry_points={"console_scripts": ["llamafactory-tpaw = llamafactory_tpaw.cli:main"]},
     cmdclass={"build_startup": build_startup},

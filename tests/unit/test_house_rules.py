@@ -33,12 +33,12 @@ BUDGETS = {
     "generation": 2420,
     "train": 970,
     "runs": 2454,
-    "report": 1140,
+    "report": 1299,
     "board": 960,
     "commands": 790,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 15_490, 17_000
+PACKAGE_LINES, TEST_LINES = 15_656, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.
