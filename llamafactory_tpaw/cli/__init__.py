@@ -88,6 +88,16 @@ def _run(arguments: argparse.Namespace) -> int:
     return loop.play(loop.checked_items(files, overrides), functools.partial(print, flush=True))
 
 
+def _study(arguments: argparse.Namespace) -> int:
+    bootstrap.activate()
+    study = importlib.import_module("llamafactory_tpaw.runs.study")
+    if not arguments.list:
+        return study.run_study(arguments.study, arguments.only, functools.partial(print, flush=True))
+    for number, part in enumerate(study.read_study(arguments.study).parts()):
+        print(f"{number:>4}  {part.name}: {part.state()}")
+    return 0
+
+
 def _lineage(arguments: argparse.Namespace) -> None:
     from ..report.lineage import trace
     from ..report.lineage_text import as_mermaid
@@ -134,6 +144,7 @@ PARSED = {
     "init": _init,
     "check": _check,
     "run": _run,
+    "study": _study,
     "lineage": _lineage,
     "doctor": _doctor,
     "completion": _completion,

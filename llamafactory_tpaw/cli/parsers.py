@@ -104,6 +104,13 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", metavar="RUN_FILE|KEY=VALUE", nargs="+", help=text).complete = FILE
 
 
+def _study(parser: argparse.ArgumentParser) -> None:
+    text = "the study: methods, seeds, settings, see docs/study.md"
+    parser.add_argument("study", metavar="STUDY_YAML", help=text).complete = FILE
+    parser.add_argument("--only", metavar="N", type=int, help="play this part alone, as a job of an array does")
+    parser.add_argument("--list", action="store_true", help="print the parts with their numbers and how far they are")
+
+
 def _lineage(parser: argparse.ArgumentParser) -> None:
     text = "an output folder, a folder that holds some (`saves`), or a triplet file"
     parser.add_argument("places", metavar="DIR", nargs="+", help=text).complete = FILE
@@ -148,6 +155,11 @@ continues, and a failure stops the rest. All files are checked before the first 
 players and triplets that an earlier one makes need not be there yet. Files of stage `sft` may be among them.
 $ llamafactory-tpaw run yaml/qwen_sft.yaml yaml/qwen_tpaw_iter0.yaml yaml/qwen_tpaw_iter1.yaml
 $ llamafactory-tpaw run yaml/qwen_tpaw_iter?.yaml per_device_train_batch_size=2
+## study: methods compared over seeds, from one theta_0 a seed
+Play every method with every seed, measure every theta, and keep the figures of each finished part in a small file.
+What is finished is skipped, what was interrupted continues, and several such commands share the parts of one study.
+$ llamafactory-tpaw study words.yaml
+$ llamafactory-tpaw study words.yaml --only 7
 ## train: the same as `llamafactory-cli train`, where a .pth file is not processed
 Needed only where the .pth file of the package is not processed (`pip install --target`, a zip on PYTHONPATH).
 `llamafactory-tpaw train -h` lists every key.
@@ -191,5 +203,5 @@ def _read_help() -> dict[str, Command]:
 
 
 ARGUMENTS = {"init": _init, "check": _check, "run": _run, "train": _run_file, "generate": _run_file}
-ARGUMENTS |= {"score": _run_file, "lineage": _lineage, "doctor": _doctor, "completion": _completion}
+ARGUMENTS |= {"study": _study, "score": _run_file, "lineage": _lineage, "doctor": _doctor, "completion": _completion}
 COMMANDS = _read_help()

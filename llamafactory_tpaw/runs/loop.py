@@ -31,7 +31,7 @@ from ..team.manifest import read_manifest
 from .plan import Plan, handed_plan, make_plan, with_defaults
 
 
-STAGES = ("tpaw", "sft")
+STAGES = ("tpaw", "sft", "dpo")
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 # What all rounds of a run have in common, and what they usually have.
 PROMPT_KEYS = (*SELECTION, "tpaw_prompts", "cutoff_len", "template", "default_system", "enable_thinking")
@@ -59,7 +59,7 @@ class Item(NamedTuple):
     def produces(self) -> str:
         """What its output folder holds in the end."""
         theta = int(self.given.get("tpaw_iteration", 0)) + 1
-        return f"theta_{theta}" if self.is_iteration else "the model of stage sft"
+        return f"theta_{theta}" if self.is_iteration else f"the model of stage {self.given['stage']}"
 
 
 # -- reading and checking
@@ -116,7 +116,7 @@ def _read_item(file: str, overrides: Sequence[str]) -> Item:
     given = read_given([file, *overrides])
     if given.get("stage") not in STAGES:
         raise ConfigError(
-            f"`stage` is {given.get('stage') or 'missing'}, but `run` plays the stages {' and '.join(STAGES)}. Train "
+            f"`stage` is {given.get('stage') or 'missing'}, but `run` plays the stages {', '.join(STAGES)}. Train "
             f"others with `llamafactory-cli train {file}`."
         )
     if not given.get("output_dir"):
@@ -191,12 +191,19 @@ def is_finished(item: Item) -> bool:
     return reached and not check_checkpoint_complete(item.folder)
 
 
-def play(items: Sequence[Item], tell: Callable[[str], None]) -> int:
+def play_cold(item: Item) -> int:
+    """Play a run in a process of its own, and return its exit code."""
+    with handed_file(item.given, **({"run_file": item.file} if item.is_iteration else {})) as file:
+        return run_child([sys.executable, "-m", "llamafactory_tpaw", "train", file], patience_s=SAVING_S)
+
+
+def play(items: Sequence[Item], tell: Callable[[str], None], play_one: Callable[[Item], int] = play_cold) -> int:
     r"""Play what is not finished; stop at the first failure.
 
     Args:
         items: The runs, in order.
         tell: Called with a line where one starts or ends.
+        play_one: Plays a run and returns an exit code.
 
     Returns:
         The exit code of the process that failed, which has told why; 0 where none did.
@@ -214,23 +221,15 @@ def play(items: Sequence[Item], tell: Callable[[str], None]) -> int:
             continue
         unchanged = False
         tell(f"{name} makes {item.produces}.")
-        with _named(item.file):
-            code = _play_one(item)
+        code = play_one(item)
+        if code == 0 and not is_finished(item):
+            raise DataError(
+                f"{item.file}: Its process ended without an error, but {item.folder} holds no finished result. Start "
+                "the same command again: it continues."
+            )
         took = timedelta(seconds=round(time.monotonic() - started))
         if code:
             tell(f"{name} failed with exit code {code} after {took}. Mend it: the same command continues.")
             return code
         tell(f"{name} finished after {took}: {item.folder} holds {item.produces}.")
     return 0
-
-
-def _play_one(item: Item) -> int:
-    with handed_file(item.given, **({"run_file": item.file} if item.is_iteration else {})) as file:
-        command = [sys.executable, "-m", "llamafactory_tpaw", "train", file]
-        code = run_child(command, patience_s=SAVING_S)
-    if code == 0 and not is_finished(item):
-        raise DataError(
-            f"Its process ended without an error, but {item.folder} holds no finished result. Start the same command "
-            "again: it continues."
-        )
-    return code

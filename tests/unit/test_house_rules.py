@@ -32,13 +32,13 @@ BUDGETS = {
     "team": 2310,
     "generation": 2420,
     "train": 970,
-    "runs": 2454,
+    "runs": 2835,
     "report": 1299,
     "board": 960,
     "commands": 790,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 15_656, 17_000
+PACKAGE_LINES, TEST_LINES = 16_079, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.

@@ -86,12 +86,12 @@ class TestReading:
 
     def test_problems_of_all_files_come_together(self, project: Project) -> None:
         sft, first, second = write_all(project, tpaw_eta=0)
-        project.write("dpo.yaml", {"stage": "dpo", "output_dir": "x", "do_train": True})
+        project.write("rm.yaml", {"stage": "rm", "output_dir": "x", "do_train": True})
         project.write("idle.yaml", {**project.settings(2), "do_train": False})
-        problems = problems_of([sft, first, "nope.yaml", "dpo.yaml", "run.txt", second, "idle.yaml"], "tpaw_gama=1")
+        problems = problems_of([sft, first, "nope.yaml", "rm.yaml", "run.txt", second, "idle.yaml"], "tpaw_gama=1")
         expected = [
             ("nope.yaml", "No such file"),
-            ("dpo.yaml", "`stage` is dpo, but `run` plays the stages tpaw and sft."),
+            ("rm.yaml", "`stage` is rm, but `run` plays the stages tpaw, sft, dpo."),
             ("run.txt", "ends with `.yaml`"),
             ("sft.yaml", "`tpaw_gama` is not a key"),
             ("iter0.yaml", "`tpaw_gama` is not a key"),
@@ -111,7 +111,7 @@ class TestReading:
         sft, first, _ = write_all(project)
         Path("bare.yaml").write_text("seed: 1")
         assert problems_of([sft, first, "bare.yaml"], "learning_rate=fast") == [
-            "bare.yaml: `stage` is missing, but `run` plays the stages tpaw and sft. Train others with "
+            "bare.yaml: `stage` is missing, but `run` plays the stages tpaw, sft, dpo. Train others with "
             "`llamafactory-cli train bare.yaml`.",
             "sft.yaml: `learning_rate: fast` is wrong: invalid float value: 'fast'. Correct it.",
             "iter0.yaml: `learning_rate: fast` is wrong: invalid float value: 'fast'. Correct it.",
