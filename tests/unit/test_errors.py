@@ -16,41 +16,33 @@ def test_every_kind_has_a_documented_exit_code() -> None:
     assert len(kinds) > 5
 
 
-def findings_of(*errors: TpawError, last: Exception | None = None) -> Exception:
-    """What comes out of checks that find these errors, the last of which ends them."""
-    try:
-        with Findings() as findings:
-            for error in errors:
-                with findings.note():
-                    raise error
-            if last is not None:
-                raise last
-    except Exception as error:
-        return error
-    raise AssertionError("nothing was raised")
+def find(noted: list[TpawError], last: Exception | None) -> None:
+    with Findings() as findings:
+        for error in noted:
+            with findings.note():
+                raise error
+        if last is not None:
+            raise last
 
 
-def test_findings_of_one_kind_keep_it() -> None:
-    error = findings_of(DataError(["a", "b"]), DataError(["b", "c"]))
-    assert isinstance(error, DataError)
-    assert error.problems == ["a", "b", "c"]
-
-
-def test_findings_of_several_kinds_are_of_the_settings() -> None:
-    error = findings_of(DataError("a"), ConfigError("b"))
-    assert isinstance(error, ConfigError)
-    assert error.problems == ["a", "b"]
-
-
-def test_an_error_that_ends_the_checks_comes_with_the_findings() -> None:
-    error = findings_of(DataError("a"), last=DataError("b"))
-    assert isinstance(error, DataError)
-    assert error.problems == ["a", "b"]
-
-
-def test_one_error_is_raised_as_it_is() -> None:
-    only = DataError("a")
-    assert findings_of(only) is only
+@pytest.mark.parametrize(
+    ("noted", "last", "kind", "problems"),
+    [
+        ([DataError(["a", "b"]), DataError(["b", "c"])], None, DataError, ["a", "b", "c"]),
+        ([DataError("a"), ConfigError("b")], None, ConfigError, ["a", "b"]),
+        ([DataError("a")], DataError("b"), DataError, ["a", "b"]),  # which ends the checks
+        ([DataError("a")], None, DataError, ["a"]),
+        ([DataError("a")], KeyError("x"), KeyError, None),
+    ],
+)
+def test_findings_are_raised_as_one(
+    noted: list[TpawError], last: Exception | None, kind: type[Exception], problems: list[str] | None
+) -> None:
+    with pytest.raises(kind) as caught:
+        find(noted, last)
+    assert type(caught.value) is kind
+    assert getattr(caught.value, "problems", None) == problems
+    assert caught.value in (*noted, last) or len(problems) > 1  # an error alone is raised as it is
 
 
 def test_what_was_raised_on_the_way_is_not_raised_twice() -> None:
@@ -61,8 +53,3 @@ def test_what_was_raised_on_the_way_is_not_raised_twice() -> None:
     with pytest.raises(DataError):
         findings.raise_noted()
     findings.raise_noted()
-
-
-def test_other_errors_pass() -> None:
-    other = KeyError("x")
-    assert findings_of(DataError("a"), last=other) is other

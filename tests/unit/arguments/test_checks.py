@@ -29,26 +29,12 @@ def test_good_settings_have_no_problem() -> None:
     assert setting_problems(GIVEN | harmless) == []
 
 
-def test_missing_keys_and_another_finetuning_type_are_found_together() -> None:
-    required = ("model_name_or_path", "template", "dataset", "output_dir")
-    given = dict.fromkeys(required) | {"finetuning_type": "oft", "tpaw_prompts": "x"} | SAMPLING
-    assert setting_problems(given) == [
-        *(f"`{key}` is missing. Give it, as the files in yaml/ do." for key in required),
-        "`finetuning_type` is oft, but stage `tpaw` trains `full`, `freeze` or `lora`. Choose one.",
-    ]
-
-
 LORA = {"finetuning_type": "lora", "adapter_name_or_path": "saves/a"}
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (
-            {"adapter_name_or_path": "saves/a"},
-            "`adapter_name_or_path: saves/a` does not go with `finetuning_type: full`",
-        ),
-        ({"quantization_bit": 4}, "`quantization_bit: 4` does not go with `finetuning_type: full`"),
         (LORA | {"quantization_bit": 4, "create_new_adapter": True}, "`quantization_bit: 4` goes with one adapter"),
         (LORA | {"quantization_bit": 8, "adapter_name_or_path": ["a", "b"]}, "`quantization_bit: 8` goes with one"),
     ],
@@ -97,24 +83,18 @@ def test_keys_that_go_together(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"tpaw_engine_url": URL}, "tpaw_engine_url` is given, but no `tpaw_engine`"),
         (OPENAI | {"tpaw_engine_url": " , "}, "tpaw_engine: openai"),
-        ({"tpaw_engine": "vllm", "tpaw_vllm_args": "--api-key=geheim"}, "tpaw_vllm_args` has --api-key, which"),
         ({"tpaw_samples_per_prompt": 2, "do_sample": False}, "tpaw_samples_per_prompt"),
         ({"top_p": 0}, "top_p"),
         ({"top_p": math.nan}, "top_p"),
         ({"temperature": math.inf}, "temperature"),
         ({"top_k": -1}, "top_k"),
-        ({"repetition_penalty": 0}, "repetition_penalty"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"tpaw_engine": "vllm", "rope_scaling": "yarn"}, "rope_scaling: yarn` changes the model"),
         ({"cutoff_len": 0}, "cutoff_len"),
     ],
 )
 def test_keys_that_do_not(changes: dict[str, Any], named: str) -> None:
     (problem,) = setting_problems(GIVEN | changes)
     assert problem.startswith(f"`{named}")
-    assert "geheim" not in problem
 
 
 @pytest.mark.parametrize("option", ["--dtype", "--max-model-len", "--no-enable-prefix-caching", "--port"])

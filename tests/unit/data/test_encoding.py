@@ -13,7 +13,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from llamafactory_tpaw.data.encoding import (
-    TokenFile,
     prompt_id,
     tokenizer_digest,
 )
@@ -148,23 +147,6 @@ def test_template_digest_sees_what_a_template_writes(project: Project) -> None:
     assert len({plain, *(other.template_digest for other in others)}) == len(others) + 1
     with_system = encoders.build_encoder(encoders.parse(project, default_system="Be brief.", template="qwen3"))
     assert with_system.template_digest == others[0].template_digest
-
-
-def test_token_ids_come_back_from_a_file_without_a_name(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    given = [rng.integers(0, 150_000, size=size) for size in (0, 1, 1000, 30, 50_000, 7)]
-    tokens = TokenFile(tmp_path / "new" / "tokens")
-    tokens.append(*given[:2])
-    tokens.append(*given[2:])
-    for number, before in enumerate(given):
-        assert tokens[number].dtype == np.int32
-        np.testing.assert_array_equal(tokens[number], before)
-    with pytest.raises(ValueError, match="read-only"):
-        tokens[1][:] = 0
-    assert list((tmp_path / "new" / "tokens").iterdir()) == []
-    empty = TokenFile()
-    empty.append(given[0])
-    assert empty[0].tolist() == []
 
 
 def with_chat(encoder: TurnEncoder, chat_template: Any) -> TurnEncoder:

@@ -89,6 +89,7 @@ def test_texts_and_token_ids_do_not_stay_in_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6  # all texts together have 40 MB, all token ids 16
+    assert list(tmp_path.iterdir()) == []  # the file of token ids has no name
 
 
 def test_the_choice_does_not_follow_the_seed(project: Project, encoder: TurnEncoder) -> None:
