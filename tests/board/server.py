@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LlamaBoard as a server in a project's folder, bound to loopback. Linux only: it reads /proc."""
+"""LlamaBoard as a server in a project's folder, bound to loopback."""
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import time
 import urllib.request
-import uuid
-from pathlib import Path
 
-from tests.processes import Started, is_running
+import psutil
+
+from tests.processes import Started
 from tests.runs import Project
 
 
-END_TIMEOUT_S = 30
-MARK = "TPAW_BOARD_TEST"
 ENVIRONMENT = {
     "BROWSER": "true",  # what the page is opened with at start
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -28,16 +23,16 @@ ENVIRONMENT = {
 
 
 class Server(Started):
-    """`llamafactory-cli webui` in a folder; all its descendants carry a mark in their environment."""
+    """`llamafactory-cli webui` in a folder, and all processes that it was seen to start."""
 
     def __init__(self, project: Project) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{port}/"
-        self.mark = uuid.uuid4().hex
-        own = {"GRADIO_SERVER_PORT": port, "GRADIO_TEMP_DIR": str(project.root / "gradio"), MARK: self.mark}
+        own = {"GRADIO_SERVER_PORT": port, "GRADIO_TEMP_DIR": str(project.root / "gradio")}
         super().__init__(project, "llamafactory-cli", "webui", **ENVIRONMENT, **own)
+        self.known: set[psutil.Process] = set()
 
     def answers(self) -> bool:
         try:
@@ -46,30 +41,20 @@ class Server(Started):
         except OSError:
             return False
 
-    def descendants(self) -> set[int]:
-        """Living processes that the server started, whatever session they are in, without itself."""
-        pids = {int(path.name) for path in Path("/proc").glob("[0-9]*")} - {self.process.pid}
-        return {pid for pid in pids if self._is_marked(pid) and is_running(pid)}
-
-    def _is_marked(self, pid: int) -> bool:
-        try:
-            return f"{MARK}={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            return False
+    def descendants(self) -> list[psutil.Process]:
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        self.known |= {*found}
+        return found
 
     def leaves_nothing(self) -> bool:
-        """Whether the last descendant ends within a moment."""
-        end = time.monotonic() + END_TIMEOUT_S
-        while self.descendants():
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.02)
-        return True
+        """Whether the last process that it started ends within a moment."""
+        return not psutil.wait_procs(self.known, timeout=30)[1]
 
     def stop(self) -> None:
         """Kill the server, and every process of it that is left."""
+        if self.process.poll() is None:
+            self.descendants()
         self.process.kill()
-        self.process.wait(END_TIMEOUT_S)
-        for pid in self.descendants():
-            os.kill(pid, signal.SIGKILL)
-        assert self.leaves_nothing()
+        self.process.wait()
+        for each in psutil.wait_procs(self.known, timeout=1)[1]:
+            each.kill()

@@ -98,18 +98,6 @@ def test_answers_are_the_greedy_ones_in_batches_of_any_size(checkpoint: Path, pr
     assert len(set(alone)) > 1
 
 
-def test_hits_line_up_with_the_problems(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"question": "a", "answer": f"answer {number}"} for number in (1, 2, 3)]
-    monkeypatch.setattr(evaluate, "answer_questions", lambda *_: ["answer 1", "answer", "9; answer 3"])
-    result = evaluate.evaluate_checkpoint(checkpoint, rows)
-    assert (result["hits"], result["correct"], result["n"]) == ("101", 2, 3)
-
-
-def test_wilson_interval() -> None:
-    """For 8 of 10: centre (0.8 + z²/20) / (1 + z²/10) = 0.7167, half width 0.2268 with z = 1.96."""
-    assert evaluate.wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-
-
 def settings(name: str) -> dict[str, Any]:
     return yaml.safe_load((ROOT / "yaml" / f"tiny_{name}.yaml").read_text())
 

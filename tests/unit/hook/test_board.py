@@ -18,31 +18,11 @@ from llamafactory_tpaw.lf import status
 from .conftest import fake
 
 
-class Runner:
-    """A runner as `extend_runner` expects it."""
-
-    def __init__(self, manager: Any, demo_mode: bool = False) -> None:
-        self.manager, self.trainer, self.running, self.running_data, self.aborted = manager, None, False, None, False
-
-    def _initialize(self, data: Any, do_train: bool, from_preview: bool) -> str:
-        return "llamaboard's"
-
-    def _parse_train_args(self, data: Any) -> Any: ...
-
-    def _launch(self, data: Any, do_train: bool) -> Any:
-        yield
-
-    def monitor(self) -> Any:
-        yield
-
-    def set_abort(self) -> Any: ...
-
-    def check_output_dir(self, lang: Any, model_name: Any, finetuning_type: Any, output_dir: Any) -> Any: ...
-
-
 def runner(**changed: Any) -> dict[str, Any]:
-    names = {name: value for name, value in (vars(Runner) | changed).items() if value is not None}
-    return {"Runner": type("Runner", (), names)}
+    """A module like the one of LlamaBoard's `Runner`, as it was before it was extended."""
+    kind = pytest.importorskip("llamafactory.webui.runner").Runner
+    names = {name: getattr(value, "__wrapped__", value) for name, value in vars(kind).items() if callable(value)}
+    return {"Runner": type("Runner", (), {name: value for name, value in (names | changed).items() if value})}
 
 
 @pytest.mark.parametrize(
@@ -59,17 +39,17 @@ def runner(**changed: Any) -> dict[str, Any]:
         (board.extend_train_tab, {"create_train_tab": lambda engine: engine}, "no longer refers to"),
         (board.extend_train_tab, {"create_train_tab": lambda page: page}, "takes \\(page\\) instead of \\(engine,"),
         (board.extend_runner, {}, "no class `Runner`"),
-        (board.extend_runner, runner(__init__=lambda self, manager: None), "no longer refers to `trainer`"),
-        (board.extend_runner, runner(monitor=lambda self, other: other), "`monitor` takes more than \\(self\\)"),
-        *((board.extend_runner, runner(**{name: None}), f"no function `{name}`") for name in board.METHODS),
-        *((board.extend_runner, runner(**{name: lambda other: other}), f"`{name}` takes") for name in board.METHODS),
+        (board.extend_runner, {"__init__": lambda self, manager: None}, "no longer refers to `trainer`"),
+        (board.extend_runner, {"monitor": lambda self, other: other}, "`monitor` takes more than \\(self\\)"),
+        *((board.extend_runner, {name: None}, f"no function `{name}`") for name in board.METHODS),
+        *((board.extend_runner, {name: lambda other: other}, f"`{name}` takes") for name in board.METHODS),
     ],
 )
 def test_what_differs_is_named_and_left_alone(
     extend: Callable[[ModuleType], None], names: dict[str, Any], message: str
 ) -> None:
-    module = fake(**names)
-    kind = names.get("Runner")
+    module = fake(**(runner(**names) if names and extend is board.extend_runner else names))
+    kind = vars(module).get("Runner")
     before = dict(vars(module)), dict(vars(kind)) if kind else {}
     with pytest.raises(SeamMissing, match=message):
         extend(module)
@@ -77,12 +57,12 @@ def test_what_differs_is_named_and_left_alone(
 
 
 def test_extended_methods_get_the_original_and_stay_what_gradio_takes_them_for() -> None:
-    kind = runner()["Runner"]
-    board.extend_runner(fake(Runner=kind))
+    before, extended = runner()["Runner"], fake(**runner())
+    board.extend_runner(extended)
     for name in board.METHODS:
-        found = getattr(kind, name)
-        assert found.__wrapped__ is getattr(Runner, name)
-        assert inspect.isgeneratorfunction(found) == inspect.isgeneratorfunction(getattr(Runner, name))
+        found, original = getattr(extended.Runner, name), getattr(before, name)
+        assert found.__wrapped__ is original
+        assert inspect.isgeneratorfunction(found) == inspect.isgeneratorfunction(original)
 
 
 def test_page_opens_without_the_tab_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
