@@ -1,29 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headless Chromium, and LlamaBoard's page as a user handles it: by labels, or by the ids of this package's fields."""
+"""LlamaBoard as a server on loopback, headless Chromium, and the page as a user handles it: by labels and our ids."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
+import socket
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
+
+from tests.processes import Started
+from tests.runs import Project
 
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Route
 
-    from tests.board.server import Server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-REQUIRED = "TPAW_BROWSER_TESTS"
 # No sandbox, which root cannot have; and no /dev/shm, which is small in containers.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 # For a machine that does much else meanwhile.
 ACTION_TIMEOUT_MS, RUN_TIMEOUT_MS = 120_000, 600_000
+ENVIRONMENT = {
+    "BROWSER": "true",  # what the page is opened with at start
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_SERVER_NAME": "127.0.0.1",
+    "DISABLE_VERSION_CHECK": "1",
+    "PYTHONUNBUFFERED": "1",
+    "no_proxy": "127.0.0.1,localhost",
+}
 INFO = "span[data-testid='block-info']"
 
 
@@ -31,12 +44,12 @@ INFO = "span[data-testid='block-info']"
 def open_chromium() -> Iterator[Browser]:
     """Start headless Chromium; skip the test where it or Playwright is missing."""
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        _skip("no Chromium on PATH: install Debian's package `chromium`, or name one in the variable CHROMIUM")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        _skip("no playwright: pip install 'llamafactory-tpaw[dev]'")
+    if path is None or importlib.util.find_spec("playwright") is None:
+        # The environment says where the tests in the browser must run.
+        end = pytest.fail if os.environ.get("TPAW_BROWSER_TESTS") == "required" else pytest.skip
+        end("Playwright (pip install 'llamafactory-tpaw[dev]') or Chromium is missing: `make chromium`")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         try:
@@ -45,11 +58,42 @@ def open_chromium() -> Iterator[Browser]:
             browser.close()
 
 
-def _skip(reason: str) -> None:
-    """Skip, or fail where the environment says that the tests in the browser must run."""
-    if os.environ.get(REQUIRED) == "required":
-        pytest.fail(f"{REQUIRED}=required, but there is {reason}")
-    pytest.skip(reason)
+class Server(Started):
+    """`llamafactory-cli webui` in a folder, and all processes that it was seen to start."""
+
+    def __init__(self, project: Project) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{port}/"
+        own = {"GRADIO_SERVER_PORT": port, "GRADIO_TEMP_DIR": str(project.root / "gradio")}
+        super().__init__(project, "llamafactory-cli", "webui", **ENVIRONMENT, **own)
+        self.known: set[psutil.Process] = set()
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url, timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def descendants(self) -> list[psutil.Process]:
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        self.known |= {*found}
+        return found
+
+    def leaves_nothing(self) -> bool:
+        """Whether the last process that it started ends within a moment."""
+        return not psutil.wait_procs(self.known, timeout=30)[1]
+
+    def stop(self) -> None:
+        """Kill the server, and every process of it that is left."""
+        if self.process.poll() is None:
+            self.descendants()
+        self.process.kill()
+        self.process.wait()
+        for each in psutil.wait_procs(self.known, timeout=1)[1]:
+            each.kill()
 
 
 class Board:
@@ -98,10 +142,6 @@ class Board:
             box = block.locator("input[type='number'], textarea, input").first
             box.fill(str(value))
             box.blur()
-
-    def value(self, name: str) -> str:
-        """What a field shows."""
-        return self.field(name).locator("textarea, input").first.input_value()
 
     def until_value(self, name: str, value: str) -> None:
         """Wait until a field shows a text."""

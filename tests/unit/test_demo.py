@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +13,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from demo import evaluate, run
-from demo.make_task import SIZES, write_base_model, write_problems
-from demo.page import LABELS, METHODS
+from demo import evaluate
+from demo.make_task import SIZES, write_base_model
 from demo.problems import Problem, make_splits, parse_answer
-from demo.steps import RUNS, Layout, command, layout
 from demo.tokenizer import vocabulary
 from llamafactory_tpaw.lf import facade
 
@@ -52,12 +48,6 @@ def test_answers_are_right_step_by_step_and_no_calculation_appears_twice(problem
         numbers = [int(number) for number in re.findall(r"\d+", problem.question)]
         assert numbers == [problem.start, *map(abs, problem.steps)]
     assert len({(problem.start, *problem.steps) for problem in problems}) == len(problems) == sum(SIZES.values())
-
-
-def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
-    first, again, other = (write_problems(tmp_path / str(index), seed) for index, seed in enumerate((3, 3, 4)))
-    for name in SIZES:
-        assert first[name].read_bytes() == again[name].read_bytes() != other[name].read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -102,19 +92,6 @@ def settings(name: str) -> dict[str, Any]:
     return yaml.safe_load((ROOT / "yaml" / f"tiny_{name}.yaml").read_text())
 
 
-def test_the_committed_files_are_run_and_another_seed_changes_folders_alone() -> None:
-    assert set(LABELS) == set(RUNS) == {"sft", *(name for names in METHODS.values() for name in names)}
-    assert settings("sft")["model_name_or_path"] == str(layout(0).base)
-    for name in RUNS:
-        assert command(layout(0), name) == ["llamafactory-cli", "train", f"yaml/tiny_{name}.yaml"]
-        assert settings(name)["output_dir"] == str(layout(0).output(name))
-        changed = dict(part.split("=", 1) for part in command(layout(7), name)[3:])
-        keys = {"model_name_or_path", "output_dir", "dataset_dir", "seed"}
-        assert set(changed) == keys | ({"tpaw_players"} if "iter" in name else set())
-        for key in {"model_name_or_path", "output_dir", "tpaw_players"} & set(changed):
-            assert changed[key].replace("saves/Tiny-seed7/", "saves/Tiny/") == settings(name)[key]
-
-
 def test_continued_sft_takes_as_many_steps_as_tpaw() -> None:
     steps = 0
     for iteration in range(3):
@@ -122,27 +99,3 @@ def test_continued_sft_takes_as_many_steps_as_tpaw() -> None:
         rows = SIZES["train"] * (iteration + 1)
         steps += int(played["num_train_epochs"]) * -(-rows // played["per_device_train_batch_size"])
     assert settings("sft_more")["max_steps"] == steps
-
-
-def test_a_training_is_done_once_and_a_failure_shows_its_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = Layout(0, tmp_path / "saves", tmp_path / "data", tmp_path / "report")
-    state = place.output("sft") / "trainer_state.json"
-    script, run_file = tmp_path / "fake.py", tmp_path / "run.yaml"
-    script.write_text(f"import pathlib\npathlib.Path({str(state.parent)!r}).mkdir(parents=True)\nprint('trained')\n")
-    script.write_text(f"{script.read_text()}pathlib.Path({str(state)!r}).write_text('{{}}')\n")
-    run_file.write_text("a: 1\n")
-    monkeypatch.setattr(run, "command", lambda *_: [sys.executable, str(script), str(run_file)])
-    progress: dict[str, str] = {}
-    run.train(place, "sft", 1, progress)
-    assert json.loads((place.saves / "demo.json").read_text()) == progress
-    run.train(place, "sft", 1, progress)
-    assert "there already" in capsys.readouterr().out
-    run_file.write_text("a: 2\n")
-    with pytest.raises(run.DemoError, match=r"run.yaml changed since .*saves was made. Delete"):
-        run.train(place, "sft", 1, progress)
-    run_file.write_text("a: 1\n")
-    state.unlink()
-    with pytest.raises(run.DemoError, match=r"(?s)FileExistsError.*fake.py .*run.yaml\nended with status 1"):
-        run.train(place, "sft", 1, progress)

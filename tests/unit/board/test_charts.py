@@ -30,15 +30,6 @@ def iterations(page: DrivenPage) -> list[charts.Iteration]:
     return charts.read_iterations(SAVES, "play")
 
 
-def test_runs_and_their_iterations_in_order(iterations: list[charts.Iteration]) -> None:
-    assert charts.run_names(SAVES) == ["other", "play"]
-    assert [(each.number, each.status, list(each.log)) for each in iterations] == [
-        (0, "finished", [1, 2]),
-        (1, "training", [1, 2]),
-    ]
-    assert charts.run_names(Path("nowhere")) == []
-
-
 def test_each_panel_goes_on_from_iteration_to_iteration(iterations: list[charts.Iteration]) -> None:
     drawn = charts.frames(iterations, "en")
     loss = drawn["loss"].to_dict("list")

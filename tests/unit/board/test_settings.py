@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from llamafactory_tpaw.board import runner, settings
 from llamafactory_tpaw.errors import ConfigError
@@ -106,18 +104,6 @@ def test_wrong_fields_are_told_together(page: DrivenPage, shown: dict[str, Any],
     told = str(refused.value)
     assert [message for message in messages if message not in told] == []
     assert "s3cret" not in told
-
-
-def test_what_is_written_is_what_the_command_line_reads(page: DrivenPage) -> None:
-    found = played(page, tpaw_iterations=2)
-    settings.add_entries(found)
-    path = runner.facade.save_run_file(found[1])
-    assert path == f"{SAVES}/play_iter1/training_args.yaml"
-    written = yaml.safe_load(Path(path).read_text())
-    assert {key: found[1][key] for key in written} == written
-    info = json.loads(Path("data/dataset_info.json").read_text())
-    assert list(info) == ["sums", "pairs", "Custom_play_iter0", "Custom_play_iter1"]
-    assert info["Custom_play_iter1"]["file_name"] == "tpaw/Custom_play_iter1.jsonl"
 
 
 def test_next_iteration_is_the_first_that_is_not_finished(page: DrivenPage) -> None:

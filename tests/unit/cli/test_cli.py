@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ from types import ModuleType
 import pytest
 
 from llamafactory_tpaw import __version__, _hook, cli
-from llamafactory_tpaw.errors import ConfigError, GenerationError
+from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.hook import bootstrap
+from tests.unit.report.played import play_three
+from tests.unit.team.checkpoints import flip
 
 
 @pytest.fixture(autouse=True)
@@ -69,18 +72,6 @@ def test_train_is_llamafactory_cli_train(monkeypatch: pytest.MonkeyPatch) -> Non
     assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(bootstrap.STARTUP_FOLDER), "before"]
 
 
-def test_errors_are_messages(
-    calls: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def generate(argv: list[str]) -> None:
-        raise GenerationError("the engine is gone.")
-
-    monkeypatch.setattr(sys.modules["llamafactory_tpaw.runs.launcher"], "generate", generate, raising=False)
-    monkeypatch.delenv("LLAMAFACTORY_VERBOSITY", raising=False)
-    assert cli.main(["generate", "a.yaml"]) == GenerationError.exit_code
-    assert capsys.readouterr().err == "llamafactory-tpaw: error: the engine is gone.\n"
-
-
 def test_run_without_a_run_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bootstrap, "activate", lambda: None)
     assert cli.main(["run", "seed=1"]) == ConfigError.exit_code
@@ -102,3 +93,33 @@ def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixtur
     (tmp_path / "script").write_text(text)
     if shutil.which(shell):
         subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
+
+
+def test_lineage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    thetas = play_three()
+    assert cli.main(["lineage", "saves/iter2", "--verify"]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert "\x1b" not in output
+    assert all(line == line.rstrip() for line in output.splitlines())
+    assert "theta_3 <- theta_2  saves/iter2" in output
+    assert output.endswith("\n20 ok, 0 changed, 0 missing\n")
+    assert cli.main(["lineage", "saves/iter2", "--mermaid"]) == 0
+    assert capsys.readouterr().out.startswith("flowchart LR\n")
+
+    flip(thetas[1] / "model.safetensors", -1)
+    Path("data/tpaw/d1.jsonl").unlink()
+    assert cli.main(["lineage", "saves/iter2", "--verify"]) == 3
+    output, errors = capsys.readouterr()
+    assert "\nchanged  theta_1  saves/iter0: model.safetensors\n" in output
+    assert "\nmissing  D_1  data/tpaw/d1.jsonl: rows\n" in output
+    (error,) = errors.splitlines()
+    assert error.startswith("llamafactory-tpaw: error: theta_1 (saves/iter0): model.safetensors was changed")
+    assert cli.main(["lineage", "saves/iter2", "--json", "--verify"]) == 3
+    content = json.loads(capsys.readouterr().out)
+    assert [node["name"] for node in content["checkpoints"]] == ["theta_3", "theta_2", "theta_1", "theta_0"]
+    assert {check["what"] for check in content["verification"] if check["state"] != "ok"} == {
+        "model.safetensors",
+        "rows",
+    }

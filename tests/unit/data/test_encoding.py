@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from llamafactory_tpaw.data.encoding import (
-    prompt_id,
     tokenizer_digest,
 )
 from llamafactory_tpaw.lf import facade
@@ -99,21 +95,6 @@ def test_stop_token_ids(run: RunArguments) -> None:
     assert encoder.stop_token_ids(other) == sorted([eot, eom, other])
     assert encoder.stop_token_ids([other, eot]) == sorted([eot, eom, other])
     assert encoder_of(run, "default").stop_token_ids() == [other]
-
-
-def array(*ids: int) -> np.ndarray:
-    return np.asarray(ids, dtype=np.int32)
-
-
-def test_prompt_id_is_content_and_occurrence() -> None:
-    seen: dict[int, int] = {}
-    plain = struct.pack("<q2q", 2, 1, 2) + struct.pack("<q1q", 1, 3)
-    expected = hashlib.sha256(plain).hexdigest()[:16]
-    assert prompt_id(array(1, 2), array(3), seen) == f"{expected}-0"
-    assert prompt_id(array(1, 2), array(3), seen) == f"{expected}-1"
-    assert prompt_id(np.asarray([1, 2], dtype=np.int64), array(3), seen) == f"{expected}-2"
-    others = {prompt_id(array(*prompt), array(*target), {}) for prompt, target in [([1], [2, 3]), ([1, 3], [2])]}
-    assert len(others | {f"{expected}-0"}) == 3
 
 
 def test_tokenizer_digest_survives_saving_and_padding_and_sees_what_changes_ids(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llamafactory_tpaw.data import files
-from llamafactory_tpaw.errors import DataError, InUseError
+from llamafactory_tpaw.errors import DataError
 
 
 def test_a_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -71,19 +71,6 @@ def test_digests() -> None:
     assert len({files.digest_json(value) for value in ([1, 2], [2, 1], ["1", 2], {"1": 2}, [1, 2, None])}) == 5
     with pytest.raises(ValueError):
         files.digest_json(float("inf"))
-
-
-def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    path = tmp_path / "saves" / "play_iter0"
-    with (
-        files.locked(path, "It"),
-        files.locked(path.with_name("play_iter1"), "It"),
-        pytest.raises(InUseError, match="It is in use: another process is at work there"),
-        files.locked(path, "It"),
-    ):
-        raise AssertionError
-    with files.locked(path, "It"):
-        pass
 
 
 def test_a_file_system_without_locks_is_warned_of(

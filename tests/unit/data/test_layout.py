@@ -33,18 +33,6 @@ def test_one_response_a_row() -> None:
     }
 
 
-def test_responses_share_their_prompt() -> None:
-    assert listed(lay_out(SHARED, pad_token_id=PAD, pad_to_multiple_of=1)) == {
-        "input_ids": [[1, 2, 4, 5, 6], [3, 7, 8, 9, PAD]],
-        "position_ids": [[0, 1, 2, 2, 3], [0, 1, 2, 3, 0]],
-        "segments": [[0, 0, 1, 2, 2], [0, 1, 1, 1, -1]],
-        "response_tokens": [4, 5, 6, 7, 8, 9],
-        # The end of the prompt, place 1, predicts the first tokens of both of its responses.
-        "response_places": [1, 1, 3, 5, 6, 7],
-        "response_counts": [1, 2, 3],
-    }
-
-
 def test_packed_rows_have_no_padding() -> None:
     assert listed(pack(separate(SHARED))) == {
         "input_ids": [[1, 2, 4, 1, 2, 5, 6, 3, 7, 8, 9]],

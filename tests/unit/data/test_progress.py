@@ -1,22 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bar on a terminal, a line now and then in a log, nothing for what is short."""
+"""A line now and then in a log, nothing for what is short."""
 
 from __future__ import annotations
-
-import io
-import sys
 
 import pytest
 
 from llamafactory_tpaw.data import progress
 from llamafactory_tpaw.data.progress import BYTES, Progress
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +35,3 @@ def test_a_log_gets_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "reading theta_0: 1.00G of 3.00GB (33%, " in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
     assert show(capsys) == ""
-
-
-@pytest.mark.parametrize(("delay", "is_shown"), [(0.0, True), (60.0, False)])
-def test_a_terminal_gets_a_bar_after_a_while(delay: float, is_shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(progress, "BAR_AFTER_S", delay)
-    assert list(Progress("reading", 3, "prompt", items=[1, 2, 3])) == [1, 2, 3]
-    shown = sys.stderr.getvalue()
-    assert ("reading: 100%" in shown and "3/3" in shown) == is_shown

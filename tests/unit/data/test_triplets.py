@@ -12,9 +12,6 @@ from llamafactory.data import get_dataset
 from llamafactory_tpaw.data.opponents import Limits, load_triplets
 from llamafactory_tpaw.data.triplets import (
     TripletRow,
-    meta_path,
-    read_meta,
-    read_triplets,
 )
 from tests import encoders
 from tests.unit.data.writing import make_prompt, make_row, write_round
@@ -43,15 +40,6 @@ def rows_of(encoder: TurnEncoder) -> list[TripletRow]:
         make_row(encoder, rich, " x\ny <|im_start|>", "length"),
         make_row(encoder, make_prompt(encoder, "?", "!"), ""),
     ]
-
-
-def test_rows_round_trip(project: Project, encoder: TurnEncoder) -> None:
-    rows = rows_of(encoder)
-    entry, meta = write_round(project, encoder, rows)
-    assert list(read_triplets(entry.path, meta)) == rows
-    assert read_meta(entry.path) == meta
-    assert meta_path(entry.path).name == "d0.meta.json"
-    assert json.loads(rows[1].to_json())["conversations"][1] == {"from": "function_call", "value": CALL["content"]}
 
 
 @pytest.mark.parametrize("template", encoders.TEMPLATES)

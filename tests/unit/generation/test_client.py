@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from llamafactory_tpaw.data.prompts import load_prompts
-from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem, GenerationError
+from llamafactory_tpaw.errors import ConfigError, GenerationError
 from llamafactory_tpaw.generation.base import EngineContext, Failure, PromptRequests, Response, SamplingSettings
 from llamafactory_tpaw.generation.client import ServerEngine, make_engine
 from tests import encoders, tiny
@@ -84,14 +83,6 @@ def counting(bos: bool) -> Reply:
         return taking_text(body) or completion(count, text=body["prompt"][-3:] + "<|eot_id|>")
 
     return reply
-
-
-def test_the_client_is_looked_for_before_a_server_is_started(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(EnvironmentProblem, match=r'pip install "llamafactory-tpaw\[openai\]"'):
-        prepare(project, tpaw_engine="vllm", tpaw_vllm_command="no-such")
 
 
 def test_vllm_takes_and_gives_ids(project: Project) -> None:

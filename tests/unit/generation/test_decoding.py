@@ -83,16 +83,6 @@ def fixed(model: PreTrainedModel, **changes: Any) -> HfEngine:
 
 
 @torch.no_grad()
-def greedy_alone(model: PreTrainedModel, request: Request, stop: Sequence[int] = STOP) -> Response:
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=request.max_new_tokens, eos_token_id=list(stop), pad_token_id=PAD
-    )
-    output = model.generate(torch.from_numpy(request.prompt_ids).long()[None], generation_config=config)
-    ids = output[0, len(request.prompt_ids) :].tolist()
-    return Response(ids, "stop" if ids[-1] in stop else "length")
-
-
-@torch.no_grad()
 def by_hand(model: PreTrainedModel, request: Request, **changes: Any) -> Response:
     """One prompt, one forward pass a token, no cache, no padding, and transformers' own filters."""
     wanted = sampling(**changes)
@@ -120,26 +110,11 @@ class Watch:
     def __init__(self, model: PreTrainedModel) -> None:
         self.rows: list[int] = []
         self.room: list[int] = []
-        self.buffers: list[torch.Tensor] = []
         model.register_forward_pre_hook(self.see, with_kwargs=True)
 
     def see(self, _: object, __: object, inputs: dict[str, Any]) -> None:
         self.rows.append(inputs["input_ids"].shape[0])
-        keys = inputs["past_key_values"].layers[0].keys
-        self.room.append(keys[:, 0, :, 0].numel())
-        if not self.buffers or self.buffers[-1] is not keys:
-            self.buffers.append(keys)
-
-
-@pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-def test_greedy_is_generate(model: PreTrainedModel, bound: int, kernel: str) -> None:
-    model.set_attn_implementation(kernel)
-    requests = make_requests()
-    alone = [greedy_alone(model, request) for request in requests]
-    assert decode(model, requests, bound, temperature=0.0) == alone
-    assert {response.finish_reason for response in alone} == {"stop", "length"}
-    assert len({len(response.ids) for response in alone}) > 4
+        self.room.append(inputs["past_key_values"].layers[0].keys[:, 0, :, 0].numel())
 
 
 @pytest.mark.parametrize(
@@ -176,14 +151,6 @@ def test_the_cache_keeps_to_the_bound_and_finished_rows_leave(
     assert all(room <= bound or rows == 1 for rows, room in zip(watch.rows, watch.room, strict=True))
 
 
-def test_rows_leave_and_enter_without_new_buffers(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "further", lambda width, steps: 60)
-    watch, requests = Watch(model), make_requests(count=40)
-    decode(model, requests, 600)
-    assert len(watch.rows) > 40
-    assert len(watch.buffers) <= 3
-
-
 def test_rows_that_find_no_room_go_on_later(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []  # how many tokens the rows had already that entered
     prefill = RowDecoder._prefill
@@ -215,7 +182,7 @@ def test_sliding_windows(kernel: str) -> None:
     )
     model.set_attn_implementation(kernel)
     requests = make_requests()
-    alone = [greedy_alone(model, request) for request in requests]
+    alone = [by_hand(model, request, temperature=0.0) for request in requests]
     assert decode(model, requests, 150, temperature=0.0) == alone == decode(model, requests, 9999, temperature=0.0)
     assert decode(wide, requests, 400, temperature=0.0) != alone  # the window matters
 
@@ -225,7 +192,7 @@ def test_a_model_whose_rows_cannot_be_exchanged_is_left_to_generate(monkeypatch:
     monkeypatch.setattr("llamafactory_tpaw.generation.hf.logger.info_rank0", said.append)
     model, requests, told = small(BloomConfig, n_layer=2, n_head=2), make_requests(), []
     engine = HfEngine(model, sampling(temperature=0.0), STOP, PAD, 300)
-    assert engine.generate(requests, told.append) == [greedy_alone(model, request) for request in requests]
+    assert engine.generate(requests, told.append) == [by_hand(model, request, temperature=0.0) for request in requests]
     assert sum(told) == 16
     assert said[0].startswith(
         "Rows of BloomForCausalLM cannot be exchanged while others are generated, because it pre"

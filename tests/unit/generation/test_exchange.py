@@ -120,13 +120,13 @@ def test_a_request_that_ends_the_server_each_time_fails() -> None:
     assert rows == {index: row for index, row in RIGHT.items() if index != 9}
 
 
-def test_without_a_server_the_run_ends() -> None:
-    with FaultyServer({"p20": ["death"]}, down_s=None) as server, pytest.raises(GenerationError) as caught:
-        run(server, engine_startup=0.05, engine_concurrency=1)
-    assert "did not come back within 0.05 s. What was answered is kept: start the servers" in str(caught.value)
-    with FaultyServer({"p20": ["death"]}, down_s=None) as server, pytest.raises(GenerationError) as caught:
-        run(server, own=OWN, engine_startup=0.05, engine_concurrency=1)
-    assert "did not come back within 0.05 s. Look at its log." in str(caught.value)
+@pytest.mark.parametrize(
+    ("own", "advice"), [(None, "What was answered is kept: start the servers"), (OWN, "Look at its log.")]
+)
+def test_without_a_server_the_run_ends(own: Any, advice: str) -> None:
+    match = f"did not come back within 0.05 s. {advice}"
+    with FaultyServer({"p20": ["death"]}, down_s=None) as server, pytest.raises(GenerationError, match=match):
+        run(server, own=own, engine_startup=0.05, engine_concurrency=1)
 
 
 @pytest.mark.parametrize("where", ["check", "body_of", "read"])
@@ -136,15 +136,3 @@ def test_other_errors_come_out(where: str) -> None:
 
     with FaultyServer({"p9": ["death"]}, down_s=None) as server, pytest.raises(KeyError, match=where):
         run(server, **({"own": SimpleNamespace(check=fail)} if where == "check" else {"given": {where: fail}}))
-
-
-def test_no_more_is_made_than_is_wanted() -> None:
-    pulled: list[int] = []
-
-    async def first(server: FaultyServer) -> tuple[int, int]:
-        indices = (pulled.append(index) or index for index in range(2000))
-        return len(await anext(ask([server], indices, {}))), len(pulled)
-
-    with FaultyServer() as server:
-        answered, made = asyncio.run(first(server))
-    assert 0 < answered <= made <= answered + 8

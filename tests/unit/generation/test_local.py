@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
 
 from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.generation.local import generate_round
 from llamafactory_tpaw.lf import facade
+from llamafactory_tpaw.team.loading import load_generator
 from tests import encoders, tiny
 from tests.runs import Project
 
@@ -59,6 +61,22 @@ def test_the_meta_says_what_the_weights_were(
     said = next(record for record in caplog.records if "16 triplets of theta_0, 0 ended, 16 ran" in record.message)
     assert said.levelname == "WARNING"
     assert "Raise `max_new_tokens` or `cutoff_len`" in said.message
+
+
+def test_an_adapter_is_not_rounded_away_in_bf16(tmp_path: Path) -> None:
+    theta, adapter, ids = tiny.save_model(tmp_path / "m", dtype=torch.bfloat16), tmp_path / "a", torch.arange(9)
+    model = hf.AutoModelForCausalLM.from_pretrained(theta, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=1e-4)
+    adapted.save_pretrained(adapter)
+    named = {"adapter_name_or_path": str(adapter), "tpaw_players": f"{theta}+{adapter}"}
+    run = encoders.parse(Project(tmp_path, theta), finetuning_type="lora", **named)
+    loaded = load_generator(run, tiny.build_tokenizer(), theta, (adapter,))
+    found, wanted = loaded(ids[None]).logits, adapted.eval()(ids[None]).logits
+    with adapted.disable_adapter():
+        assert (found - wanted).norm() < 0.01 * (wanted - adapted(ids[None]).logits).norm()
 
 
 class Bidirectional(hf.Qwen2ForCausalLM):

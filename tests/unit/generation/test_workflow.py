@@ -15,8 +15,8 @@ import pytest
 
 from llamafactory_tpaw.data.files import sha256_hex
 from llamafactory_tpaw.data.rounds import Round
-from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, read_meta, read_triplets
-from llamafactory_tpaw.errors import DataError, GenerationError, InUseError
+from llamafactory_tpaw.data.triplets import TripletMeta, read_meta, read_triplets
+from llamafactory_tpaw.errors import DataError, GenerationError
 from llamafactory_tpaw.generation import workflow
 from llamafactory_tpaw.generation.base import Answers, Failure, PromptRequests, Request, Response
 from llamafactory_tpaw.generation.workflow import Job, run_job
@@ -149,22 +149,6 @@ def test_interrupted_at_every_list_in_any_order(job: Job, tmp_path: Path, sample
     assert (meta.samples, meta.prompts, meta.rows) == (samples, 17, 17 * samples)
 
 
-def test_torn_at_many_bytes_of_the_last_line(job: Job, tmp_path: Path) -> None:
-    """What is left of a line is cut off before more is written, so that a second interruption finds no mixture."""
-    content, _ = undisturbed(job, tmp_path)
-    with pytest.raises(Interrupted):
-        play(job, lists=4)
-    partial = job.partial_path.read_bytes()
-    start = partial[:-1].rfind(b"\n") + 1
-    for size in [0, 5, start - 1, start, *range(start + 1, len(partial), 61), len(partial) - 1, len(partial)]:
-        job.partial_path.write_bytes(partial[:size])
-        with pytest.raises(Interrupted):
-            play(job, lists=1, order=1)
-        play(job, order=2)
-        assert job.round.path.read_bytes() == content
-        meta_path(job.round.path).unlink()
-
-
 def with_template(job: Job, digest: str) -> Job:
     encoder = copy.copy(job.encoder)
     vars(encoder)["template_digest"] = digest
@@ -211,17 +195,6 @@ def test_killed_between_the_rows_and_their_meta_file(
     assert job.round.complete
     assert job.round.path.read_bytes() == content
     assert not job.partial_path.exists()
-
-
-def test_a_second_process_is_refused_while_the_first_works(job: Job) -> None:
-    class Nested(Shuffled):
-        def respond(self, index: int, request: Request) -> Response | Failure:
-            run_job(self.job, no_engine)
-            raise AssertionError("two processes at once")
-
-    with pytest.raises(InUseError, match=r"The triplet file .*d1\.jsonl"):
-        play(job, Nested)
-    play(job)
 
 
 def test_failed_requests_are_listed_and_tried_again(job: Job, tmp_path: Path) -> None:

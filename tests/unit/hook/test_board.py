@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -54,15 +53,6 @@ def test_what_differs_is_named_and_left_alone(
     with pytest.raises(SeamMissing, match=message):
         extend(module)
     assert (dict(vars(module)), dict(vars(kind)) if kind else {}) == before
-
-
-def test_extended_methods_get_the_original_and_stay_what_gradio_takes_them_for() -> None:
-    before, extended = runner()["Runner"], fake(**runner())
-    board.extend_runner(extended)
-    for name in board.METHODS:
-        found, original = getattr(extended.Runner, name), getattr(before, name)
-        assert found.__wrapped__ is original
-        assert inspect.isgeneratorfunction(found) == inspect.isgeneratorfunction(original)
 
 
 def test_page_opens_without_the_tab_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

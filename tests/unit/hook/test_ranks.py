@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 from llamafactory_tpaw.errors import ConfigError, GenerationError, TpawError
 from llamafactory_tpaw.hook import ranks
 from llamafactory_tpaw.lf import signals
-from llamafactory_tpaw.lf.signals import SAVING_S, Terminated
+from llamafactory_tpaw.lf.signals import Terminated
 
 
 @pytest.fixture
@@ -81,26 +80,3 @@ class TestRank:
         monkeypatch.setenv("RANK", "1")
         assert self.end(None, KeyboardInterrupt()) == 130
         assert capsys.readouterr().err == ""
-
-
-def test_torchrun_is_started_so_that_its_ranks_may_save(
-    handed: dict[str, Any], launcher: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[Any] = []
-
-    def run_child(command: list[str], env: dict[str, str], **options: Any) -> int:
-        started.append((command, env, options))
-        return 7
-
-    monkeypatch.setattr(signals, "run_child", run_child)
-    environment = {"MAX_RESTARTS": "2"}
-    with (
-        pytest.raises(TpawError, match="exit code 7"),
-        ranks.awaited(launcher, f"{handed['folder']}/plan.yaml"),
-    ):
-        launcher.subprocess.run(["torchrun", "--nnodes", "1"], env=environment, check=True)
-    ((command, seen, options),) = started
-    assert command == [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1"]
-    assert options == {"patience_s": SAVING_S, "through": True}
-    assert seen == environment | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    assert launcher.subprocess is subprocess

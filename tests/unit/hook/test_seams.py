@@ -20,6 +20,7 @@ from llamafactory_tpaw.hook import arguments, board, dispatch, seams
 from llamafactory_tpaw.hook.shape import SeamMissing
 from llamafactory_tpaw.lf import facade, status
 from llamafactory_tpaw.runs import plan
+from tests.runs import Project
 
 from .conftest import fake
 
@@ -32,18 +33,8 @@ def finetuning_arguments() -> type:
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     """Settings that LlamaFactory's checks accept; no model is loaded before the stage starts."""
-    return {
-        "stage": "tpaw",
-        "do_train": True,
-        "model_name_or_path": "anything",
-        "dataset": "anything",
-        "template": "qwen",
-        "finetuning_type": "full",
-        "output_dir": str(tmp_path / "out"),
-        "use_cpu": True,
-        "report_to": "none",
-        "tpaw_eta": "2.5",
-    }
+    output = str(tmp_path / "out")
+    return Project(tmp_path, Path("anything")).settings(0, dataset="anything", output_dir=output, tpaw_eta="2.5")
 
 
 @pytest.fixture
@@ -104,12 +95,6 @@ def test_run_exp_runs_our_workflow(
     assert (model_args.model_name_or_path, data_args.dataset) == ("anything", ["anything"])
     assert (training_args.output_dir, generating_args.do_sample) == (settings["output_dir"], True)
     assert "LogCallback" in [type(callback).__name__ for callback in callbacks]
-
-
-def test_other_stages_pass_untouched(tuner: ModuleType, settings: dict[str, Any], calls: Any) -> None:
-    assert tuner.get_train_args(settings | {"stage": "dpo"})[3].stage == "dpo"
-    assert calls.before_training == []
-    assert facade.get_train_args(settings)[3].stage == "tpaw"
 
 
 # -- targets that are not as expected
@@ -192,15 +177,6 @@ def test_a_seam_that_raises_is_missing_and_its_import_goes_on(monkeypatch: pytes
     seam = status.SeamStatus("stages", "a.b", "x", False)
     seams._apply(seam, fake())
     assert (seam.state, seam.reason) == ("missing", "RuntimeError: odd")
-
-
-def test_required_seam_is_an_error(tuner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, required in (("dispatch", True), ("stages", False)):
-        missed = status.SeamStatus(name, "a.b", "starts it", required, "missing", "there is no `b`")
-        monkeypatch.setitem(status.RECORD, name, missed)
-    with pytest.raises(ConfigError, match=f"needs LlamaFactory {status.SUPPORTED}.*seam `dispatch`.*no `b`") as caught:
-        status.require_seams()
-    assert "`stages`" not in str(caught.value)
 
 
 @pytest.mark.parametrize("switch", ["USE_MCA", "USE_MEGATRON_BRIDGE", "USE_V1"])
