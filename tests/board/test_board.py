@@ -37,6 +37,8 @@ FIELDS: dict[str, Any] = {
     "Batch size": 2,
     "Gradient accumulation": 1,
     "Output dir": "play",
+    "tpaw_prompts": "additions",
+    "tpaw_eta": 4,
     # Sixteen batches of one prompt, so that generation can be ended amid it.
     "tpaw_max_new_tokens": 400,
 }
@@ -75,8 +77,6 @@ def test_abort_keeps_what_is_done_and_start_continues(board: Board, project: Pro
         board.fill(name, value)
     board.unfold("Extra configurations")
     board.fill("Extra arguments", json.dumps(EXTRA))
-    board.fill("tpaw_prompts", "additions")
-    board.fill("tpaw_eta", 4)
     board.press("Start")
     board.wait_for("Iteration 0", RUN_TIMEOUT_MS)
     board.server.wait_until(lambda: len(sampled(project, ".partial")) >= 2)

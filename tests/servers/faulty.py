@@ -207,3 +207,23 @@ class Connection(asyncio.Protocol):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         head = f"HTTP/1.1 {status} -\r\n{header}content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
         self.transport.write(head.encode() + data)
+
+
+class ScriptedServer(FaultyServer):
+    """Answers what `say(method, path, body)` says: a status, 0 for no answer, and a JSON value; `seen` has all."""
+
+    def __init__(self, say: Callable[[str, str, Any], tuple[int, Any]]) -> None:
+        super().__init__()
+        self.say = say
+        self.seen: list[tuple[str, str, Any, str | None]] = []
+
+    def handle(self, connection: Connection, method: str, path: str, body: Any, key: str | None) -> None:
+        """Answer a request."""
+        self.seen.append((method, path, body, key))
+        status, content = self.say(method, path, body)
+        if status:
+            connection.send(status, content, f"location: {content}\r\n" if status == 302 else "")
+
+    def bodies(self, path: str) -> list[Any]:
+        """Bodies of what was posted to a path."""
+        return [body for method, where, body, _ in self.seen if method == "POST" and where == path]

@@ -17,18 +17,12 @@ from llamafactory_tpaw.errors import ConfigError
         ("tpaw_iteration", "2", 2),
         ("tpaw_eta", 1, 1.0),
         ("tpaw_eta", "6e0", 6.0),
-        ("tpaw_gamma", 0, 0.0),
         ("tpaw_reward_scale", "1.0e-2", 0.01),
         ("tpaw_max_prompts", None, None),
-        ("tpaw_max_prompts", 1, 1),
-        ("tpaw_objective", "tspin", "tspin"),
         ("tpaw_prompts", 7, "7"),
         ("tpaw_players", "a, b,", ["a", "b"]),
         ("tpaw_players", ["a ", "b"], ["a", "b"]),
-        ("tpaw_players", None, None),
         ("tpaw_engine_url", "http://a:8000/v1, https://b/v1", ["http://a:8000/v1", "https://b/v1"]),
-        ("tpaw_engine_url", ["http://[::1]:8000"], ["http://[::1]:8000"]),
-        ("tpaw_engine_timeout", "30", 30.0),
     ],
 )
 def test_values_are_read_as_their_type(name: str, value: Any, parsed: Any) -> None:

@@ -120,6 +120,15 @@ def test_failure_is_told_with_its_reason(page: DrivenPage, command: Any) -> None
     ("shown", "message"),
     [
         ({"tpaw_prompts": ""}, "`tpaw_prompts` is empty"),
+        ({"tpaw_eta": 0.5, "tpaw_team_size": 0}, "`tpaw_eta` is 0.5"),
+        ({"tpaw_eta": 0.5, "tpaw_team_size": 0}, "`tpaw_team_size` is 0"),
+        ({"tpaw_max_prompts": "many"}, "`tpaw_max_prompts` is &#x27;many"),
+        ({"tpaw_temperature": None}, "`temperature` must be given"),
+        ({"tpaw_iteration": None, "tpaw_iterations": 0}, "The first iteration is None and 0 are to be played"),
+        ({"tpaw_engine": "openai"}, "tpaw_engine_url"),
+        ({"packing": True}, "`packing: True` does not go with stage `tpaw`"),
+        ({"extra_args": '{"stage": "sft"}'}, "`extra_args` has `stage`"),
+        ({"use_swanlab": True, "swanlab_api_key": "s3cret"}, "`swanlab_api_key` is not written to a file"),
         ({"learning_rate": "<b>fast"}, "could not convert string to float: &#x27;&lt;b&gt;fast"),
         ({"extra_args": "[1]"}, "cannot be read"),
         ({"output_dir": ""}, "output dir"),
@@ -132,7 +141,9 @@ def test_wrong_fields_start_and_write_nothing(
 ) -> None:
     page.show(**shown)
     with mock.patch.object(runner, "Play") as play:
-        assert message in page.fire(button)
+        told = page.fire(button)
+    assert message in told
+    assert "s3cret" not in told
     assert play.call_count == 0
     assert message in page.warnings[-1]
     assert sorted(path.name for path in Path().iterdir()) == ["data"]

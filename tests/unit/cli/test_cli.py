@@ -16,6 +16,7 @@ import pytest
 from llamafactory_tpaw import __version__, _hook, cli
 from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.hook import bootstrap
+from tests.unit.hook.conftest import calls as calls
 from tests.unit.report.played import play_three
 from tests.unit.team.checkpoints import flip
 

@@ -17,7 +17,7 @@ from llamafactory_tpaw.generation.base import EngineContext, Failure, PromptRequ
 from llamafactory_tpaw.generation.client import ServerEngine, make_engine
 from tests import encoders, tiny
 from tests.runs import ADDITIONS, Project
-from tests.servers.scripted import ScriptedServer
+from tests.servers.faulty import ScriptedServer
 
 
 ROWS, CUTOFF, NEW = 6, 160, 8

@@ -16,8 +16,8 @@ from llamafactory_tpaw.errors import ConfigError, GenerationError
 from llamafactory_tpaw.generation import server as server_module
 from llamafactory_tpaw.generation.protocol import OTHER, TRANSFORMERS, VLLM
 from llamafactory_tpaw.generation.server import Served, Server, api_key, examine, names_of, proxy_of
+from tests.servers.faulty import ScriptedServer
 from tests.servers.rounds import keys_of
-from tests.servers.scripted import ScriptedServer
 
 
 SECRET = "geheim-0123"

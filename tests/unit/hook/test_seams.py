@@ -132,6 +132,13 @@ def test_real_ppo_goes_to_llamafactory(calls: Any) -> None:
     assert (real.stage, calls.run_tpaw) == ("ppo", [])
 
 
+def runner(**changed: Any) -> dict[str, Any]:
+    """A module like the one of LlamaBoard's `Runner`, as it was before it was extended."""
+    kind = pytest.importorskip("llamafactory.webui.runner").Runner
+    names = {name: getattr(value, "__wrapped__", value) for name, value in vars(kind).items() if callable(value)}
+    return {"Runner": type("Runner", (), {name: value for name, value in (names | changed).items() if value})}
+
+
 @pytest.mark.parametrize(
     ("extend", "names", "problem"),
     [
@@ -152,16 +159,32 @@ def test_real_ppo_goes_to_llamafactory(calls: Any) -> None:
         ),
         (dispatch.extend_tuner, FITTING | {"run_exp": 3}, "no function `run_exp`"),
         (dispatch.extend_launcher, {"launch": lambda: None}, "no longer refers to `argv` and `run_exp`"),
+        (board.extend_words, {}, "`LOCALES` is not a dict of texts by language"),
+        (board.extend_words, {"LOCALES": []}, "`LOCALES` is not a dict of texts by language"),
+        (
+            board.extend_words,
+            {"LOCALES": {"learning_rate": {"en": {}}, "tpaw_eta": {}}},
+            "it has texts for tpaw_eta already",
+        ),
+        (board.extend_train_tab, {}, "no function `create_train_tab`"),
+        (board.extend_train_tab, {"create_train_tab": lambda engine: engine}, "no longer refers to"),
+        (board.extend_train_tab, {"create_train_tab": lambda page: page}, "takes \\(page\\) instead of \\(engine,"),
+        (board.extend_runner, {}, "no class `Runner`"),
+        (board.extend_runner, {"__init__": lambda self, manager: None}, "no longer refers to `trainer`"),
+        (board.extend_runner, {"monitor": lambda self, other: other}, "`monitor` takes more than \\(self\\)"),
+        *((board.extend_runner, {name: None}, f"no function `{name}`") for name in board.METHODS),
+        *((board.extend_runner, {name: lambda other: other}, f"`{name}` takes") for name in board.METHODS),
     ],
 )
 def test_what_moved_is_named_and_nothing_changed(
     extend: Callable[[ModuleType], None], names: dict[str, Any], problem: str
 ) -> None:
-    module = fake(**names)
-    before = dict(vars(module))
+    module = fake(**(runner(**names) if names and extend is board.extend_runner else names))
+    kind = vars(module).get("Runner")
+    before = dict(vars(module)), dict(vars(kind)) if kind else {}
     with pytest.raises(SeamMissing, match=problem):
         extend(module)
-    assert vars(module) == before
+    assert (dict(vars(module)), dict(vars(kind)) if kind else {}) == before
 
 
 def test_name_clash_is_refused(finetuning_arguments: type) -> None:
@@ -250,3 +273,22 @@ def test_launch_prints_errors_without_traceback(
     with pytest.raises(SystemExit):
         launch(["train", "--stage", "tpaw"], ConfigError("one is wrong."))
     assert "Traceback" in capsys.readouterr().err
+
+
+# -- LlamaBoard
+
+
+def test_page_opens_without_the_tab_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = pytest.importorskip("tests.unit.board.page")
+    status.require_seams()
+    seam = status.SeamStatus("board_runner", "a.Runner", "Start", False, "missing", "there is no `Runner`")
+    monkeypatch.setitem(status.RECORD, "board_runner", seam)
+    status.require_seams()  # training hears nothing of it
+    monkeypatch.chdir(tmp_path)
+    built = page.build_page()
+    assert not [name for name in built.manager._id_to_elem if "tpaw" in name]
+    shown = [block for block in built.blocks.blocks.values() if block.elem_id == "tpaw_missing"]
+    assert "seam `board_runner`, `a.Runner` (Start): there is no `Runner`" in shown[0].value
+
+    built.show(top__lang="en", top__model_name="Custom", top__model_path="theta", dataset=["one"], output_dir="out")
+    assert "--stage sft" in built.fire("cmd_preview_btn")

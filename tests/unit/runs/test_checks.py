@@ -20,7 +20,7 @@ from llamafactory_tpaw.runs import checks
 from llamafactory_tpaw.runs.checks import check_engine, refuse_engine, round_trip_problems
 from tests import encoders
 from tests.runs import Project
-from tests.servers.scripted import ScriptedServer
+from tests.servers.faulty import ScriptedServer
 
 
 def engine(given: dict[str, Any], to_generate: int = 1) -> Findings:
