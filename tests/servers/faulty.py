@@ -74,7 +74,7 @@ class FaultyServer:
         self.valid = 0
         self.key: str | None = None  # the last Authorization header
         self.always: str | None = None  # a fault that every request meets
-        self.connections: set[Connection] = set()
+        self.connections: set[asyncio.StreamWriter] = set()
         self.listener: asyncio.Server | None = None
         self.loop = asyncio.new_event_loop()
         # A bound socket that does not listen keeps the port while the server is dead.
@@ -101,7 +101,20 @@ class FaultyServer:
 
     async def _rise(self) -> None:
         if self.listener is None:
-            self.listener = await self.loop.create_server(lambda: Connection(self), sock=bind(self.port))
+            self.listener = await asyncio.start_server(self.serve, sock=bind(self.port))
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer a connection of HTTP/1.1 with keep-alive, whose client waits for an answer before it asks again."""
+        self.connections.add(writer)
+        with contextlib.suppress(OSError, EOFError):
+            while self.listener is not None:
+                lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+                content = await reader.readexactly(int(headers.get("content-length", 0)))
+                method, path = lines[0].split()[:2]
+                self.handle(writer, method, path, json.loads(content or "null"), headers.get("authorization"))
+        self.connections.discard(writer)
+        reset(writer) if self.listener is None else writer.close()
 
     async def _die(self) -> None:
         """Reset all connections and listen no more."""
@@ -109,7 +122,9 @@ class FaultyServer:
         if listener is not None:
             listener.close()
         for connection in list(self.connections):
-            connection.reset()
+            reset(connection)
+        for _ in range(3):
+            await asyncio.sleep(0)  # until the connections' tasks have seen it
 
     def fall(self) -> None:
         """Die, and come back after a while."""
@@ -129,84 +144,59 @@ class FaultyServer:
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)}
         return {"id": "cmpl-1", "object": "text_completion", "choices": [choice], "usage": usage}
 
-    def handle(self, connection: Connection, method: str, path: str, body: Any, key: str | None) -> None:
+    def handle(self, writer: asyncio.StreamWriter, method: str, path: str, body: Any, key: str | None) -> None:
         """Answer a request, now or later."""
         self.key = key
         if path == "/v1/models":
-            return connection.send(200, {"data": [{"id": "tiny", "object": "model", "owned_by": "vllm"}]})
+            return send(writer, 200, {"data": [{"id": "tiny", "object": "model", "owned_by": "vllm"}]})
         if path != "/v1/completions":
-            return connection.send(404, {"detail": "Not Found"})
+            return send(writer, 404, {"detail": "Not Found"})
         fault, faults = None, self.script.get(key_of(body["prompt"]))
         if body.get("max_tokens", 16) > 1 and (fault := self.always or (faults.popleft() if faults else None)):
             self.faults[fault] += 1
         if fault != "never":
-            self.loop.call_later(0.02 if fault == "slow" else 0, self.respond, connection, fault, body)
+            self.loop.call_later(0.02 if fault == "slow" else 0, self.respond, writer, fault, body)
         return None
 
-    def respond(self, connection: Connection, fault: str | None, body: dict[str, Any]) -> None:
+    def respond(self, writer: asyncio.StreamWriter, fault: str | None, body: dict[str, Any]) -> None:
         """Answer as the fault says."""
-        if connection.transport.is_closing():
+        if writer.is_closing():
             return None
         if fault == "death":
             return self.fall()
         if fault == "reset":
-            return connection.reset()
+            return reset(writer)
         if fault in STATUS:
             status, header = STATUS[fault]
-            return connection.send(status, {"error": {"message": f"scripted {status}", "code": None}}, header)
+            return send(writer, status, {"error": {"message": f"scripted {status}", "code": None}}, header)
         if fault == "wrong JSON":
-            return connection.send(200, b'{"choices": [{"text": "tru')
+            return send(writer, 200, b'{"choices": [{"text": "tru')
         if fault == "other shape":
-            return connection.send(200, {"object": "list", "data": []})
+            return send(writer, 200, {"object": "list", "data": []})
         answer = self.answer(body)
         if fault == "half a body":
             content = json.dumps(answer).encode()
-            connection.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content))
-            connection.transport.write(content[: len(content) // 2])
-            return connection.transport.close()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content))
+            writer.write(content[: len(content) // 2])
+            return writer.close()
         self.valid += 1
-        connection.send(200, answer)
+        send(writer, 200, answer)
         return self.on_answer(self.valid)
 
 
-class Connection(asyncio.Protocol):
-    """One connection of HTTP/1.1 with keep-alive."""
+def send(writer: asyncio.StreamWriter, status: int, content: Any, header: str = "") -> None:
+    """Write an answer."""
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    head = f"HTTP/1.1 {status} -\r\n{header}content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    writer.write(head.encode() + data)
 
-    def __init__(self, server: FaultyServer) -> None:
-        self.server = server
-        self.buffer = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.Transport = transport
-        self.server.connections.add(self)
-        if self.server.listener is None:
-            self.reset()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.server.connections.discard(self)
-
-    def reset(self) -> None:
-        """End with RST rather than FIN."""
-        with contextlib.suppress(OSError):
-            made = self.transport.get_extra_info("socket")
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-        self.transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        head, end, rest = self.buffer.partition(b"\r\n\r\n")
-        lines = head.decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-        if end and len(rest) >= int(headers.get("content-length", 0)):
-            self.buffer = b""  # clients wait for an answer before they ask again
-            method, path = lines[0].split()[:2]
-            self.server.handle(self, method, path, json.loads(rest or "null"), headers.get("authorization"))
-
-    def send(self, status: int, content: Any, header: str = "") -> None:
-        """Write an answer."""
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        head = f"HTTP/1.1 {status} -\r\n{header}content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
-        self.transport.write(head.encode() + data)
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End with RST rather than FIN."""
+    with contextlib.suppress(OSError):
+        made = writer.get_extra_info("socket")
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    writer.transport.abort()
 
 
 class ScriptedServer(FaultyServer):
@@ -217,12 +207,12 @@ class ScriptedServer(FaultyServer):
         self.say = say
         self.seen: list[tuple[str, str, Any, str | None]] = []
 
-    def handle(self, connection: Connection, method: str, path: str, body: Any, key: str | None) -> None:
+    def handle(self, writer: asyncio.StreamWriter, method: str, path: str, body: Any, key: str | None) -> None:
         """Answer a request."""
         self.seen.append((method, path, body, key))
         status, content = self.say(method, path, body)
         if status:
-            connection.send(status, content, f"location: {content}\r\n" if status == 302 else "")
+            send(writer, status, content, f"location: {content}\r\n" if status == 302 else "")
 
     def bodies(self, path: str) -> list[Any]:
         """Bodies of what was posted to a path."""

@@ -83,6 +83,7 @@ ROWS = [
         "deepspeed": {"zero_optimization": {"stage": 2}},
     }),
     Row("FSDP on the CPU", given={"fsdp": "full_shard"}, environment={"FORCE_TORCHRUN": "1"}),
-    *(Row(f"another trainer, {name}", environment={name: "1"}) for name in ("USE_MCA", "USE_MEGATRON_BRIDGE")),
+    *(Row(f"another trainer, {name}", environment={name: "1"})
+      for name in ("USE_MCA", "USE_MEGATRON_BRIDGE", "USE_V1")),
     *(Row(f"`{key}: {value}` of LlamaFactory", given={key: value}) for key, value in INCOMPATIBLE.items()),
 ]  # fmt: skip

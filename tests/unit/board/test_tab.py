@@ -8,12 +8,60 @@ from typing import Any
 
 import pytest
 
-from llamafactory_tpaw.board.charts import PANELS
+from llamafactory_tpaw.board import charts
 from llamafactory_tpaw.board.tab import plot_name
 from tests.unit.board.conftest import save_iteration
 from tests.unit.board.page import DrivenPage
-from tests.unit.board.test_charts import entry
 from tests.unit.board.test_triplets import row
+
+
+SAVES = Path("saves/Custom/full")
+
+
+def entry(step: int, **changed: Any) -> dict[str, Any]:
+    metrics = {"loss": 1 / step, "rewards/target": step / 10, "rewards/generated": -step / 10, "rewards/margin": 0.5}
+    weights = {"weights/player/theta_0": 0.25, "weights/player/theta_1": 0.75}
+    return {"current_steps": step, **metrics, "rewards/accuracy": 0.875, **weights, **changed}
+
+
+@pytest.fixture
+def iterations(page: DrivenPage) -> list[charts.Iteration]:
+    save_iteration(0, log=[entry(1), entry(2)])
+    save_iteration(1, "training", log=[entry(1), entry(2, loss=0.25)])
+    save_iteration(10, "training", run="other", log=[entry(1)])
+    return charts.read_iterations(SAVES, "play")
+
+
+def test_each_panel_goes_on_from_iteration_to_iteration(iterations: list[charts.Iteration]) -> None:
+    drawn = charts.frames(iterations, "en")
+    loss = drawn["loss"].to_dict("list")
+    assert loss == {"step": [1, 2, 3, 4], "value": [1.0, 0.5, 1.0, 0.25], "line": ["θ_1", "θ_1", "θ_2", "θ_2"]}
+    assert set(charts.frames(iterations, "zh")["rewards"]["line"]) == {"目标回答", "生成回答"}
+    weights = drawn["weights/player"]
+    assert list(weights[weights["line"] == "θ_1"]["value"]) == [0.75] * 4
+    # The page keeps the types of the first table, and draws no line along an axis of words.
+    kinds = {str(frame[name].dtype) for frame in charts.frames([], "en").values() for name in ("step", "value")}
+    assert kinds == {"int64", "float64"}
+
+
+def test_a_log_that_is_long_written_or_continued(page: DrivenPage) -> None:
+    """The last entry of a step counts; long logs are thinned and keep their end."""
+    path = save_iteration(0, "training", log=[entry(1), entry(2), entry(1, loss=9.0)]) / "trainer_log.jsonl"
+    path.write_text(path.read_text() + '{"current_steps": 3, "lo')
+    assert {step: found["loss"] for step, found in charts.read_log(path).items()} == {1: 9.0, 2: 0.5}
+    save_iteration(0, log=[entry(step) for step in range(1, 4 * charts.MOST_POINTS + 2)])
+    loss = charts.frames(charts.read_iterations(SAVES, "play"), "en")["loss"]
+    assert len(loss) <= charts.MOST_POINTS + 2
+    assert loss["step"].max() == 4 * charts.MOST_POINTS + 1
+
+
+def test_table_has_the_last_values_of_each_iteration(iterations: list[charts.Iteration]) -> None:
+    iterations[0].log[2]["eval_rewards/accuracy"] = 0.5
+    table = charts.accuracy_table(iterations, "en")
+    for cell in ("θ_1", "finished", "87.5 %", "50.0 %", "0.5000", "−0.2000", "θ_2", "not finished", "0.2500", "—"):
+        assert f"<td>{cell}</td>" in table
+    assert "已完成" in charts.accuracy_table(iterations, "zh")
+    assert charts.accuracy_table([], "en") == ""
 
 
 @pytest.fixture
@@ -34,7 +82,7 @@ def test_sets_of_prompts_are_offered(page: DrivenPage) -> None:
 
 
 def drawn(page: DrivenPage) -> dict[str, Any]:
-    return {panel: page[plot_name(panel)] for panel in PANELS}
+    return {panel: page[plot_name(panel)] for panel in charts.PANELS}
 
 
 def test_results_are_those_of_the_page_s_run(played: DrivenPage) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +10,12 @@ import pytest
 
 from llamafactory_tpaw.data import source
 from llamafactory_tpaw.data.encoding import digest_of_ids
-from llamafactory_tpaw.data.prompts import Prompts, PromptSet, load_prompts
+from llamafactory_tpaw.data.prompts import PromptSet, load_prompts
 from llamafactory_tpaw.errors import DataError
 from tests import encoders
 
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llamafactory_tpaw.arguments.parsed import RunArguments
     from llamafactory_tpaw.data.encoding import TurnEncoder
     from tests.runs import Project
@@ -66,30 +63,6 @@ def test_prompts_come_back_in_any_order(
     for taken, place in zip(prompts.take(order), order, strict=True):
         one = listed[place]
         assert (taken.id, taken.messages, taken.target) == (one.id, one.messages, one.target)
-
-
-class Rows:
-    """Rows that exist only while they are looked at, as those of a memory-mapped file."""
-
-    def __getitem__(self, places: Any) -> dict[str, list[Any]]:
-        texts = [str(place).ljust(1000) for place in places]
-        columns = {
-            f"_{name}": [[{"role": role, "content": text}] for text in texts]
-            for name, role in (("prompt", "user"), ("response", "assistant"))
-        }
-        return {key: columns.get(key, [None] * len(texts)) for key in source.ROW_KEYS}
-
-
-def test_texts_and_token_ids_do_not_stay_in_memory(tmp_path: Path) -> None:
-    count, both = 20_000, np.zeros((2, 100), dtype=np.int32)
-    tracemalloc.start()
-    prompts = Prompts(Rows(), "last", ((place + 1, (both[0] + place, both[1])) for place in range(count)), tmp_path)
-    for place, prompt in enumerate(prompts):
-        assert int(prompt.target["content"]) == prompt.prompt_ids[0] == place
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 10e6  # all texts together have 40 MB, all token ids 16
-    assert list(tmp_path.iterdir()) == []  # the file of token ids has no name
 
 
 def test_the_choice_does_not_follow_the_seed(project: Project, encoder: TurnEncoder) -> None:

@@ -135,8 +135,6 @@ def test_a_file_without_a_row_binds_no_other_run(tmp_path: Path) -> None:
         (lambda lines: [lines[0], *lines[2:]], 3),
         (lambda lines: [*lines, *lines[1:4]], 12),
         (lambda lines: [*lines[:3], lines[3].replace(b"[5, 0]", b"[5, 5]"), *lines[4:]], 4),
-        (lambda lines: [*lines[:3], lines[3].replace(b"[5, 0]", b"[5, 7]"), *lines[4:]], 4),
-        (lambda lines: [*lines, b'{"commit": []}\n'], 10),
         (lambda lines: [*lines, b'{"commit": [\n'], 10),
         (lambda lines: [b"[]\n", *lines[1:]], 1),
     ],

@@ -46,10 +46,8 @@ def read(content: dict[str, Any], way: str = IDS, kind: str = VLLM) -> Response:
         (answer(text="a\ud83d"), Response(None, "stop", "a\ufffd")),
         (answer(text="\ud83d\ude00 é"), Response(None, "stop", "\U0001f600 é")),
         (answer((2, 4), text="a b", finish_reason="length"), Response(None, "length", "a b")),
-        (answer((0, 0), text="a b", finish_reason="length"), Response(None, "length", "a b")),  # counts nothing
         (answer((2, 0), text="a b", finish_reason="MAX_TOKENS"), Response(None, "length", "a b")),
         (answer(text="a", finish_reason="eos"), Response(None, "stop", "a")),
-        (answer(text="a", finish_reason="COMPLETE"), Response(None, "stop", "a")),
         (answer(token_ids=[5, 8], finish_reason="end_turn"), Response([5, 8], "stop")),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -43,23 +42,6 @@ def test_it_says_why_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     start.install()
     assert _hook.active_finder() is None
     assert "LLAMAFACTORY_TPAW=0" in _hook.inactive_reason()
-
-
-def test_callback_runs_after_the_body_and_the_loader_is_restored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "watched_module.py").write_text("value = 1\n", encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    finder = _hook.Finder(lambda package: {})
-    seen = []
-    finder.watched = {"watched_module": lambda module: seen.append(module.value)}
-    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
-    module = importlib.import_module("watched_module")
-    monkeypatch.delitem(sys.modules, "watched_module")
-    assert seen == [1]
-    assert type(module.__loader__).__module__ == type(module.__spec__.loader).__module__
-    assert "importlib" in type(module.__loader__).__module__
-    assert finder.find_spec("json") is None
 
 
 def test_a_broken_plugin_does_not_stop_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
