@@ -72,7 +72,6 @@ class FaultyServer:
         self.down_s, self.on_answer = down_s, on_answer
         self.faults: Counter[str] = Counter()  # how often each was played
         self.valid = 0
-        self.key: str | None = None  # the last Authorization header
         self.always: str | None = None  # a fault that every request meets
         self.connections: set[asyncio.StreamWriter] = set()
         self.listener: asyncio.Server | None = None
@@ -146,7 +145,6 @@ class FaultyServer:
 
     def handle(self, writer: asyncio.StreamWriter, method: str, path: str, body: Any, key: str | None) -> None:
         """Answer a request, now or later."""
-        self.key = key
         if path == "/v1/models":
             return send(writer, 200, {"data": [{"id": "tiny", "object": "model", "owned_by": "vllm"}]})
         if path != "/v1/completions":

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from string import Formatter
 
@@ -29,12 +28,8 @@ def test_every_text_is_there_in_every_language(name: str) -> None:
     assert len({frozenset(fields - {None}) for fields in named.values()}) == 1
 
 
-def test_every_text_is_used_and_every_element_has_one(page: DrivenPage) -> None:
+def test_every_element_has_a_text(page: DrivenPage) -> None:
     assert {choice for _, choice in page.element("top.lang").choices} == LANGUAGES
-    code = "".join(path.read_text() for path in FOLDER.glob("*.py")) + Path(FOLDER.parent, "hook/board.py").read_text()
-    strings = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
-    computed = {f"column_{name}" for name in strings if isinstance(name, str)}
-    assert set(words.MESSAGES) - strings - computed == set()
     ours = {name.partition(".")[2] for name in page.manager._id_to_elem if ".tpaw_" in name}
     without = {name for name in ours - set(words.ELEMENTS) if not name.startswith("tpaw_plot_")}
     assert set(words.ELEMENTS) <= ours

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from llamafactory_tpaw import __version__, _hook, cli
+from llamafactory_tpaw import _hook, cli
 from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.hook import bootstrap
 from tests.unit.hook.conftest import calls as calls
@@ -25,14 +25,6 @@ from tests.unit.team.checkpoints import flip
 def _keep_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     monkeypatch.setattr(sys, "argv", sys.argv)
-
-
-@pytest.mark.parametrize(("argv", "word"), [(["--version"], __version__), ([], "completion"), (["-h"], "doctor")])
-def test_version_and_help(argv: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(argv)
-    assert caught.value.code == 0
-    assert word in capsys.readouterr().out
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:

@@ -21,7 +21,7 @@ from llamafactory_tpaw.data.collator import (
     TripletDataset,
     count_triplets,
 )
-from llamafactory_tpaw.data.layout import Layout, Row, lay_out, pack, separate
+from llamafactory_tpaw.data.layout import Layout, Row, pack, separate
 from llamafactory_tpaw.data.opponents import Triplet
 from tests.unit.data.writing import make_triplet
 
@@ -165,25 +165,11 @@ def test_padding_counts_for_nothing() -> None:
     assert all(torch.equal(mixed[name], expected[name]) for name in expected)
 
 
-SHARED = [Row(array(1, 2), [array(4), array(5, 6)]), Row(array(3), [array(7, 8, 9)])]
-
-
-def listed(batch: dict[str, torch.Tensor]) -> dict[str, list]:
-    assert {values.dtype for values in batch.values()} == {torch.int64}
-    return {name: values.tolist() for name, values in batch.items()}
-
-
-def test_one_response_a_row() -> None:
-    assert listed(lay_out(separate(SHARED), pad_token_id=PAD, pad_to_multiple_of=5)) == {
-        "input_ids": [[1, 2, 4, PAD, PAD], [1, 2, 5, 6, PAD], [3, 7, 8, 9, PAD]],
-        "response_tokens": [4, 5, 6, 7, 8, 9],
-        "response_places": [1, 6, 7, 10, 11, 12],
-        "response_counts": [1, 2, 3],
-    }
-
-
 def test_packed_rows_have_no_padding() -> None:
-    assert listed(pack(separate(SHARED))) == {
+    shared = [Row(array(1, 2), [array(4), array(5, 6)]), Row(array(3), [array(7, 8, 9)])]
+    packed = pack(separate(shared))
+    assert {values.dtype for values in packed.values()} == {torch.int64}
+    assert {name: values.tolist() for name, values in packed.items()} == {
         "input_ids": [[1, 2, 4, 1, 2, 5, 6, 3, 7, 8, 9]],
         "position_ids": [[0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3]],
         "response_tokens": [4, 5, 6, 7, 8, 9],

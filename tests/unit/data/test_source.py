@@ -12,13 +12,11 @@ from unittest import mock
 
 import pytest
 
-from llamafactory_tpaw.data.source import find_entry, is_triplet_file, load_rows, locate, read_rows, triplet_entry
+from llamafactory_tpaw.data.source import find_entry, load_rows, locate, read_rows, triplet_entry
 from llamafactory_tpaw.errors import DataError, EnvironmentProblem
 
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llamafactory_tpaw.arguments.parsed import RunArguments
     from tests.runs import Project
 
@@ -44,21 +42,6 @@ def test_find_entry(project: Project) -> None:
     project.add_entry("mine", triplet_entry("mine"))
     assert find_entry("mine", str(folder)).path == folder / "tpaw" / "mine.jsonl"
     assert find_entry("mine", str(folder)).ranking
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (lines({"id": "a-0", "iteration": 0, "finish_reason": "stop"}), True),
-        ('["id", "iteration", "finish_reason"]\n', False),
-        ("", False),
-        ('[{"id": "a-0", "iteration": 0, "finish_reason": "stop"}]', False),
-    ],
-)
-def test_is_triplet_file(tmp_path: Path, text: str, answer: bool) -> None:
-    (tmp_path / "a.jsonl").write_text(text)
-    assert is_triplet_file(tmp_path / "a.jsonl") is answer
-    assert not is_triplet_file(tmp_path / "b.jsonl")
 
 
 def load(project: Project, run: RunArguments, name: str) -> Any:

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 
 def test_several_devices_give_the_bytes_of_one(tmp_path: Path, tiny_model: Path) -> None:
+    output = tmp_path / "saves" / "out"
+    output.mkdir(parents=True)
+    (output / "model.safetensors").touch()  # LlamaFactory would refuse to train into this folder
     settings = {"tpaw_generate_batch_tokens": 32, "tpaw_samples_per_prompt": 2, "max_new_tokens": 8}
-    run = encoders.parse(Project(tmp_path, tiny_model), **settings)
+    run = encoders.parse(Project(tmp_path, tiny_model), **settings, deepspeed="of/the/processes/that/train.json")
     round_ = Round(0, find_entry(run.data.dataset[0], run.data.dataset_dir))
     contents = []
     for devices in ([], ["2", "1"]):

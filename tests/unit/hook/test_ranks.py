@@ -49,11 +49,6 @@ def test_stop_of_a_rank_is_the_commands(handed: dict[str, Any], launcher: Module
     assert caught.type is type(stop)
 
 
-def test_other_failures_are_torchruns(handed: dict[str, Any], launcher: ModuleType) -> None:
-    with pytest.raises(TpawError, match="torchrun ended with exit code 1; its output above says which rank"):
-        command(handed, launcher, RuntimeError("a bug"))
-
-
 class TestRank:
     @pytest.fixture(autouse=True)
     def _is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:

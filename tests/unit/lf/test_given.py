@@ -36,10 +36,8 @@ def test_flags_hold_only_what_was_given() -> None:
     [
         ([], False),
         ({"stage": "tpaw"}, True),
-        ({"model_name_or_path": "x"}, False),
         (["--stage", "tpaw"], True),
         (["--stage=sft", "--stage=tpaw"], True),
-        (["--tpaw_eta", "3", "--stage"], False),
         (["absent.yaml"], False),
         (["run.yaml"], True),
         (["run.yaml", "stage=dpo"], False),

@@ -68,12 +68,6 @@ class TestSignals:
         child = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
         assert (child.returncode, child.stdout) == (-signal.SIGINT, b"")
 
-    def test_termination_is_deferred(self) -> None:
-        with signals.termination_deferred() as termination:
-            assert not termination.is_set()
-            signal.raise_signal(signal.SIGTERM)
-            assert termination.is_set()
-
 
 class TestChild:
     def test_exit_codes_are_the_shells(self) -> None:

@@ -80,13 +80,3 @@ def test_at_alpha_1_targets_count_alike() -> None:
     torch.testing.assert_close(out.loss.detach(), expected, **FP32)
     for near in (0.999, 1.001):
         assert iris_loss(*logps, alpha=near).loss.item() == pytest.approx(expected.item(), abs=1e-3)
-
-
-@pytest.mark.parametrize("alpha", [0.1, 1.0, 50.0])
-def test_extremes_stay_finite(alpha: float) -> None:
-    sizes = torch.tensor([-1e6, -1e6, 0.0, 0.0, -5e5, 1e6])
-    target, generated = sizes.clone().requires_grad_(), sizes.flip(0).clone().requires_grad_()
-    out = iris_loss(target, generated, sizes.flip(0)[:, None], sizes[:, None], reward_scale=10.0, alpha=alpha)
-    out.loss.backward()
-    for value in (*out, target.grad, generated.grad):
-        assert torch.isfinite(value).all()

@@ -48,12 +48,3 @@ def test_gradients_flow_through_all_three() -> None:
     assert (target < 0).all()
     assert (generated > 0).all()
     assert (proto > 0).all()
-
-
-def test_extremes_stay_finite() -> None:
-    values = [torch.tensor([-1e6, 0.0, 1e6]), torch.tensor([0.0, -1e6, -1e6]), torch.tensor([-1e6, 0.0, 1e6])]
-    logps = [value.requires_grad_() for value in values]
-    out = tspin_loss(*logps, scale=10.0, history_weight=100.0)
-    out.loss.backward()
-    for value in (*out, *(value.grad for value in logps)):
-        assert torch.isfinite(value).all()
