@@ -13,7 +13,7 @@ import pytest
 from llamafactory_tpaw.errors import ConfigError, GenerationError, TpawError
 from llamafactory_tpaw.hook import ranks
 from llamafactory_tpaw.lf import signals
-from llamafactory_tpaw.lf.signals import Terminated
+from llamafactory_tpaw.lf.signals import SAVING_S, Terminated
 
 
 @pytest.fixture
@@ -75,3 +75,14 @@ class TestRank:
         monkeypatch.setenv("RANK", "1")
         assert self.end(None, KeyboardInterrupt()) == 130
         assert capsys.readouterr().err == ""
+
+
+def test_torchrun_may_save_and_start_again(monkeypatch: pytest.MonkeyPatch, launcher: ModuleType) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(signals, "run_child", lambda words, **options: started.append((words[1:], options)) or 7)
+    with pytest.raises(TpawError, match="exit code 7"), ranks.awaited(launcher, "plan.yaml"):
+        launcher.subprocess.run(["torchrun", "--nnodes", "1"], env={"MAX_RESTARTS": "2"}, check=True)
+    environment = {"MAX_RESTARTS": "2", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    options = {"env": environment, "patience_s": SAVING_S, "through": True}
+    assert started == [(["-m", "torch.distributed.run", "--nnodes", "1"], options)]
+    assert launcher.subprocess is subprocess
