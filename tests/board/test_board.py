@@ -33,14 +33,14 @@ FIELDS: dict[str, Any] = {
     "Learning rate": "1e-3",
     "Epochs": "1.0",
     "Compute type": "fp32",
-    "Cutoff length": 512,
+    "Cutoff length": 1024,
     "Batch size": 2,
     "Gradient accumulation": 1,
     "Output dir": "play",
     "tpaw_prompts": "additions",
     "tpaw_eta": 4,
-    # Sixteen batches of one prompt, so that generation can be ended amid it.
-    "tpaw_max_new_tokens": 400,
+    # Sixteen batches of one prompt, so that generation can be ended amid it, also on a machine that does much else.
+    "tpaw_max_new_tokens": 900,
 }
 
 
