@@ -6,18 +6,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .problems import Problem, make_splits
+from .problems import DEMO, Problem, Task, make_splits
 from .tokenizer import build_tokenizer
 
 
 SIZES = {"train": 1000, "validation": 500, "test": 1000}
 MODEL = {
     "hidden_size": 96,
-    "intermediate_size": 288,
-    "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
@@ -27,30 +25,39 @@ MODEL = {
 }
 
 
-def write_problems(folder: Path, seed: int) -> dict[str, Path]:
+def write_problems(
+    folder: Path, seed: int, task: Task = DEMO, sizes: Mapping[str, int] = SIZES, played: int = 0
+) -> dict[str, Path]:
     r"""Write train.jsonl, validation.jsonl and test.jsonl with the columns `question` and `answer`.
 
     Args:
         folder: Where the files go; made if missing.
         seed: Of the draw; the same seed gives the same bytes.
+        task: What the problems are like.
+        sizes: How many problems each split gets.
+        played: With a number, so many of the training problems are written to play.jsonl, too.
 
     Returns:
         The path of each split.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, problems in make_splits(seed, SIZES).items():
+    paths, splits = {}, make_splits(seed, dict(sizes), task)
+    if played:
+        splits["play"] = splits["train"][:played]
+    for name, problems in splits.items():
         paths[name] = folder / f"{name}.jsonl"
         _write_lines(paths[name], problems)
     return paths
 
 
-def write_base_model(folder: Path, seed: int) -> Path:
+def write_base_model(folder: Path, seed: int, hidden: int = MODEL["hidden_size"], layers: int = 3) -> Path:
     r"""Write a Qwen2-architecture checkpoint with random weights, and the demo's tokenizer beside it.
 
     Args:
         folder: Where the checkpoint goes; made if missing.
         seed: Of the weights.
+        hidden: Width of the model.
+        layers: Its layers.
 
     Returns:
         `folder`.
@@ -61,7 +68,8 @@ def write_base_model(folder: Path, seed: int) -> Path:
     tokenizer = build_tokenizer()
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), **MODEL, **ends))
+    size = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), **MODEL | size, **ends))
     model.generation_config = GenerationConfig(**ends)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
@@ -83,9 +91,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="folder of the problems (%(default)s)")
     parser.add_argument("--model", type=Path, default=Path("saves/Tiny/base"), help="base checkpoint (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of problems and weights (%(default)s)")
+    task, add = DEMO, parser.add_argument
+    add("--start", type=int, default=task.start, help="largest first number (%(default)s)")
+    add("--step", type=int, default=task.step, help="largest number that is added (%(default)s)")
+    add("--wordings", type=int, default=task.wordings, help="ways in which an answer is written (%(default)s)")
+    add("--wrong", type=float, default=task.wrong, help="share of wrong training answers (%(default)s)")
+    add("--train", type=int, default=SIZES["train"], help="training problems (%(default)s)")
+    add("--play", type=int, default=0, help="how many of them are written to play.jsonl, too (%(default)s)")
+    add("--hidden", type=int, default=MODEL["hidden_size"], help="width of the model (%(default)s)")
+    add("--layers", type=int, default=3, help="layers of the model (%(default)s)")
     arguments = parser.parse_args()
-    write_problems(arguments.data, arguments.seed)
-    write_base_model(arguments.model, arguments.seed)
+    task = Task(arguments.start, arguments.step, arguments.wordings, arguments.wrong)
+    write_problems(arguments.data, arguments.seed, task, SIZES | {"train": arguments.train}, arguments.play)
+    write_base_model(arguments.model, arguments.seed, arguments.hidden, arguments.layers)
 
 
 if __name__ == "__main__":

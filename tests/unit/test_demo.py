@@ -14,8 +14,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo import evaluate
-from demo.make_task import SIZES, write_base_model
-from demo.problems import Problem, make_splits, parse_answer
+from demo.make_task import SIZES, write_base_model, write_problems
+from demo.problems import Problem, Task, make_splits, parse_answer
 from demo.tokenizer import vocabulary
 from llamafactory_tpaw.lf import facade
 
@@ -56,6 +56,16 @@ def test_answers_are_right_step_by_step_and_no_calculation_appears_twice(problem
 )
 def test_parse_answer(response: str, number: int | None) -> None:
     assert parse_answer(response) == number
+
+
+def test_a_study_has_other_wordings_wrong_answers_and_a_part_to_play_with(tmp_path: Path) -> None:
+    splits = make_splits(0, {"train": 400, "test": 100}, Task(wordings=4, wrong=0.25))
+    wrong = {name: sum(parse_answer(p.answer) != p.result for p in split) for name, split in splits.items()}
+    assert wrong["test"] == 0
+    assert 70 < wrong["train"] < 130
+    assert {re.sub(r"\d+", "", p.answer)[:2] for p in splits["test"]} >= {"+=", "=+", " i"}
+    paths = write_problems(tmp_path, 0, Task(wordings=4, wrong=0.25), {"train": 400, "test": 100}, played=50)
+    assert paths["play"].read_text() == "".join(paths["train"].read_text().splitlines(keepends=True)[:50])
 
 
 def test_every_problem_round_trips_through_the_template(checkpoint: Path, problems: list[Problem]) -> None:
