@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 
@@ -13,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,19 @@ def _no_command_leaves_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that runs in the test's process puts the hook's folder into PYTHONPATH, and may change its folder."""
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     monkeypatch.chdir(Path.cwd())
+
+
+@pytest.fixture
+def logs_as_before() -> Iterator[None]:
+    """Commands in this process settle for all that comes after what is logged."""
+    import datasets
+    import transformers
+
+    level = logging.getLogger("llamafactory").level
+    yield
+    logging.getLogger("llamafactory").setLevel(level)
+    transformers.utils.logging.set_verbosity_warning()
+    datasets.enable_progress_bars()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that are stopped while they work, and what becomes of their processes. Linux only: it reads /proc."""
+"""Commands that are stopped while they work, and what becomes of their processes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.runs import TIMEOUT_S, Project
@@ -65,7 +67,7 @@ class Started:
     def leaves_nothing(self) -> bool:
         """Whether its last process ends within a moment."""
         end = time.monotonic() + 10
-        while any(is_running(pid) for pid in members_of(self.process.pid)):
+        while members_of(self.process.pid):
             if time.monotonic() > end:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 return False
@@ -78,19 +80,6 @@ class Started:
         assert self.process.wait(TIMEOUT_S) == -signal.SIGKILL, "it had ended already"
 
 
-def members_of(session: int) -> list[int]:
-    """Process ids, from the fields after the name in /proc/*/stat: state, parent, group, session."""
-    members = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session:
-            members.append(int(path.parent.name))
-    return members
-
-
 def ends_soon(pid: int) -> bool:
     """Whether a process that was told to end does so within a moment."""
     end = time.monotonic() + 10
@@ -101,6 +90,15 @@ def ends_soon(pid: int) -> bool:
 
 def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False
+
+
+def members_of(session: int) -> list[int]:
+    """Ids of the processes of a session that still run."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError):
+            found += [pid] * (os.getsid(pid) == session and is_running(pid))
+    return found

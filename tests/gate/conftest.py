@@ -3,26 +3,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.gate import values
-
-
-@pytest.fixture(autouse=True)
-def _logs_as_before() -> Iterator[None]:
-    """Commands in this process settle for all that comes after what is logged."""
-    import datasets
-    import transformers
-
-    level = logging.getLogger("llamafactory").level
-    yield
-    logging.getLogger("llamafactory").setLevel(level)
-    transformers.utils.logging.set_verbosity_warning()
-    datasets.enable_progress_bars()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from tests.gate import values
 from tests.gate.matching import differences, golden, match
 
 
+pytestmark = pytest.mark.usefixtures("logs_as_before")
 PARTS = [f"{part}_{iteration}" for iteration in range(3) for part in ("triplets", "cache", "training")]
 
 

@@ -33,6 +33,7 @@ def digests() -> dict[str, str]:
     return {str(path): values.digest(path.read_bytes()) for path in files if ".lock" not in path.name}
 
 
+@pytest.mark.usefixtures("logs_as_before")
 @pytest.mark.integration
 def test_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values.unpack(tmp_path)

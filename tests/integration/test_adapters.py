@@ -200,18 +200,6 @@ def test_players_on_the_policys_model(played_lora: Played, rows: list[Row], tmp_
     assert not [path for path in tmp_path.iterdir() if path.is_dir()], "players are not saved with it"
 
 
-def test_online_and_cached_players_give_one_loss(played_lora: Played, train_here: Train) -> None:
-    project, _ = played_lora
-    model, names = str(project.model), [f"saves/play_iter{index}" for index in range(2)]
-    losses = []
-    for reference in ("cached", "online"):
-        changes = {"output_dir": f"saves/{reference}", "tpaw_reference": reference, "max_steps": 3}
-        settings = settings_of(project, 2, names[1], players=[model, f"{model}+{names[0]}"], **changes)
-        losses.append([entry["loss"] for entry in train_here(project, settings)])
-        assert not [path for path in (project.root / "saves" / reference).iterdir() if path.is_dir()]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-
-
 def test_a_new_adapter_begins_alike_whether_players_were_scored_or_not(
     played_lora: Played, train_here: Train, tmp_path: Path
 ) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hook on real `llamafactory-cli train` runs: other stages unchanged, moved seams told, keys in the help."""
+"""The hook on real commands: other stages train unchanged, moved seams are told, `doctor` finds all well."""
 
 from __future__ import annotations
 
@@ -7,120 +7,67 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from transformers import HfArgumentParser
 
+from llamafactory_tpaw.lf import facade
 from llamafactory_tpaw.lf.status import SUPPORTED, installed_version
+from tests.integration.pairs import add_pairs, make_pairs
+from tests.processes import Started
+from tests.runs import COMMON, Project
 
 
 pytestmark = pytest.mark.integration
-
-CLI = [sys.executable, "-c", "import sys; from llamafactory.cli import main; sys.exit(main())"]
-SWITCH = "LLAMAFACTORY_TPAW"
 STEPS = 5
 
 
-def start(command: list[str], folder: Path, **variables: str) -> subprocess.Popen[str]:
-    """Start a command in `folder` with one thread, so that its sums are always taken in the same order."""
-    environment = {key: value for key, value in os.environ.items() if key != SWITCH}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | variables
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Project:
+    project = Project(tmp_path, tiny_model)
+    add_pairs(project, "pairs", make_pairs(12))
+    return project
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Wait for a command that must succeed; return its stdout and stderr."""
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-4000:]
-    return out, err
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small SFT set and a small ranking set."""
-    folder = tmp_path_factory.mktemp("data")
-    rows = [
-        {"instruction": f"What is {a} + {b}?", "output": f"{a + b}", "wrong": f"{a * b}, I think"}
-        for a, b in zip(range(12), range(3, 15), strict=True)
-    ]
-    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    columns = {"prompt": "instruction", "response": "output"}
-    ranking = {"prompt": "instruction", "chosen": "output", "rejected": "wrong"}
-    entries = {
-        "answers": {"file_name": "rows.json", "columns": columns},
-        "pairs": {"file_name": "rows.json", "ranking": True, "columns": ranking},
-    }
-    (folder / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def write_run(tiny_model: Path, data: Path) -> Callable[..., Path]:
-    def write(folder: Path, stage: str, **keys: Any) -> Path:
-        """Write `<stage>.yaml` into `folder`; its output goes to `folder/<stage>`."""
-        settings = {
-            "model_name_or_path": str(tiny_model),
-            "stage": stage,
-            "do_train": True,
-            "finetuning_type": "full",
-            "dataset": "answers" if stage == "sft" else "pairs",
-            "dataset_dir": str(data),
-            "template": "qwen",
-            "cutoff_len": 128,
-            "output_dir": stage,
-            "max_steps": STEPS,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1.0e-3,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "use_cpu": True,
-            "report_to": "none",
-        } | keys
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{stage}.yaml"
-        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        return path
-
-    return write
-
-
-def history(folder: Path) -> list[tuple[float, float]]:
-    """Return loss and gradient norm of each step."""
-    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    return [(entry["loss"], entry["grad_norm"]) for entry in state["log_history"] if "loss" in entry]
+def write_run(project: Project, stage: str, name: str, **keys: Any) -> str:
+    """Write the run file `name` of a stage, whose output goes to a folder of that name."""
+    settings = {"stage": stage, "do_train": True, "finetuning_type": "full", "model_name_or_path": str(project.model)}
+    settings |= {"dataset": "additions" if stage == "sft" else "pairs", "output_dir": f"saves/{name}"}
+    return project.write(f"{name}.yaml", COMMON | settings | {"max_steps": STEPS} | keys)
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_other_stages_train_alike_with_and_without_the_hook(
-    stage: str, write_run: Callable[..., Path], tmp_path: Path
-) -> None:
-    runs = {}
-    for name, variables in (("on", {}), ("off", {SWITCH: "0"})):
-        run_file = write_run(tmp_path / name, stage)
-        runs[name] = start([*CLI, "train", run_file.name], run_file.parent, **variables)
-    for process in runs.values():
-        finish(process)
-    on, off = (history(tmp_path / name / stage) for name in runs)
-    assert len(on) == STEPS
+def test_other_stages_train_alike_with_and_without_the_hook(project: Project, stage: str) -> None:
+    commands = {
+        name: Started(project, "llamafactory-cli", "train", write_run(project, stage, name), LLAMAFACTORY_TPAW=switch)
+        for name, switch in (("on", "1"), ("off", "0"))
+    }
+    for command in commands.values():
+        assert command.wait() == 0, command.output
+    on, off = map(project.history, commands)
     assert on == off
-    assert len(set(on)) == STEPS, "the steps must differ, or equality would show nothing"
-    weights = [(tmp_path / name / stage / "model.safetensors").read_bytes() for name in runs]
+    assert len({entry["loss"] for entry in on}) == STEPS, "the steps must differ, or equality would show nothing"
+    weights = [(project.root / "saves" / name / "model.safetensors").read_bytes() for name in commands]
     assert weights[0] == weights[1]
 
 
-def test_help_lists_the_stage_and_the_keys(tmp_path: Path) -> None:
-    out, _ = finish(start([*CLI, "train", "-h"], tmp_path, COLUMNS="200"))
-    assert "--tpaw_eta" in out
-    assert "--tpaw_players" in out
-    assert "{pt,sft,rm,ppo,dpo,kto,tpaw}" in out
+def test_help_lists_the_stage_and_the_keys() -> None:
+    text = HfArgumentParser(facade.TRAIN_ARGS).format_help()
+    assert all(word in text for word in ("--tpaw_eta", "--tpaw_players", "{pt,sft,rm,ppo,dpo,kto,tpaw}"))
+
+
+def test_doctor_finds_all_that_is_needed(tmp_path: Path) -> None:
+    result = Project(tmp_path, tmp_path).command("llamafactory-tpaw", "doctor", "--json")
+    report = json.loads(result.output)  # nothing but the report, on either stream
+    assert [finding for finding in report["findings"] if finding["level"] == "problem"] == []
+    assert (report["ok"], report["hook"], result.code) == (True, True, 0)
+    names = ["arguments", "dispatch", "launch", "stages", "board_words", "board_runner", "board_train"]
+    assert {seam["name"]: seam["state"] for seam in report["seams"]} == dict.fromkeys(names, "applied")
+    assert any("PyTorch version" in line for line in report["environment"])
 
 
 # -- LlamaFactory versions that moved a seam
@@ -139,19 +86,14 @@ def rename_training_function(package: Path) -> None:
     replace(package, "train/tuner.py", ("_training_function", "_train"))
 
 
-def move_arguments(package: Path) -> None:
+def move_everything(package: Path) -> None:
     (package / "hparams/finetuning_args.py").rename(package / "hparams/tuning_args.py")
     replace(package, "hparams/*.py", ("from .finetuning_args import", "from .tuning_args import"))
-
-
-def move_everything(package: Path) -> None:
-    move_arguments(package)
     (package / "train/tuner.py").rename(package / "train/engine.py")
     replace(package, "**/*.py", ("train.tuner import", "train.engine import"))
     replace(package, "*.py", ("def launch(", "def start("), ("launcher.launch()", "launcher.start()"))
-    replace(package, "extras/constants.py", ("TRAINING_STAGES", "STAGES"))
-    replace(package, "webui/*.py", ("TRAINING_STAGES", "STAGES"))
-    replace(package, "webui/components/*.py", ("TRAINING_STAGES", "STAGES"))
+    for files in ("extras/constants.py", "webui/*.py", "webui/components/*.py"):
+        replace(package, files, ("TRAINING_STAGES", "STAGES"))
 
 
 SCRIPT = textwrap.dedent("""
@@ -177,28 +119,25 @@ SCRIPT = textwrap.dedent("""
     ("doctor", "code", "named"),
     [
         (rename_training_function, "2", ["seam `dispatch`", "no function `_training_function`"]),
-        (move_arguments, "2", ["seam `arguments`", "no module `llamafactory.hparams.finetuning_args`"]),
         (move_everything, "died", ["seam `arguments`", "seam `dispatch`", "seam `launch`"]),
     ],
 )
-def test_moved_seams(
-    doctor: Callable[[Path], None], code: str, named: list[str], write_run: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_moved_seams(project: Project, doctor: Callable[[Path], None], code: str, named: list[str]) -> None:
     """Other stages train; stage `tpaw` says what is missing."""
     original = Path(importlib.util.find_spec("llamafactory").origin).parent
-    package = tmp_path / "moved" / "llamafactory"
+    package = project.root / "moved" / "llamafactory"
     shutil.copytree(original, package, ignore=shutil.ignore_patterns("__pycache__"))
     replace(package, "extras/env.py", ('VERSION = "0.9', 'VERSION = "0.10'))
     doctor(package)
-    write_run(tmp_path, "sft", max_steps=1)
-    write_run(tmp_path, "tpaw", tpaw_eta=6.0)
+    write_run(project, "sft", "sft", max_steps=1)
+    write_run(project, "tpaw", "tpaw", tpaw_eta=6.0)
     path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
-    out, err = finish(start([sys.executable, "-c", SCRIPT], tmp_path, PYTHONPATH=path))
-    assert f"CODE tpaw {code}" in out
-    assert "CODE sft 0" in out
-    assert len(history(tmp_path / "sft")) == 1
-    (message,) = [line for line in err.splitlines() if line.startswith("llamafactory-tpaw: error: ")]
+    result = project.command("python", "-c", SCRIPT, PYTHONPATH=path, PYTHONUNBUFFERED="1")
+    assert (result.code, len(project.history("sft"))) == (0, 1), result.output
+    lines = result.output.splitlines()
+    assert {f"CODE tpaw {code}", "CODE sft 0"} <= set(lines)
+    (message,) = [line for line in lines if line.startswith("llamafactory-tpaw: error: ")]
     version = f"0.10{installed_version().removeprefix('0.9')}"
     for part in [*named, SUPPORTED, f"{version} is installed", "other stages are not affected"]:
         assert part in message
-    assert "TPAW" not in out.split("STAGES", 1)[1].splitlines()[0]
+    assert "TPAW" not in next(line for line in lines if line.startswith("STAGES"))

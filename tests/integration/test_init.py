@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,9 @@ QWEN_TURNS += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
 @pytest.fixture(autouse=True)
-def _quiet_and_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    import datasets
-    import transformers
-
+def _quiet_and_away(logs_as_before: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLAMAFACTORY_VERBOSITY", "ERROR")
-    level = logging.getLogger("llamafactory").level
-    yield
-    logging.getLogger("llamafactory").setLevel(level)
-    transformers.utils.logging.set_verbosity_warning()
-    datasets.enable_progress_bars()
 
 
 @pytest.fixture
@@ -123,6 +114,8 @@ def test_few_steps_are_logged_and_learn(data: str, tiny_model: Path) -> None:
 def test_a_family_is_kept_continued_and_replaced(
     data: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("data").mkdir()
+    Path("data/dataset_info.json").write_text('{"mine": {"file_name": "a.json"}}')
     arguments = ("--model", tiny_model, "--data", data)
     assert init(*arguments, "--iterations", 1) == 0
     assert init(*arguments, "--iterations", 3) == 0
@@ -131,10 +124,12 @@ def test_a_family_is_kept_continued_and_replaced(
     assert init(*arguments, "--iterations", 2, "--learning-rate", "1e-6") == 2
     assert "mine_tpaw_iter0.yaml, yaml/mine_tpaw_iter1.yaml would be overwritten" in capsys.readouterr().err
     assert {path: path.read_text() for path in Path("yaml").iterdir()} == before
+    Path("yaml/mine_b_tpaw_iter2.yaml").write_text("another family's")
     assert init(*arguments, "--iterations", 2, "--learning-rate", "1e-6", "--force") == 0
     assert "yaml/mine_tpaw_iter2.yaml (removed" in capsys.readouterr().out
     assert run_file("mine_tpaw_iter0")["learning_rate"] == 1e-6
-    assert len(list(Path("yaml").iterdir())) == 2
+    assert len(list(Path("yaml").iterdir())) == 3
+    assert json.loads(Path("data/dataset_info.json").read_text())["mine"] == {"file_name": "a.json"}
     like = ["--like", "yaml/mine_tpaw_iter1.yaml", "--name", "b", "--iterations", 2, "tpaw_eta=2"]
     assert init(*like) == 0
     other = run_file("b_tpaw_iter1")

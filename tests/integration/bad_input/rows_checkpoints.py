@@ -66,8 +66,6 @@ ROWS = [
     Row("weights changed after the iteration", lambda: other_weights("saves/play_iter0"), 1),
     # What tpaw.json says.
     Row("a player whose training is not finished", lambda: change_json(MANIFEST, status="training"), 1),
-    Row("an unfinished output as theta_0", lambda: change_json(MANIFEST, status="training"),
-        given={"model_name_or_path": "saves/play_iter0", "tpaw_players": None}),
     Row("a player without tpaw.json", lambda: Path(MANIFEST).unlink(), 1),
     Row("a tpaw.json that is cut", lambda: cut(MANIFEST), 1),
     Row("a tpaw.json that is a list", lambda: write(MANIFEST, "[]"), 1),
@@ -82,7 +80,6 @@ ROWS = [
     Row("too few players", None, 2, {"tpaw_players": "saves/play_iter1"}),
     Row("too many players", None, 1, {"model_name_or_path": "saves/play_iter1",
         "tpaw_players": "saves/sft,saves/play_iter0,saves/play_iter1"}),
-    Row("no players from iteration 1 on", None, 1, {"tpaw_players": None}),
     Row("a player named twice", None, 1, {"tpaw_players": "saves/play_iter0,./saves/play_iter0"}),
     Row("a player of another run", other_model, 1, {"tpaw_players": f"{OTHER},saves/play_iter0"}),
     # Their tokenizers.

@@ -15,14 +15,6 @@ PLAYED = {"output_dir": "saves/play_iter0", "plot_loss": True}
 INFO = "data/dataset_info.json"
 
 
-def swap_parts() -> None:
-    """Put the content of another part under every part's name."""
-    parts = sorted(Path("saves/.tpaw_cache").glob("logps/*/*/part-*.safetensors"))
-    contents = [part.read_bytes() for part in parts]
-    for part, content in zip(parts, contents[1:] + contents[:1], strict=True):
-        part.write_bytes(content)
-
-
 def cut_parts() -> None:
     for path in Path("saves/.tpaw_cache").glob("logps/*/*/part-*"):
         cut(path)
@@ -37,18 +29,14 @@ ROWS = [
     Row("a run file that is not UTF-8", run_file="stage: tpaw\noutput_dir: saves/é\n".encode("latin-1")),
     Row("an empty run file", run_file="\n", overrides=("stage=tpaw",)),
     Row("an override without a key", overrides=("=1",)),
-    Row("an override that is not YAML", overrides=("tpaw_eta=[1",)),
     Row("an override with dashes", overrides=("--tpaw_eta", "4")),
     Row("no dataset_info.json", lambda: Path(INFO).unlink()),
-    Row("a `dataset_dir` that does not exist", given={"dataset_dir": "nowhere"}),
     Row("a dataset_info.json that is not JSON", lambda: cut(INFO)),
     Row("a dataset_info.json that is a list", lambda: write(INFO, "[]")),
     Row("an entry that is not an object", lambda: change_json(INFO, play_iter0="play.jsonl")),
     Row("an entry without `file_name`", lambda: change_json(INFO, play_iter0={"ranking": True})),
-    Row("an entry whose `file_name` is a number", lambda: change_json(INFO, play_iter0={"file_name": 3})),
     Row("a dataset without an entry", given={"dataset": "play_iter9"}),
     Row("an `eval_dataset` without an entry", given={"eval_dataset": "nowhere"}),
-    Row("an `output_dir` that is a file", lambda: write("saves/anew", "")),
     Row("an `output_dir` below a file", lambda: write("saves/anew", ""), given={"output_dir": "saves/anew/x"}),
     Row("an `output_dir` finished with other settings", given=PLAYED | {"tpaw_eta": 4.0, "learning_rate": 2.0e-3}),
     Row("an `output_dir` finished from another checkpoint", other_model, 1,
@@ -64,7 +52,6 @@ ROWS = [
     Row("triplets that another process is generating", generating=True,
         during=lambda: locked(Path("data/tpaw/play_iter0.jsonl").resolve(), "it")),
     Row("a truncated cache part", cut_parts),
-    Row("a cache part with another's content", swap_parts, 1),
     Row("a `tpaw_cache_dir` that is a file", lambda: write("saves/cache", ""),
         given={"tpaw_cache_dir": "saves/cache"}),
 ]  # fmt: skip

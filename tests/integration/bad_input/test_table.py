@@ -16,7 +16,7 @@ from tests.runs import Project
 
 from . import rows_checkpoints, rows_files, rows_keys, rows_prompts, rows_triplets
 from .rows import Refusal, Row, read_messages
-from .spoiling import anew, contents, remove_triplets
+from .spoiling import anew, contents, other_weights, remove_triplets
 
 
 pytestmark = pytest.mark.integration
@@ -76,3 +76,18 @@ def test_refused(
     assert Refusal(code, [plain(problem, row, project) for problem in problems]) == MESSAGES[row.about]
     assert after == before, "something was written"
     assert os.getcwd() == str(project.root)
+
+
+def test_the_real_command_where_its_child_refuses(project: Project) -> None:
+    """The exit code, the message once, no traceback, no trace."""
+    remove_triplets(1)
+    other_weights("saves/play_iter0")
+    before = contents(project.root)
+    result = project.train(anew(project, 1), name=RUN_FILE)
+    assert result.code == 3, result.output
+    assert "Traceback" not in result.output
+    (error,) = (line for line in result.output.splitlines() if line.startswith("llamafactory-tpaw: error: "))
+    assert "its weights were changed after the iteration" in error
+    after = contents(project.root)
+    del after[RUN_FILE]
+    assert after == before

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, TrainingArguments
 
-from llamafactory_tpaw.data.files import readable_bytes
 from llamafactory_tpaw.errors import ConfigError, Findings
 from llamafactory_tpaw.runs import estimates
 from llamafactory_tpaw.runs.checks import Sample
@@ -108,7 +107,3 @@ def test_a_schedule_that_cannot_be_made() -> None:
     arguments = TrainingArguments(use_cpu=True, lr_scheduler_type="polynomial", learning_rate=1e-9)
     with pytest.raises(ConfigError, match=r"^`lr_scheduler_type: polynomial`, `learning_rate: 1e-09`: lr_end "):
         estimates.check_schedule(arguments, 9, Findings())
-
-
-def test_bytes_are_readable() -> None:
-    assert list(map(readable_bytes, (12, 3 << 20, 5 << 50))) == ["12 B", "3.0 MiB", "5120.0 TiB"]

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens before training: finished iterations, interrupted ones, and the child that generates."""
+"""What happens around training: finished iterations, interrupted ones, other nodes, and what is pruned."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +15,10 @@ from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import Entry
 from llamafactory_tpaw.data.triplets import meta_path
 from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem, InUseError
-from llamafactory_tpaw.lf.given import HANDED, handed_file, read_given
+from llamafactory_tpaw.lf.given import handed_file
 from llamafactory_tpaw.runs import launcher
 from llamafactory_tpaw.runs.plan import Plan
-from tests.unit.team.checkpoints import make_tensors, save_single
+from tests.unit.team.test_checkpoint import STATES, WHOLE, save_step
 from tests.unit.team.test_manifest import make_manifest
 
 
@@ -28,83 +27,36 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def save_checkpoint(output: Path, step: int, *, optimizer: bool = True, state: str = "{}") -> Path:
-    folder = save_single(output / f"checkpoint-{step}", make_tensors())
-    (folder / "trainer_state.json").write_text(state)
-    for name in ("optimizer.pt", "scheduler.pt") if optimizer else ():
-        (folder / name).touch()
-    return folder
-
-
 def continue_in(output: Path, *, begun: bool = True, **given: Any) -> dict[str, Any]:
     given = {"output_dir": str(output)} | given
     earlier = make_manifest(status="training") if begun else None
     return launcher._where_to_continue(Plan(given, read_tpaw_args(given)[0], [], None, earlier))
 
 
-def test_an_iteration_begins_where_there_is_nothing_to_resume(output: Path) -> None:
+def test_where_an_iteration_goes_on(output: Path) -> None:
     assert continue_in(output, begun=False) == {}
     assert continue_in(output) == {"overwrite_output_dir": True}
-
-
-def test_newest_checkpoint_is_resumed_by_number(output: Path) -> None:
-    for step in (2, 10, 9):
-        save_checkpoint(output, step)
-    (output / "checkpoint-best").mkdir()
-    assert continue_in(output) == {"resume_from_checkpoint": str(output / "checkpoint-10")}
-
-
-def test_half_written_ones_are_passed_over(output: Path) -> None:
-    kept = save_checkpoint(output, 2)
-    cut, stateless, torn = (save_checkpoint(output, step) for step in (4, 6, 8))
-    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1])
-    (stateless / "trainer_state.json").unlink()
-    (torn / "trainer_state.json").write_text('{"epoch": 1')
+    newest = save_step(output, 10, *WHOLE, *STATES["Trainer"])
+    assert continue_in(output) == {"resume_from_checkpoint": str(newest)}
     assert continue_in(output, resume_from_checkpoint="mine") == {}
-    assert continue_in(output) == {"resume_from_checkpoint": str(kept)}
 
 
-def test_checkpoints_of_weights_only_are_kept_but_not_resumed(output: Path) -> None:
-    save_checkpoint(output, 4, optimizer=False)
-    assert continue_in(output) == {"overwrite_output_dir": True}
-    assert (output / "checkpoint-4").is_dir()
-    older = save_checkpoint(output, 2)
-    assert continue_in(output) == {"resume_from_checkpoint": str(older)}
-
-
-class TestLock:
-    """One command an output folder."""
-
-    @pytest.fixture
-    def given(self, output: Path) -> dict[str, Any]:
-        return {"do_train": True, "output_dir": str(output)}
-
-    def test_second_one_is_refused(self, given: dict[str, Any]) -> None:
-        with launcher.hold_output(given):
-            with launcher.hold_output(given, handed={"planned": True}):  # another process of the same command
-                pass
-            with pytest.raises(InUseError, match=r"`output_dir: .*out` is in use"), launcher.hold_output(given):
-                pass
+@pytest.mark.parametrize("rank", ["RANK", "NODE_RANK"])
+def test_one_command_holds_an_output_folder_and_other_ranks_and_nodes_follow(
+    output: Path, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    given = {"do_train": True, "output_dir": str(output)}
+    monkeypatch.setenv("NNODES", "2")
+    with launcher.hold_output(given):
+        with pytest.raises(InUseError, match=r"`output_dir: .*out` is in use"), launcher.hold_output(given):
+            pass
+        monkeypatch.setenv(rank, "1")
         with launcher.hold_output(given):
             pass
-
-    @pytest.mark.parametrize("rank", ["RANK", "NODE_RANK"])
-    def test_other_ranks_and_nodes_follow_the_first(
-        self, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, rank: str
-    ) -> None:
-        monkeypatch.setenv("NNODES", "2")
-        with launcher.hold_output(given):
-            monkeypatch.setenv(rank, "1")
-            with launcher.hold_output(given):
+        monkeypatch.setenv("NNODES", "1")
+        if rank == "NODE_RANK":  # without a second node it says nothing
+            with pytest.raises(InUseError), launcher.hold_output(given):
                 pass
-            monkeypatch.setenv("NNODES", "1")
-            if rank == "NODE_RANK":  # without a second node it says nothing
-                with pytest.raises(InUseError), launcher.hold_output(given):
-                    pass
-
-    def test_nothing_is_locked_where_nothing_is_trained(self, given: dict[str, Any], output: Path) -> None:
-        with launcher.hold_output(given | {"do_train": False}):
-            assert list(output.parent.iterdir()) == []
 
 
 GIVEN = {"stage": "tpaw", "do_train": True, "output_dir": "out", "dataset": "d"}
@@ -125,47 +77,6 @@ class TestSteps:
         monkeypatch.setattr(launcher, "check_first_rows", lambda run, plan: None)
         return plan
 
-    @pytest.fixture
-    def children(self, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-        """Commands that would be started; each ends with `self.code`."""
-        started: list[list[str]] = []
-
-        def run(command: list[str]) -> int:
-            assert read_given([command[-1]])[HANDED]["planned"]
-            started.append(command)
-            return self.code
-
-        monkeypatch.setattr(launcher, "run_child", run)
-        return started
-
-    code = 0
-
-    def test_missing_triplets_are_generated_first_by_a_child_with_the_plan(
-        self, plan: SimpleNamespace, children: list[list[str]]
-    ) -> None:
-        with launcher.prepared(GIVEN):
-            assert children == []
-        plan.to_generate = [ROUND]
-        with launcher.prepared(GIVEN) as plan_file:
-            assert children == [[sys.executable, "-m", "llamafactory_tpaw", "generate", plan_file]]
-        assert not Path(plan_file).exists()
-
-    @pytest.mark.parametrize("code", [3, 137, 130, 143])
-    def test_the_command_ends_as_the_child_does(
-        self,
-        plan: SimpleNamespace,
-        children: list[list[str]],
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-        code: int,
-    ) -> None:
-        monkeypatch.setattr(TestSteps, "code", code)
-        plan.to_generate = [ROUND]
-        with pytest.raises(SystemExit) as caught, launcher.prepared(GIVEN):
-            raise AssertionError("it went on")
-        assert caught.value.code == code
-        assert ("ended by signal 9" in capsys.readouterr().err) == (code == 137)
-
     def test_a_process_with_a_plan_goes_on_where_the_command_was_started(
         self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -184,15 +95,22 @@ class TestSteps:
         with handed_file(GIVEN) as file, pytest.raises(DataError, match=r"d\.jsonl is not there yet"):
             launcher.score([file])
 
-    @pytest.mark.parametrize(
-        "step",
-        [lambda given: launcher.prepared(given).__enter__(), lambda given: launcher.before_training(given, None)],
-    )
-    def test_finished_iteration_ends_well(self, plan: SimpleNamespace, step: Any) -> None:
+    def test_a_finished_iteration_ends_well(self, plan: SimpleNamespace) -> None:
         plan.is_finished, plan.earlier, plan.to_generate = True, make_manifest(), [ROUND]
         with pytest.raises(SystemExit) as caught:
-            step(GIVEN)
+            launcher.before_training(GIVEN, None)
         assert caught.value.code == 0
+
+    def test_weights_are_pruned_when_a_training_has_finished(
+        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pruned: list[Any] = []
+        monkeypatch.setattr(launcher, "prune", lambda *given: pruned.append(given))
+        with pytest.raises(KeyboardInterrupt), launcher.prepared(GIVEN, "a.yaml"):
+            raise KeyboardInterrupt
+        with launcher.prepared(GIVEN, "a.yaml"):
+            assert pruned == [], "nothing goes while an iteration trains, or where it was interrupted"
+        assert pruned == [(GIVEN, "a.yaml")]
 
     @pytest.mark.parametrize("command", ["generate", "score"])
     def test_run_files_of_other_stages_are_refused(self, command: str) -> None:

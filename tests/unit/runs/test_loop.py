@@ -67,13 +67,6 @@ class TestReading:
         assert [item.produces for item in items] == ["the model of stage sft", "theta_1", "theta_2"]
         assert {item.given["learning_rate"] for item in items} == {0.0002}
 
-    def test_what_no_file_makes_is_one(self, project: Project) -> None:
-        project.model = Path("saves/full/sft")
-        _, first, second = write_all(project)
-        problems = problems_of([first, second])
-        assert [problem.partition(":")[0] for problem in problems] == [first, second]
-        assert all("saves/full/sft does not exist" in problem for problem in problems)
-
     def test_what_a_later_file_makes_is_one(self, project: Project) -> None:
         _, first, second = write_all(project)
         problems = problems_of([second, first])
@@ -86,6 +79,7 @@ class TestReading:
 
     def test_problems_of_all_files_come_together(self, project: Project) -> None:
         sft, first, second = write_all(project, tpaw_eta=0)
+        write_sft(project, learning_rate="fast")
         project.write("rm.yaml", {"stage": "rm", "output_dir": "x", "do_train": True})
         project.write("idle.yaml", {**project.settings(2), "do_train": False})
         problems = problems_of([sft, first, "nope.yaml", "rm.yaml", "run.txt", second, "idle.yaml"], "tpaw_gama=1")
@@ -94,6 +88,7 @@ class TestReading:
             ("rm.yaml", "`stage` is rm, but `run` plays the stages tpaw, sft, dpo."),
             ("run.txt", "ends with `.yaml`"),
             ("sft.yaml", "`tpaw_gama` is not a key"),
+            ("sft.yaml", "`learning_rate: fast` is wrong: invalid float value: 'fast'. Correct it."),
             ("iter0.yaml", "`tpaw_gama` is not a key"),
             ("iter0.yaml", "`tpaw_eta` is 0"),
             ("iter1.yaml", "`tpaw_gama` is not a key"),
@@ -106,16 +101,6 @@ class TestReading:
         for problem, (file, text) in zip(problems, expected, strict=True):
             assert problem.startswith(f"{file}: ")
             assert text in problem
-
-    def test_wrong_types_in_both_stages(self, project: Project) -> None:
-        sft, first, _ = write_all(project)
-        Path("bare.yaml").write_text("seed: 1")
-        assert problems_of([sft, first, "bare.yaml"], "learning_rate=fast") == [
-            "bare.yaml: `stage` is missing, but `run` plays the stages tpaw, sft, dpo. Train others with "
-            "`llamafactory-cli train bare.yaml`.",
-            "sft.yaml: `learning_rate: fast` is wrong: invalid float value: 'fast'. Correct it.",
-            "iter0.yaml: `learning_rate: fast` is wrong: invalid float value: 'fast'. Correct it.",
-        ]
 
     def test_problems_of_keys_and_of_files_come_together(self, project: Project) -> None:
         project.model = Path("saves/full/sft")
@@ -133,12 +118,6 @@ class TestReading:
         assert problems_of([first, "again.yaml"]) == [
             "again.yaml: `output_dir: saves/play_iter0` is that of iter0.yaml, too. Give each run its own folder."
         ]
-
-    def test_finished_run_with_other_settings(self, project: Project) -> None:
-        project.write("iter0.yaml", finish(project))
-        read_items(["iter0.yaml"], [])
-        (problem,) = problems_of(["iter0.yaml"], "tpaw_eta=3.0")
-        assert "iter0.yaml: `output_dir: saves/play_iter0` holds a run that was finished with other" in problem
 
 
 def shift(project: Project, **changes: Any) -> list[str]:
@@ -219,72 +198,58 @@ class TestStageSft:
         assert is_finished(stopping) == ("3" in state)
 
 
-class World:
-    """Fake processes and what they leave behind."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.finished: set[str] = set()  # names of output folders
-        self.codes: dict[str, int] = {}  # by output folder; what its process ends with, -1 for well without a result
-        self.handed: list[dict[str, Any]] = []
-        monkeypatch.setattr(loop, "is_finished", self.is_finished)
-        monkeypatch.setattr(loop, "run_child", self.run_child)
-
-    def is_finished(self, item: Item) -> bool:
-        return item.folder.name in self.finished
-
-    def run_child(self, command: list[str], patience_s: float) -> int:
-        assert patience_s >= 600, "a checkpoint of a large model is saved when it is asked to end"
-        assert command[:-1] == [sys.executable, "-m", "llamafactory_tpaw", "train"]
-        self.handed.append(read_given([command[-1]]))
-        name = Path(self.handed[-1]["output_dir"]).name
-        code = self.codes.get(name, 0)
-        if code == 0:
-            self.finished.add(name)
-        return max(code, 0)
-
-
 def item(name: str, **given: Any) -> Item:
     settings = {"stage": "tpaw", "tpaw_iteration": 0, "output_dir": f"saves/{name}"}
     return Item(f"{name}.yaml", settings | given)
 
 
-class TestPlay:
-    @pytest.fixture
-    def world(self, monkeypatch: pytest.MonkeyPatch) -> World:
-        return World(monkeypatch)
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What processes are handed; each ends with the code that `seed` says, -1 for 0 without a result."""
+    handed: list[dict[str, Any]] = []
 
-    def test_each_is_played_in_order_in_a_process_that_is_handed_its_settings(self, world: World) -> None:
-        skipped = item("b")._replace(finished=True)
-        items = skipped, item("a", tpaw_eta=2), item("c", overwrite_output_dir=True)
-        told: list[str] = []
-        assert loop.play(items, told.append) == 0
-        assert [handed.pop(HANDED)["run_file"] for handed in world.handed] == ["a.yaml", "c.yaml"]
-        assert world.handed == [items[1].given, items[2].given]
-        assert told == [
-            "[1/3] b.yaml: skipped: saves/b holds theta_1.",
-            "[2/3] a.yaml: makes theta_1.",
-            "[2/3] a.yaml: finished after 0:00:00: saves/a holds theta_1.",
-            "[3/3] c.yaml: makes theta_1.",
-            "[3/3] c.yaml: finished after 0:00:00: saves/c holds theta_1.",
-        ]
+    def run_child(command: list[str], patience_s: float) -> int:
+        assert patience_s >= 600, "a checkpoint of a large model is saved when it is asked to end"
+        assert command[:-1] == [sys.executable, "-m", "llamafactory_tpaw", "train"]
+        handed.append(read_given([command[-1]]))
+        return max(handed[-1].get("seed", 0), 0)
 
-    @pytest.mark.parametrize("code", [1, 3, 137])
-    def test_failure_stops_the_rest_with_its_code(self, world: World, code: int) -> None:
-        world.codes = {"b": code}
-        told: list[str] = []
-        assert loop.play([item("a"), item("b"), item("c")], told.append) == code
-        assert len(world.handed) == 2
-        assert f"[2/3] b.yaml: failed with exit code {code} after" in told[-1]
+    def is_finished(item: Item) -> bool:
+        return any(each["output_dir"] == item.given["output_dir"] and not each.get("seed") for each in handed)
 
-    def test_what_was_finished_before_another_is_played_is_left_to_its_own_process(self, world: World) -> None:
-        sft = Item("sft.yaml", {"stage": "sft", "output_dir": "saves/sft"}, finished=True)
-        assert loop.play([item("a"), item("b")._replace(finished=True), sft], str) == 0
-        assert [Path(handed["output_dir"]).name for handed in world.handed] == ["a", "b"]
+    monkeypatch.setattr(loop, "run_child", run_child)
+    monkeypatch.setattr(loop, "is_finished", is_finished)
+    return handed
 
-    def test_a_process_that_leaves_no_result(self, world: World) -> None:
-        world.codes = {"b": -1}
-        with pytest.raises(DataError, match=r"b\.yaml: Its process .* saves/b holds no finished result"):
-            loop.play([item("b")], str)
+
+def test_each_is_played_in_order_in_a_process_that_is_handed_its_settings(handed: list[dict[str, Any]]) -> None:
+    items = item("b")._replace(finished=True), item("a", tpaw_eta=2), item("c", overwrite_output_dir=True)
+    told: list[str] = []
+    assert loop.play(items, told.append) == 0
+    assert [each.pop(HANDED)["run_file"] for each in handed] == ["a.yaml", "c.yaml"]
+    assert handed == [items[1].given, items[2].given]
+    assert told == [
+        "[1/3] b.yaml: skipped: saves/b holds theta_1.",
+        "[2/3] a.yaml: makes theta_1.",
+        "[2/3] a.yaml: finished after 0:00:00: saves/a holds theta_1.",
+        "[3/3] c.yaml: makes theta_1.",
+        "[3/3] c.yaml: finished after 0:00:00: saves/c holds theta_1.",
+    ]
+
+
+def test_failure_stops_the_rest_with_its_code(handed: list[dict[str, Any]]) -> None:
+    told: list[str] = []
+    assert loop.play([item("a"), item("b", seed=137), item("c")], told.append) == 137
+    assert len(handed) == 2
+    assert "[2/3] b.yaml: failed with exit code 137 after" in told[-1]
+    with pytest.raises(DataError, match=r"b\.yaml: Its process .* saves/b holds no finished result"):
+        loop.play([item("b", seed=-1)], str)
+
+
+def test_what_was_finished_before_another_is_played_is_left_to_its_own_process(handed: list[dict[str, Any]]) -> None:
+    sft = Item("sft.yaml", {"stage": "sft", "output_dir": "saves/sft"}, finished=True)
+    assert loop.play([item("a"), item("b")._replace(finished=True), sft], str) == 0
+    assert [Path(each["output_dir"]).name for each in handed] == ["a", "b"]
 
 
 LIGHT = """

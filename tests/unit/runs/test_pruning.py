@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llamafactory_tpaw import cli
 from llamafactory_tpaw.arguments.recorded import recorded_settings
 from llamafactory_tpaw.data.files import locked
 from llamafactory_tpaw.runs import pruning
@@ -81,7 +82,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run(tmp_path)
 
 
-def test_theta_0_the_team_and_the_result_stay(run: Run) -> None:
+def test_theta_0_the_team_and_the_result_stay(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.prune()
     assert run.whole == [0, 3, 4, 5]
     for theta in (1, 2):
@@ -89,6 +90,8 @@ def test_theta_0_the_team_and_the_result_stay(run: Run) -> None:
         assert left == {"tpaw.json", "trainer_state.json", "config.json", PRUNED}
     assert json.loads((run.folders[1] / PRUNED).read_text())["by"] == "../iter4"
     assert [theta for theta in (3, 4, 5) if (run.folders[theta] / "checkpoint-4").exists()] == [5]
+    assert cli.main(["lineage", "saves/iter4"]) == 0
+    assert capsys.readouterr().out.count("pruned") == 2
 
 
 def test_of_tspin_theta_t_alone_is_needed(run: Run) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.lf.given import read_given
-from llamafactory_tpaw.runs.run_files import next_settings, own_round, path_of, render, split_numbered, write_project
+from llamafactory_tpaw.runs.run_files import next_settings, own_round, path_of, render, split_numbered
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -154,24 +154,3 @@ def test_adapters_and_other_sets_stay_and_old_rounds_go() -> None:
 def test_what_cannot_be_counted_on_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         next_settings(TINY[1] | change)
-
-
-def test_writing_keeps_what_is_there(tmp_path: Path) -> None:
-    """What is there stays; other content needs `force`, which removes the family's older files."""
-    (tmp_path / "data").mkdir()
-    info = tmp_path / "data" / "dataset_info.json"
-    info.write_text('{"mine": {"file_name": "a.json"}}\n')
-    place = (tmp_path, "data")
-    first, second = "yaml/a_tpaw_iter0.yaml", "yaml/a_tpaw_iter1.yaml"
-    both = {first: "x: 1\n", second: "x: 2\n"}
-    done = write_project(*place, both, {"new": {"file_name": "b.json"}}, "a", force=False)
-    assert done == {first: "new", second: "new", "data/dataset_info.json": "new"}
-    assert json.loads(info.read_text()) == {"mine": {"file_name": "a.json"}, "new": {"file_name": "b.json"}}
-    assert write_project(*place, both, {}, "a", force=False) == dict.fromkeys(both, "as it was")
-    (tmp_path / "yaml" / "a_b_tpaw_iter0.yaml").write_text("another family")
-    with pytest.raises(ConfigError, match=r"a_tpaw_iter0\.yaml, entry `new` of .* would be overwritten"):
-        write_project(*place, {first: "x: 3\n"}, {"new": {}}, "a", force=False)
-    assert (tmp_path / first).read_text() == "x: 1\n"
-    done = write_project(*place, {first: "x: 3\n"}, {}, "a", force=True)
-    assert done == {first: "overwritten", second: "removed: no longer part of the family"}
-    assert {path.name for path in (tmp_path / "yaml").iterdir()} == {"a_tpaw_iter0.yaml", "a_b_tpaw_iter0.yaml"}

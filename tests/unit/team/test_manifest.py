@@ -12,12 +12,9 @@ import torch
 
 from llamafactory_tpaw.team import manifest
 from llamafactory_tpaw.team.manifest import (
-    MANIFEST,
     Manifest,
     moved_manifest,
-    read_manifest,
     relative_path,
-    write_manifest,
 )
 
 
@@ -35,15 +32,6 @@ def make_manifest(**changes: Any) -> Manifest:
         "result": {"name": "theta_1", "fingerprint": "fp1"},
     }
     return Manifest(**values | changes)
-
-
-def test_round_trip(tmp_path: Path) -> None:
-    manifest = make_manifest(iteration=2)
-    write_manifest(tmp_path / "new" / "folder", manifest)
-    assert read_manifest(tmp_path / "new" / "folder") == manifest
-    assert manifest.produces == 3
-    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [MANIFEST]
-    assert read_manifest(tmp_path) is read_manifest(tmp_path / "none") is None
 
 
 def test_versions_are_those_of_what_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:

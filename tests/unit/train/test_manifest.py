@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint on the way says of itself, and how the time of an interrupted training adds up."""
+"""How time and scoring of an interrupted training add up."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from llamafactory_tpaw.errors import DataError
 from llamafactory_tpaw.team.manifest import Manifest, read_manifest, write_manifest
 from llamafactory_tpaw.train import manifest as written
-from llamafactory_tpaw.train.manifest import CheckpointManifests, check_earlier_work
+from llamafactory_tpaw.train.manifest import CheckpointManifests
 from tests.unit.team.test_manifest import make_manifest
 
 
@@ -50,16 +49,6 @@ def save(manifest: Manifest, output: Path, clock: Clock, *steps: int) -> None:
         callback.on_save(arguments, SimpleNamespace(global_step=step, is_world_process_zero=True), None)
 
 
-def test_checkpoints_say_where_they_come_from(tmp_path: Path, clock: Clock) -> None:
-    (tmp_path / "sft").mkdir()
-    save(begun(), tmp_path / "iter0", clock, 5, 10)
-    first, second = (read_manifest(tmp_path / "iter0" / f"checkpoint-{step}") for step in (5, 10))
-    assert (first.status, first.step, first.produces) == ("checkpoint", 5, 1)
-    assert first.policy["path"] == "../../sft"
-    assert [manifest.seconds["train"] for manifest in (first, second)] == [10.0, 20.0]
-    assert first.finished
-
-
 def test_time_and_scoring_before_an_interruption_add_up(tmp_path: Path, clock: Clock) -> None:
     output, earlier = tmp_path / "iter0", begun(started="2026-01-01T00:00:00Z")
     write_manifest(output, earlier)
@@ -71,18 +60,3 @@ def test_time_and_scoring_before_an_interruption_add_up(tmp_path: Path, clock: C
     assert resumed.seconds == {"generate": 2.0, "score": 3.5, "train": 10.0}
     save(resumed, output, clock, 10)
     assert read_manifest(output / "checkpoint-10").seconds["train"] == 20.0
-
-
-def test_triplets_are_compared_by_what_they_are(tmp_path: Path) -> None:
-    """Neither a place nor what older versions did not record makes other triplets of them."""
-    recorded = {"entry": "d0", "iteration": 0, "rows": 16, "digest": "a" * 64, "generator": "f" * 64, "foreign": False}
-    setup = SimpleNamespace(sources=[recorded | {"samples": 1, "path": "../moved/d0.jsonl", "meta": "m"}])
-    run = SimpleNamespace(
-        training=SimpleNamespace(do_train=True, resume_from_checkpoint="x", output_dir=str(tmp_path))
-    )
-    for old in (recorded, recorded | {"path": "../data/d0.jsonl", "meta": "n"}):
-        write_manifest(tmp_path, begun(triplets=[old]))
-        check_earlier_work(run, setup)
-    write_manifest(tmp_path, begun(triplets=[recorded | {"digest": "b" * 64}]))
-    with pytest.raises(DataError, match="its triplets changed since it was begun: d0 bbbbbbbbbbbb then and d0 aaaaaa"):
-        check_earlier_work(run, setup)

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,41 +71,17 @@ def test_deepspeed_does_not_round_log_probs_to_the_model_s_dtype() -> None:
     assert prepared["player_target_logps"].item() == -301.25
 
 
-class Processes:
-    """What accelerate does between processes, here threads."""
-
-    def __init__(self, count: int) -> None:
-        self.values: list[Any] = [None] * count
-        self.barrier = Barrier(count, timeout=60)
-
-    def accelerator(self, rank: int) -> SimpleNamespace:
-        def gather(value: Tensor) -> Tensor:
-            self.values[rank] = value
-            self.barrier.wait()
-            gathered = torch.cat(self.values)
-            self.barrier.wait()
-            return gathered
-
-        return SimpleNamespace(gather=gather, reduce=lambda value, reduction: gather(value[None]).sum(0))
-
-
-class Policy(nn.Module):
-    """Log-probs of numbered responses are a product with these weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([0.5, -1.0]))
-
-
-def iris_trainer(accelerator: SimpleNamespace, processes: int) -> TpawTrainer:
-    trainer = object.__new__(TpawTrainer)
+def collect(accelerator: SimpleNamespace, processes: int, batches: list[Any]) -> tuple[TpawTrainer, Tensor]:
+    """A process whose policy's log-probs are linear in the features, when it has its batches of a step."""
+    policy, trainer = nn.Linear(2, 1, bias=False), object.__new__(TpawTrainer)
+    policy.weight.data = torch.tensor([[0.5, -1.0]])
     keys = {"tpaw_objective": "iris", "tpaw_reward_scale": 1.0, "tpaw_renyi_alpha": 0.5}
     vars(trainer).update(
         accelerator=accelerator,
         args=SimpleNamespace(world_size=processes, device=torch.device("cpu")),
         compute_loss_context_manager=contextlib.nullcontext,
         finetuning_args=SimpleNamespace(**keys),
-        model_wrapped=Policy(),
+        model_wrapped=policy,
         online_team=None,
         optimizer=SimpleNamespace(train=lambda: None),
         player_names=["theta_0"],
@@ -118,7 +92,7 @@ def iris_trainer(accelerator: SimpleNamespace, processes: int) -> TpawTrainer:
         _get_num_items_in_batch=lambda batches, device: None,
         _prepare_inputs=lambda batch: batch,
     )
-    return trainer
+    return trainer, trainer.get_batch_samples(iter(batches), len(batches), torch.device("cpu"))[1]
 
 
 def batch_of(triplets: list[int], *, padding: bool = False) -> dict[str, Tensor]:
@@ -134,21 +108,20 @@ def batch_of(triplets: list[int], *, padding: bool = False) -> dict[str, Tensor]
 
 def one_step(batches: list[list[dict[str, Tensor]]]) -> tuple[float, Tensor]:
     """Loss and gradient of an optimizer step whose batches each process has, averaged as DDP does."""
-    shared = Processes(len(batches))
-
-    def process(rank: int) -> tuple[float, Tensor]:
-        trainer = iris_trainer(shared.accelerator(rank), len(batches))
-        own, count = trainer.get_batch_samples(iter(batches[rank]), len(batches[rank]), torch.device("cpu"))
-        policy, logged = trainer.model_wrapped.train(), 0.0
+    sums: list[Tensor] = []
+    each = SimpleNamespace(gather=lambda value: sums.append(value) or value, reduce=lambda value, reduction: value)
+    counts = [collect(each, len(batches), own)[1] for own in batches]
+    joined = SimpleNamespace(gather=lambda value: torch.cat(sums), reduce=lambda value, reduction: sum(counts))
+    loss, gradient = 0.0, torch.zeros(1, 2)
+    for own in batches:
+        trainer, count = collect(joined, len(batches), own)
+        policy = trainer.model_wrapped.train()
         for inputs in own:
-            loss = trainer.compute_loss(policy, inputs, num_items_in_batch=count)
-            loss.backward()
-            logged += loss.item()
-        return logged, policy.weight.grad
-
-    with ThreadPoolExecutor(len(batches)) as pool:
-        losses, gradients = zip(*pool.map(process, range(len(batches))), strict=True)
-    return sum(losses) / len(losses), torch.stack(gradients).mean(0)
+            part = trainer.compute_loss(policy, inputs, num_items_in_batch=count)
+            part.backward()
+            loss += part.item() / len(batches)
+        gradient += policy.weight.grad / len(batches)
+    return loss, gradient
 
 
 @pytest.mark.parametrize(
@@ -168,7 +141,7 @@ def test_iris_is_normalised_over_all_batches_and_processes_of_a_step(
         trainer_module,
         "response_logps",
         lambda model, inputs, head: SequenceLogps(
-            inputs["features"] @ model.weight, torch.ones(len(inputs["features"]))
+            model(inputs["features"])[:, 0], torch.ones(len(inputs["features"]))
         ),
     )
     loss, gradient = one_step([[batch_of([0, 1, 2, 3, 4])]])
