@@ -89,17 +89,6 @@ def test_every_problem_at_once(project: runs.Project) -> None:
     assert all((found["memory"], found["disk"], found["time"]))
 
 
-def test_settings_come_first(project: runs.Project) -> None:
-    found = check({"stage": "dpo"})
-    assert found["exit_code"] == 2
-    (problem,) = messages(found)
-    assert problem.startswith("error: `stage: dpo` is not `tpaw`, but `llamafactory-tpaw check` is for an iteration")
-    found = check(project.settings(2, tpaw_eta=0, tpaw_gama=1, temperature=None))
-    assert (found["exit_code"], len(found["findings"]), found["memory"]) == (2, 3, {})
-    found = check(project.settings(2, do_train=False))
-    assert messages(found)[0].startswith("error: Neither `do_train` nor `do_eval` is true")
-
-
 def test_what_may_go_wrong_and_what_training_would_refuse(project: runs.Project) -> None:
     found = check(project.settings(0, run="other", template="empty", cutoff_len=4096, max_new_tokens=4))
     limits, lengths = [text for text in messages(found) if text.startswith("warning: `")][1:]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,8 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw import cli
-from llamafactory_tpaw.errors import TpawError
 from llamafactory_tpaw.runs import launcher
 from tests.runs import Project, Result
-from tests.unit.team.checkpoints import flip
 
 
 pytestmark = pytest.mark.integration
@@ -79,37 +76,3 @@ def test_it_verifies_and_continues(moved: Project, train_here: Train, capsys: py
     code, output, errors = verified(capsys)
     assert (code, errors) == (0, "")
     assert "theta_4 <- theta_3  saves/play_iter3" in output
-
-
-def refusal(project: Project) -> str:
-    """Start iteration 2 up to where its models would be loaded."""
-    from llamafactory_tpaw.arguments.parsed import parse_single_process
-    from llamafactory_tpaw.runs.plan import make_plan
-    from llamafactory_tpaw.train.setup import load_setup
-
-    given = settings(project, 2, output_dir="saves/again")
-    try:
-        make_plan(given)
-        load_setup(parse_single_process(given))
-    except TpawError as error:
-        return str(error)
-    return ""
-
-
-def test_a_changed_byte_is_refused_by_name(moved: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(moved) == ""
-    weights = Path("saves/play_iter0/model.safetensors")
-    flip(weights, -1)
-    assert "theta_1 (saves/play_iter0) has fingerprint" in refusal(moved)
-    flip(weights, -1)
-    assert refusal(moved) == ""
-
-    stat = weights.stat()
-    flip(weights, -1)
-    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert refusal(moved) == "", "neither size nor time shows it"
-    code, output, errors = verified(capsys)
-    assert (code, len(errors.splitlines())) == (3, 1)
-    assert "changed  theta_1  saves/play_iter0: model.safetensors\n" in output
-    assert errors.startswith("llamafactory-tpaw: error: theta_1 (saves/play_iter0): model.safetensors was changed")
-    assert "theta_1 (saves/play_iter0) has fingerprint" in refusal(moved), "what was found is kept"

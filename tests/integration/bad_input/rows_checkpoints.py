@@ -78,8 +78,6 @@ ROWS = [
         "tpaw_players": "saves/sft,saves/play_iter1,saves/play_iter0"}),
     Row("a model that is not the last player", None, 1, {"tpaw_players": "saves/play_iter0,saves/sft"}),
     Row("too few players", None, 2, {"tpaw_players": "saves/play_iter1"}),
-    Row("too many players", None, 1, {"model_name_or_path": "saves/play_iter1",
-        "tpaw_players": "saves/sft,saves/play_iter0,saves/play_iter1"}),
     Row("a player named twice", None, 1, {"tpaw_players": "saves/play_iter0,./saves/play_iter0"}),
     Row("a player of another run", other_model, 1, {"tpaw_players": f"{OTHER},saves/play_iter0"}),
     # Their tokenizers.

@@ -31,17 +31,6 @@ def found(state: str) -> list[tuple[str, str, str]]:
     return [(check.name, check.path, check.what) for check in checks() if check.state == state]
 
 
-def test_a_whole_run() -> None:
-    names = [(check.state, check.name, check.what) for check in checks()]
-    files = ["config.json", "model.safetensors", "tokenizer.json"]
-    assert names == [
-        *(("ok", "theta_0", name) for name in files),
-        *(("ok", f"theta_{theta}", name) for theta in (1, 2) for name in [*files, "tpaw.json"]),
-        *(("ok", "theta_3", name) for name in files),
-        *(("ok", f"D_{index}", what) for index in range(3) for what in ("rows", "meta file")),
-    ]
-
-
 @pytest.mark.parametrize("theta", [0, 1, 3])
 def test_a_changed_byte_in_a_file_of_the_same_size_and_time(thetas: list[Path], theta: int) -> None:
     weights = thetas[theta] / "model.safetensors"

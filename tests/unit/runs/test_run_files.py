@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import HfArgumentParser
 
+from llamafactory_tpaw.arguments.start import Start
+from llamafactory_tpaw.data.rounds import list_opponents
 from llamafactory_tpaw.errors import ConfigError
+from llamafactory_tpaw.lf import facade
 from llamafactory_tpaw.lf.given import read_given
+from llamafactory_tpaw.runs.plan import key_problems
 from llamafactory_tpaw.runs.run_files import next_settings, own_round, path_of, render, split_numbered
+from llamafactory_tpaw.team.players import list_players
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,49 +27,24 @@ FILES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in
 ITERATIONS = {name: split_numbered(name) for name in FILES if split_numbered(name)}
 TINY = [FILES[f"tiny_tpaw_iter{t}"] for t in range(3)]
 
-# Reads every run file as LlamaFactory does, up to the point where its checks would refuse a CPU. A process of its own,
-# so that the stage is there whatever was imported before.
-READ_ALL = """
-import json, sys
-from llamafactory_tpaw.hook import start
-start.install()
-from llamafactory.data.parser import get_dataset_list
-from llamafactory.hparams.parser import _TRAIN_ARGS
-from llamafactory_tpaw.arguments.start import Start
-from llamafactory_tpaw.data.rounds import list_opponents
-from llamafactory_tpaw.lf.given import read_given
-from llamafactory_tpaw.runs.plan import key_problems
-from llamafactory_tpaw.team.players import list_players
-from transformers import HfArgumentParser
 
-results = {}
-for path in sys.argv[1:]:
-    keys = read_given([path])
+@pytest.mark.parametrize("name", FILES)
+def test_llamafactory_reads_the_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the point where its checks would refuse a CPU."""
+    monkeypatch.chdir(ROOT)
+    keys = read_given([f"yaml/{name}.yaml"])
+    assert keys == FILES[name], "OmegaConf and PyYAML read different values"
     here = {key: value for key, value in keys.items() if key != "deepspeed"} | {"bf16": False, "use_cpu": True}
-    model, data, training, finetuning, generating = HfArgumentParser(_TRAIN_ARGS).parse_dict(here)
-    problems = []
-    if finetuning.stage == "tpaw":
-        problems = key_problems(keys)
-        opponents = list_opponents(finetuning, data.dataset, "data")
-        thetas = [player.theta for player in list_players(finetuning, Start.of(keys))]
-        assert thetas == list(range(finetuning.tpaw_iteration + 1)), path
-        assert opponents.rounds[-1].iteration == finetuning.tpaw_iteration and not opponents.ignored, path
+    _, data, training, finetuning, _ = HfArgumentParser(facade.TRAIN_ARGS).parse_dict(here)
+    assert training.learning_rate == keys["learning_rate"] > 0
     names = [*data.dataset, *filter(None, [finetuning.tpaw_prompts, finetuning.tpaw_proto])]
-    assert len(get_dataset_list(names, "data")) == len(names)
-    results[path] = [keys, problems, training.learning_rate]
-json.dump(results, sys.stdout)
-"""
-
-
-def test_llamafactory_reads_the_files() -> None:
-    command = [sys.executable, "-c", READ_ALL, *map(str, PATHS)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    for path, (keys, problems, rate) in json.loads(done.stdout.splitlines()[-1]).items():
-        expected = FILES[Path(path).stem]
-        assert keys == expected, "OmegaConf and PyYAML read different values"
-        assert problems == []
-        assert rate == expected["learning_rate"] > 0
+    assert len(facade.get_dataset_list(names, "data")) == len(names)
+    if finetuning.stage == "tpaw":
+        assert key_problems(keys) == []
+        opponents = list_opponents(finetuning, data.dataset, "data")
+        assert (opponents.rounds[-1].iteration, opponents.ignored) == (finetuning.tpaw_iteration, [])
+        thetas = [player.theta for player in list_players(finetuning, Start.of(keys))]
+        assert thetas == [*range(finetuning.tpaw_iteration + 1)]
 
 
 @pytest.mark.parametrize("name", ITERATIONS)

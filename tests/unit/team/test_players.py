@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoints play, how they are spelled, and what is said of wrong ones."""
+"""Which checkpoints play, and how they are spelled; tests/integration/bad_input has the wrong ones."""
 
 from __future__ import annotations
 
-import itertools
-import json
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +16,7 @@ from llamafactory_tpaw.errors import ConfigError, DataError
 from llamafactory_tpaw.lf import facade
 from llamafactory_tpaw.team.manifest import write_manifest
 from llamafactory_tpaw.team.members import Member, check_parents
-from llamafactory_tpaw.team.players import Player, lineage_problems, list_players, player_problems
+from llamafactory_tpaw.team.players import Player, list_players, player_problems
 from tests.unit.team.checkpoints import make_tensors, save_adapter, save_single
 from tests.unit.team.test_manifest import make_manifest
 
@@ -81,61 +79,16 @@ def test_models_and_adapters_in_each_others_place(adapters: None) -> None:
     assert "m is a whole model, but an adapter is asked for" in adapter
 
 
-@pytest.fixture
-def thetas(tmp_path: Path) -> list[Player]:
-    """Whole checkpoints θ_0, θ_1, θ_2; their fingerprints are `fp0` and so on."""
-    players = [Player(theta, str(tmp_path / f"theta_{theta}")) for theta in range(3)]
-    for player in players:
-        save_single(Path(player.path), make_tensors())
-    for parent, child in itertools.pairwise(players):
-        policy = {"name": parent.name, "path": parent.path, "fingerprint": f"fp{parent.theta}"}
-        result = {"name": child.name, "fingerprint": f"fp{child.theta}"}
-        write_manifest(child.path, make_manifest(iteration=parent.theta, policy=policy, result=result))
-    return players
-
-
-def parents(players: list[Player], folders: list[Player], **fingerprints: str) -> list[str]:
-    members = [
-        Member(player, Path(folder.path), fingerprints.get(player.name, f"fp{player.theta}"))
-        for player, folder in zip(players, folders, strict=True)
-    ]
-    try:
-        check_parents(members)
-    except DataError as error:
-        return error.problems
-    return []
-
-
-def test_complete_players_in_order(thetas: list[Player]) -> None:
-    for players in (thetas, thetas[1:]):
-        assert player_problems(players) == parents(players, players) == []
-    for player in (thetas[0], thetas[2]):
-        (Path(player.path) / "model.safetensors").unlink()
-    first, last = player_problems(thetas)
-    assert first.startswith("theta_0 (`tpaw_players`): ")
-    assert last.startswith("theta_2 (`model_name_or_path`): ")
-    assert player_problems(thetas, {Path(thetas[0].path), Path(thetas[2].path)}) == [], "they are yet to be made"
-
-
-def test_a_checkpoint_on_the_way_may_play(thetas: list[Player]) -> None:
-    path = Path(thetas[1].path) / "tpaw.json"
-    content = json.loads(path.read_text())
-    # It has no recorded fingerprint, but its parent is checked.
-    path.write_text(json.dumps(content | {"status": "checkpoint", "step": 5, "result": {}}))
-    assert player_problems(thetas[:2]) == parents(thetas[:2], thetas[:2]) == []
-    assert len(parents(thetas[:2], thetas[:2], theta_0="other")) == 1
-
-
-def test_wrong_parents(thetas: list[Player]) -> None:
-    (problem,) = parents(thetas, thetas, theta_0="other")
-    assert f"theta_1 ({thetas[1].path}) was trained from a checkpoint with fingerprint fp0" in problem
-    assert f"`tpaw_players` has {thetas[0].path} with other as theta_0" in problem
-    hub = [Player(theta, f"org/theta_{theta}") for theta in range(3)]
-    (problem,) = parents(hub, thetas, theta_2="other")
-    assert "theta_2 (org/theta_2) has fingerprint other, but its tpaw.json says fp2" in problem
-    assert lineage_problems(hub[1], Path(thetas[1].path)) == []
-    (problem,) = lineage_problems(hub[1], Path(thetas[2].path))
-    assert "`tpaw_players` has org/theta_1 as theta_1, but its tpaw.json says that it is theta_2" in problem
+def test_a_checkpoint_on_the_way_may_play(tmp_path: Path) -> None:
+    """It has no recorded fingerprint, but its parent is checked."""
+    first, second = (Player(theta, str(save_single(tmp_path / f"theta_{theta}", make_tensors()))) for theta in (0, 1))
+    policy = {"name": "theta_0", "path": "../theta_0", "fingerprint": "fp0"}
+    write_manifest(second.path, make_manifest(status="checkpoint", step=5, policy=policy, result={}))
+    assert player_problems([first, second]) == []
+    newest = Member(second, Path(second.path), "fp1")
+    check_parents([Member(first, Path(first.path), "fp0"), newest])
+    with pytest.raises(DataError, match=r"theta_1 .* was trained from a checkpoint with fingerprint fp0"):
+        check_parents([Member(first, Path(first.path), "other"), newest])
 
 
 def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
