@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from llamafactory_tpaw.cli import main as command
 from llamafactory_tpaw.team.cache import sequence_key
 from llamafactory_tpaw.team.fingerprint import chain_fingerprints, fingerprint_checkpoint
+from tests.unit.team.checkpoints import save_sharded, save_single
 
 
 HERE = Path(__file__).resolve().parent
@@ -97,16 +98,9 @@ def fingerprints(root: Path) -> dict[str, Any]:
         "model.mask": torch.tensor([True, False, True]),
         "lm_head.weight": numbers(7, 4),
     }
-    for name in ("full", "sharded", "tied"):
-        write(root / name / "config.json", {"model_type": "qwen2", "tie_word_embeddings": name == "tied"})
-    save_file(whole, root / "full" / "model.safetensors", metadata={"format": "pt"})
-    save_file({name: whole[name] for name in whole if name != "lm_head.weight"}, root / "tied" / "model.safetensors")
-    names = sorted(whole, reverse=True)
-    shards = {f"model-{part + 1:05}-of-00003.safetensors": names[part::3] for part in range(3)}
-    for file, members in shards.items():
-        save_file({name: whole[name] for name in members}, root / "sharded" / file)
-    placed = {name: file for file, members in shards.items() for name in members}
-    write(root / "sharded" / "model.safetensors.index.json", {"weight_map": placed})
+    save_single(root / "full", whole)
+    save_sharded(root / "sharded", whole)
+    save_single(root / "tied", {name: whole[name] for name in whole if name != "lm_head.weight"})
     for name, alpha in (("adapter", 4), ("other_adapter", 8)):
         said = {"peft_type": "LORA", "r": 2, "lora_alpha": alpha, "target_modules": ["up_proj"], "bias": "none"}
         write(root / name / "adapter_config.json", said)

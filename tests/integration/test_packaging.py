@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "llamafactory_tpaw"
+PACKAGE, SWITCH = "llamafactory_tpaw", "LLAMAFACTORY_TPAW"
 STARTUP_FILES = ("llamafactory_tpaw.pth", "llamafactory_tpaw.start")
 SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "README.md", *STARTUP_FILES)
 LIGHT = ["llamafactory_tpaw", "llamafactory_tpaw._hook", "llamafactory_tpaw.hook", "llamafactory_tpaw.hook.start"]
@@ -33,28 +33,21 @@ class Environment:
 
     def __init__(self, folder: Path, tools: Path) -> None:
         venv.create(folder, with_pip=False)
-        self.scripts = folder / "bin"
-        self.python = self.scripts / "python"
-        kept = ("LLAMAFACTORY_TPAW", "PYTHONPATH", "VIRTUAL_ENV")
-        self.variables = {key: value for key, value in os.environ.items() if key not in kept}
-        self.tools = tools
+        self.scripts, self.tools = folder / "bin", tools
         (self.site,) = folder.rglob("site-packages")
 
-    def run(self, *arguments: str, **variables: str) -> str:
-        """Run the environment's python and return what it printed."""
-        done = subprocess.run(
-            [str(self.python), *arguments], capture_output=True, text=True, env=self.variables | variables
-        )
-        assert done.returncode == 0, done.stderr
+    def run(self, *arguments: str, program: str = "python", **variables: str) -> str:
+        """Run a program of the environment and return what it printed."""
+        kept = {key: value for key, value in os.environ.items() if key not in (SWITCH, "PYTHONPATH", "VIRTUAL_ENV")}
+        command = [str(self.scripts / program), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=kept | variables)
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
     def pip(self, *arguments: str) -> None:
         """Run pip on the environment, offline and with this interpreter's build tools."""
-        command = [sys.executable, "-m", "pip", "--python", str(self.python), "--no-input", *arguments]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=self.variables | {"PYTHONPATH": str(self.tools)}
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        options = ["-m", "pip", "--python", str(self.scripts / "python"), "--no-input"]
+        self.run(*options, *arguments, program=sys.executable, PYTHONPATH=str(self.tools))
 
     def install(self, *what: str) -> None:
         """Install without dependencies and without fetching build tools."""
@@ -130,8 +123,7 @@ def test_install(environment: Environment, source: Path, tmp_path: Path) -> None
     environment.install(str(tmp_path / done.stdout.split()[-1]))
     assert environment.run("-c", HOOK_IS_ACTIVE).split() == ["True", *LIGHT]
     assert environment.run("-c", HOOK_IS_ACTIVE, LLAMAFACTORY_TPAW="0").split()[0] == "False"
-    command = [str(environment.scripts / "llamafactory-tpaw"), "--version"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("llamafactory-tpaw ")
+    assert environment.run("--version", program="llamafactory-tpaw").startswith("llamafactory-tpaw ")
     assert package_files(environment.site) == expected
     check_uninstalls(environment)
 

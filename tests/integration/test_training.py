@@ -193,7 +193,7 @@ def triplets(project: Project) -> list[Triplet]:
 
 
 def test_the_loss_is_the_mean_over_triplets(project: Project, triplets: list[Triplet], train_here: Train) -> None:
-    """Grouped or not, in large batches with parts of groups or small; each sequence is scored once, equal ones together."""
+    """Grouped or not, in batches with parts of groups or of one; each sequence is scored once, equal ones together."""
     assert len(triplets) == PROMPTS * SAMPLES - 1
     saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_only_model": True}
     logged, manifests, ends = {}, {}, {}

@@ -112,15 +112,6 @@ def test_places_without_lineage(thetas: list[Path]) -> None:
         trace([Path("saves/iter0")])
 
 
-def test_as_data(thetas: list[Path]) -> None:
-    change_json(Path("saves/iter2/tpaw.json"), versions={"torch": "3"})
-    content = json.loads(json.dumps(trace([Path("saves")]).as_json()))
-    newest = next(node for node in content["checkpoints"] if node["name"] == "theta_3")
-    assert newest["changed_settings"] == ["`learning_rate` was 0.001 and is 0.0005", "`torch` was None and is 3"]
-    keys = {node["key"] for kind in ("checkpoints", "triplets") for node in content[kind]}
-    assert {edge[end] for edge in content["edges"] for end in ("from", "to")} == keys
-
-
 def test_the_tree(thetas: list[Path]) -> None:
     """A chain stays on one level, branches get their own; what is known of a node stands below its title."""
     lines = text(trace([Path("saves")]))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
+from llamafactory_tpaw.arguments.parsed import RunArguments
 from llamafactory_tpaw.errors import DataError, Findings
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
@@ -27,7 +28,8 @@ from llamafactory_tpaw.team.members import (
     opponent_fingerprint,
 )
 from llamafactory_tpaw.team.players import Player
-from tests import tiny
+from tests import encoders, tiny
+from tests.runs import Project
 from tests.unit.team.checkpoints import save_single, write_config
 from tests.unit.team.test_manifest import make_manifest
 
@@ -47,24 +49,10 @@ def thetas(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def run_of(thetas: None) -> Callable[..., RunArguments]:
-    def parse(**changes: Any) -> RunArguments:
-        given = {
-            "stage": "tpaw",
-            "do_train": True,
-            "model_name_or_path": "theta_1",
-            "tpaw_players": ["theta_0", "theta_1"],
-            "tpaw_iteration": 1,
-            "tpaw_cache_dir": "cache",
-            "finetuning_type": "full",
-            "dataset": "d",
-            "template": "qwen",
-            "output_dir": "out",
-            "use_cpu": True,
-        }
-        return parse_single_process(given | changes)
-
-    return parse
+def run_of(thetas: None, tmp_path: Path) -> Callable[..., RunArguments]:
+    """Parse the settings of iteration 1 with changes."""
+    given = {"model_name_or_path": "theta_1", "tpaw_players": "theta_0,theta_1", "tpaw_cache_dir": "cache"}
+    return functools.partial(encoders.parse, Project(tmp_path, Path("theta_0")), 1, **given)
 
 
 def test_team_and_policy(run_of: Callable[..., RunArguments]) -> None:
