@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that older code left goes on: nothing is generated, scored or trained twice.
+"""A run that older code left, in another folder, verifies and goes on: nothing is made, scored or trained twice.
 
 `old_run/run.tar.gz` was made once, before the package was rebuilt, and stays as it is: iteration 0 finished, and
 `llamafactory-cli train iter1.yaml` killed with all its processes (`kill -9`) after its first checkpoint, at step 6.
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from llamafactory_tpaw.runs.loop import read_items
 from tests.gate import values
-from tests.gate.matching import golden, match
+from tests.gate.test_golden import golden, match
 from tests.gate.values import read
 
 
@@ -38,6 +39,7 @@ def digests() -> dict[str, str]:
 def test_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values.unpack(tmp_path)
     monkeypatch.chdir(tmp_path)
+    values.run("lineage", "saves", "--verify")
     before, begun, state = digests(), read(OUTPUT / "tpaw.json"), read(STATE)
     assert (begun["status"], state["global_step"], len(before)) == ("training", 6, 22)
     state["log_history"][0]["loss"] = MARK  # a training that began again would log its first step again
@@ -58,4 +60,6 @@ def test_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     match(later, expected["log"][1:-1])
     match(values.weights(OUTPUT), expected["weights"])
 
-    values.run("check", "iter2.yaml")
+    for command in (["check", "iter2.yaml"], ["lineage", "saves", "--verify"]):
+        values.run(*command)
+    assert [item.finished for item in read_items(["iter0.yaml", "iter1.yaml"], [])] == [True, True]

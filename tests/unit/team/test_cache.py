@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log-prob cache: keys, round trips, several writers, and every check of what is on disk."""
+"""The log-prob cache: keys, round trips, several writers, checks of what is on disk, and the batches that fill it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
+from llamafactory_tpaw.data.layout import Layout, is_shared, lay_out
 from llamafactory_tpaw.errors import CacheError
 from llamafactory_tpaw.team.cache import LogpCache, sequence_key
+from llamafactory_tpaw.team.scorer import plan_score_batches
 
 
 NUMERICS = {"player": "a" * 64, "dtype": "float32", "schema": 1, "autocast": None}
@@ -150,3 +152,25 @@ def test_impossible_content_is_refused_even_with_the_right_name(tmp_path: Path) 
         with pytest.raises(CacheError, match=rf"{part.name} is damaged: {said}"):
             opened(tmp_path)
         part.unlink()
+
+
+@pytest.mark.parametrize("sharing", ["never", "cheaper", "always"])
+@pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
+def test_every_sequence_is_scored_once_under_its_own_key(sharing: str, batch_tokens: int) -> None:
+    """Each prompt has one to four responses, of lengths that vary."""
+    rng, todo = np.random.default_rng(0), {}
+    for number in range(12):
+        prompt = np.full(5 + number, number, dtype=np.int32)
+        for _ in range(1 + number % 4):
+            response = rng.integers(0, 99, size=rng.integers(1, 20), dtype=np.int32)
+            todo[sequence_key(prompt, response)] = prompt, response
+    seen = []
+    for batch in plan_score_batches(todo, batch_tokens, Layout(sharing=sharing)):
+        for row, keys in batch:
+            for key, response in zip(keys, row.responses, strict=True):
+                assert sequence_key(row.prompt, response) == key
+                seen.append(key)
+        laid_out = lay_out([row for row, _ in batch], pad_token_id=0)
+        assert len(batch) == 1 or laid_out["input_ids"].numel() <= batch_tokens
+        assert len({is_shared([row]) for row, _ in batch}) == 1
+    assert sorted(seen) == sorted(todo)

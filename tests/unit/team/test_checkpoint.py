@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from llamafactory_tpaw.arguments.start import is_adapter
 from llamafactory_tpaw.team.checkpoint import (
     check_checkpoint_complete,
     find_resume_point,
-    read_tensors,
-    weight_dtype,
 )
 
 from .checkpoints import make_tensors, save_adapter, save_sharded, save_single
@@ -31,15 +28,6 @@ STATES = {
     "FSDP": ("optimizer.bin", "scheduler.pt"),
     "FSDP in shards": ("optimizer_0/.metadata", "scheduler.pt"),
 }
-
-
-@pytest.mark.parametrize("save", [save_single, save_sharded])
-def test_a_whole_checkpoint(tmp_path: Path, save: Callable) -> None:
-    folder = save(tmp_path / "a", make_tensors())
-    assert check_checkpoint_complete(folder) == []
-    shapes = {tensor.name: tuple(tensor.shape) for tensor in read_tensors(folder)}
-    assert shapes == {name: tuple(tensor.shape) for name, tensor in make_tensors().items()}
-    assert weight_dtype(folder) == "F32"
 
 
 def test_weights_that_are_not_read(tmp_path: Path) -> None:

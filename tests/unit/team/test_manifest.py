@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tpaw.json`: written whole, read back, refused where it is damaged."""
+"""`tpaw.json`: versions and paths, and what a training that was interrupted adds to it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from llamafactory_tpaw.team import manifest
 from llamafactory_tpaw.team.manifest import (
     Manifest,
     moved_manifest,
+    read_manifest,
     relative_path,
 )
+from llamafactory_tpaw.train import manifest as written
 
 
 def make_manifest(**changes: Any) -> Manifest:
@@ -71,3 +74,29 @@ def test_moved_paths_lead_to_the_same_places(tmp_path: Path) -> None:
     assert (moved.policy["path"], moved.cache, moved.step) == ("../../sft", "../../.tpaw_cache", 5)
     assert [source["opponent"] for source in moved.triplets] == ["../../weak", "served"]
     assert manifest.policy["path"] == "../sft"
+
+
+COUNTS = {"scored_blocks": 2, "scored_sequences": 32, "scored_tokens": 900}
+
+
+def test_time_and_scoring_before_an_interruption_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begun(day: int, score: float) -> Manifest:
+        seconds, started = {"generate": 2.0, "score": score}, f"2026-01-0{day}T00:00:00Z"
+        return make_manifest(status="training", result={}, counts=dict(COUNTS), seconds=seconds, started=started)
+
+    def train(manifest: Manifest, step: int) -> Manifest:
+        """Save a checkpoint 10 s after the beginning, by a clock that nothing else moves."""
+        monkeypatch.setattr(written, "time", SimpleNamespace(monotonic=iter([100.0, 100.0, 110.0]).__next__))
+        callback, folder = written.CheckpointManifests(manifest), tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        callback.on_train_begin(None, None, None)
+        state = SimpleNamespace(global_step=step, is_world_process_zero=True)
+        callback.on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+        return read_manifest(folder)
+
+    earlier, resumed = begun(1, 3.0), begun(2, 0.5)
+    written.add_earlier_work(resumed, earlier, train(earlier, 5))
+    assert resumed.started == "2026-01-01T00:00:00Z"
+    assert resumed.counts == {name: 2 * count for name, count in COUNTS.items()}
+    assert resumed.seconds == {"generate": 2.0, "score": 3.5, "train": 10.0}
+    assert train(resumed, 10).seconds["train"] == 20.0

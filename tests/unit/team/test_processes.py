@@ -43,11 +43,8 @@ def first_then_others(processes: Processes, folder: Path) -> None:
     processes.meet()
     assert len(list(folder.glob("arrived_*"))) == processes.count
     assert processes.as_first([processes.rank, b"key"]) == [0, b"key"]
-
-
-def the_first_fails(processes: Processes, folder: Path) -> None:
     with pytest.raises(ValueError, match=f"{processes.rank} found it"), processes.first_on_node():
-        raise ValueError(f"{processes.rank} found it")
+        raise ValueError(f"{processes.rank} found it")  # which keeps no other one waiting
 
 
 def one_does_not_come(processes: Processes, folder: Path) -> None:
@@ -58,9 +55,8 @@ def one_does_not_come(processes: Processes, folder: Path) -> None:
         processes.meet()
 
 
-@pytest.mark.parametrize("work", [first_then_others, the_first_fails])
-def test_they_wait_for_each_other(tmp_path: Path, work: Callable[[Processes, Path], None]) -> None:
-    together(tmp_path, work)
+def test_they_wait_for_each_other(tmp_path: Path) -> None:
+    together(tmp_path, first_then_others)
 
 
 def test_one_that_does_not_come_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
