@@ -232,7 +232,7 @@ def project(tmp_path: Path, tiny_model: Path) -> Project:
 def test_two_iterations(project: Project, train_here: Train, kind: str) -> None:
     if kind == "8 bits":
         pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
-    model, first, second = str(project.model), "saves/play_iter0", "saves/play_iter1"
+    model, first = str(project.model), "saves/play_iter0"
     common = dict.fromkeys(("tpaw_prompts", "temperature", "top_p", "top_k", "max_new_tokens")) | KINDS[kind]
     given = [
         settings_of(project, 0, players=[], dataset="pairs0", **common),
@@ -247,6 +247,3 @@ def test_two_iterations(project: Project, train_here: Train, kind: str) -> None:
     rounding = ROUNDING.get(kind, 1e-5) * REWARD_SCALE * abs(history[0]["logps/target"])
     assert abs(history[0]["rewards/target/theta_1"]) <= rounding, "theta_1 is what is trained"
     assert abs(history[0]["rewards/target/theta_0"]) > 0.5 > 2 * rounding, "theta_0 is another one"
-    manifest = read_manifest(project.root / second)
-    assert manifest.players[1]["fingerprint"] == read_manifest(project.root / first).result["fingerprint"]
-    assert len({player["fingerprint"] for player in manifest.players}) == 2

@@ -15,6 +15,7 @@ from llamafactory_tpaw.errors import EnvironmentProblem
 from llamafactory_tpaw.runs.check import check
 from llamafactory_tpaw.runs.launcher import prepared
 from tests import runs, tiny
+from tests.unit.team.checkpoints import flip
 
 
 pytestmark = pytest.mark.integration
@@ -137,10 +138,8 @@ def test_model_finds_a_hidden_change(project: runs.Project) -> None:
     assert found["step_zero"]["reward"] == pytest.approx(0.0, abs=1e-5)
     assert sorted(found["step_zero"]["fingerprints"]) == ["theta_0", "theta_1", "theta_2"]
     path = Path("saves/play_iter1/model.safetensors")
-    stat, content = path.stat(), bytearray(path.read_bytes())
-    content[-1] ^= 1
-    with path.open("r+b") as stream:
-        stream.write(content)
+    stat = path.stat()
+    flip(path, -1)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert check(settings)["exit_code"] == 0
     found = check(settings, with_model=True)

@@ -26,7 +26,6 @@ ROWS = [
     Row("a run file that is a list", run_file="- stage: tpaw\n", overrides=("stage=tpaw",)),
     Row("a run file that is not YAML", run_file="stage: tpaw\ntpaw_players: [a\n"),
     Row("a run file that is not UTF-8", run_file="stage: tpaw\noutput_dir: saves/é\n".encode("latin-1")),
-    Row("an empty run file", run_file="\n", overrides=("stage=tpaw",)),
     Row("an override with dashes", overrides=("--tpaw_eta", "4")),
     Row("no dataset_info.json", lambda: Path(INFO).unlink()),
     Row("a dataset_info.json that is not JSON", lambda: cut(INFO)),

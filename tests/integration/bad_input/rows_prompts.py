@@ -38,8 +38,6 @@ ROWS = [
     with_rows("SFT rows without a response", [ADDITIONS[0], {"question": "Why?", "answer": None}, ADDITIONS[2],
         {"question": "How?", "answer": None}]),
     with_rows("an SFT row with a number for a response", [ADDITIONS[0], {"question": "Why?", "answer": 4}]),
-    with_rows("more bad SFT rows than allowed", [ADDITIONS[0], *[{"question": "Why?", "answer": ""}] * 3],
-        tpaw_max_bad_rows=2),
     with_rows("an SFT set without a usable row", [{"question": "Why?", "answer": ""}], tpaw_max_bad_rows=5),
     with_rows("an SFT prompt beyond `cutoff_len`", [*ADDITIONS[:3], {"question": "Why? " * 200, "answer": "So."}]),
     with_rows("an SFT set with `num_samples`", [ADDITIONS[0]], {"num_samples": 5}),

@@ -74,7 +74,6 @@ ROWS = [
     Row("half-done triplets with a broken row", generating=True,
         spoil=lambda: write(f"{triplets_of(0)}.partial", '{"iteration": 0, "gener\n{}\n')),
     # Meta files.
-    Row("a meta file that is gone", lambda: meta_of(0).unlink()),
     Row("two meta files that are gone", lambda: (meta_of(0).unlink(), meta_of(1).unlink()), 1),
     Row("a meta file that is cut", lambda: cut(meta_of(0))),
     Row("a meta file of another version", lambda: change_json(meta_of(0), schema=99)),

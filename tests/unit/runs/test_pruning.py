@@ -30,30 +30,27 @@ class Run:
     """θ_0 and five finished iterations with a team of two, in `saves/`."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.folders = [save_single(root / "saves" / "sft", make_tensors())]
+        self.root, self.folders = root, [save_single(root / "saves" / "sft", make_tensors())]
         for iteration in range(ITERATIONS):
-            folder = save_single(
-                root / "saves" / f"iter{iteration}", {"w": make_tensors()["model.embed.weight"] + iteration}
-            )
-            step = save_single(folder / "checkpoint-4", make_tensors())
-            (step / "optimizer.pt").write_bytes(b"state")
-            (folder / "trainer_state.json").write_text("{}")
-            self.folders.append(folder)
-            write_manifest(folder, self.manifest(iteration, folder))
+            weights = {"w": make_tensors()["model.embed.weight"] + iteration}
+            self.folders.append(save_single(root / "saves" / f"iter{iteration}", weights))
+            step = save_single(self.folders[-1] / "checkpoint-4", make_tensors())
+            for path in (step / "optimizer.pt", self.folders[-1] / "trainer_state.json"):
+                path.write_text("{}")
+        self.fingerprints = [fingerprint_checkpoint(folder, root / "cache") for folder in self.folders]
+        for iteration in range(ITERATIONS):
+            self.describe(iteration)
 
-    def manifest(self, iteration: int, folder: Path, **changes: Any) -> Any:
-        team = [
-            {"name": f"theta_{theta}", "path": f"../{self.folders[theta].name}", "fingerprint": self.print_of(theta)}
-            for theta in range(max(iteration - 1, 0), iteration + 1)
-        ]
-        result = {"name": f"theta_{iteration + 1}", "fingerprint": fingerprint_checkpoint(folder, self.root / "cache")}
+    def describe(self, iteration: int, **changes: Any) -> None:
+        """Write the `tpaw.json` of an iteration."""
+        team = []
+        for theta in range(max(iteration - 1, 0), iteration + 1):
+            path, fingerprint = f"../{self.folders[theta].name}", self.fingerprints[theta]
+            team.append({"name": f"theta_{theta}", "path": path, "fingerprint": fingerprint})
+        result = {"name": f"theta_{iteration + 1}", "fingerprint": self.fingerprints[iteration + 1]}
         settings = recorded_settings(self.settings(iteration) | REQUIRED)
         values = {"iteration": iteration, "policy": team[-1], "players": team, "result": result, "settings": settings}
-        return make_manifest(**values | changes)
-
-    def print_of(self, theta: int) -> str:
-        return fingerprint_checkpoint(self.folders[theta], self.root / "cache")
+        write_manifest(self.folders[iteration + 1], make_manifest(**values | changes))
 
     def settings(self, iteration: int, **changes: Any) -> dict[str, Any]:
         places = [f"saves/{folder.name}" for folder in self.folders[: iteration + 1]]
@@ -107,7 +104,7 @@ def test_nothing_goes_by_default_on_other_nodes_or_before_the_iteration_has_fini
         patch.setenv("NNODES", "2")
         patch.setenv("NODE_RANK", "1")
         run.prune()
-    write_manifest(run.folders[5], run.manifest(4, run.folders[5], status="training"))
+    run.describe(4, status="training")
     run.prune()
     assert run.whole == [0, 1, 2, 3, 4, 5]
     assert (run.folders[4] / "checkpoint-4").exists()
@@ -115,7 +112,7 @@ def test_nothing_goes_by_default_on_other_nodes_or_before_the_iteration_has_fini
 
 @pytest.mark.parametrize(("status", "how"), [("training", "policy"), ("finished", "players")])
 def test_what_another_run_names_stays(run: Run, status: str, how: str) -> None:
-    named = {"name": "theta_1", "path": "../iter0", "fingerprint": run.print_of(1)}
+    named = {"name": "theta_1", "path": "../iter0", "fingerprint": run.fingerprints[1]}
     other = {"policy": named} if how == "policy" else {"players": [named]}
     write_manifest(run.root / "saves" / "other", make_manifest(status=status, **other))
     run.prune()

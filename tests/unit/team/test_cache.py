@@ -17,6 +17,8 @@ from llamafactory_tpaw.errors import CacheError
 from llamafactory_tpaw.team.cache import LogpCache, sequence_key
 from llamafactory_tpaw.team.scorer import plan_score_batches
 
+from .checkpoints import flip
+
 
 NUMERICS = {"player": "a" * 64, "dtype": "float32", "schema": 1, "autocast": None}
 
@@ -133,9 +135,7 @@ def test_damaged_part_is_named_and_deleting_it_is_enough(tmp_path: Path) -> None
     part = next(cache.folder.glob("part-*"))
     cache.add([key_of(9)], [-9.0], [9])
     cache.flush()
-    content = bytearray(part.read_bytes())
-    content[-5] ^= 1
-    part.write_bytes(content)
+    flip(part, -5)
     with pytest.raises(CacheError, match=rf"{part.name} is damaged: .* Delete this file; only its sequences"):
         opened(tmp_path)
     part.unlink()
