@@ -171,11 +171,9 @@ def test_sigterm_saves_the_step_it_came_in(story: SimpleNamespace) -> None:
     assert "Scored 0 of 2 blocks" in story.resumed
 
 
-def test_half_written_checkpoints_are_passed_over(story: SimpleNamespace) -> None:
-    assert re.search(r"Resuming training from checkpoint with epoch 0 and global step 14\b", story.output)
-
-
 def test_result_is_that_of_an_undisturbed_run(story: SimpleNamespace) -> None:
+    """Half-written checkpoints are passed over."""
+    assert re.search(r"Resuming training from checkpoint with epoch 0 and global step 14\b", story.output)
     projects = story.disturbed, story.calm
     histories = [project.history("play_iter0") for project in projects]
     assert [entry["step"] for entry in histories[0]] == [*range(1, STEPS + 1)]

@@ -31,7 +31,6 @@ ROWS = [
     Row("a dataset_info.json that is not JSON", lambda: cut(INFO)),
     Row("a dataset_info.json that is a list", lambda: write(INFO, "[]")),
     Row("an entry that is not an object", lambda: change_json(INFO, play_iter0="play.jsonl")),
-    Row("an entry without `file_name`", lambda: change_json(INFO, play_iter0={"ranking": True})),
     Row("a dataset without an entry", given={"dataset": "play_iter9"}),
     Row("an `eval_dataset` without an entry", given={"eval_dataset": "nowhere"}),
     Row("an `output_dir` below a file", lambda: write("saves/anew", ""), given={"output_dir": "saves/anew/x"}),

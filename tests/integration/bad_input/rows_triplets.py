@@ -40,10 +40,6 @@ def without_a_row(lines: list[str]) -> list[str]:
     return lines[:7] + lines[8:]
 
 
-def with_a_row_twice(lines: list[str]) -> list[str]:
-    return [*lines[:8], lines[2], *lines[8:]]
-
-
 def without_a_column(lines: list[str]) -> list[str]:
     return [*lines[:4], lines[4].replace('"rejected"', '"refused"'), *lines[5:]]
 
@@ -88,7 +84,6 @@ ROWS = [
     Row("triplets that are not UTF-8",
         lambda: triplets_of(0).write_bytes(triplets_of(0).read_bytes().replace(b"Tom", b"Zo\xeb", 1))),
     Row("triplets without one row, the meta file changed to fit", rows(without_a_row, meta_agrees=True)),
-    Row("triplets with a row twice, the meta file changed to fit", rows(with_a_row_twice, meta_agrees=True)),
     Row("triplets with a prompt altered, the meta file changed to fit",
         rows(edited(conversations=[{"from": "human", "value": "Why?"}]), meta_agrees=True)),
 ]  # fmt: skip

@@ -133,10 +133,6 @@ def test_the_tree(thetas: list[Path]) -> None:
         "changed: `learning_rate` was 0.001 and is 0.0005",
         "spent: 2.0 s scoring 20 tokens, 3.0 s train",
     ]
-    assert lines_of(trace([Path("saves")]))[2:4] == [
-        "1 triplets of theta_0, generated 2026-01-01T00:00:00Z, 10 tokens in 1.0 s, prompts of sft",
-        "hf 1: temperature 1.0, seed 0",
-    ]
     play("saves/alone1", thetas[1:2], [Path("data/tpaw/d1.jsonl")], first=1, settings={"tpaw_eta": 1.0})
     lines = text(trace([Path("saves")]))
     assert any(line.startswith("├── theta_2 <- theta_1  saves/alone1") for line in lines)

@@ -110,10 +110,6 @@ class TestPlan:
         (problem,) = problems_of(project.settings(0, **{key: value}))
         assert f"play_iter0.jsonl was made with other settings: `{key}` was {before} and is {value} now." in problem
 
-    def test_nothing_is_said_of_a_layout_that_is_unknown(self, project: Project) -> None:
-        (problem,) = problems_of(project.settings(0, tpaw_team_size=0, tpaw_players="a,b,c", dataset="x,y"))
-        assert problem.startswith("`tpaw_team_size` is 0")
-
 
 @pytest.mark.parametrize("name", ["checkpoint-5", "model.safetensors", "pytorch_model.bin"])
 def test_a_model_is_written_over_where_that_is_asked_for(project: Project, name: str) -> None:

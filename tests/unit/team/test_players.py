@@ -91,17 +91,6 @@ def test_a_checkpoint_on_the_way_may_play(tmp_path: Path) -> None:
         check_parents([Member(first, Path(first.path), "other"), newest])
 
 
-def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("saves").mkdir()
-    assert not Player(0, "Qwen/Qwen2.5-1.5B").is_local
-    assert not Player(1, "somebody/theta_1").is_local
-    assert Player(1, "saves/theta_1").is_local
-    assert Player(0, "./saves/sft").is_local
-    assert Player(0, "/no/model").is_local
-    assert player_problems([Player(0, "Qwen/Qwen2.5-1.5B")]) == []
-
-
 FILES = ["config.json", "tokenizer.json", "tpaw.json", "model.safetensors", "modeling.py", "pytorch_model.bin"]
 
 
