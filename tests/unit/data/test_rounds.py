@@ -15,6 +15,7 @@ from llamafactory_tpaw.data.rounds import (
     Round,
     list_opponents,
     opponent_problems,
+    origin_problems,
     prompts_problems,
 )
 from llamafactory_tpaw.data.source import triplet_entry
@@ -108,4 +109,9 @@ def test_the_named_opponent_is_known_by_its_weights_else_by_its_place(
     assert opponent_problems(round_, meta, str(rounds.root / "moved"), "e" * 64) == []
     served = by_opponent(rounds, encoder, opponent="org/served", generator="served:" + "1" * 64)
     assert opponent_problems(*served, "org/served") == opponent_problems(*served, "org/served", "e" * 64) == []
+    for named, fingerprint in (("models/other", None), ("models/weak", "a" * 64)):
+        (problem,) = opponent_problems(round_, meta, named, fingerprint)
+        assert f"but `tpaw_opponent_model` is {named}" in problem
+    # It is not held to the players.
+    assert origin_problems([(round_, meta)], {1: ("saves/iter0", "a" * 64)}) == []
     assert opponent_problems(*by_opponent(rounds, encoder, opponent=""), None) == []
