@@ -201,6 +201,15 @@ def test_a_seam_that_raises_is_missing_and_its_import_goes_on(monkeypatch: pytes
     assert (seam.state, seam.reason) == ("missing", "RuntimeError: odd")
 
 
+def test_required_seam_is_an_error(tuner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, required in (("dispatch", True), ("stages", False)):
+        missed = status.SeamStatus(name, "a.b", "starts it", required, "missing", "there is no `b`")
+        monkeypatch.setitem(status.RECORD, name, missed)
+    with pytest.raises(ConfigError, match=f"needs LlamaFactory {status.SUPPORTED}.*seam `dispatch`.*no `b`") as caught:
+        status.require_seams()
+    assert "`stages`" not in str(caught.value)
+
+
 # -- launch
 
 

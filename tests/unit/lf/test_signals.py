@@ -68,6 +68,17 @@ class TestSignals:
         child = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
         assert (child.returncode, child.stdout) == (-signal.SIGINT, b"")
 
+    def test_a_child_that_generates_has_told_why_unless_a_signal_ended_it(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        signals.end_like_child(0)
+        for code in (143, 3, 137):
+            assert capsys.readouterr().err == ""
+            with pytest.raises(SystemExit) as caught:
+                signals.end_like_child(code)
+            assert caught.value.code == code
+        assert "ended by signal 9" in capsys.readouterr().err
+
 
 class TestChild:
     def test_exit_codes_are_the_shells(self) -> None:
