@@ -73,6 +73,7 @@ def test_what_is_read(name: str, content: str) -> None:
         ({"a.json": f"{BOM}[{LINE}]"}, "set/a.json has a byte order mark before its array. "),
         ({"a.json": INDENTED * 5_000}, "set/a.json has rows on several lines, which only short files may. "),
         ({"a.csv": "a,b\nO\xf9 ?,b\n".encode("latin-1")}, "set/a.csv, line 2 is not UTF-8: 0xf9 at byte 2. "),
+        ({"a.json": "[]"}, "set/a.json has no rows. "),
         ({"a.csv": "question,answer\n"}, "set/a.csv has no rows. "),
         ({"a.csv": "a,b\n1,2\n1,2,3\n"}, "set/a.csv cannot be read: Error tokenizing data. "),
         ({"a.jsonl": LINE, "b.jsonl": LINE + "{"}, "set/b.jsonl, row 2 is not valid JSON: "),
