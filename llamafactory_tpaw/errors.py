@@ -12,7 +12,7 @@ EXIT_CODES = {
     0: "done, or nothing to do",
     1: "an error that this package does not know: a bug, or a failure of LlamaFactory or torch",
     2: "usage: wrong arguments, or settings that cannot work",
-    3: "data: a dataset, triplet file, checkpoint or cache is missing, damaged, in use or of another run",
+    3: "data: a dataset, triplet file, checkpoint or cache is missing, damaged, collapsed, in use or of another run",
     4: "generation: an engine could not answer all prompts",
     5: "environment: a package, the device's memory or disk space is missing",
     INTERRUPTED: "interrupted (Ctrl-C): the same command continues",

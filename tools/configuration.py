@@ -33,6 +33,7 @@ GROUPS = (
             "tpaw_objective",
             "tpaw_cache_dir",
             "tpaw_keep_checkpoints",
+            "tpaw_guard",
         ),
     ),
     Group("Objectives `tpaw` and `iris`", "`tpaw`, `iris`", ("tpaw_reward_scale",)),

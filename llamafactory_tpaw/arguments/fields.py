@@ -141,6 +141,11 @@ class TpawArguments:
         "`needed` removes, when an iteration has finished, weights of earlier ones that neither theta_0, its team nor "
         "another run needs, and the checkpoints of their trainings.",
     )
+    tpaw_guard: Literal["warn", "stop", "off"] = _key(
+        "warn",
+        "What to do where theta_t has collapsed, by what training and generation recorded: `warn` gives the figures, "
+        "`stop` ends the run with them and exit code 3, before another iteration is spent.",
+    )
     tpaw_score_batch_tokens: int = _key(8192, "Most tokens, padding included, in one batch when players are scored.")
     tpaw_min_response: int = _key(
         1, "Fewest tokens that a prompt must leave for the response under `cutoff_len`, else it is a bad row."

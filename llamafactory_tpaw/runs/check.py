@@ -15,6 +15,7 @@ from ..lf.given import is_true, read_given
 from ..team.members import Member, check_tokenizers, load_encoder
 from .checks import check_data, check_engine, check_rounds, refuse_engine
 from .estimates import check_disk, check_schedule, estimate_hours, estimate_memory, steps_of
+from .guard import guard
 from .plan import make_plan, refuse_other_stage, with_defaults
 
 
@@ -73,6 +74,8 @@ def _look(
             "nothing to do."
         )
         return
+    with findings.note():
+        guard(plan, findings.warnings.append)
     say("engine")
     with findings.note():
         check_engine(plan, findings)

@@ -20,6 +20,7 @@ from ..lf.signals import end_like_child, run_child
 from ..team.checkpoint import find_resume_point
 from .checks import check_first_rows, refuse_engine
 from .estimates import check_disk
+from .guard import guard
 from .plan import Plan, handed_plan, make_plan, refuse_other_stage
 from .pruning import prune
 
@@ -59,9 +60,11 @@ def prepared(given: dict[str, Any], run_file: str = "") -> Iterator[str]:
     refuse_engine(given)
     with Findings() as findings:
         check_disk(plan, None, findings)
+    guard(plan)
     with hold_output(given), handed_file(given, planned=True) as plan_file:
         if plan.to_generate and is_true(given, "do_train"):
             _have_generated(plan, plan_file)
+            guard(plan)  # now by what was generated, too
         try:
             yield plan_file
         except SystemExit as stop:  # by which LlamaFactory's launcher ends where it started torchrun
@@ -107,6 +110,7 @@ def before_training(given: dict[str, Any], handed: Mapping[str, Any] | None) -> 
             _say_finished(plan)
             raise SystemExit(0)
         refuse_engine(given)
+        guard(plan)
     if not is_true(given, "do_train"):
         return given
     _require_triplets(plan)
@@ -131,6 +135,8 @@ def generate(argv: list[str]) -> int:
         if not plan.to_generate:
             logger.info_rank0("The triplets of this iteration are there already.")
             return 0
+        if not handed:
+            guard(plan)
         from ..arguments.parsed import parse_single_process
         from ..generation.local import generate_round
 
@@ -153,6 +159,7 @@ def score(argv: list[str]) -> int:
         if plan.is_finished:
             _say_finished(plan)
             return 0
+        guard(plan)
         _require_triplets(plan)
         from ..arguments.parsed import parse_single_process
         from ..train.workflow import score_tpaw

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw.errors import EnvironmentProblem
+from llamafactory_tpaw.runs import guard
 from llamafactory_tpaw.runs.check import check
 from llamafactory_tpaw.runs.launcher import prepared
 from tests import runs, tiny
@@ -58,6 +59,13 @@ def test_a_sound_run_has_estimates(project: runs.Project, played: tuple[runs.Pro
     assert [text.partition(", `")[0] for text in messages(idle)] == [
         "warning: The training would change no weight: by `lr_scheduler_type: linear`"
     ]
+
+
+def test_the_guard_reads_what_a_run_recorded(project: runs.Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "COLLAPSED", dict.fromkeys(guard.COLLAPSED, lambda *_: True))
+    (text,) = messages(check(project.settings(1, output_dir="saves/other_iter1")))
+    assert text.startswith("warning: `tpaw_guard`: theta_1 (saves/play_iter0) has collapsed since iteration 0 began: ")
+    assert text.count("(then ") == len(guard.COLLAPSED)
 
 
 def test_memory_is_near_what_one_batch_takes(tmp_path: Path) -> None:

@@ -25,20 +25,20 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 # Most lines of Python in each part of the package, with docstrings and blank lines. The start-up files are the rest.
 BUDGETS = {
     "objectives": 690,
-    "arguments": 610,
+    "arguments": 660,
     "lf": 610,
     "hook": 620,
-    "data": 1910,
-    "team": 2310,
+    "data": 2000,
+    "team": 2400,
     "generation": 2420,
-    "train": 970,
-    "runs": 2835,
-    "report": 1299,
+    "train": 985,
+    "runs": 2935,
+    "report": 1301,
     "board": 960,
     "commands": 790,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 16_079, 17_000
+PACKAGE_LINES, TEST_LINES = 16_425, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.

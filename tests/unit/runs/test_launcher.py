@@ -75,7 +75,28 @@ class TestSteps:
         monkeypatch.setattr(launcher, "handed_plan", lambda given: plan)
         monkeypatch.setattr(launcher, "check_disk", lambda plan, sample, findings: {})
         monkeypatch.setattr(launcher, "check_first_rows", lambda run, plan: None)
+        monkeypatch.setattr(launcher, "guard", lambda plan: None)
         return plan
+
+    @pytest.mark.parametrize("step", ["prepared", "before_training", "generate", "score", "the round"])
+    def test_the_guard_stops_every_step(
+        self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        """Before anything is generated, and where only the round says so before training."""
+        children: list[Any] = []
+
+        def stop(plan: Any) -> None:
+            if bool(children) == (step == "the round"):
+                raise InUseError("theta_1 has collapsed")
+
+        monkeypatch.setattr(launcher, "run_child", lambda command: children.append(command) or 0)
+        monkeypatch.setattr(launcher, "guard", stop)
+        plan.to_generate = [SimpleNamespace(path=Path("d.jsonl"), complete=False)]
+        steps = {"before_training": lambda file: launcher.before_training(GIVEN, None)}
+        steps |= {name: lambda file, name=name: getattr(launcher, name)([file]) for name in ("generate", "score")}
+        with handed_file(GIVEN) as file, pytest.raises(InUseError):
+            steps.get(step, lambda file: launcher.prepared(GIVEN).__enter__())(file)
+        assert len(children) == (step == "the round")
 
     def test_a_process_with_a_plan_goes_on_where_the_command_was_started(
         self, plan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tpaw_guard`: whether θ_t has collapsed, by what earlier iterations recorded, before another is spent on it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.files import read_json
+from ..data.triplets import read_meta
+from ..errors import DataError
+from ..lf.logs import get_logger
+from ..team.manifest import path_from, read_manifest
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .plan import Plan
+
+logger = get_logger(__name__)
+
+# When a figure says that θ_t has collapsed, by what it was as the run began and the targets' length; docs/guide.md
+# says why.
+COLLAPSED: dict[str, Callable[[float, float, float], bool]] = {
+    "target log-prob a token": lambda now, then, _: now < min(2 * then, then - 0.1),
+    "margin": lambda now, then, _: now < then - 0.5,
+    "tokens a response": lambda now, then, target: not min(then, target) / 2 <= now <= 2 * max(then, target),
+    "share equal": lambda now, then, _: now < then / 4 and then >= 0.1,
+    "share truncated": lambda now, then, _: now > then + 0.25,
+}
+COUNTS = {"tokens a response": "generated_tokens", "share equal": "equal", "share truncated": "length"}
+
+
+def guard(plan: Plan, warn: Callable[[str], object] = logger.warning_rank0) -> None:
+    r"""Warn where θ_t has collapsed, with the figures.
+
+    Raises:
+        DataError: Instead, if `tpaw_guard` is `stop`.
+    """
+    trained = [player for player in plan.players if player.theta > 0]
+    if plan.tpaw_args.tpaw_guard == "off" or not trained:
+        return
+    first, newest = trained[0], trained[-1]
+    then, now = _logged(Path(first.path), 1), _logged(Path(newest.path), -1)
+    with contextlib.suppress(DataError):  # what is missing or damaged is said where the iteration needs it
+        manifest = read_manifest(first.path)
+        for source in manifest.triplets if manifest else []:
+            if source.get("iteration") == manifest.iteration:
+                then |= _counted(Path(path_from(source["path"], first.path)))
+        if plan.opponents and plan.opponents.rounds and not plan.to_generate:
+            now |= _counted(plan.opponents.rounds[-1].path)
+    if plan.tpaw_args.tpaw_objective == "tspin":
+        now.pop("margin", None)  # there it is no difference to a player, which would begin at 0
+    beyond, within = [], []
+    for name in [name for name in COLLAPSED if name in now and name in then]:
+        broken = COLLAPSED[name](now[name], then[name], then.get("target", then[name]))
+        (beyond if broken else within).append(f"{name} {now[name]:.2f} (then {then[name]:.2f})")
+    if not beyond:
+        return
+    text = (
+        f"`tpaw_guard`: {newest.name} ({newest.path}) has collapsed since iteration {first.theta - 1} began: "
+        f"{', '.join(beyond)}{'; within the limits ' if within else ''}{', '.join(within)}. Repeat iteration "
+        f"{newest.theta - 1} with a lower `learning_rate` and `overwrite_output_dir: true`, or set `tpaw_guard: off`."
+    )
+    if plan.tpaw_args.tpaw_guard == "stop":
+        raise DataError(text)
+    warn(text)
+
+
+def _logged(folder: Path, order: int) -> dict[str, float]:
+    """Means over the first tenth (order 1) or the last (-1) of the steps that a training logged."""
+    history = []
+    with contextlib.suppress(DataError):
+        history = read_json(folder / "trainer_state.json").get("log_history", [])
+    rows = [row for row in history if "logps/target" in row][::order]
+    if not rows:
+        return {}
+    rows = rows[: max(len(rows) // 10, 1)]
+    keys = ("logps/target", "length/target", "rewards/margin")
+    logp, tokens, margin = (sum(row[key] for row in rows) / len(rows) for key in keys)
+    return {"target log-prob a token": logp / tokens, "margin": margin, "target": tokens}
+
+
+def _counted(path: Path) -> dict[str, float]:
+    """Figures of a round's responses; none where an opponent model wrote them."""
+    meta = read_meta(path)
+    rows = 0 if meta.opponent else meta.rows
+    return {name: meta.counts[key] / rows for name, key in COUNTS.items() if rows and key in meta.counts}
