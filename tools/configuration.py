@@ -52,6 +52,7 @@ GROUPS = (
             "tpaw_max_bad_rows",
             "tpaw_samples_per_prompt",
             "tpaw_opponent_model",
+            "tpaw_opponent_filter",
         ),
     ),
     Group(

@@ -67,6 +67,7 @@ KEY_VARIABLES = ("TPAW_ENGINE_API_KEY", "OPENAI_API_KEY")
 SECRET_ADVICE = f"Put the key into the environment variable `{KEY_VARIABLES[0]}`, and nowhere else."
 # http(s)://host:port/path and nothing else; a host may be an IPv6 address in brackets.
 ADDRESS = re.compile(r"https?://(\[[\da-fA-F:.]+\]|[^][\s/:@?#;,]+)(:\d+)?(/[^\s:@?#;,]*)?")
+FILTER = re.compile(r"equal|truncated|shorter:[1-9]\d*")
 REQUIRED_KEYS = ("model_name_or_path", "template", "dataset", "output_dir")
 
 
@@ -100,6 +101,12 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
         value = given.get(key)
         if isinstance(value, int | float) and not allowed.holds(value):
             problems.append(f"`{key}` is {value}, but must be {allowed}. Correct the key.")
+    problems += [
+        f"`tpaw_opponent_filter` has `{word}`, but knows `equal`, `truncated` and `shorter:8`, with any number. "
+        "Correct the key."
+        for word in parse_value("tpaw_opponent_filter", given.get("tpaw_opponent_filter"))[0] or []
+        if not FILTER.fullmatch(word)
+    ]
     problems += _method_problems(given)
     if given.get("tpaw_prompts"):
         problems += _sampling_problems(given)

@@ -110,6 +110,11 @@ class TpawArguments:
         "Checkpoint, or with engine `openai` any model that the servers list, that generates in place of theta_t; "
         "recorded with the triplets, which do not count as theta_t's.",
     )
+    tpaw_opponent_filter: str | None = _key(
+        None,
+        "Generated responses that are not trained on, whichever theta wrote them: `equal` to the target, `truncated`, "
+        "`shorter:8` than so many tokens; several with commas or as a YAML list. Default: all are.",
+    )
     tpaw_generate_batch_tokens: int = _key(
         32768, "Most tokens in one batch of generation: prompts, new ones and padding."
     )
@@ -175,7 +180,7 @@ class TpawArguments:
 WITHOUT_TEAM = ("tspin", "iris")  # objectives that play the newest checkpoint alone
 FIELDS = {spec.name: spec for spec in fields(TpawArguments)}
 # Keys that hold several values: a YAML list, or text with commas.
-LISTS = ("tpaw_players", "tpaw_engine_url")
+LISTS = ("tpaw_players", "tpaw_engine_url", "tpaw_opponent_filter")
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("tpaw_iteration", "tpaw_gamma", "tpaw_history_weight", "tpaw_prompts_seed"), Range(0)),
     **dict.fromkeys(("tpaw_engine_retries", "tpaw_max_failed", "tpaw_max_bad_rows"), Range(0)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from ..lf.logs import get_logger
 from .encoding import TokenFile, TurnEncoder, cut_response, prompt_id
 from .progress import Progress
 from .prompts import BadRow, Limits, UnusableRowError, check_bad_rows, encode_rows
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 FOREIGN = -1
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,25 @@ def with_proto(
         if own := responses.get(triplet.id):
             kept.append(replace(triplet, proto_ids=own.get(triplet.sample, own[min(own)])))
     return kept, len(prompts.keys() - responses.keys())
+
+
+def without(triplets: Sequence[Triplet], words: Sequence[str]) -> list[Triplet]:
+    """Leave out the triplets that a word of `tpaw_opponent_filter` applies to; that none is left is an error."""
+
+    def applies(word: str, triplet: Triplet) -> bool:
+        name, _, tokens = word.partition(":")
+        return len(triplet.generated_ids) < int(tokens) if tokens else getattr(triplet, name)
+
+    first = [next((word for word in words if applies(word, triplet)), None) for triplet in triplets]
+    kept = [triplet for triplet, word in zip(triplets, first, strict=True) if word is None]
+    counted = ", ".join(f"{word} {first.count(word)}" for word in words)
+    if triplets and not kept:
+        raise DataError(
+            f"`tpaw_opponent_filter` leaves nothing to train on: {counted}. Take a word out of it, or sample more "
+            "responses (`tpaw_samples_per_prompt`)."
+        )
+    logger.info_rank0(f"`tpaw_opponent_filter` leaves {len(kept)} triplets to train on; left out: {counted}.")
+    return kept
 
 
 def count_repeated(triplets: Sequence[Triplet]) -> int:

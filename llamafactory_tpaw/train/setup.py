@@ -33,6 +33,7 @@ class IterationSetup(NamedTuple):
     held_out: list[Triplet]  # by `val_size`, and those of `eval_dataset`
     sources: list[dict[str, Any]]  # the datasets, as `tpaw.json` describes them
     generated: TripletMeta | None  # of the round that this iteration generated
+    filtered: int = 0  # triplets that `tpaw_opponent_filter` leaves out
 
     def blocks(self) -> list[Block]:
         """All targets, and for each θ the responses it generated: what every player scores."""
@@ -76,8 +77,11 @@ def load_setup(run: RunArguments) -> IterationSetup:
     if not run.finetuning.tpaw_prompts:
         triplets = opponents.first_prompts(triplets, run.data.max_samples)
     train, held_out = opponents.split_by_prompt(triplets, run.data.val_size)
-    train = train if run.training.do_train else []
-    return IterationSetup(team, train, held_out + _read_eval(run, team, train), sources, own)
+    kept = train = train if run.training.do_train else []
+    if run.finetuning.tpaw_opponent_filter:
+        kept = opponents.without(train, run.finetuning.tpaw_opponent_filter)
+    held_out += _read_eval(run, team, train)
+    return IterationSetup(team, kept, held_out, sources, own, len(train) - len(kept))
 
 
 def _checked_metas(

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llamafactory_tpaw.arguments.parsed import parse_single_process
-from llamafactory_tpaw.data.opponents import Limits, Triplet, load_triplets
+from llamafactory_tpaw.data.opponents import Limits, Triplet, load_triplets, split_by_prompt
 from llamafactory_tpaw.errors import TpawError
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.scorer import TeamScorer
@@ -209,6 +209,18 @@ def triplets(project: Project) -> list[Triplet]:
     return load_triplets(entry, meta, encoder, Limits(256, 1, 0))
 
 
+def test_held_out_responses_are_not_filtered(
+    project: Project, triplets: list[Triplet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or their prompts would be others from iteration to iteration."""
+    monkeypatch.chdir(project.root)
+    settings = pair_settings(project, "d0", **SPIN, val_size=2, tpaw_opponent_filter="equal,shorter:99")
+    left = len(triplets) - len(split_by_prompt(triplets, 2)[1])
+    assert left < len(triplets)
+    with pytest.raises(TpawError, match=rf"leaves nothing to train on: equal 0, shorter:99 {left}\. Take a word out"):
+        load_setup(parse_single_process(settings))
+
+
 def test_the_loss_is_the_mean_over_triplets(project: Project, triplets: list[Triplet], train_here: Train) -> None:
     """Grouped or not, in batches that hold parts of groups; each sequence is scored once, equal ones together."""
     assert len(triplets) == PROMPTS * SAMPLES - 1
@@ -217,6 +229,7 @@ def test_the_loss_is_the_mean_over_triplets(project: Project, triplets: list[Tri
     logged, manifests = {}, {}
     for grouping in ("prompt", "none"):
         kind = {"tpaw_grouping": grouping, "output_dir": f"saves/{grouping}"}
+        kind |= {"tpaw_opponent_filter": "equal,shorter:1"} if grouping == "prompt" else {}  # which leaves all
         logged[grouping] = train_here(project, pair_settings(project, "d0", **SPIN, **steps, **SGD, **saved, **kind))
         manifests[grouping] = read(project.root / "saves" / grouping, "tpaw.json")
     for grouped, plain in zip(logged["prompt"], logged["none"], strict=True):
@@ -234,6 +247,7 @@ def test_the_loss_is_the_mean_over_triplets(project: Project, triplets: list[Tri
 
     counts = [manifests[grouping]["counts"] for grouping in ("prompt", "none")]
     assert (counts[0]["train_triplets"], counts[0]["repeated_triplets"]) == (17, 1)
+    assert [each.get("filtered_triplets") for each in counts] == [0, None]
     # Targets and responses once each, the repeated one not again, and nothing in the second run.
     assert [each["scored_sequences"] for each in counts] == [PROMPTS + 16, 0]
     (source,) = manifests["prompt"]["triplets"]

@@ -25,7 +25,8 @@ tpaw_scale: large, tpaw_history_weight: nan, tpaw_max_prompts: 0, tpaw_prompts_s
 tpaw_engine: vllmm, tpaw_generate_batch_tokens: 1.5, tpaw_engine_concurrency: 0, tpaw_engine_timeout: 0,
 tpaw_engine_retries: -1, tpaw_engine_startup: long, tpaw_max_failed: -1, tpaw_samples_per_prompt: 0,
 tpaw_reference: offline, tpaw_score_batch_tokens: 8k, tpaw_grouping: iteration, tpaw_layout: packed,
-tpaw_logits: chunks, tpaw_min_response: 0, tpaw_max_bad_rows: -1, tpaw_renyi_alpha: 0}""")
+tpaw_logits: chunks, tpaw_min_response: 0, tpaw_max_bad_rows: -1, tpaw_renyi_alpha: 0, tpaw_guard: loud,
+tpaw_opponent_filter: "equal,shorter:0"}""")
 
 ROWS = [
     Row("an unknown key of this package", given={"tpaw_gama": 1.0}),

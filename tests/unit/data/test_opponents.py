@@ -21,6 +21,7 @@ from llamafactory_tpaw.data.opponents import (
     load_triplets,
     split_by_prompt,
     with_proto,
+    without,
 )
 from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.errors import DataError
@@ -183,6 +184,17 @@ def test_prompts_are_counted_not_responses() -> None:
     assert first_prompts(triplets, 4) == [triplet for triplet in triplets if int(triplet.id[:16], 16) < 4]
     repeated = [play("a-0", 0), play("a-0", 1), play("a-0", 2, generated=5), play("a-0", 0, 1)]
     assert count_repeated(repeated) == 2
+
+
+def test_what_the_filter_leaves() -> None:
+    """One that is equal and truncated, one truncated, and of 2, 3 and 4 tokens."""
+    equal = make_triplet("a-0", generated=2)
+    equal = replace(equal, generated_ids=equal.target_ids.copy(), truncated=True)
+    triplets = [equal, replace(make_triplet("b-0"), truncated=True), *(play("c-0", n, generated=n) for n in (2, 3, 4))]
+    assert without(triplets, ["truncated"]) == triplets[2:]
+    assert [triplet.sample for triplet in without(triplets, ["equal", "shorter:3", "truncated"])] == [3, 4]
+    with pytest.raises(DataError, match="train on: equal 1, truncated 1, shorter:5 3"):
+        without(triplets, ["equal", "truncated", "shorter:5"])
 
 
 def rounds_of(*iterations: int) -> list[Triplet]:
