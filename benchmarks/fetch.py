@@ -47,10 +47,11 @@ def convert(gguf: str, packages: str, target: str) -> None:
     """Write a GGUF file as a checkpoint, whole or not at all; its turns end at the chat template's token."""
     sys.path.insert(0, packages)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     folder, name, half_done = str(Path(gguf).parent), Path(gguf).name, Path(f"{target}.part")
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    # AutoTokenizer of transformers 5.5 would make it one of CodeLlama, with tokens that the model lacks.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=name)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).to(torch.bfloat16)
     tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
     for config in (model.config, model.generation_config):

@@ -47,7 +47,6 @@ from . import machine, tables
 from .fetch import fetch_model, fetch_vllm
 from .options import count
 from .sent import VARIABLE
-from .vllm import parting
 from .workload import RESULTS, ROOT
 
 
@@ -235,6 +234,14 @@ def problems_of(dataset: Path | None, wanted: int) -> list[dict[str, str]]:
             answer = f"He pays for {second} pens: {second} * {price} = {second * price} dollars."
         rows.append({"question": question, "answer": answer})
     return rows
+
+
+def parting(ours: Sequence[Any], theirs: Sequence[Any]) -> int | None:
+    """Where two rows part; None where they are the same."""
+    if ours == theirs:
+        return None
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((place for place, (our, their) in pairs if our != their), min(len(ours), len(theirs)))
 
 
 def compare(played: Played, reference: Played) -> None:
