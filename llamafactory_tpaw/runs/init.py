@@ -93,9 +93,9 @@ def plan_project(settings: Settings, tell: Callable[[str], None]) -> Project:
             findings.refuse(DataError, adapter if is_adapter(place) else check_checkpoint_complete(place))
     here = str(place) if is_local else settings.model
     model_args, _ = parse_reading({**settings.keys, "model_name_or_path": here, "dataset": sft_set.name})
-    tokenizer = load_tokenizer(model_args, f"`--model {settings.model}`")["tokenizer"]
+    module = load_tokenizer(model_args, f"`--model {settings.model}`")
     known_as = _known_name(settings.model, is_local)
-    template, reason = choose_template(settings.keys.get("template"), tokenizer, known_as)
+    template, reason = choose_template(settings.keys.get("template"), module["tokenizer"], known_as)
     inside = is_local and place.resolve().is_relative_to(settings.folder.resolve())
     # As the files name it, which are read in `folder`.
     model = os.path.relpath(place, settings.folder) if inside else str(place.resolve()) if is_local else settings.model
@@ -105,7 +105,7 @@ def plan_project(settings: Settings, tell: Callable[[str], None]) -> Project:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     tell("lengths of rows")
-    limits, found = _measure(next(iter(runs.values()))[0], here, sft_set)
+    limits, found = _measure(next(iter(runs.values()))[0], here, sft_set, module)
     files, entries = {}, {sft_set.name: sft_set.entry}
     for label, run in runs.items():
         run[0] |= limits
@@ -245,7 +245,7 @@ def _parsed_template(tokenizer: Any) -> str | None:
     return alike[0] if alike else None
 
 
-def _measure(first: Mapping[str, Any], model: str, sft_set: SftSet) -> tuple[dict[str, Any], list[str]]:
+def _measure(first: Mapping[str, Any], model: str, sft_set: SftSet, module: Any) -> tuple[dict[str, Any], list[str]]:
     """Encode the first rows of a local set as the stage would: the keys of iteration 0 that they settle, and why."""
     prompts, targets, bad_rows = [], [], []
     with tempfile.TemporaryDirectory(prefix="llamafactory-tpaw-") as folder:
@@ -257,7 +257,7 @@ def _measure(first: Mapping[str, Any], model: str, sft_set: SftSet) -> tuple[dic
             (Path(folder) / DATASET_INFO).write_text(json.dumps({name: entry}), encoding="utf-8")
             alone = SimpleNamespace(local_process_index=0, seed=0, dataloader_num_workers=0)
             args = read_tpaw_args(first)[0]
-            encoder = load_encoder(RunArguments(model_args, data_args, alone, args, None))[2]
+            encoder = load_encoder(RunArguments(model_args, data_args, alone, args, None), module)[2]
             found = load_prompts(encoder, model_args, data_args, alone, args, first=ROWS)
             prompts, targets = found.prompts.prompt_tokens.tolist(), found.prompts.target_tokens.tolist()
             bad_rows = found.bad_rows

@@ -91,9 +91,9 @@ def load_team(run: RunArguments, findings: Findings) -> Team:
     return team
 
 
-def load_encoder(run: RunArguments) -> tuple[Any, Any, TurnEncoder]:
-    """Load θ_t's tokenizer and processor and LlamaFactory's template: (tokenizer, processor, encoder)."""
-    module = load_tokenizer(run.model, "`model_name_or_path`")
+def load_encoder(run: RunArguments, module: dict[str, Any] | None = None) -> tuple[Any, Any, TurnEncoder]:
+    """Load θ_t's tokenizer and processor, or take those of `module`, and LlamaFactory's template, with the encoder."""
+    module = module or load_tokenizer(run.model, "`model_name_or_path`")
     own = module["tokenizer"].chat_template
     template = facade.get_template_and_fix_tokenizer(module["tokenizer"], run.data)
     try:
