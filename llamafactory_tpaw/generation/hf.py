@@ -74,9 +74,10 @@ class HfEngine:
         model.generation_config = GenerationConfig()
         self.model, self.settings, self.batch_tokens = model, settings, batch_tokens
         self.stop_token_ids, self.pad_token_id = list(stop_token_ids), pad_token_id
-        # A quantized model stays in other dtypes than the one that the run computes in.
-        names = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters()}
-        self.facts = {"dtype": ", ".join(sorted(names))}
+        # A quantized model stays in its own dtypes; bitsandbytes keeps 4 bits in those of the others.
+        names = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
+        method = getattr(model, "quantization_method", None)
+        self.facts = {"dtype": ", ".join([*names, *([str(getattr(method, "value", method))] if method else [])])}
         self.decoder: RowDecoder | None = None
         reason = obstacle(model)
         if reason is None:

@@ -60,7 +60,7 @@ def test_the_meta_says_what_the_weights_were(
 
     assert generated(Project(tmp_path / "plain", model), max_new_tokens=1).engine["dtype"] == "float32"
     monkeypatch.setattr(facade, "load_model", quantized)
-    assert generated(Project(tmp_path / "bits", model), max_new_tokens=1).engine["dtype"] == "bfloat16, uint8"
+    assert generated(Project(tmp_path / "bits", model), max_new_tokens=1).engine["dtype"] == "bfloat16, uint8, bnb"
     said = next(record for record in caplog.records if "16 triplets of theta_0, 0 ended, 16 ran" in record.message)
     assert said.levelname == "WARNING"
     assert "Raise `max_new_tokens` or `cutoff_len`" in said.message
