@@ -176,7 +176,7 @@ def _engine_problems(given: Mapping[str, Any]) -> list[str]:
         "`tpaw_engine_url` must list addresses such as `http://localhost:8000/v1`, with commas between them and "
         f"without user, password, query or fragment, which logs would show; address {number} is none. {SECRET_ADVICE}"
         for number, url in enumerate(urls, start=1)
-        if not ADDRESS.fullmatch(url)
+        if (found := ADDRESS.fullmatch(url)) is None or int((found[2] or ":1")[1:]) not in range(1, 2**16)
     ]
     try:
         words = shlex.split(str(given.get("tpaw_vllm_args") or ""))

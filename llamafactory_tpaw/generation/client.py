@@ -19,7 +19,7 @@ import numpy as np
 from ..arguments.start import Start
 from ..errors import ConfigError, GenerationError
 from ..lf.logs import get_logger
-from .base import Answers, EngineContext, PromptRequests, Response, ignore
+from .base import Answers, EngineContext, Failure, PromptRequests, Response, ignore
 from .exchange import Exchange
 from .process import ServerProcess
 from .protocol import IDS, MESSAGES, TEXT, TRANSFORMERS, VLLM, Dialect, count_of, field_of
@@ -88,9 +88,9 @@ class ServerEngine:
             def body_of(index: int) -> dict[str, Any]:
                 return dialect.body(requests[index], dialect.prompt(requests, index))
 
-            def read(index: int, answer: Any) -> Response:
+            def read(index: int, answer: Any) -> Response | Failure:
                 response = dialect.read(answer, requests[index])
-                if dialect.way != MESSAGES:
+                if dialect.way != MESSAGES and isinstance(response, Response):
                     self.facts["responses"] = TEXT if response.ids is None else IDS
                 return response
 

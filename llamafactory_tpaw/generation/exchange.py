@@ -31,7 +31,7 @@ class Exchange:
     indices: Iterator[int]  # of the requests
     path: str  # where they go
     body_of: Callable[[int], dict[str, Any]]  # called as they are wanted; ValueError says why it cannot be sent
-    read: Callable[[int, Any], Response]  # of an answer's JSON; ValueError is no answer, and it is asked again
+    read: Callable[[int, Any], Response | Failure]  # of an answer's JSON; ValueError is none: it is asked again
     servers: Sequence[Server]
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .base import Response
+from .base import Failure, Response
 
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ MOST_ID = 2**31
 # How servers say that a response has ended, and that it ran into its limit, in small letters.
 FINISHES = dict.fromkeys(("stop", "eos", "eos_token", "endoftext", "stop_sequence", "end_turn", "complete"), "stop")
 FINISHES |= dict.fromkeys(("length", "max_tokens"), "length")
+PASSING = ("none", "abort", "error")  # no reason, or one that may be gone when it is asked again
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Dialect:
             body["stop"] = list(self.stop_texts[:MOST_STOPS])
         return body
 
-    def read(self, answer: Any, request: Request) -> Response:
+    def read(self, answer: Any, request: Request) -> Response | Failure:
         """Read an answer: ids where the server gives them, else its text; ValueError says why it is no answer."""
         choices = field_of(answer, "choices")
         if not isinstance(choices, list) or len(choices) != 1:
@@ -123,7 +124,10 @@ class Dialect:
         choice, said = choices[0], str(field_of(choices[0], "finish_reason"))[:60]
         reason = FINISHES.get(said.lower())
         if reason is None:
-            raise ValueError(f"its finish_reason is {said!r}, neither stop nor length")
+            problem = f"its finish_reason is {said!r}, neither stop nor length"
+            if said.lower() not in PASSING:
+                return Failure(problem)
+            raise ValueError(problem)
         counted = None if self.way == MESSAGES else count_of(answer, "prompt_tokens")
         if counted not in (None, len(request.prompt_ids)):
             raise ValueError(f"it read {counted} prompt tokens, but {len(request.prompt_ids)} were sent")

@@ -63,7 +63,8 @@ def nearest_folder(path: Path) -> Path:
 
 def explain(error: Exception, places: Mapping[str, Path]) -> str | None:
     """Say what the machine refused, with the free space of these places, and what to do; None for other errors."""
-    if isinstance(error, ImportError):
+    # One with a name is of a module that is there but lacks something: that of another version, or a bug.
+    if isinstance(error, ModuleNotFoundError) or (isinstance(error, ImportError) and error.name is None):
         text = " ".join(str(error).split()).rstrip(".")
         return f"A package is missing, or is not of the version that is needed: {text}. Install it."
     causes: list[BaseException] = [error]

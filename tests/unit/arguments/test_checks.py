@@ -113,7 +113,7 @@ def test_what_is_set_for_vllm_cannot_be_set_again(option: str) -> None:
     [
         "http://me:geheim@host/v1",
         "http://host/v1?key=geheim",
-        "http://me:geheim@host:port/v1",
+        "http://host:65536/geheim",
         "ftp://host/geheim",
         "geheim.example/v1",
         "http:///geheim",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llamafactory_tpaw.generation.base import Request, Response
+from llamafactory_tpaw.generation.base import Failure, Request, Response
 from llamafactory_tpaw.generation.protocol import IDS, MESSAGES, OTHER, VLLM, Dialect, messages_of
 
 
@@ -61,11 +61,10 @@ def test_responses(content: dict[str, Any], response: Response) -> None:
         ({}, "not one choice"),
         ({"choices": [{}, {}]}, "not one choice"),
         ({"choices": ["a"]}, "finish_reason is 'None'"),
-        (answer(text="a", finish_reason="content_filter"), "finish_reason is 'content_filter'"),
+        (answer(text="a", finish_reason="abort"), "finish_reason is 'abort'"),
         (answer(text=["a"]), "no text"),
         (answer((3, 1), text="a"), "read 3 prompt tokens, but 2 were sent"),
         (answer(token_ids=[5]), "its last token is no stop token"),
-        (answer(token_ids=[]), "its last token is no stop token"),
         (answer(token_ids=[True]), "no list of ids"),
         (answer(token_ids=[2**31]), "no list of ids"),
         (answer(token_ids=[5, 7], prompt_token_ids=[1, 3]), "another prompt"),
@@ -76,6 +75,7 @@ def test_responses(content: dict[str, Any], response: Response) -> None:
 def test_what_is_no_answer(content: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read(content)
+    assert read(answer(text="a", finish_reason="x")) == Failure("its finish_reason is 'x', neither stop nor length")
 
 
 def test_ids_that_nobody_asked_for_are_not_read() -> None:
