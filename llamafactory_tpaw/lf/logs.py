@@ -10,5 +10,6 @@ from .status import PACKAGE
 
 def get_logger(name: str) -> Any:
     """A logger below LlamaFactory's root logger, with its `info_rank0` and `warning_rank0`."""
-    logging.getLogger("transformers.configuration_utils").setLevel(logging.WARNING)  # or each look shows a config
+    for module in ("configuration_utils", "generation.configuration_utils"):  # or each look shows a config
+        logging.getLogger(f"transformers.{module}").setLevel(logging.WARNING)
     return facade.get_logger(f"{PACKAGE}.{name}")

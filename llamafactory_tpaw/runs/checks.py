@@ -59,19 +59,23 @@ def check_first_rows(run: RunArguments, plan: Plan) -> None:
     """Check some rows before a round is generated, and log what may go wrong."""
     with Findings() as findings:
         check_data(run, plan, load_encoder(run)[2], FEW_ROWS, findings)
-    for warning in findings.warnings:
+    for warning in findings.warnings + findings.remarks:
         get_logger(__name__).warning_rank0(warning)
 
 
 def check_data(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int, findings: Findings) -> Sample | None:
     r"""Look at the first rows of a run's prompts, or where it generates none at all triplets of its datasets.
 
-    Refused are rows that training would refuse, and whose tokens do not come back as they were generated from.
+    Refused are rows that training would refuse, and whose tokens do not come back as they were generated from; and
+    a model that is not causal.
 
     Returns:
         The rows; None where none can be used.
     """
+    from ..team.shortcuts import check_causal
+
     args, cutoff = plan.tpaw_args, run.data.cutoff_len
+    check_causal(run.model, findings)
     findings.warnings += encoder.template_warnings(str(run.data.template), str(run.model.model_name_or_path))
     check_positions(run, Path(plan.players[-1].base), findings)
     finished = [(round_, read_meta(round_.path)) for round_ in plan.opponents.rounds if round_.complete]

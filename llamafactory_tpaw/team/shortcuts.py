@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+from ..data.files import readable_bytes
 from ..data.layout import Layout, Row, lay_out, pack, separate
-from ..errors import ConfigError
+from ..errors import ConfigError, Findings
+from ..lf import facade
 from ..lf.logs import get_logger
 from .cache import SHORT
-from .forward import attention_of, response_logps, rounding, text_config, unwrap
+from .forward import ROUNDING, attention_of, response_logps, rounding, text_config, unwrap
 from .sharding import autocast_dtype, sharding_of
 
 
@@ -28,8 +31,9 @@ MASKED_ATTENTION = ("sdpa", "eager")
 PACKED_ATTENTION = ("flash_attention_2", "flash_attention_3")
 # What architectures call the width of a window; the few tokens of a trial fit into most.
 WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_window_size")
-# Layers of a small model that is tried in place of one in shards.
-SMALL_LAYERS = 2
+# A small model that is tried in place of one in shards, or of one that is not loaded (in float32: 2 layers of 70B).
+SMALL_LAYERS, SMALL_VOCABULARY, SMALL_BYTES = 2, 512, 2**33
+NOT_CAUSAL = "so players would judge by the length of other rows. Use an architecture with causal attention."
 TRIED_PROMPT, TRIED_RESPONSES = 6, (4, 7, 5)
 # What architectures raise that do not take what is tried.
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError)
@@ -42,6 +46,32 @@ class Shortcuts(NamedTuple):
 
     head: bool = False
     layout: Layout = Layout()
+
+
+def check_causal(model_args: Any, findings: Findings) -> None:
+    """See by two layers with random weights, on the CPU, that no token sees those that come after it."""
+    try:
+        config = _with_fewer_layers(facade.load_config(model_args))
+        text = config.get_text_config()
+        how = {"dtype": torch.float32, "trust_remote_code": model_args.trust_remote_code}
+        text.vocab_size, text.pad_token_id = min(SMALL_VOCABULARY, text.vocab_size), 0
+        with torch.device("meta"):
+            meant = AutoModelForCausalLM.from_config(config, **how)
+        size = sum(weight.nbytes for weight in meant.parameters())
+        if size > SMALL_BYTES:
+            raise ValueError(f"{SMALL_LAYERS} of its layers take {readable_bytes(size)}")
+        with torch.random.fork_rng([]), torch.no_grad():
+            model = AutoModelForCausalLM.from_config(config, **how).eval()
+            tokens = torch.arange(1, 65).view(2, 32)
+            tokens[1, :16] = tokens[0, :16]  # two rows that end otherwise
+            first, second = model(input_ids=tokens, use_cache=False).logits[:, :16]
+    except (*REFUSALS, ImportError, OSError) as error:
+        text = "Whether attention is causal is tried when the model is loaded, since no small one of its kind could be"
+        findings.remarks.append(f"{text}: {' '.join(str(error).split())[:200]}.")
+        return
+    if float((first - second).abs().max()) > ROUNDING[None] * float(first.std()):
+        text = f"{type(model).__name__} ({model_args.model_name_or_path}) lets tokens see those that come after them"
+        findings.refuse(ConfigError, [f"{text}, {NOT_CAUSAL}"])
 
 
 def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: Any) -> Shortcuts:
@@ -71,8 +101,7 @@ def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: 
         if apart:
             raise ConfigError(
                 f"{type(unwrap(model)).__name__} gives a response a log-prob that differs by {apart:.4g} nats with "
-                "padding behind it, so players would judge by the length of other rows. Use an architecture with "
-                "causal attention."
+                f"padding behind it, {NOT_CAUSAL}"
             )
         blocks = finetuning_args.tpaw_logits == "blocks"
         head = blocks and trial.agrees("log-probs in blocks", trial.apart, head=True)
@@ -159,11 +188,7 @@ def _small_model_like(model: torch.nn.Module, training_args: Any) -> PreTrainedM
     """Make a model with random weights that is built as another one but for fewer layers."""
     inner = unwrap(model)
     inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
-    config = copy.deepcopy(inner.config)
-    text = config.get_text_config()
-    text.num_hidden_layers = min(SMALL_LAYERS, text.num_hidden_layers)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    config = _with_fewer_layers(inner.config)
     kind = next(kind for kind in type(inner).__mro__ if not kind.__name__.startswith("FSDP"))
     devices = [training_args.device] if training_args.device.type == "cuda" else []
     zero = getattr(training_args, "hf_deepspeed_config", None)
@@ -174,6 +199,15 @@ def _small_model_like(model: torch.nn.Module, training_args: Any) -> PreTrainedM
     finally:
         if zero is not None:
             set_hf_deepspeed_config(zero)
+
+
+def _with_fewer_layers(config: Any) -> Any:
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = min(SMALL_LAYERS, text.num_hidden_layers)
+    if vars(text).get("layer_types"):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    return config
 
 
 def _sees_everything(model: PreTrainedModel) -> bool:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers as hf
 
 from llamafactory_tpaw.arguments.checks import read_tpaw_args
 from llamafactory_tpaw.data.prompts import Prompt
 from llamafactory_tpaw.errors import ConfigError, EnvironmentProblem, Findings, GenerationError
-from llamafactory_tpaw.runs import checks
+from llamafactory_tpaw.lf import facade
+from llamafactory_tpaw.runs import checks, launcher
+from llamafactory_tpaw.runs.check import check
 from llamafactory_tpaw.runs.checks import check_engine, refuse_engine, round_trip_problems
+from llamafactory_tpaw.team import shortcuts
 from tests import encoders
 from tests.runs import Project
 from tests.servers.faulty import ScriptedServer
@@ -90,6 +96,34 @@ def test_deepspeed_and_fsdp_that_cannot_work(monkeypatch: pytest.MonkeyPatch) ->
 
 
 MESSAGES = [{"role": "user", "content": " How many?\n"}]
+
+
+OPENAI = {"tpaw_engine": "openai", "tpaw_engine_url": "http://localhost:1/v1"}
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 8, "vocab_size": 1000}
+
+
+@pytest.mark.parametrize("keys", [{"tpaw_engine": "vllm"}, OPENAI, {"tpaw_opponent_model": "saves/weak"}], ids=str)
+def test_attention_that_is_not_causal_is_refused_before_sampling(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str]
+) -> None:
+    project = Project(tmp_path, shutil.copytree(tiny_model, tmp_path / "saves" / "theta_0"))
+    shutil.copytree(tiny_model, tmp_path / "saves" / "weak")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    given = project.settings(0, **keys)
+    hf.Gemma3TextConfig(**SIZES, use_bidirectional_attention=True).save_pretrained(project.model)
+    refused = rf"Gemma3ForCausalLM \({project.model}\) lets tokens see those that come after them, so players"
+    with pytest.raises(ConfigError, match=refused):
+        launcher.generate([project.write("run.yaml", given)])
+    assert any(re.match(refused, found["message"]) for found in check(given)["findings"])
+    assert not list(tmp_path.glob("data/tpaw/*"))
+
+
+def test_a_small_model_that_is_too_large_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = hf.Gemma3TextConfig(**SIZES | {"intermediate_size": 2**40})
+    monkeypatch.setattr(facade, "load_config", lambda model_args: config)
+    shortcuts.check_causal(SimpleNamespace(trust_remote_code=False), findings := Findings())
+    assert "no small one of its kind could be: 2 of its layers take " in findings.remarks[0]
 
 
 def test_each_break_is_named_once_with_the_first_prompt(tiny_model: Path, tmp_path: Path) -> None:
