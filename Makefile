@@ -56,7 +56,7 @@ docs: $(VENV)/.tpaw-installed
 $(VENV)/.tpaw-installed: $(PACKAGING)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed and was not found. Name it: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --editable .
+	$(RUN) -m pip install --editable '.[eval]'
 	@touch $@
 
 # LlamaFactory 0.9.5 takes transformers up to 5.6.0, its main branch up to 5.8.0 without 5.6.0: tested is what both take.

@@ -17,6 +17,7 @@ OPENAI = "openai>=1.60"
 DEEPSPEED = "deepspeed>=0.19.8"
 # `rng` of scipy's tests is from 1.15.
 STATISTICS = ("scipy>=1.15", "statsmodels>=0.14.4")
+EVAL = ("lm-eval>=0.4.13", *STATISTICS)
 STARTUP_FILES = ("llamafactory_tpaw.pth", "llamafactory_tpaw.start")
 
 
@@ -78,7 +79,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["llamafactory_tpaw", "llamafactory_tpaw.*"]),
-    package_data={"llamafactory_tpaw": ["py.typed", "board/locales.json"]},
+    package_data={"llamafactory_tpaw": ["py.typed", "board/locales.json", "report/tasks/*.yaml"]},
     install_requires=[
         "llamafactory" + read_constant("llamafactory_tpaw/lf/status.py", "SUPPORTED"),
         "torch" + read_constant("llamafactory_tpaw/lf/status.py", "TORCH"),
@@ -96,7 +97,7 @@ setup(
         "openai": [OPENAI],
         "deepspeed": [DEEPSPEED],
         "flash-attn": ["flash-attn>=2.6"],
-        "eval": ["lm-eval>=0.4.5", *STATISTICS],
+        "eval": [*EVAL],
         "ray": ["ray[default]>=2.40"],
         "dev": [
             "build>=1.0",
@@ -106,7 +107,7 @@ setup(
             "ruff>=0.9",
             OPENAI,
             DEEPSPEED,
-            *STATISTICS,
+            *EVAL,
         ],
     },
     entry_points={"console_scripts": ["llamafactory-tpaw = llamafactory_tpaw.cli:main"]},

@@ -85,19 +85,11 @@ def train(place: Layout, run: str, number: int, progress: dict[str, str]) -> flo
 
 
 def measure(place: Layout, split: str, folders: list[Path]) -> list[dict[str, Any]]:
-    """Measure the checkpoints whose weights were not measured yet, keep the results beside them and return all."""
-    path = place.saves / f"accuracy_{split}.json"
-    known = {row["weights"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
-    rows, problem_rows = [], None
-    for folder in folders:
-        weights = _digest((folder / "model.safetensors").read_bytes())
-        if weights not in known:
-            from .evaluate import evaluate_checkpoint, read_problems
+    """Measure the checkpoints whose weights were not measured yet, and write and return the results of all."""
+    from .evaluate import evaluate_checkpoints
 
-            problem_rows = problem_rows or read_problems(place.problems / f"{split}.jsonl")
-            known[weights] = evaluate_checkpoint(folder, problem_rows) | {"weights": weights}
-        rows.append(known[weights] | {"checkpoint": str(folder)})
-    _write(path, json.dumps(rows, indent=1) + "\n")
+    rows = evaluate_checkpoints(folders, place.problems / f"{split}.jsonl")
+    _write(place.saves / f"accuracy_{split}.json", json.dumps(rows, indent=1) + "\n")
     return rows
 
 

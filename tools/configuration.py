@@ -34,6 +34,7 @@ GROUPS = (
             "tpaw_cache_dir",
             "tpaw_keep_checkpoints",
             "tpaw_guard",
+            "tpaw_eval_tasks",
         ),
     ),
     Group("Objectives `tpaw` and `iris`", "`tpaw`, `iris`", ("tpaw_reward_scale",)),

@@ -151,6 +151,11 @@ class TpawArguments:
         "What to do where theta_t has collapsed, by what training and generation recorded: `warn` gives the figures, "
         "`stop` ends the run with them and exit code 3, before another iteration is spent.",
     )
+    tpaw_eval_tasks: str | None = _key(
+        None,
+        "Tasks of lm-evaluation-harness, names or YAML files of them, on which theta_{t+1} is evaluated at the end; "
+        "with commas or as a YAML list.",
+    )
     tpaw_score_batch_tokens: int = _key(8192, "Most tokens, padding included, in one batch when players are scored.")
     tpaw_min_response: int = _key(
         1, "Fewest tokens that a prompt must leave for the response under `cutoff_len`, else it is a bad row."
@@ -180,7 +185,7 @@ class TpawArguments:
 WITHOUT_TEAM = ("tspin", "iris")  # objectives that play the newest checkpoint alone
 FIELDS = {spec.name: spec for spec in fields(TpawArguments)}
 # Keys that hold several values: a YAML list, or text with commas.
-LISTS = ("tpaw_players", "tpaw_engine_url", "tpaw_opponent_filter")
+LISTS = ("tpaw_players", "tpaw_engine_url", "tpaw_opponent_filter", "tpaw_eval_tasks")
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("tpaw_iteration", "tpaw_gamma", "tpaw_history_weight", "tpaw_prompts_seed"), Range(0)),
     **dict.fromkeys(("tpaw_engine_retries", "tpaw_max_failed", "tpaw_max_bad_rows"), Range(0)),

@@ -18,7 +18,7 @@ WITHOUT_EFFECT = frozenset(
     do_eval push_to_hub hub_model_id hub_strategy hub_private_repo ddp_timeout print_param_status
     include_effective_tokens_per_second include_num_input_tokens_seen cache_dir trust_remote_code
     use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_logdir
-    project trackio_space_id trackio_bucket_id trackio_static_space_id
+    project trackio_space_id trackio_bucket_id trackio_static_space_id tpaw_eval_tasks
     tpaw_cache_dir tpaw_keep_checkpoints tpaw_guard tpaw_reference tpaw_score_batch_tokens tpaw_generate_batch_tokens
     tpaw_max_bad_rows tpaw_engine tpaw_layout tpaw_logits tpaw_engine_url tpaw_engine_model tpaw_engine_concurrency
     tpaw_engine_timeout tpaw_engine_retries tpaw_engine_startup tpaw_max_failed tpaw_vllm_command tpaw_vllm_args

@@ -120,6 +120,21 @@ def _lineage(arguments: argparse.Namespace) -> None:
         raise DataError(changed)
 
 
+def _eval(arguments: argparse.Namespace) -> None:
+    from ..report.evaluate import evaluate, find_checkpoints
+
+    options = vars(arguments)
+    folders, tasks = find_checkpoints(options.pop("places")), options.pop("tasks").split(",")
+    evaluate(folders, tasks, functools.partial(print, flush=True), **options)
+
+
+def _best(arguments: argparse.Namespace) -> None:
+    from ..report.best import name_best
+    from ..report.evaluate import find_checkpoints
+
+    print(*name_best(find_checkpoints(arguments.places, lineage=True), arguments.task, arguments.metric), sep="\n")
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from .. import doctor
 
@@ -146,6 +161,8 @@ PARSED = {
     "run": _run,
     "study": _study,
     "lineage": _lineage,
+    "eval": _eval,
+    "best": _best,
     "doctor": _doctor,
     "completion": _completion,
 }

@@ -120,6 +120,28 @@ def _lineage(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--mermaid", action="store_true", help="print the graph as the text of a Mermaid diagram")
 
 
+def _eval(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "a checkpoint, or a folder that holds output folders: all theta in it, and theta_0"
+    add("places", metavar="DIR", nargs="+", help=text).complete = FOLDER
+    add("--tasks", metavar="LIST", required=True, help="lm-eval's tasks or groups, or YAML files, by commas")
+    add("--include-path", metavar="FOLDER", help="a folder with tasks of your own").complete = FOLDER
+    add("--backend", choices=("hf", "vllm"), default="hf", help="what runs the model (default: hf)")
+    add("--num-fewshot", metavar="N", type=int, help="examples before a question (default: the task's)")
+    add("--limit", metavar="N", type=int, help="the first N items of a task (default: all)")
+    add("--batch-size", metavar="N", help="as lm-eval takes it (default: 8, with vllm auto)")
+    text = "apply the chat template (default: where there is one)"
+    add("--apply-chat-template", dest="chat_template", action=argparse.BooleanOptionalAction, help=text)
+    add("--model-args", metavar="LIST", default="", help="more of lm-eval's model: parallelize=true")
+
+
+def _best(parser: argparse.ArgumentParser) -> None:
+    text = "an output folder, whose theta and all before it are compared, or a folder that holds some"
+    parser.add_argument("places", metavar="DIR", nargs="+", help=text).complete = FOLDER
+    parser.add_argument("--task", metavar="NAME", help="as in eval.json (default: the only one there)")
+    parser.add_argument("--metric", metavar="NAME", help="a metric of the task (default: its first one)")
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     _json(parser, "the report")
     text = "the `tpaw_vllm_command` to look for; without it, the `vllm` of this environment"
@@ -178,6 +200,15 @@ weights, tokenizers, triplets and meta files are computed again, whatever size a
 $ llamafactory-tpaw lineage saves/Qwen2.5-1.5B/full/tpaw_iter2
 $ llamafactory-tpaw lineage saves --verify
 $ llamafactory-tpaw lineage saves --mermaid > lineage.mmd
+## eval: what tasks of lm-evaluation-harness say of checkpoints
+Evaluate checkpoints with lm-eval (extra `eval`) and keep the results, item by item, in eval.json beside each. What is
+there already is left. `tpaw_leaderboard_v1` and `_v2` are the tasks of the two Open LLM Leaderboards.
+$ llamafactory-tpaw eval saves/qwen2.5-1.5b/full/mine_iter2 --tasks gsm8k
+$ llamafactory-tpaw eval saves/Tiny/full --tasks demo/tasks/word_problems.yaml
+## best: the best checkpoint of a run on a validation task, and whether that is noise
+Compare checkpoints by what `eval` kept: the best one, and its difference to the next one on the same items. The task
+should have validation problems: on the problems that chose it the best of several looks better than it is.
+$ llamafactory-tpaw best saves/qwen2.5-1.5b/full/mine_iter2 --task my_validation
 ## doctor: hook, seams, versions: what is wrong and the command that mends it
 Look at the hook, the places in LlamaFactory that it extends, versions, vLLM's path and `llamafactory-cli env`. Exit
 code 5 if something needed is missing.
@@ -203,5 +234,6 @@ def _read_help() -> dict[str, Command]:
 
 
 ARGUMENTS = {"init": _init, "check": _check, "run": _run, "train": _run_file, "generate": _run_file}
-ARGUMENTS |= {"study": _study, "score": _run_file, "lineage": _lineage, "doctor": _doctor, "completion": _completion}
+ARGUMENTS |= {"study": _study, "score": _run_file, "lineage": _lineage, "eval": _eval, "best": _best}
+ARGUMENTS |= {"doctor": _doctor, "completion": _completion}
 COMMANDS = _read_help()

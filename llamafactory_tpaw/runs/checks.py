@@ -187,7 +187,7 @@ def check_engine(plan: Plan, findings: Findings) -> None:
 
 
 def refuse_engine(given: Mapping[str, Any]) -> None:
-    """Refuse DeepSpeed and FSDP where they cannot work, before an hour of generation is spent."""
+    """Refuse DeepSpeed, FSDP and lm-eval where they cannot work, before an hour of generation is spent."""
     import torch
 
     problems = [
@@ -213,6 +213,10 @@ def refuse_engine(given: Mapping[str, Any]) -> None:
                 f"{where} asks for ZeRO-3 without `{GATHERS}: true`, so theta_{{t+1}} would not be saved as a model. "
                 "Set it under `zero_optimization`."
             )
+    if given.get("tpaw_eval_tasks") and importlib.util.find_spec("lm_eval") is None:
+        raise EnvironmentProblem(
+            "`tpaw_eval_tasks` is set, but lm-eval is not installed here. Run `pip install 'llamafactory-tpaw[eval]'`."
+        )
     if problems:
         raise ConfigError(problems)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.files import locked
 from ..errors import ConfigError, DataError, EnvironmentProblem, Findings
+from ..lf import facade
 from ..lf.failures import explained
 from ..lf.given import handed_file, is_first_process, is_true, read_given, take_handed
 from ..lf.logs import get_logger
 from ..lf.signals import end_like_child, run_child
 from ..team.checkpoint import find_resume_point
+from ..team.manifest import read_manifest
 from .checks import check_first_rows, refuse_engine
 from .estimates import check_disk
 from .guard import guard
@@ -55,6 +58,7 @@ def prepared(given: dict[str, Any], run_file: str = "") -> Iterator[str]:
     plan = make_plan(given)
     if plan.is_finished:
         prune(given, run_file)  # which an interruption may have kept from being done
+        _evaluate(plan)
         _say_finished(plan)
         raise SystemExit(0)
     refuse_engine(given)
@@ -71,6 +75,7 @@ def prepared(given: dict[str, Any], run_file: str = "") -> Iterator[str]:
             if stop.code:
                 raise
         prune(given, run_file)
+        _evaluate(plan)
 
 
 @contextlib.contextmanager
@@ -198,6 +203,25 @@ def _have_generated(plan: Plan, plan_file: str) -> None:
 
 def _generate_in_child(plan_file: str) -> int:
     return run_child([sys.executable, "-m", "llamafactory_tpaw", "generate", plan_file])
+
+
+def _evaluate(plan: Plan) -> None:
+    """Evaluate θ_{t+1} on `tpaw_eval_tasks`, in a separate process; where that fails, the iteration is finished."""
+    tasks, folder = plan.tpaw_args.tpaw_eval_tasks, Path(plan.given["output_dir"])
+    manifest = read_manifest(folder) if tasks and is_first_process() else None
+    if manifest is None or manifest.status != "finished":
+        return
+    from ..report.evaluate import read_evaluations
+
+    if set(tasks) <= read_evaluations(folder, manifest.result["fingerprint"]).keys():
+        return
+    facade.torch_gc()  # of a training in this process
+    command = ["eval", str(folder), "--tasks", ",".join(tasks)]
+    if code := run_child([sys.executable, "-m", "llamafactory_tpaw", *command]):
+        logger.warning_rank0(
+            f"The iteration is finished, but its evaluation ended with exit code {code}. Correct what it says above "
+            f"and repeat it: llamafactory-tpaw {shlex.join(command)}"
+        )
 
 
 def _wait_for(round_: Round, patience_s: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: its problems are right, its tokens are read back, its answers are measured, its trainings run in order."""
+"""The demo: its problems are right, and its tokens are read back."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from demo import evaluate
 from demo.make_task import SIZES, write_base_model, write_problems
 from demo.problems import Problem, Task, make_splits, parse_answer
 from demo.tokenizer import vocabulary
@@ -80,22 +78,6 @@ def test_every_problem_round_trips_through_the_template(checkpoint: Path, proble
         assert text == f"Human: {problem.question}<eos>\nAssistant:{problem.answer}<eos>\n"
         assert tokenizer.encode(text, add_special_tokens=False) == prompt + response
         assert tokenizer.unk_token_id not in prompt + response
-        assert prompt == evaluate.encode_prompt(tokenizer, problem.question)
-
-
-def test_answers_are_the_greedy_ones_in_batches_of_any_size(checkpoint: Path, problems: list[Problem]) -> None:
-    tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint)
-    questions = [problem.question for problem in problems[:5]]
-    ids, new = evaluate.encode_prompt(tokenizer, questions[0]), []
-    while len(new) < evaluate.MAX_NEW_TOKENS:
-        token = int(model.eval()(torch.tensor([ids + new])).logits[0, -1].argmax())
-        if token == tokenizer.eos_token_id:
-            break
-        new.append(token)
-    alone = evaluate.answer_questions(model, tokenizer, questions, 1)
-    assert alone[0] == tokenizer.decode(new)
-    assert evaluate.answer_questions(model, tokenizer, questions, 5) == alone
-    assert len(set(alone)) > 1
 
 
 def settings(name: str) -> dict[str, Any]:

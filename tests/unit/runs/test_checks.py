@@ -90,6 +90,8 @@ def test_deepspeed_and_fsdp_that_cannot_work(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="DeepSpeed is not installed"):
         refuse_engine(given)
+    with pytest.raises(EnvironmentProblem, match=r"`tpaw_eval_tasks` is set, but lm-eval is not installed"):
+        refuse_engine({"tpaw_eval_tasks": "gsm8k"})
 
 
 # -- the token round trip

@@ -18,6 +18,7 @@ from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem,
 from llamafactory_tpaw.lf.given import handed_file
 from llamafactory_tpaw.runs import launcher
 from llamafactory_tpaw.runs.plan import Plan
+from llamafactory_tpaw.team.manifest import write_manifest
 from tests.unit.team.test_checkpoint import STATES, WHOLE, save_step
 from tests.unit.team.test_manifest import make_manifest
 
@@ -69,7 +70,7 @@ class TestSteps:
     @pytest.fixture
     def plan(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         monkeypatch.chdir(tmp_path)
-        tpaw_args = SimpleNamespace(tpaw_prompts="additions", tpaw_engine_startup=0.0)
+        tpaw_args = SimpleNamespace(tpaw_prompts="additions", tpaw_engine_startup=0.0, tpaw_eval_tasks=None)
         plan = SimpleNamespace(to_generate=[], given=GIVEN, tpaw_args=tpaw_args, earlier=None, is_finished=False)
         monkeypatch.setattr(launcher, "make_plan", lambda given: plan)
         monkeypatch.setattr(launcher, "handed_plan", lambda given: plan)
@@ -132,6 +133,25 @@ class TestSteps:
         with launcher.prepared(GIVEN, "a.yaml"):
             assert pruned == [], "nothing goes while an iteration trains, or where it was interrupted"
         assert pruned == [(GIVEN, "a.yaml")]
+
+    def test_theta_is_evaluated_at_the_end_and_a_failure_is_a_warning(
+        self, plan: SimpleNamespace, output: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started, warned = [], []
+        monkeypatch.setattr(launcher, "run_child", lambda command: started.append(command[1:]) or 5)
+        monkeypatch.setattr(launcher.logger, "warning_rank0", warned.append)
+        monkeypatch.setattr(launcher.facade, "torch_gc", lambda: None, raising=False)
+        plan.given, plan.tpaw_args.tpaw_eval_tasks = GIVEN | {"output_dir": str(output)}, ["a", "b c.yaml"]
+        write_manifest(output, make_manifest(status="training"))  # one that was aborted
+        with launcher.prepared(GIVEN):
+            pass
+        assert started == []
+        with launcher.prepared(GIVEN):
+            write_manifest(output, make_manifest())
+        assert started == [["-m", "llamafactory_tpaw", "eval", str(output), "--tasks", "a,b c.yaml"]]
+        (warning,) = warned
+        assert f"exit code 5. Correct what it says above and repeat it: llamafactory-tpaw eval {output}" in warning
+        assert warning.endswith(" --tasks 'a,b c.yaml'")
 
     @pytest.mark.parametrize("command", ["generate", "score"])
     def test_run_files_of_other_stages_are_refused(self, command: str) -> None:
