@@ -193,8 +193,8 @@ def run_study(file: str, only: int | None, tell: Callable[[str], None]) -> int:
 # -- run files
 
 
-def write_part(part: Part) -> list[str]:
-    """Write a part's run files and the entries that they name as `init` does, and return their paths in order."""
+def write_part(part: Part) -> list[Item]:
+    """Write a part's run files and the entries that they name as `init` does, and check them as `run` does."""
     study, folder, name = part.study, Path(part.study.folder), f"sft_seed{part.seed}"
     keys = {"plot_loss": False, "tpaw_cache_dir": str(folder / "cache"), **study.settings, "seed": part.seed}
     stage, data = METHODS[part.kind][0], str(keys.pop("dataset_dir", "data"))
@@ -218,7 +218,7 @@ def write_part(part: Part) -> list[str]:
         files = {path_of(run): render(run, f"{title} {t}.") for t, run in enumerate(runs)}
         rounds = {own_round(run): triplet_entry(own_round(run)) for run in runs if stage in LABELS}
         write_project(folder, "data", files, rounds, part.name, force=True)
-    return [str(folder / file) for file in files]
+    return read_items([str(folder / file) for file in files], [])
 
 
 def _absolute(entry: dict[str, Any], path: Path | None) -> dict[str, Any]:
@@ -275,17 +275,13 @@ def _play_part(part: Part, tell: Callable[[str], None]) -> int:
             if not items[0].finished and (code := play(items, tell, play_one)):
                 return code
     with ProcessPoolExecutor(1, initializer=_become_child, initargs=(log,)) as pool:
-        items = pool.submit(_written_items, part).result()
+        items = pool.submit(write_part, part).result()
     code = play(items, tell, play_one)
     if not code and study.evaluate:
         code = start(["eval", theta_0, *map(str, part.folders), *study.evaluate.split()])
     if not code:
         write_atomic(part.result, json.dumps(collect(part), ensure_ascii=False, allow_nan=False) + "\n")
     return code
-
-
-def _written_items(part: Part) -> list[Item]:
-    return read_items(write_part(part), [])
 
 
 def _play_one(item: Item, start: Callable[[list[str]], int], folder: Path) -> int:
