@@ -32,13 +32,13 @@ BUDGETS = {
     "team": 2432,
     "generation": 2420,
     "train": 985,
-    "runs": 2967,
+    "runs": 2963,
     "report": 1524,
     "board": 960,
     "commands": 797,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 16_569, 17_000
+PACKAGE_LINES, TEST_LINES = 16_565, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.
