@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from llamafactory_tpaw.report.collect import collect_method, read_accuracies
-from llamafactory_tpaw.report.render import Page, write_report
+from llamafactory_tpaw.report.collect import Method, Scores, read_part
+from llamafactory_tpaw.report.page import blocks_of
+from llamafactory_tpaw.report.render import write_page
 
 from .steps import ITERATIONS, Layout
 
@@ -63,17 +65,23 @@ def build_report(place: Layout, split: str, accuracy_file: Path) -> Path:
     """Write the report of a finished demo and return the path of its page."""
     from .evaluate import read_problems
 
-    accuracies = read_accuracies(accuracy_file)
     rows = read_problems(place.problems / f"{split}.jsonl")
-    methods = tuple(
-        collect_method(label, NOTES[label], place.output("sft"), [place.output(run) for run in runs], accuracies)
-        for label, runs in METHODS.items()
+    what = f"right answers to {len(rows):,} {'held-out' if split == 'test' else split} problems"
+    measured = {
+        Path(row["checkpoint"]): {what: {"value": row["accuracy"], "n": row["n"], "items": row["hits"]}}
+        for row in json.loads(accuracy_file.read_text(encoding="utf-8"))
+    }
+
+    def read_scores(folder: Path) -> Scores:
+        return measured.get(folder, {})
+
+    def method(label: str, runs: tuple[str, ...]) -> Method:
+        part = read_part(label, place.seed, place.output("sft"), [place.output(run) for run in runs], read_scores)
+        return Method(label, (part,))
+
+    blocks = blocks_of(
+        [method(label, runs) for label, runs in METHODS.items()],
+        [*(text.format(**rows[0]) for text in INTRODUCTION), *(f"{label}: {note}" for label, note in NOTES.items())],
+        [text.format(n=len(rows)) for text in NOISE],
     )
-    page = Page(
-        title="Self-play of a tiny model on word problems",
-        introduction=tuple(text.format(**rows[0]) for text in INTRODUCTION),
-        what=f"right answers to {len(rows):,} {'held-out' if split == 'test' else split} problems",
-        noise=tuple(text.format(n=len(rows)) for text in NOISE),
-        methods=methods,
-    )
-    return write_report(page, place.report)
+    return write_page("Self-play of a tiny model on word problems", blocks, place.report)

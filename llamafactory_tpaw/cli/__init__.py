@@ -135,6 +135,22 @@ def _best(arguments: argparse.Namespace) -> None:
     print(*name_best(find_checkpoints(arguments.places, lineage=True), arguments.task, arguments.metric), sep="\n")
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from ..report.collect import collect
+    from ..report.page import blocks_of
+    from ..report.render import write_page
+
+    places = []
+    for place in map(Path, arguments.places):
+        if place.suffix in (".yaml", ".yml"):
+            bootstrap.activate()
+            place = Path(importlib.import_module("llamafactory_tpaw.runs.study").read_study(str(place)).results)
+        places.append(place)
+    methods = collect(places)
+    title = methods[0].parts[0].study or places[0].resolve().name
+    print(f"Written: {write_page(title, blocks_of(methods), Path(arguments.out))}")
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from .. import doctor
 
@@ -163,6 +179,7 @@ PARSED = {
     "lineage": _lineage,
     "eval": _eval,
     "best": _best,
+    "report": _report,
     "doctor": _doctor,
     "completion": _completion,
 }

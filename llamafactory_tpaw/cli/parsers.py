@@ -142,6 +142,13 @@ def _best(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", metavar="NAME", help="a metric of the task (default: its first one)")
 
 
+def _report(parser: argparse.ArgumentParser) -> None:
+    text = "a study's YAML file or its folder of results, an output folder, or a folder that holds some"
+    parser.add_argument("places", metavar="DIR|STUDY.yaml", nargs="+", help=text).complete = FILE
+    text = "where index.html, report.md and the pictures are written (default: report)"
+    parser.add_argument("--out", metavar="FOLDER", default="report", help=text).complete = FOLDER
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     _json(parser, "the report")
     text = "the `tpaw_vllm_command` to look for; without it, the `vllm` of this environment"
@@ -209,6 +216,12 @@ $ llamafactory-tpaw eval saves/Tiny/full --tasks demo/tasks/word_problems.yaml
 Compare checkpoints by what `eval` kept: the best one, and its difference to the next one on the same items. The task
 should have validation problems: on the problems that chose it the best of several looks better than it is.
 $ llamafactory-tpaw best saves/qwen2.5-1.5b/full/mine_iter2 --task my_validation
+## report: what was gained and how sure that is, as a page that needs no server, and as Markdown
+Read a study's results, or output folders of finished runs with the `eval.json` in them, and write one HTML file and
+the same as Markdown: accuracy by iteration, differences paired by seed with their tests, rewards over the steps,
+weights, responses, cost, versions, triplets to read.
+$ llamafactory-tpaw report saves/Qwen2.5-1.5B/full --out report
+$ llamafactory-tpaw report study.yaml --out report
 ## doctor: hook, seams, versions: what is wrong and the command that mends it
 Look at the hook, the places in LlamaFactory that it extends, versions, vLLM's path and `llamafactory-cli env`. Exit
 code 5 if something needed is missing.
@@ -235,5 +248,5 @@ def _read_help() -> dict[str, Command]:
 
 ARGUMENTS = {"init": _init, "check": _check, "run": _run, "train": _run_file, "generate": _run_file}
 ARGUMENTS |= {"study": _study, "score": _run_file, "lineage": _lineage, "eval": _eval, "best": _best}
-ARGUMENTS |= {"doctor": _doctor, "completion": _completion}
+ARGUMENTS |= {"report": _report, "doctor": _doctor, "completion": _completion}
 COMMANDS = _read_help()

@@ -33,12 +33,12 @@ BUDGETS = {
     "generation": 2420,
     "train": 985,
     "runs": 2963,
-    "report": 1524,
+    "report": 1772,
     "board": 960,
-    "commands": 797,
+    "commands": 827,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 16_565, 17_000
+PACKAGE_LINES, TEST_LINES = 16_843, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.

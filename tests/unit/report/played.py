@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafactory_tpaw.data.files import digest_file
-from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, read_meta, write_meta
+from llamafactory_tpaw.data.triplets import TripletMeta, TripletRow, meta_path, read_meta, write_meta
 from llamafactory_tpaw.team.fingerprint import digest_other_files, hash_weights
 from llamafactory_tpaw.team.manifest import MANIFEST, Manifest, relative_path, write_manifest
 from tests.unit.team.checkpoints import make_tensors, save_single
@@ -42,7 +42,8 @@ def generate(name: str, iteration: int, by: Path, **changes: Any) -> Path:
     """Write a file of triplets and its meta file; `changes` replaces fields of that."""
     path = Path(f"data/tpaw/{name}.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"id": name}) + "\n")
+    says = [{"role": "user", "content": "2 + 2?"}], "", "", {"role": "assistant", "content": "4"}
+    path.write_text(TripletRow(name, iteration, *says, "5", "stop", []).to_json() + "\n")
     meta = TripletMeta(
         iteration=iteration,
         generator=hash_weights(by, STORE).fingerprint,

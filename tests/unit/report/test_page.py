@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page on finished runs: what was logged and measured is on it at its place, escaped, and nothing is fetched."""
+"""The page on finished runs and studies: what was logged and measured is on it, escaped, and nothing is fetched."""
 
 from __future__ import annotations
 
@@ -7,153 +7,171 @@ import base64
 import json
 import math
 import re
-import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from llamafactory_tpaw.cli import main
 from llamafactory_tpaw.errors import DataError
 from llamafactory_tpaw.report import plots
-from llamafactory_tpaw.report.collect import Accuracy, Method, collect_method, compare, read_accuracies, read_run
-from llamafactory_tpaw.report.render import Page, draw_pictures, render_page, write_report
-from llamafactory_tpaw.team.manifest import Manifest, write_manifest
-from tests.board.hostile import Seen
+from llamafactory_tpaw.report.collect import Method, Part, Point, collect
+from llamafactory_tpaw.report.evaluate import Evaluation, write_evaluations
+from llamafactory_tpaw.report.page import blocks_of, claims_of
+from llamafactory_tpaw.report.render import as_html, as_markdown
+from tests.board.hostile import TEXTS, Seen
+from tests.unit.report import studied
+from tests.unit.report.played import play_three
+from tests.unit.report.studied import write_results
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
-# Checkpoint, which problems it solved, and the interval.
-ACCURACIES = {
-    "sft": ("1100000000", (0.06, 0.51)),
-    "iter0": ("1110000000", (0.11, 0.61)),
-    "iter1": ("1111111000", (0.39, 0.89)),
-    "more/checkpoint-12": ("1111000000", (0.17, 0.69)),
-    "more/checkpoint-30": ("1111100000", (0.24, 0.76)),
-    "more": ("0011100000", (0.11, 0.61)),
-}
-
-
-def write_state(folder: Path, steps: int, rows: list[dict[str, float]]) -> None:
-    totals = {"step": steps, "train_runtime": 8.0, "train_loss": 1.0}
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {"global_step": steps, "log_history": [*rows, totals]}
-    (folder / "trainer_state.json").write_text(json.dumps(state))
-
-
-def write_iteration(folder: Path, iteration: int, steps: int) -> None:
-    names = [f"theta_{index}" for index in range(iteration + 1)]
-    rows = []
-    for step in range(5, steps + 1, 5):
-        row = {"step": step, "loss": 0.7, "weights/target_eta_fraction": 0.9, "logps/target": -4.0}
-        row |= {"rewards/target": 0.01 * step, "rewards/generated": -0.5, "rewards/margin": 0.01 * step + 0.5}
-        row |= {f"weights/player/{name}": 1 / len(names) for name in names}
-        rows.append(row)
-    write_state(folder, steps, rows)
-    players = [{"name": name, "path": name, "fingerprint": "f" * 64} for name in names]
-    manifest = Manifest(iteration, "finished", "tpaw", players[-1], players, [], "t", {"name": "default"}, {})
-    manifest.counts, manifest.seconds = {"train_triplets": 320}, {"generate": 3.0, "score": 1.0, "train": 8.0}
-    write_manifest(folder, manifest)
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two iterations of self-play and one plain training, with the accuracies of their checkpoints."""
-    write_iteration(tmp_path / "iter0", 0, 10)
-    write_iteration(tmp_path / "iter1", 1, 20)
-    write_state(tmp_path / "more", 30, [{"step": 10, "loss": 0.2}])
-    rows = [
-        {"checkpoint": str(tmp_path / name), "n": 10, "correct": hits.count("1"), "interval": ends, "hits": hits}
-        for name, (hits, ends) in ACCURACIES.items()
+def study(tmp_path: Path) -> Path:
+    return write_results(tmp_path / "study" / "results").parent
+
+
+@pytest.fixture
+def saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three iterations of self-play, and a plain training, with logs; all but one measured."""
+    monkeypatch.chdir(tmp_path)
+    write_state(Path("saves/sft"), 5)
+    for number, folder in enumerate(play_three()):
+        write_state(folder, 10 * number or 5)
+        write_scores(folder, "1" * (2 + number) + "0" * (8 - number))
+    write_state(Path("saves/more/checkpoint-12"), 12)
+    write_scores(Path("saves/more/checkpoint-12"), "1111000000")
+    write_state(Path("saves/more"), 30)
+    Path("saves/more/README.md").write_text("- learning_rate: 1\n- seed: 42\n")
+    return Path("saves")
+
+
+def write_state(folder: Path, steps: int) -> None:
+    rows = [{"step": step, "loss": 0.7, "rewards/target": step / 10} for step in range(5, steps + 1, 5)]
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"global_step": steps, "epoch": 2.0, "log_history": [*rows, {"step": steps, "train_runtime": 8.0}]}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+def write_scores(folder: Path, items: str) -> None:
+    value = items.count("1") / len(items)
+    about = ({}, "1.0", 0, None, "hf", "float32", None, "0.4.13", 1.0)
+    write_evaluations(folder, "f", {"words": Evaluation("exact_match,none", value, 0.1, len(items), items, *about)})
+
+
+def test_output_folders_become_methods_with_their_points(saves: Path) -> None:
+    team, plain = collect([saves])
+    part = team.parts[0]
+    assert [(point.name, point.steps, point.triplets) for point in part.points] == [
+        ("theta_0", 0, None),
+        ("theta_1", 10, None),
+        ("theta_2", 30, None),
+        ("theta_3", 60, None),
     ]
-    (tmp_path / "accuracy.json").write_text(json.dumps(rows))
-    return tmp_path
-
-
-def methods(root: Path) -> tuple[Method, Method]:
-    accuracies = read_accuracies(root / "accuracy.json")
-    team = collect_method("team", "a note", root / "sft", [root / "iter0", root / "iter1"], accuracies)
-    return team, collect_method("plain", "a note", root / "sft", [root / "more"], accuracies)
-
-
-def page_of(root: Path, **changes: Any) -> Page:
-    texts = {"title": "A page", "introduction": ("First.",), "what": "right answers", "noise": ("One seed.",)}
-    return Page(**{**texts, "methods": methods(root), **changes})
-
-
-def test_numbers_are_on_the_page_and_nothing_is_fetched(root: Path) -> None:
-    page = page_of(root)
-    html = render_page(page, draw_pictures(page))
-    reader = Seen(html)
-    for text in (
-        "team theta_2 30 7 of 10 70.0 % 39.0 % to 89.0 %",
-        "plain step 12 12 4 of 10 40.0 % 17.0 % to 69.0 %",
-        "team (20.0 % → 70.0 %, 30 optimizer steps, 24 seconds): a note",
-        "team theta_1 10 320 generate 3, score 1, train 8",
-        "plain more 30 – train 8",
-        "theta_0, its start +50.0 +19.0 to +81.0 plain, end +40.0",
-    ):
-        assert text in reader.text
-    assert not {"script", "link", "iframe", "object", "a"} & set(reader.tags)
-    sources = [value for name, value in reader.attributes if name in ("src", "href", "srcset")]
-    assert [value[:22] for value in sources] == ["data:image/png;base64,"] * 3
-    assert not re.search(r"https?://|@import|url\(", html)
-
-
-def test_texts_are_escaped(root: Path) -> None:
-    evil = '<img src=x onerror="alert(1)">&'
-    marked = tuple(replace(method, label=evil, note=evil) for method in methods(root))
-    html = render_page(
-        page_of(root, title=evil, introduction=(evil,), what=evil, noise=(evil,), methods=marked), {"accuracy": PNG}
+    assert [point.evaluations["words"]["value"] for point in part.points] == [0.2, 0.3, 0.4, 0.5]
+    assert part.points[2].round == {"mean_tokens": 10.0}
+    assert part.examples == [{"prompt": "2 + 2?", "target": "4", "generated": "5"}]
+    assert part.points[2].seconds == {"generate": 1.0, "score": 2.0, "train": 3.0}
+    series = part.series("rewards/target")
+    assert series[:5] == [(5, 0.5), (10, 1.0), (10.5, pytest.approx(math.nan, nan_ok=True)), (15, 0.5), (20, 1.0)]
+    assert part.series("round/mean_tokens") == [(0, 10.0), (1, 10.0), (2, 10.0)]
+    assert (plain.label, [(point.name, point.steps) for point in plain.parts[0].points]) == (
+        "more",
+        [("step 12", 12), ("step 30", 30)],
     )
-    assert "<img src=x" not in html
-    assert html.count("&lt;img src=x onerror=&quot;alert(1)&quot;&gt;&amp;") > 8
-    assert Seen(html).tags.count("img") == 1
+    assert plain.parts[0].seed == 42
 
 
-def test_pictures_are_inside_and_beside(root: Path) -> None:
-    path = write_report(page_of(root), root / "report")
-    inside = {base64.b64decode(text) for text in re.findall(r"base64,([A-Za-z0-9+/=]+)", path.read_text())}
-    beside = {file.stem: file.read_bytes() for file in path.parent.glob("*.png")}
-    assert set(beside) == {"accuracy", "rewards", "weights"}
+def test_numbers_of_a_study_are_on_the_page_and_nothing_is_fetched(study: Path, tmp_path: Path) -> None:
+    """TPAW minus SFT is 4, 2, 2, 3, 3, 2 of ten, minus its start 5, 3, 4, 6, 5, 5: p is 2/2⁶, Holm doubles it."""
+    assert main(["report", str(study), "--out", str(tmp_path / "out")]) == 0
+    html, markdown = ((tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("index.html", "report.md"))
+    seen = Seen(html)
+    for text in (
+        "words",
+        "Not shown to be gain or loss, on words for TPAW, theta_2: +46.7",
+        "TPAW theta_2 20 71.7 ",
+        "70.0, 60.0, 50.0, 80.0, 90.0, 80.0",
+        "words TPAW, theta_2, minus SFT_STEPS, theta_2 6 +26.7",
+        "0.031 0.062 3.27 11.71 not shown",
+        "TPAW theta_1 10 100 – train 10, score 1 – –",
+        "torch 2.9",
+        "TPAW seed 0 or 1 or 2 or 3 or 4 or 5, tpaw_eta 6",
+    ):
+        assert text in seen.text
+    assert not {"script", "link", "iframe", "object", "a"} & set(seen.tags)
+    assert not re.search(r"https?://|@import|url\(", html)
+    inside = {base64.b64decode(text) for text in re.findall(r"base64,([A-Za-z0-9+/=]+)", html)}
+    beside = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.png")}
     assert inside == set(beside.values())
+    assert set(re.findall(r"\]\((\w+\.png)\)", markdown)) == set(beside)
+    assert "round_truncated.png" not in beside, "nothing is known of it"
+    assert "| words | TPAW, theta\\_2, minus SFT\\_STEPS, theta\\_2 | 6 | +26.7 |" in markdown
 
 
-def test_labels_with_dollars_and_values_that_are_not_finite(root: Path) -> None:
-    team, _ = methods(root)
-    row = {**team.runs[0].logs[0], "rewards/target": math.nan, "rewards/margin": math.inf}
-    broken = replace(team, label="$x_{", runs=(replace(team.runs[0], logs=(row,)), team.runs[1]))
-    assert plots.draw_rewards([broken]).startswith(PNG)
-    assert plots.draw_accuracy([broken], "50 $ {").startswith(PNG)
+def test_eight_seeds_can_show_a_gain_and_one_seed_shows_its_items(study: Path) -> None:
+    methods = collect([study])
+    more = [
+        Method(
+            method.label, (*method.parts, *(Part(part.method, part.points, part.seed + 6) for part in method.parts))
+        )
+        for method in methods
+    ]
+    assert [claim.verdict for claim in claims_of(more, ["words"])] == ["gain", "gain"]
+    one = [Method(method.label, method.parts[:1]) for method in methods]
+    start, other = claims_of(one, ["words"])
+    assert (start.verdict, start.found.interval, start.corrected_p) == ("not shown", None, 1)
+    assert (other.items[0].mean, other.items[0].p) == (pytest.approx(0.4), 0.125)
+    assert "20.0 5.7 to 51.0" in Seen(as_html("one", blocks_of(one))).text, "Wilson, 2 of 10"
 
 
-def test_series_and_points_run_over_iterations(root: Path) -> None:
-    team, plain = methods(root)
-    first, second = team.series("rewards/target")
-    assert first == [(5, 0.05), (10, 0.1)]
-    assert second == [(15, 0.05), (20, 0.1), (25, pytest.approx(0.15)), (30, 0.2)]
-    assert team.series("weights/player/theta_1") == [[], [(step, 0.5) for step in (15, 20, 25, 30)]]
-    assert plain.series("rewards/target") == []
-    points = [(point.label, point.steps, point.accuracy.correct) for point in team.points]
-    assert points == [("theta_0", 0, 2), ("theta_1", 10, 3), ("theta_2", 30, 7)]
-    # The checkpoint of the last step is the result itself, so it is no separate point.
-    assert [(point.label, point.steps) for point in plain.points] == [("theta_0", 0), ("step 12", 12), ("end", 30)]
+def test_what_is_left_out_of_results_is_left_out_of_the_page() -> None:
+    bare = Method("bare", (Part("bare", (Point(0), Point(5, 1))),))
+    text = Seen(as_html("bare", blocks_of([bare]))).text
+    assert "Cost method produced" in text
+    assert not re.search("Accuracy|How sure|Rewards|Weights|Responses|Triplets|nan", text)
 
 
-def test_compare_counts_pairs() -> None:
-    """3 gained, 1 lost of 10: difference 0.2, its standard error sqrt((0.4 - 0.04) / 10) = 0.1897."""
-    difference = compare(Accuracy(10, 4, (0, 1), "1111000000"), Accuracy(10, 2, (0, 1), "1000100000"))
-    assert difference.share == pytest.approx(0.2)
-    assert difference.interval == pytest.approx((0.2 - 1.959964 * 0.189737, 0.2 + 1.959964 * 0.189737), abs=1e-5)
-    assert compare(Accuracy(4, 2, (0, 1), "1100"), Accuracy(3, 2, (0, 1), "110")) is None, "other problems"
+@pytest.mark.parametrize("evil", TEXTS.values())
+def test_texts_are_escaped(evil: str) -> None:
+    entry = {evil: {"value": 0.5, "n": 2, "items": "01"}}
+    points = (Point(0, 0, evil, evil, entry), Point(5, 1, evil, evil, entry))
+    part = Part(evil, points, 0, evil, evil, {evil: evil}, {evil: evil}, [dict.fromkeys(studied.EXAMPLE, evil)])
+    blocks = blocks_of([Method(evil, (part,))], [evil], [evil])
+    seen = Seen(as_html(evil, blocks))
+    assert set(seen.tags) <= set(
+        "html head meta title style body h1 h2 p div img details summary table tr th td".split()
+    )
+    assert (seen.tags.count("style"), seen.tags.count("h1")) == (1, 1)
+    assert evil in seen.words
+    lines = as_markdown(evil, blocks).splitlines()
+    assert not [
+        line for line in lines if re.search(r"(?<!\\)[<`$]|(?<!\\)\]\((?!\w+\.png\))", line.replace("<br>", ""))
+    ]
 
 
-def test_what_is_missing_or_damaged_is_named(root: Path) -> None:
-    shutil.rmtree(root / "iter1")
-    with pytest.raises(DataError, match=r"iter1.trainer_state.json does not exist"):
-        read_run(root / "iter1")
-    with pytest.raises(DataError, match=r"No accuracy of .*sft, from which team started"):
-        collect_method("team", "a note", root / "sft", [root / "iter0"], {})
-    (root / "accuracy.json").write_text("[{}]")
-    with pytest.raises(DataError, match=r"accuracy.json is no file of accuracies"):
-        read_accuracies(root / "accuracy.json")
+def test_labels_with_dollars_and_values_that_are_not_finite() -> None:
+    curve = [(0, math.nan), (1, math.inf), (2, 1.0)]
+    assert plots.draw("50 $ {", "$x_{", [plots.Line("$x_{", [curve, curve], {2: (0, 2)})]).startswith(PNG)
+    assert plots.Line("", [[(0, 1.0), (1, 2.0)], [(1, 4.0)], []]).mean() == [(1, 3.0)]
+
+
+def test_what_is_missing_or_damaged_is_named(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere holds neither a finished run \(trainer_state.json\) nor"):
+        collect([tmp_path / "nowhere"])
+    with pytest.raises(DataError, match=r"again has \w+ at seed 0 once more"):
+        collect([study, write_results(tmp_path / "again", 1)])
+    path = study / "results" / "tpaw_seed0.json"
+    for content in (
+        {"schema": 2},
+        studied.part("tpaw", 0, points=[]),
+        studied.part("tpaw", 0, points=[{"theta": 1}]),
+        {
+            **studied.part("tpaw", 0),
+            "points": [{"steps": 0, "evaluations": {"words": {"value": 1, "n": 1, "items": "x"}}}],
+        },
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=r"tpaw_seed0.json is damaged .* repeat its part of the study"):
+            collect([study])
