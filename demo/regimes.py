@@ -17,7 +17,7 @@ REGIMES = {
     "words": Task(step=30, wordings=4),
     "wrong": Task(step=30, wrong=0.1),
 }
-SIZES = {"train": 1500, "validation": 1000, "test": 2000}
+SIZES = {"train": 3000, "validation": 1000, "test": 2000}
 PLAYED = 750
 HIDDEN, LAYERS = 16, 2
 SEEDS = 8
