@@ -52,6 +52,8 @@ GROUPS = (
             "tpaw_min_response",
             "tpaw_max_bad_rows",
             "tpaw_samples_per_prompt",
+            "tpaw_prompt_weight",
+            "tpaw_answer_pattern",
             "tpaw_opponent_model",
             "tpaw_opponent_filter",
         ),

@@ -110,7 +110,7 @@ def setting_problems(given: Mapping[str, Any]) -> list[str]:
     problems += _method_problems(given)
     if given.get("tpaw_prompts"):
         problems += _sampling_problems(given)
-    return problems + _engine_problems(given)
+    return problems + _weight_problems(given) + _engine_problems(given)
 
 
 def _method_problems(given: Mapping[str, Any]) -> list[str]:
@@ -155,6 +155,25 @@ def _sampling_problems(given: Mapping[str, Any]) -> list[str]:
             f"`tpaw_samples_per_prompt` is {samples}, but without sampling (`do_sample: false` or `temperature: 0`) "
             "all responses to a prompt are the same. Set it to 1, or sample with a temperature above 0."
         )
+    return problems
+
+
+def _weight_problems(given: Mapping[str, Any]) -> list[str]:
+    """Check what the weights of prompts need."""
+    args, what = read_tpaw_args(given)[0], "`tpaw_prompt_weight: entropy`"
+    if args.tpaw_prompt_weight != "entropy":
+        return []
+    problems = []
+    if not args.tpaw_answer_pattern:
+        problems.append(f"{what} needs `tpaw_answer_pattern`, a regular expression. Give one, such as `'#### *(.+)'`.")
+    try:
+        re.compile(args.tpaw_answer_pattern or "")
+    except re.error as error:
+        problems.append(f"`tpaw_answer_pattern` is no regular expression: {error}. Correct it.")
+    if args.tpaw_prompts and args.tpaw_samples_per_prompt == 1:
+        problems.append(f"{what} compares several responses to a prompt. Set `tpaw_samples_per_prompt` to 2 or more.")
+    if args.tpaw_objective == "iris":
+        problems.append(f"{what} does not go with `tpaw_objective: iris`, which weighs triplets itself. Remove one.")
     return problems
 
 

@@ -105,6 +105,14 @@ class TpawArguments:
         None, "More arguments of `vllm serve`, as in a shell: `--gpu-memory-utilization 0.8`."
     )
     tpaw_samples_per_prompt: int = _key(1, "Responses sampled for each prompt; every one makes a triplet.")
+    tpaw_prompt_weight: Literal["none", "entropy"] = _key(
+        "none",
+        "`entropy` weighs the losses of a prompt by how much the answers sampled for it differ (EAST, a "
+        "reconstruction), and leaves out prompts whose answers are all right or none right.",
+    )
+    tpaw_answer_pattern: str | None = _key(
+        None, "Regular expression whose last match in a response, or the group in it, is the final answer (`entropy`)."
+    )
     tpaw_opponent_model: str | None = _key(
         None,
         "Checkpoint, or with engine `openai` any model that the servers list, that generates in place of theta_t; "

@@ -149,8 +149,9 @@ class TripletCollator:
         Returns:
             The sequences as `lay_out` or `pack` write them; `target_index`, `generated_index` and, with y_0,
             `proto_index`, (B,): which of the S sequences are a triplet's; `truncated` and `equal`, bool (B,);
-            `player_target_logps` and `player_generated_logps`, float32 (B, J), where the players are cached. Items
-            of padding are left out; of a batch of nothing else one is kept, with `is_padding`.
+            `weights`, float32 (B,); `player_target_logps` and `player_generated_logps`, float32 (B, J), where the
+            players are cached. Items of padding are left out; of a batch of nothing else one is kept, with
+            `is_padding`.
         """
         is_padding = all(IS_PADDING in feature for feature in features)
         features = features[:1] if is_padding else [feature for feature in features if IS_PADDING not in feature]
@@ -162,6 +163,7 @@ class TripletCollator:
             batch[name] = torch.from_numpy(column.copy())
         batch["truncated"] = torch.tensor([triplet.truncated for triplet in triplets])
         batch["equal"] = torch.tensor([triplet.equal for triplet in triplets])
+        batch["weights"] = torch.tensor([triplet.weight for triplet in triplets])
         for key in ("player_target_logps", "player_generated_logps"):
             if key in features[0]:
                 batch[key] = torch.stack([torch.from_numpy(feature[key]) for feature in features])

@@ -41,6 +41,7 @@ class Triplet:
     truncated: bool  # whether the generated response has no end of turn
     proto_ids: np.ndarray | None = None  # y_0, the response of θ_0 to the prompt (T-SPIN)
     sample: int = 0  # which of the round's responses to the prompt it is
+    weight: float = 1.0  # of its loss
 
     @property
     def responses(self) -> tuple[np.ndarray, ...]:

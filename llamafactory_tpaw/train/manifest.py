@@ -73,7 +73,7 @@ def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport
             "train_triplets": len(setup.train),
             "held_out_triplets": len(setup.held_out),
             "repeated_triplets": count_repeated([*setup.train, *setup.held_out]),
-            **({"filtered_triplets": setup.filtered} if run.finetuning.tpaw_opponent_filter else {}),
+            **({"left_out_triplets": setup.left_out} if setup.left_out else {}),
             **{name: count for name, count in vars(report).items() if name != "seconds"},
             "generated_tokens": generated.counts["generated_tokens"] if generated else 0,
             "epoch_tokens": count_tokens(setup.train),

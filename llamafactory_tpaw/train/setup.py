@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,7 @@ from ..data.opponents import FOREIGN, Triplet
 from ..data.rounds import Opponents, split_names
 from ..data.source import Entry, find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, generator_place, meta_path, read_meta
+from ..data.weights import weigh
 from ..errors import ConfigError, DataError, Findings
 from ..lf.logs import get_logger
 from ..team.manifest import MANIFEST, read_manifest, relative_path
@@ -33,7 +35,7 @@ class IterationSetup(NamedTuple):
     held_out: list[Triplet]  # by `val_size`, and those of `eval_dataset`
     sources: list[dict[str, Any]]  # the datasets, as `tpaw.json` describes them
     generated: TripletMeta | None  # of the round that this iteration generated
-    filtered: int = 0  # triplets that `tpaw_opponent_filter` leaves out
+    left_out: int = 0  # triplets, by `tpaw_prompt_weight` and `tpaw_opponent_filter`
 
     def blocks(self) -> list[Block]:
         """All targets, and for each θ the responses it generated: what every player scores."""
@@ -78,8 +80,11 @@ def load_setup(run: RunArguments) -> IterationSetup:
         triplets = opponents.first_prompts(triplets, run.data.max_samples)
     train, held_out = opponents.split_by_prompt(triplets, run.data.val_size)
     kept = train = train if run.training.do_train else []
+    if run.finetuning.tpaw_prompt_weight == "entropy":
+        decode = functools.partial(team.tokenizer.decode, skip_special_tokens=True)
+        kept = weigh(train, decode, run.finetuning.tpaw_answer_pattern)
     if run.finetuning.tpaw_opponent_filter:
-        kept = opponents.without(train, run.finetuning.tpaw_opponent_filter)
+        kept = opponents.without(kept, run.finetuning.tpaw_opponent_filter)
     held_out += _read_eval(run, team, train)
     return IterationSetup(team, kept, held_out, sources, own, len(train) - len(kept))
 

@@ -175,7 +175,8 @@ class TpawTrainer(Trainer):
         """
         is_newest = model.training and not self.policy_moved
         out, target, generated = self._judge(model, inputs, is_newest, self.log_sums if model.training else None)
-        metrics, losses = batch_metrics(out, self.player_names, target, generated, inputs), out.losses
+        metrics = batch_metrics(out, self.player_names, target, generated, inputs)
+        losses = inputs["weights"] * out.losses
         if IS_PADDING in inputs:  # it takes part in the pass that all processes do together, and counts for nothing
             metrics, losses = {name: values[:0] for name, values in metrics.items()}, 0.0 * losses
         mode = "train" if model.training else "eval"

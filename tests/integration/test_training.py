@@ -18,7 +18,8 @@ from llamafactory_tpaw.arguments.parsed import parse_single_process
 from llamafactory_tpaw.data.opponents import Limits, Triplet, load_triplets, split_by_prompt
 from llamafactory_tpaw.errors import TpawError
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
-from llamafactory_tpaw.team.scorer import TeamScorer
+from llamafactory_tpaw.team.scorer import ScoreReport, TeamScorer
+from llamafactory_tpaw.train.manifest import start_manifest
 from llamafactory_tpaw.train.setup import load_setup
 from tests import encoders
 from tests.integration.pairs import add_pairs, logps_of, make_pairs, pair_settings
@@ -209,11 +210,22 @@ def triplets(project: Project) -> list[Triplet]:
     return load_triplets(entry, meta, encoder, Limits(256, 1, 0))
 
 
-def test_held_out_responses_are_not_filtered(
+def test_prompts_are_weighed_and_responses_filtered_but_none_held_out(
     project: Project, triplets: list[Triplet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or their prompts would be others from iteration to iteration."""
+    """Targets say 0 to 5, the responses to a prompt 0, 1, 2; to the first 0, 0, 2 and to the last 0, 1.
+
+    Of the six, three have a right and a wrong one: H = -2/3 log2 2/3 - 1/3 log2 1/3 = 0.9183, and log2 3 = 1.5850.
+    """
     monkeypatch.chdir(project.root)
+    entropy = {"tpaw_prompt_weight": "entropy", "tpaw_answer_pattern": r"\d+"}
+    run = parse_single_process(pair_settings(project, "d0", **SPIN, **entropy, output_dir="saves/weighed"))
+    setup = load_setup(run)
+    assert [triplet.id for triplet in setup.train] == [triplet.id for triplet in triplets[:9]]
+    mean = (0.918296 + 2 * 1.584963) / 3
+    weights = 3 * [0.918296 / mean] + 6 * [1.584963 / mean]
+    assert [triplet.weight for triplet in setup.train] == pytest.approx(weights, 1e-5)
+    assert start_manifest(run, setup, ScoreReport()).counts["left_out_triplets"] == len(triplets) - 9
     settings = pair_settings(project, "d0", **SPIN, val_size=2, tpaw_opponent_filter="equal,shorter:99")
     left = len(triplets) - len(split_by_prompt(triplets, 2)[1])
     assert left < len(triplets)
@@ -229,7 +241,6 @@ def test_the_loss_is_the_mean_over_triplets(project: Project, triplets: list[Tri
     logged, manifests = {}, {}
     for grouping in ("prompt", "none"):
         kind = {"tpaw_grouping": grouping, "output_dir": f"saves/{grouping}"}
-        kind |= {"tpaw_opponent_filter": "equal,shorter:1"} if grouping == "prompt" else {}  # which leaves all
         logged[grouping] = train_here(project, pair_settings(project, "d0", **SPIN, **steps, **SGD, **saved, **kind))
         manifests[grouping] = read(project.root / "saves" / grouping, "tpaw.json")
     for grouped, plain in zip(logged["prompt"], logged["none"], strict=True):
@@ -247,7 +258,6 @@ def test_the_loss_is_the_mean_over_triplets(project: Project, triplets: list[Tri
 
     counts = [manifests[grouping]["counts"] for grouping in ("prompt", "none")]
     assert (counts[0]["train_triplets"], counts[0]["repeated_triplets"]) == (17, 1)
-    assert [each.get("filtered_triplets") for each in counts] == [0, None]
     # Targets and responses once each, the repeated one not again, and nothing in the second run.
     assert [each["scored_sequences"] for each in counts] == [PROMPTS + 16, 0]
     (source,) = manifests["prompt"]["triplets"]

@@ -26,7 +26,7 @@ tpaw_engine: vllmm, tpaw_generate_batch_tokens: 1.5, tpaw_engine_concurrency: 0,
 tpaw_engine_retries: -1, tpaw_engine_startup: long, tpaw_max_failed: -1, tpaw_samples_per_prompt: 0,
 tpaw_reference: offline, tpaw_score_batch_tokens: 8k, tpaw_grouping: iteration, tpaw_layout: packed,
 tpaw_logits: chunks, tpaw_min_response: 0, tpaw_max_bad_rows: -1, tpaw_renyi_alpha: 0, tpaw_guard: loud,
-tpaw_opponent_filter: "equal,shorter:0"}""")
+tpaw_opponent_filter: "equal,shorter:0", tpaw_prompt_weight: answers}""")
 
 ROWS = [
     Row("an unknown key of this package", given={"tpaw_gama": 1.0}),
@@ -74,6 +74,10 @@ ROWS = [
     Row("several samples that would be the same", generating=True, given={
         "tpaw_samples_per_prompt": 2, "temperature": 0,
     }),
+    Row("weights of prompts without what they need", generating=True, given={
+        "tpaw_prompt_weight": "entropy", "tpaw_objective": "iris",
+    }),
+    Row("a pattern that is none", given={"tpaw_prompt_weight": "entropy", "tpaw_answer_pattern": "#### ("}),
     Row("neither training nor evaluation", given={"do_train": False}),
     Row("a `val_size` that holds out all prompts", given={"val_size": 16}),
     Row("`deepspeed` without torchrun", given={"deepspeed": {"zero_optimization": {"stage": 2}}, "use_cpu": None}),

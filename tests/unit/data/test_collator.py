@@ -80,7 +80,7 @@ def test_what_two_triplets_have_in_common_is_there_once() -> None:
 
 
 def test_cached_players_and_flags_go_with_their_triplets() -> None:
-    triplets = [make_triplet("a-0", target=1), replace(make_triplet("b-0", generated=2), truncated=True)]
+    triplets = [make_triplet("a-0", target=1), replace(make_triplet("b-0", generated=2), truncated=True, weight=0.5)]
     target, generated = np.arange(6, dtype=np.float32).reshape(2, 3), -np.arange(6, dtype=np.float32).reshape(2, 3)
     dataset = TripletDataset(triplets, target, generated)
     batch = TripletCollator(PAD)([dataset[1], dataset[0]])
@@ -88,6 +88,7 @@ def test_cached_players_and_flags_go_with_their_triplets() -> None:
     assert batch["player_generated_logps"].tolist() == [[-3, -4, -5], [0, -1, -2]]
     assert batch["player_target_logps"].dtype == torch.float32
     assert batch["truncated"].tolist() == [True, False]
+    assert batch["weights"].tolist() == [0.5, 1.0]
 
 
 def test_y0_is_a_third_response() -> None:

@@ -71,11 +71,14 @@ def test_deepspeed_does_not_round_log_probs_to_the_model_s_dtype() -> None:
     assert prepared["player_target_logps"].item() == -301.25
 
 
-def collect(accelerator: SimpleNamespace, processes: int, batches: list[Any]) -> tuple[TpawTrainer, Tensor]:
+def collect(
+    accelerator: SimpleNamespace, processes: int, batches: list[Any], objective: str = "iris"
+) -> tuple[TpawTrainer, Tensor]:
     """A process whose policy's log-probs are linear in the features, when it has its batches of a step."""
     policy, trainer = nn.Linear(2, 1, bias=False), object.__new__(TpawTrainer)
     policy.weight.data = torch.tensor([[0.5, -1.0]])
-    keys = {"tpaw_objective": "iris", "tpaw_reward_scale": 1.0, "tpaw_renyi_alpha": 0.5}
+    keys = {"tpaw_objective": objective, "tpaw_reward_scale": 1.0, "tpaw_renyi_alpha": 0.5}
+    keys |= {"tpaw_eta": 6.0, "tpaw_gamma": 0.5}
     vars(trainer).update(
         accelerator=accelerator,
         args=SimpleNamespace(world_size=processes, device=torch.device("cpu")),
@@ -102,6 +105,7 @@ def batch_of(triplets: list[int], *, padding: bool = False) -> dict[str, Tensor]
     batch["generated_index"] = batch["target_index"] + len(triplets)
     for name in ("player_target_logps", "player_generated_logps"):
         batch[name] = torch.tensor([[-0.3 * n] for n in triplets])
+    batch["weights"] = torch.ones(len(triplets))
     batch["truncated"] = batch["equal"] = torch.zeros(len(triplets), dtype=torch.bool)
     return batch | ({IS_PADDING: torch.ones(())} if padding else {})
 
@@ -124,6 +128,27 @@ def one_step(batches: list[list[dict[str, Tensor]]]) -> tuple[float, Tensor]:
     return loss, gradient
 
 
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(model: nn.Module, inputs: dict[str, Tensor], head: bool) -> SequenceLogps:
+        return SequenceLogps(model(inputs["features"])[:, 0], torch.ones(len(inputs["features"])))
+
+    monkeypatch.setattr(trainer_module, "response_logps", score)
+
+
+def test_weights_multiply_the_losses_of_their_triplets(scored: None) -> None:
+    """The mean is over the number of triplets: 0.5 and 2 of the losses of two, over 2."""
+    single = SimpleNamespace(gather=lambda value: value, reduce=lambda value, reduction: value)
+
+    def loss(triplets: list[int], weights: list[float]) -> float:
+        trainer, count = collect(single, 1, [batch := batch_of(triplets)], "tpaw")
+        batch |= {"weights": torch.tensor(weights)}
+        return float(trainer.compute_loss(trainer.model_wrapped.train(), batch, num_items_in_batch=count))
+
+    expected = (0.5 * loss([1], [1.0]) + 2.0 * loss([4], [1.0])) / 2
+    assert loss([1, 4], [0.5, 2.0]) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "shared_out",
     [
@@ -135,15 +160,8 @@ def one_step(batches: list[list[dict[str, Tensor]]]) -> tuple[float, Tensor]:
     ids=["5 x 1", "2 and 3", "two processes", "two processes, one with padding"],
 )
 def test_iris_is_normalised_over_all_batches_and_processes_of_a_step(
-    shared_out: Callable[[], list[list[dict[str, Tensor]]]], monkeypatch: pytest.MonkeyPatch
+    shared_out: Callable[[], list[list[dict[str, Tensor]]]], scored: None
 ) -> None:
-    monkeypatch.setattr(
-        trainer_module,
-        "response_logps",
-        lambda model, inputs, head: SequenceLogps(
-            model(inputs["features"])[:, 0], torch.ones(len(inputs["features"]))
-        ),
-    )
     loss, gradient = one_step([[batch_of([0, 1, 2, 3, 4])]])
     parts_loss, parts_gradient = one_step(shared_out())
     assert parts_loss == pytest.approx(loss, rel=1e-5)
