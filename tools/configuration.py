@@ -38,7 +38,7 @@ GROUPS = (
         ),
     ),
     Group("Objectives `tpaw` and `iris`", "`tpaw`, `iris`", ("tpaw_reward_scale",)),
-    Group("Objective `tpaw`", "`tpaw`", ("tpaw_eta", "tpaw_gamma")),
+    Group("Objective `tpaw`", "`tpaw`", ("tpaw_eta", "tpaw_gamma", "tpaw_team_select")),
     Group("Objective `tspin`", "`tspin`", ("tpaw_scale", "tpaw_history_weight", "tpaw_proto")),
     Group("Objective `iris`", "`iris`", ("tpaw_renyi_alpha",)),
     Group(

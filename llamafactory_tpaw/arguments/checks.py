@@ -160,16 +160,15 @@ def _sampling_problems(given: Mapping[str, Any]) -> list[str]:
 
 def _weight_problems(given: Mapping[str, Any]) -> list[str]:
     """Check what the weights of prompts need."""
-    args, what = read_tpaw_args(given)[0], "`tpaw_prompt_weight: entropy`"
+    args, what, problems = read_tpaw_args(given)[0], "`tpaw_prompt_weight: entropy`", []
     if args.tpaw_prompt_weight != "entropy":
         return []
-    problems = []
-    if not args.tpaw_answer_pattern:
-        problems.append(f"{what} needs `tpaw_answer_pattern`, a regular expression. Give one, such as `'#### *(.+)'`.")
     try:
         re.compile(args.tpaw_answer_pattern or "")
     except re.error as error:
         problems.append(f"`tpaw_answer_pattern` is no regular expression: {error}. Correct it.")
+    if not args.tpaw_answer_pattern:
+        problems.append(f"{what} needs `tpaw_answer_pattern`, a regular expression. Give one, such as `'#### *(.+)'`.")
     if args.tpaw_prompts and args.tpaw_samples_per_prompt == 1:
         problems.append(f"{what} compares several responses to a prompt. Set `tpaw_samples_per_prompt` to 2 or more.")
     if args.tpaw_objective == "iris":

@@ -40,14 +40,19 @@ class TpawArguments:
     tpaw_players: str | None = _key(
         None,
         "Checkpoints theta_0 to theta_t, oldest first, as names with commas or a YAML list; one with adapters is "
-        "written `model+adapter`. The newest `tpaw_team_size` form the team. Default: the model itself, at iteration "
-        "0.",
+        "written `model+adapter`. The newest `tpaw_team_size` form the team, or those of `tpaw_team_select`. Default: "
+        "the model itself, at iteration 0.",
     )
     tpaw_team_size: int = _key(3, "How many checkpoints are players, and how many rounds of triplets are opponents.")
     tpaw_objective: Literal["tpaw", "tspin", "iris"] = _key(
         "tpaw",
         "`tpaw` plays against a team of players; `tspin` (T-SPIN) needs no reference model; `iris` (a reconstruction "
         "of IRIS) plays against theta_t by a Renyi objective over the whole batch.",
+    )
+    tpaw_team_select: Literal["last", "best", "diverse"] = _key(
+        "last",
+        "Which of `tpaw_players` play beside theta_t where these are more than the team: the `last`, the `best` by "
+        "eval.json, or the most `diverse` by cached log-probs. Rounds of triplets are always the last.",
     )
     tpaw_reward_scale: float = _key(
         0.1, "Lambda: factor from log-ratios in nats to rewards (objectives `tpaw` and `iris`)."
@@ -176,6 +181,12 @@ class TpawArguments:
     def rounds_played(self) -> int:
         """Most rounds of triplets that are opponents, and checkpoints behind them."""
         return 1 if self.tpaw_objective in WITHOUT_TEAM else self.tpaw_team_size
+
+    @property
+    def candidates(self) -> int:
+        """How many of the newest checkpoints may be in the team."""
+        selects = self.tpaw_team_select != "last" and self.tpaw_objective not in WITHOUT_TEAM
+        return self.tpaw_iteration + 1 if selects else self.rounds_played
 
     def __post_init__(self) -> None:
         """Coerce what YAML leaves as text and check ranges; other stages are left alone."""

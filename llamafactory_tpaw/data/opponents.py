@@ -187,8 +187,7 @@ def without(triplets: Sequence[Triplet], words: Sequence[str]) -> list[Triplet]:
     counted = ", ".join(f"{word} {first.count(word)}" for word in words)
     if triplets and not kept:
         raise DataError(
-            f"`tpaw_opponent_filter` leaves nothing to train on: {counted}. Take a word out of it, or sample more "
-            "responses (`tpaw_samples_per_prompt`)."
+            f"`tpaw_opponent_filter` leaves nothing to train on: {counted}. Take a word out, or sample more responses."
         )
     logger.info_rank0(f"`tpaw_opponent_filter` leaves {len(kept)} triplets to train on; left out: {counted}.")
     return kept

@@ -11,15 +11,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ..lf.logs import get_logger
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from .opponents import Triplet
-
-logger = get_logger(__name__)
 
 
 def entropy_weights(answers: Mapping[Hashable, tuple[Any, Sequence[Any]]]) -> dict[Any, float]:
@@ -57,12 +54,9 @@ def weigh(triplets: Sequence[Triplet], decode: Callable[[Any], str], pattern: st
         answers[prompt][1].append(answer(triplet.generated_ids))
     weights = entropy_weights(answers)
     if answers and not weights:
-        found = sum(right is not None for right, _ in answers.values())
         raise DataError(
-            f"`tpaw_prompt_weight: entropy` leaves none of {len(answers)} prompts: `tpaw_answer_pattern: {pattern}` "
-            f"finds an answer in {found} targets, and nowhere are some responses right and others wrong. Correct the "
-            "pattern, or sample more responses (`tpaw_samples_per_prompt`)."
+            f"`tpaw_prompt_weight: entropy` leaves none of {len(answers)} prompts: by `tpaw_answer_pattern: {pattern}`"
+            " none has right and wrong responses. Correct the pattern, or raise `tpaw_samples_per_prompt`."
         )
-    logger.info_rank0(f"`tpaw_prompt_weight: entropy` leaves {len(weights)} of {len(answers)} prompts, with weights.")
     numbered = ((triplet, weights.get((triplet.id, triplet.iteration))) for triplet in triplets)
     return [replace(triplet, weight=weight) for triplet, weight in numbered if weight is not None]

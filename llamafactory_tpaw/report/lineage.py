@@ -191,7 +191,8 @@ class _Walk:
         parent = self._refer(manifest.policy, folder)
         node.parent = parent if parent != key else None  # of a training that changed no weight
         node.players = [self._refer(player, folder) for player in manifest.players]
-        for older, newer in itertools.pairwise(node.players):
+        is_chain = not any("score" in player for player in manifest.players)  # a chosen team may leave some out
+        for older, newer in itertools.pairwise(node.players) if is_chain else ():
             # It was checked when the team played: each player was trained from the one before.
             child = self.graph.checkpoints[newer]
             if child.manifest is None and child.parent is None:

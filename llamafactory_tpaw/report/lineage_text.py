@@ -94,7 +94,8 @@ def _lines_of(graph: Graph, node: ModelNode) -> Iterator[str]:
         return
     if manifest.finished or manifest.started:
         yield f"finished {manifest.finished}" if manifest.finished else f"begun {manifest.started}"
-    against = ", ".join(graph.checkpoints[key].name for key in node.players)
+    scores = (f" ({player['score']:.4g})" if "score" in player else "" for player in manifest.players)
+    against = ", ".join(graph.checkpoints[key].name + score for key, score in zip(node.players, scores, strict=True))
     data = ", ".join(graph.triplets[key].name for key in node.triplets) or "nothing"
     yield f"iteration {manifest.iteration}, {manifest.objective}{against and f' against {against}'}, on {data}"
     parent = graph.checkpoints.get(node.parent or "")

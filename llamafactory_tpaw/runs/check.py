@@ -89,7 +89,7 @@ def _look(
     with findings.note():
         encoder = load_encoder(run)[2]
         # The team's checkpoints that are folders here; a hub's are not fetched for this.
-        team = [player for player in plan.players[-plan.tpaw_args.rounds_played :] if player.is_local]
+        team = [player for player in plan.players[-plan.tpaw_args.candidates :] if player.is_local]
         members = [Member(each, Path(each.base), "", tuple(map(Path, each.parts[1:]))) for each in team]
         with findings.note():
             check_tokenizers(members, run, encoder)

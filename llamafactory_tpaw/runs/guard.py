@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-# When a figure says that θ_t has collapsed, by what it was as the run began and the targets' length; docs/guide.md
-# says why.
+# When a figure says that θ_t has collapsed, by what it was as the run began and the targets' length.
 COLLAPSED: dict[str, Callable[[float, float, float], bool]] = {
     "target log-prob a token": lambda now, then, _: now < min(2 * then, then - 0.1),
     "margin": lambda now, then, _: now < then - 0.5,
@@ -34,11 +33,7 @@ COUNTS = {"tokens a response": "generated_tokens", "share equal": "equal", "shar
 
 
 def guard(plan: Plan, warn: Callable[[str], object] = logger.warning_rank0) -> None:
-    r"""Warn where θ_t has collapsed, with the figures.
-
-    Raises:
-        DataError: Instead, if `tpaw_guard` is `stop`.
-    """
+    """Warn where θ_t has collapsed, with the figures; with `tpaw_guard: stop` raise a `DataError` instead."""
     trained = [player for player in plan.players if player.theta > 0]
     if plan.tpaw_args.tpaw_guard == "off" or not trained:
         return
@@ -54,9 +49,10 @@ def guard(plan: Plan, warn: Callable[[str], object] = logger.warning_rank0) -> N
     if plan.tpaw_args.tpaw_objective == "tspin":
         now.pop("margin", None)  # there it is no difference to a player, which would begin at 0
     beyond, within = [], []
-    for name in [name for name in COLLAPSED if name in now and name in then]:
-        broken = COLLAPSED[name](now[name], then[name], then.get("target", then[name]))
-        (beyond if broken else within).append(f"{name} {now[name]:.2f} (then {then[name]:.2f})")
+    for name, has_collapsed in COLLAPSED.items():
+        if name in now and name in then:
+            broken = has_collapsed(now[name], then[name], then.get("target", then[name]))
+            (beyond if broken else within).append(f"{name} {now[name]:.2f} (then {then[name]:.2f})")
     if not beyond:
         return
     text = (

@@ -107,7 +107,7 @@ def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:
         if reliable and given.get("model_name_or_path"):
             with findings.note():
                 plan = dataclasses.replace(plan, players=list_players(args, Start.of(given)))
-                findings.refuse(DataError, player_problems(plan.players[-args.rounds_played :], expected))
+                findings.refuse(DataError, player_problems(plan.players[-args.candidates :], expected))
         findings.refuse(ConfigError, _output_problems(plan))
         findings.refuse(EnvironmentProblem, _folder_problems(given))
         if reliable and given.get("dataset"):
@@ -319,10 +319,11 @@ def _different_checkpoints(manifest: Manifest, plan: Plan) -> list[str]:
         none = f"none (theta_{manifest.iteration})"
         then = {"name": "the opponent", "path": own.get("opponent") or none, "fingerprint": own["generator"]}
         differing += _difference("tpaw_opponent_model", then, (str(args.tpaw_opponent_model or none),), plan)
-    asked = list_players(args, start)[-args.tpaw_team_size :] if manifest.objective == "tpaw" else []
-    # The newest player is θ_t; another number of players comes with another `tpaw_iteration` or `tpaw_team_size`.
-    for recorded, player in zip(manifest.players[:-1], asked[:-1], strict=False):
-        differing += _difference("tpaw_players", recorded, player.parts, plan)
+    asked = {player.name: player for player in list_players(args, start)} if manifest.objective == "tpaw" else {}
+    # The newest player is θ_t; others than those recorded come with another `tpaw_iteration` or `tpaw_team_size`.
+    for recorded in manifest.players[:-1]:
+        if recorded["name"] in asked:
+            differing += _difference("tpaw_players", recorded, asked[recorded["name"]].parts, plan)
     return differing
 
 

@@ -52,7 +52,7 @@ def prune(given: Mapping[str, Any], run_file: str = "") -> None:
     run = [Path(player.path) for player in players[1:] if _holds(Path(player.path), player.theta)]
     own = {path.resolve() for path in (*run, folder)}
     # θ_0, and the team of the iteration that has just finished: all that the next one needs, and to repeat it.
-    team = [players[0], *players[-tpaw_args.rounds_played :]]
+    team = [players[0], *players[-tpaw_args.candidates :]]
     kept = {Path(part).resolve() for player in team for part in player.parts}
     kept |= set(_named_by_others(folder.resolve(), own))
     kept |= {Path(name).resolve() for name in _named_in_run_files(Path(run_file))}
@@ -100,7 +100,7 @@ def _named_in_run_files(run_file: Path) -> Iterator[str]:
             for key in MODEL_KEYS:
                 yield from filter(None, (part.strip() for part in re.split(r"[,+]", str(given.get(key) or ""))))
             # Last, since what is wrong with the players must not leave the others unnamed.
-            for player in list_players(tpaw_args, Start.of(given))[-tpaw_args.rounds_played :] if is_iteration else ():
+            for player in list_players(tpaw_args, Start.of(given))[-tpaw_args.candidates :] if is_iteration else ():
                 yield from player.parts
 
 

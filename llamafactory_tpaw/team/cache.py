@@ -101,6 +101,10 @@ class LogpCache:
             )
         return self._index.logps[places]
 
+    def means(self) -> dict[bytes, float]:
+        """Return the log-probs per token of all sequences in the parts that were read, by key."""
+        return dict(zip(self._index.keys.tolist(), self._index.logps / self._index.tokens.clip(1), strict=True))
+
     def add(self, keys: Sequence[bytes], logps: Sequence[float], tokens: Sequence[int]) -> None:
         r"""Buffer log-probs in nats, and how many tokens each sums, for `flush`.
 

@@ -38,7 +38,7 @@ class Manifest:
         objective: As `tpaw_objective`.
         policy: θ_t: `name`, `path`, `fingerprint`; `files` with the SHA-256 of each file in its folder. Of an adapter
             `below` has `path` and `fingerprint` of the model, and of it with each adapter before.
-        players: The team, oldest first: `name`, `path`, `fingerprint`, `below`.
+        players: The team, oldest first: `name`, `path`, `fingerprint`, `below`; `score` by which it was chosen.
         triplets: The opponent data: entry, iteration, rows, digest, generator's fingerprint; `samples` a prompt, how
             many `failed`, and the `opponent` that generated instead of θ; `foreign` for others; `path`, and the digest
             `meta` of the meta file.

@@ -20,6 +20,7 @@ from .checkpoint import check_checkpoint_complete, read_tensors
 from .fingerprint import chain_fingerprints, fingerprint_checkpoint
 from .manifest import MANIFEST, read_manifest
 from .players import Player, lineage_problems, list_players, player_problems
+from .select import select_team
 
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Member:
         fingerprint: Of all of it.
         adapters: Folders of the adapters on the model, in order.
         below: Fingerprints of the model, and of it with each adapter but the last; empty where there are none.
+        score: By which `tpaw_team_select` chose it.
     """
 
     player: Player
@@ -48,6 +50,7 @@ class Member:
     fingerprint: str
     adapters: tuple[Path, ...] = ()
     below: tuple[str, ...] = ()
+    score: float | None = None
 
     @property
     def home(self) -> Path:
@@ -109,11 +112,12 @@ def load_encoder(run: RunArguments, module: dict[str, Any] | None = None) -> tup
 def load_members(run: RunArguments) -> tuple[list[Member], Member]:
     """Find the weights of the team, oldest first and empty for T-SPIN, and of θ_t: (team, θ_t)."""
     players = list_players(run.finetuning, Start.of(vars(run.model) | vars(run.finetuning)))
-    needed = players[-run.finetuning.rounds_played :]
+    needed = players[-run.finetuning.candidates :]
     problems = player_problems(needed)
     if problems:
         raise DataError(problems)
     members = [member_of(player, run.model, Path(run.finetuning.tpaw_cache_dir)) for player in needed]
+    members = select_team(members, run.finetuning)
     return ([] if run.finetuning.tpaw_objective == "tspin" else members), members[-1]
 
 
@@ -141,7 +145,8 @@ def check_parents(members: Sequence[Member]) -> None:
                 f"others. Restore `{was}`, or repeat iteration {manifest.iteration} with `overwrite_output_dir: true`."
             )
     for (parent, _), (child, manifest) in itertools.pairwise(zip(members, manifests, strict=True)):
-        if manifest is not None and manifest.policy["fingerprint"] != parent.fingerprint:
+        is_next = child.player.theta == parent.player.theta + 1  # `tpaw_team_select` may leave some out between
+        if is_next and manifest is not None and manifest.policy["fingerprint"] != parent.fingerprint:
             problems.append(
                 f"{child.player.name} ({child.player.path}) was trained from a checkpoint with fingerprint "
                 f"{manifest.policy['fingerprint'][:12]}, but `tpaw_players` has {parent.player.path} with "

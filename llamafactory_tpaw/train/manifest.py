@@ -34,22 +34,24 @@ logger = get_logger(__name__)
 
 
 def check_earlier_work(run: RunArguments, setup: IterationSetup) -> None:
-    """Refuse to continue an iteration whose triplets are not those with which it was begun."""
+    """Refuse to continue an iteration whose triplets or players are not those with which it was begun."""
     continues = run.training.do_train and run.training.resume_from_checkpoint
     earlier = read_manifest(run.training.output_dir) if continues else None
     if earlier is None:
         return
     # By content, not by where the files are now.
-    then, now = (
+    triplets = (
         ", ".join(f"{source['entry']} {source['digest'][:12] or source['rows']}" for source in sources)
         for sources in (earlier.triplets, setup.sources)
     )
-    if then != now:
-        raise DataError(
-            f"`output_dir: {run.training.output_dir}` holds an interrupted training, and its triplets changed since "
-            f"it was begun: {then} then and {now} now. Restore them, or set `overwrite_output_dir: true` to train "
-            "from the start."
-        )
+    team = [player["name"] for player in earlier.players], [member.player.name for member in setup.team.members]
+    for what, (then, now) in {"triplets": triplets, "players": map(", ".join, team)}.items():
+        if then != now:
+            raise DataError(
+                f"`output_dir: {run.training.output_dir}` holds an interrupted training, and its {what} changed since "
+                f"it was begun: {then} then and {now} now. Restore them, or set `overwrite_output_dir: true` to train "
+                "from the start."
+            )
 
 
 def start_manifest(run: RunArguments, setup: IterationSetup, report: ScoreReport) -> Manifest:
@@ -159,7 +161,8 @@ def _describe(member: Member, folder: Path) -> dict[str, Any]:
         {"path": relative_path(place, folder), "fingerprint": fingerprint}
         for place, fingerprint in zip(places, (*member.below, member.fingerprint), strict=True)
     )
-    return {"name": member.player.name, **own} | ({"below": below} if below else {})
+    score = {} if member.score is None else {"score": member.score}
+    return {"name": member.player.name, **own, **score} | ({"below": below} if below else {})
 
 
 def _files(folder: Path, store: Path) -> dict[str, str]:

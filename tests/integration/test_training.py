@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from llamafactory_tpaw.data.opponents import Limits, Triplet, load_triplets, spl
 from llamafactory_tpaw.errors import TpawError
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.scorer import ScoreReport, TeamScorer
-from llamafactory_tpaw.train.manifest import start_manifest
+from llamafactory_tpaw.train.manifest import check_earlier_work, start_manifest
 from llamafactory_tpaw.train.setup import load_setup
 from tests import encoders
 from tests.integration.pairs import add_pairs, logps_of, make_pairs, pair_settings
@@ -191,6 +192,27 @@ def test_tspin_takes_y_0_from_iteration_0(played: tuple[Project, list[Result]], 
     assert (manifest["objective"], manifest["players"]) == ("tspin", [])
 
 
+def test_a_diverse_team_is_recorded_with_its_scores(
+    played: tuple[Project, list[Result]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theta_1 stands for theta_2, so that theta_0 is the farthest, which trained theta_1 but not theta_2."""
+    project, _ = played
+    monkeypatch.chdir(project.root)
+    team = {"tpaw_team_size": 2, "tpaw_team_select": "diverse", "output_dir": "saves/diverse"}
+    run = parse_single_process(project.settings(2, **team))
+    setup, run.finetuning.tpaw_given = load_setup(run), {}
+    older, newest = start_manifest(run, setup, ScoreReport()).players
+    assert (older["name"], newest["name"], "score" in newest) == ("theta_0", "theta_2", False)
+    assert older["score"] > 0
+    assert {triplet.iteration for triplet in setup.train} == {1, 2}
+    run.training.resume_from_checkpoint = "saves/diverse/checkpoint-1"
+    check_earlier_work(run, setup)
+    others = setup._replace(team=setup.team._replace(members=setup.team.members[1:]))
+    with pytest.raises(TpawError, match="its players changed since it was begun: theta_0, theta_2 then and theta_2"):
+        check_earlier_work(run, others)
+    shutil.rmtree("saves/diverse")
+
+
 @pytest.fixture(scope="module")
 def triplets(project: Project) -> list[Triplet]:
     """D_0 with three responses a prompt: the last one failed, and of one prompt two are the same."""
@@ -220,7 +242,7 @@ def test_prompts_are_weighed_and_responses_filtered_but_none_held_out(
     monkeypatch.chdir(project.root)
     entropy = {"tpaw_prompt_weight": "entropy", "tpaw_answer_pattern": r"\d+"}
     run = parse_single_process(pair_settings(project, "d0", **SPIN, **entropy, output_dir="saves/weighed"))
-    setup = load_setup(run)
+    setup, run.finetuning.tpaw_given = load_setup(run), {}
     assert [triplet.id for triplet in setup.train] == [triplet.id for triplet in triplets[:9]]
     mean = (0.918296 + 2 * 1.584963) / 3
     weights = 3 * [0.918296 / mean] + 6 * [1.584963 / mean]

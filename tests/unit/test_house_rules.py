@@ -25,7 +25,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 # Most lines of Python in each part of the package, with docstrings and blank lines. The start-up files are the rest.
 BUDGETS = {
     "objectives": 690,
-    "arguments": 660,
+    "arguments": 663,
     "lf": 611,
     "hook": 620,
     "data": 2000,
@@ -33,12 +33,12 @@ BUDGETS = {
     "generation": 2420,
     "train": 985,
     "runs": 2963,
-    "report": 1772,
+    "report": 1774,
     "board": 960,
     "commands": 827,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 16_843, 17_000
+PACKAGE_LINES, TEST_LINES = 17_039, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.

@@ -28,9 +28,9 @@ def test_weights_by_hand() -> None:
 @pytest.mark.parametrize("pattern", [r"#### *(.+)", r"-?\d+", r"(-?)(\d+)"])
 def test_each_round_s_responses_are_one_group(pattern: str) -> None:
     """Targets say -2: theta_0 was right once of two times, theta_1 twice, so only the first round has a weight."""
-    texts = {2: "1\n#### -2", 3: "-2\n#### 2", 4: "#### 3 #### -2"}
+    texts = {2: "1\n#### -2", 3: "-2\n#### 2"}
     triplets = [play("a-0", iteration, (text,)) for text, iteration in ((2, 0), (3, 0), (2, 1), (2, 1))]
     decode = lambda ids: texts.get(int(ids[0]), texts[2])  # noqa: E731
     assert [(one.iteration, one.weight) for one in weigh(triplets, decode, pattern)] == [(0, 1.0), (0, 1.0)]
-    with pytest.raises(DataError, match=r"leaves none of 2 prompts: .* finds an answer in 0 targets"):
+    with pytest.raises(DataError, match="leaves none of 2 prompts: by `tpaw_answer_pattern: never` none"):
         weigh(triplets, str, "never")

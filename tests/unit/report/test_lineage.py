@@ -147,6 +147,16 @@ def test_a_training_that_changed_no_weight(thetas: list[Path]) -> None:
     assert any("iteration 0, tpaw against" in line for line in lines_of(trace([Path("saves/iter0")])))
 
 
+def test_a_chosen_team_is_no_chain(thetas: list[Path]) -> None:
+    """Without iter1's tpaw.json nothing says that theta_2 was not trained from theta_0, which played beside it."""
+    played = json.loads((thetas[3] / "tpaw.json").read_text())["players"]
+    change_json(thetas[3] / "tpaw.json", players=[played[0] | {"score": 0.25}, played[2]])
+    (thetas[2] / "tpaw.json").unlink()
+    graph = trace([thetas[3]])
+    assert any("against theta_0 (0.25), theta_2, on" in line for line in lines_of(graph))
+    assert len(graph.roots()) == 2
+
+
 def test_recorded_texts_are_neither_markup_nor_control_characters(thetas: list[Path]) -> None:
     change_json(thetas[1] / "tpaw.json", settings={"run": '[bold]\x1b[2J"<b>'})
     entry = {"entry": 'a"]<b>', "iteration": 7, "rows": 5, "digest": "a" * 64, "generator": "f" * 64}

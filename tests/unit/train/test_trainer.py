@@ -143,7 +143,7 @@ def test_weights_multiply_the_losses_of_their_triplets(scored: None) -> None:
     def loss(triplets: list[int], weights: list[float]) -> float:
         trainer, count = collect(single, 1, [batch := batch_of(triplets)], "tpaw")
         batch |= {"weights": torch.tensor(weights)}
-        return float(trainer.compute_loss(trainer.model_wrapped.train(), batch, num_items_in_batch=count))
+        return trainer.compute_loss(trainer.model_wrapped.train(), batch, num_items_in_batch=count).item()
 
     expected = (0.5 * loss([1], [1.0]) + 2.0 * loss([4], [1.0])) / 2
     assert loss([1, 4], [0.5, 2.0]) == pytest.approx(expected, rel=1e-5)
