@@ -38,15 +38,10 @@ class Finding(NamedTuple):
 
 
 def examine(vllm_command: str | None = None) -> dict[str, Any]:
-    r"""Find out what is installed and what became of the hook.
+    """Find out what is installed and what became of the hook; `text_of` prints what is returned.
 
     Args:
         vllm_command: `tpaw_vllm_command`, where another vLLM than this environment's is used.
-
-    Returns:
-        `ok` (whether stage `tpaw` can run), `version`, `python`, `interpreter`, `findings`, `hook` (whether it was
-        registered at the start), `seams`, `packages`, `vllm` (what starts it), `environment` (what `llamafactory-cli
-        env` prints).
     """
     hook = _hook.active_finder() is not None  # before LlamaFactory is imported
     seams = _seams()

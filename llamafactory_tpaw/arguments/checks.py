@@ -85,11 +85,7 @@ def read_tpaw_args(given: Mapping[str, Any]) -> tuple[TpawArguments, list[str]]:
 
 
 def setting_problems(given: Mapping[str, Any]) -> list[str]:
-    r"""Check LlamaFactory's own keys against what stage `tpaw` can do.
-
-    Returns:
-        One message a problem: what was given, what is allowed, what to do.
-    """
+    """Check LlamaFactory's own keys against what stage `tpaw` can do; return one message a problem."""
     problems = [
         f"`{key}` is missing. Give it, as the files in yaml/ do." for key in REQUIRED_KEYS if not given.get(key)
     ]

@@ -217,14 +217,9 @@ RANGES: dict[str, Range] = {
 
 
 def parse_value(name: str, value: Any) -> tuple[Any, str | None]:
-    r"""Read one key's value as its type and check its range.
+    """Read one key's value, as YAML, the command line or Python gave it, as its type, and check its range.
 
-    Args:
-        name: A key of `TpawArguments`.
-        value: What YAML, the command line or Python gave; numbers may be text.
-
-    Returns:
-        The value and None, or the value as given and a message that says what is allowed.
+    Returns the value and None, or the value as given and a message that says what is allowed.
     """
     kind, default = FIELDS[name].type, FIELDS[name].default
     advice = f"Change the key or leave it out{'' if default is None else f' (default: {default})'}."

@@ -41,10 +41,9 @@ def parse_single_process(given: Mapping[str, Any]) -> RunArguments:
 
 
 def parse_reading(given: Mapping[str, Any]) -> tuple[Any, Any]:
-    r"""Parse LlamaFactory's model and data arguments alone, which takes no device and finds no other problem.
+    """Parse LlamaFactory's model and data arguments alone, which takes no device and finds no other problem.
 
-    Raises:
-        ConfigError: If LlamaFactory refuses one of these keys.
+    What LlamaFactory refuses is a `ConfigError`.
     """
     groups = []
     for kind in facade.TRAIN_ARGS[:2]:

@@ -36,15 +36,10 @@ BAR = re.compile(r"(?P<what>[^|]*?):? *(?P<percent>\d+)%\|[^|]*\| *(?P<amount>.*
 
 
 class Play:
-    r"""A run that the page started; it ends with LlamaBoard, and can be continued.
+    """A run that the page started; it ends with LlamaBoard, and can be continued.
 
     LLAMABOARD_ENABLED is not set for it: LlamaFactory would take SIGABRT for a stop after the next step, which neither
     generation nor scoring sees. Here SIGTERM ends all of them, with all that is done kept.
-
-    Args:
-        files: Run files, in the order in which they are played.
-        folders: The `output_dir` of each.
-        environment: Variables that are added.
     """
 
     def __init__(self, files: Sequence[str], folders: Sequence[Path], environment: Mapping[str, str]) -> None:
@@ -61,11 +56,7 @@ class Play:
         self._thread = threading.Thread(target=self._keep, name="tpaw-play", daemon=True)
 
     def start(self) -> Play:
-        r"""Start the process.
-
-        Raises:
-            EnvironmentProblem: If it cannot be started.
-        """
+        """Start the process; that it cannot be started is an `EnvironmentProblem`."""
         self._thread.start()
         self._began.wait()
         if self._error is not None:
@@ -158,11 +149,9 @@ def parse_train_args(original: Callable[..., dict[str, Any]], runner: Any, data:
 
 
 def settings_of(original: Callable[..., dict[str, Any]], runner: Any, data: Any) -> list[dict[str, Any]]:
-    r"""Return the settings of every iteration that Start plays.
+    """Return the settings of every iteration that Start plays.
 
-    Raises:
-        ConfigError: With every problem that the keys alone show.
-        TypeError, ValueError: If LlamaBoard cannot read one of its fields.
+    Problems that the keys show are a `ConfigError`, fields that LlamaBoard cannot read a TypeError or ValueError.
     """
     values = {runner.manager.get_id_by_elem(element): value for element, value in data.items()}
     return run_settings(original(runner, _with_datasets(runner, data)), values)

@@ -46,15 +46,9 @@ DECIDED = ("stage", "do_train", "output_dir", "tpaw_iteration")
 
 
 def run_settings(args: Mapping[str, Any], values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    r"""Return what the run files say of the iterations that Start plays.
+    """Return what the run files say of the iterations that Start plays.
 
-    Args:
-        args: What LlamaBoard makes of its own fields, the extra arguments among them.
-        values: What the page shows, by the elements' full ids.
-
-    Raises:
-        ConfigError: With every problem that the keys alone show.
-        ValueError: If the seed is no number.
+    Problems that the keys alone show are a `ConfigError`, with all of them; a seed that is no number is a ValueError.
     """
     extra = json.loads(values.get("train.extra_args") or "{}")
     first, count = (values.get(f"train.{name}") for name in ("tpaw_iteration", "tpaw_iterations"))
@@ -153,11 +147,7 @@ def prompt_sets(dataset_dir: str) -> list[str]:
 
 
 def add_entries(played: Sequence[Mapping[str, Any]]) -> None:
-    r"""Write the entries of the triplets that the iterations generate; those that are there stay as they are.
-
-    Raises:
-        DataError: If `dataset_info.json` is missing or damaged.
-    """
+    """Write the entries of the triplets that the iterations generate; those that are there stay as they are."""
     path = Path(played[0].get("dataset_dir") or "data", DATASET_INFO)
     info = read_info(path)
     new = {name: triplet_entry(name) for name in map(own_round, played) if name and name not in info}

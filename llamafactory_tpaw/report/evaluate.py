@@ -55,10 +55,9 @@ class Evaluation:
 
 
 def read_evaluations(folder: Path, fingerprint: str | None = None) -> dict[str, Evaluation]:
-    r"""Read a checkpoint's `eval.json`, by task; empty where it has none, or is of weights of another `fingerprint`.
+    """Read a checkpoint's `eval.json`, by task; empty where it has none, or is of weights of another `fingerprint`.
 
-    Raises:
-        DataError: If the file is damaged or of another version.
+    A file that is damaged or of another version is a `DataError`.
     """
     path = Path(folder) / EVALUATIONS
     content = read_json(path) if path.is_file() else {"schema": SCHEMA, "tasks": {}}
@@ -105,17 +104,10 @@ def evaluate(
     chat_template: bool | None = None,
     model_args: str = "",
 ) -> None:
-    r"""Evaluate checkpoints and keep each result as soon as it is there; what is there already is left.
+    """Evaluate checkpoints and keep each result as soon as it is there; what is there already is left.
 
-    The names of all arguments are those of the command's options; None of them is its default.
-
-    Args:
-        folders: Checkpoints.
-        tasks: Names of tasks or groups, or YAML files of them.
-        say: Gets a line about each checkpoint and task.
-
-    Raises:
-        TpawError: If lm-eval, a task or its data set is not here, or a checkpoint cannot be asked in this way.
+    The names of all arguments are those of the command's options; None of them is its default. `say` gets a line about
+    each checkpoint and task. What is not here, or cannot be asked in this way, is a `TpawError`.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise EnvironmentProblem("lm-evaluation-harness is not installed: pip install 'llamafactory-tpaw[eval]'")

@@ -35,23 +35,16 @@ RECORDS = (Manifest, TripletMeta)
 
 @dataclass
 class Node:
-    r"""A checkpoint or a set of triplets.
+    """A checkpoint or a set of triplets."""
 
-    Attributes:
-        key: Identity by content: the fingerprint of weights, the SHA-256 of triplets. `folder:...` in training,
-            `served:...` where only a server had them, `entry:...` of foreign data whose digest is not known.
-        name: `theta_k` or `opponent`; of triplets their entry in `dataset_info.json`, or the file's name.
-        path: Where it is or was, as seen from the working folder.
-        place: Its folder or file, None where it is not here.
-        state: See the constants above.
-        recorded: What `tpaw.json` of its children says of it; of a checkpoint `files`, and what is `below` an adapter.
-    """
-
+    # The fingerprint of weights, the SHA-256 of triplets; `folder:...` in training, `served:...` where only a server
+    # had them, `entry:...` of foreign data whose digest is not known.
     key: str
-    name: str
-    path: str
-    place: Path | None
-    state: str
+    name: str  # `theta_k` or `opponent`; of triplets their entry in `dataset_info.json`, or the file's name
+    path: str  # where it is or was, as seen from the working folder
+    place: Path | None  # its folder or file, None where it is not here
+    state: str  # see the constants above
+    # What `tpaw.json` of its children says of it; of a checkpoint `files`, and what is `below` an adapter.
     recorded: dict[str, Any] = field(default_factory=dict)
 
 
@@ -143,11 +136,10 @@ class Graph:
 
 
 def trace(places: Sequence[Path]) -> Graph:
-    r"""Walk from output folders, folders of such, or triplet files to the checkpoints that everything started from.
+    """Walk from output folders, folders of such, or triplet files to the checkpoints that everything started from.
 
-    Raises:
-        DataError: If a place holds nothing of stage `tpaw`, or a `tpaw.json` or meta file is damaged; what is missing
-            further up is in the graph as missing.
+    What is missing further up is in the graph as missing; what is damaged, or a place that holds nothing, a
+    `DataError`.
     """
     outputs: list[Path] = []
     for place in places:

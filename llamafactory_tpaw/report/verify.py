@@ -45,8 +45,7 @@ class Check(NamedTuple):
 def verify(graph: Graph) -> Iterator[Check]:
     """Recompute the digests of a graph's checkpoints and triplets; yield a check for each thing that was recorded.
 
-    The fingerprints found are kept beside the cache, so that the next training refuses a change that kept a file's
-    size and time.
+    Fingerprints found are kept beside the cache: the next training refuses a change that kept a file's size and time.
     """
     for node in in_order(graph.checkpoints.values()):
         advice = "Restore it from a copy: what came of it says that other weights were there."

@@ -37,16 +37,11 @@ def check(
     with_model: bool = False,
     say: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    r"""Check an iteration.
+    """Check an iteration, by a run file with overrides or by its settings.
 
-    Args:
-        argv: A run file and overrides, or the settings.
-        with_model: Load θ_t, too: its fingerprint again, its zero reward, one batch of each step.
-        say: Told what is being done.
-
-    Returns:
-        Findings and estimates as `--json` prints them, see docs/estimates.md; nothing is raised that a user can cause,
-        but for a run file that cannot be read.
+    With `with_model` θ_t is loaded, too: its fingerprint again, its zero reward, one batch of each step. `say` is told
+    what is being done. Returned are findings and estimates as `--json` prints them, see docs/estimates.md; nothing is
+    raised that a user can cause, but for a run file that cannot be read.
     """
     given, findings = read_given(argv), Findings()
     found: dict[str, Any] = {"device": None, "memory": {}, "disk": {}, "time": {}, "step_zero": None}

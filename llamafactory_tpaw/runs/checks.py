@@ -64,13 +64,10 @@ def check_first_rows(run: RunArguments, plan: Plan) -> None:
 
 
 def check_data(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int, findings: Findings) -> Sample | None:
-    r"""Look at the first rows of a run's prompts, or where it generates none at all triplets of its datasets.
+    """Look at the first rows of a run's prompts, or where it generates none at all triplets of its datasets.
 
-    Refused are rows that training would refuse, and whose tokens do not come back as they were generated from; and
-    a model that is not causal.
-
-    Returns:
-        The rows; None where none can be used.
+    Refused are rows that training would refuse, and whose tokens do not come back as they were generated from; and a
+    model that is not causal. Returned is None where no row can be used.
     """
     from ..team.shortcuts import check_causal
 

@@ -73,14 +73,9 @@ class Project(NamedTuple):
 
 
 def plan_project(settings: Settings, tell: Callable[[str], None]) -> Project:
-    r"""Look at model and data, and make the files' texts.
+    """Look at model and data, and make the files' texts; every problem that can be told at once is raised.
 
-    Args:
-        settings: What is asked for.
-        tell: Called with what is looked at next, for what takes seconds.
-
-    Raises:
-        TpawError: With every problem that can be told at once.
+    `tell` is called with what is looked at next, for what takes seconds.
     """
     place = Path(settings.model).expanduser()
     is_local = place.exists() or not HUB_NAME.fullmatch(settings.model)
@@ -195,13 +190,10 @@ def _sft(settings: Settings, first: Mapping[str, Any], base: str, rows: int) -> 
 
 
 def choose_template(given: Any, tokenizer: Any, known_as: str | None) -> tuple[str, str]:
-    r"""Find the template of a model: as given, as LlamaFactory lists it, or as the tokenizer's chat template writes.
+    """Find the template of a model: as given, as LlamaFactory lists it, or as the tokenizer's chat template writes.
 
-    Returns:
-        Its name, and why it was chosen.
-
-    Raises:
-        ConfigError: If it cannot be told, or needs tokens that the tokenizer lacks.
+    Returns its name, and why it was chosen. One that cannot be told, or needs tokens that are not there, is a
+    `ConfigError`.
     """
     listed = {}
     if known_as:  # a base model's is that of the chat models made of it

@@ -40,18 +40,11 @@ logger = get_logger(__name__)
 
 @contextlib.contextmanager
 def prepared(given: dict[str, Any], run_file: str = "") -> Iterator[str]:
-    r"""Do before training starts what must be done before, and hold the output folder until it has ended.
+    """Do before training starts what must be done before, and hold the output folder until it has ended.
 
-    Args:
-        given: What the user gave.
-        run_file: Where it was read; run files beside it may name checkpoints that must not be pruned.
-
-    Yields:
-        The file with the plan, for the processes that train.
-
-    Raises:
-        TpawError: If the iteration cannot work, or another process is at work on it.
-        SystemExit: With 0 if it is finished; with the code of the generating process if that failed.
+    Yields the file with the plan, for the processes that train. `run_file` is where `given` was read; run files beside
+    it may name checkpoints that must not be pruned. A finished iteration ends by SystemExit with 0, one whose
+    generating process failed with that one's code.
     """
     given, handed = take_handed(given)
     run_file = handed["run_file"] if handed else run_file
@@ -80,11 +73,7 @@ def prepared(given: dict[str, Any], run_file: str = "") -> Iterator[str]:
 
 @contextlib.contextmanager
 def hold_output(given: Mapping[str, Any], handed: Mapping[str, Any] | None = None) -> Iterator[None]:
-    r"""Be the only command that works on an output folder, unless the command that `handed` this is.
-
-    Raises:
-        InUseError: If another one does.
-    """
+    """Be the only command that works on an output folder, unless the command that `handed` this is."""
     if handed or not is_first_process() or not is_true(given, "do_train"):
         yield
         return
@@ -93,19 +82,11 @@ def hold_output(given: Mapping[str, Any], handed: Mapping[str, Any] | None = Non
 
 
 def before_training(given: dict[str, Any], handed: Mapping[str, Any] | None) -> dict[str, Any]:
-    r"""Settle in a training process where training continues; each finds the same, since none has begun to write.
+    """Settle in a training process where training continues; each finds the same, since none has begun to write.
 
-    Args:
-        given: The settings.
-        handed: What the command handed over that has checked them; without (a user's own torchrun, Python) they are
-            checked here.
-
-    Returns:
-        The settings, with `resume_from_checkpoint` or `overwrite_output_dir` where the iteration was interrupted.
-
-    Raises:
-        TpawError: If the iteration cannot work, or its triplets are missing.
-        SystemExit: With 0 if it is finished.
+    What the command handed over was checked by it; without (a user's own torchrun, Python) the settings are checked
+    here, and SystemExit with 0 is raised if the iteration is finished. Returned are the settings, with
+    `resume_from_checkpoint` or `overwrite_output_dir` where it was interrupted.
     """
     if handed and os.path.isdir(handed["cwd"]):
         os.chdir(handed["cwd"])  # a Ray worker starts elsewhere
@@ -188,10 +169,7 @@ def _require_triplets(plan: Plan) -> None:
 
 
 def _have_generated(plan: Plan, plan_file: str) -> None:
-    """Generate what is missing in a separate process, so that its memory on the device is free again.
-
-    Of several nodes the first one does; the others wait for it.
-    """
+    """Generate what is missing in a separate process, which frees its memory; of several nodes the others wait."""
     if not is_first_process():
         for round_ in plan.to_generate:
             _wait_for(round_, PATIENCE_S + plan.tpaw_args.tpaw_engine_startup)

@@ -78,11 +78,7 @@ def checked_items(files: Sequence[str], overrides: Sequence[str]) -> list[Item]:
 
 
 def read_items(files: Sequence[str], overrides: Sequence[str]) -> list[Item]:
-    r"""Read all run files and check what can be checked before the first one starts, of each and between them.
-
-    Raises:
-        TpawError: With every problem of every file, each with the file named.
-    """
+    """Read all run files and check each, and one against another; problems are raised with the files' names."""
     with Findings() as findings:
         items = []
         for file in files:
@@ -198,19 +194,10 @@ def play_cold(item: Item) -> int:
 
 
 def play(items: Sequence[Item], tell: Callable[[str], None], play_one: Callable[[Item], int] = play_cold) -> int:
-    r"""Play what is not finished; stop at the first failure.
+    """Play what is not finished, and stop at the first failure; return its exit code, 0 without one.
 
-    Args:
-        items: The runs, in order.
-        tell: Called with a line where one starts or ends.
-        play_one: Plays a run and returns an exit code.
-
-    Returns:
-        The exit code of the process that failed, which has told why; 0 where none did.
-
-    Raises:
-        DataError: If the process of one ended well, but left no result.
-        KeyboardInterrupt: If this process is interrupted; its child is ended before.
+    `tell` is called with a line where a run starts or ends. A process that ended well without a result is a
+    `DataError`.
     """
     unchanged = True
     for number, item in enumerate(items, start=1):

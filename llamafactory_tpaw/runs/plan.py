@@ -48,22 +48,13 @@ LAYOUT_KEYS = ("tpaw_iteration", "tpaw_team_size", "tpaw_objective")
 
 @dataclass(frozen=True)
 class Plan:
-    """An iteration whose settings hold together.
+    """An iteration whose settings hold together."""
 
-    Attributes:
-        given: The settings that the user gave: what `tpaw.json` records, and what other processes are handed.
-        tpaw_args: The `tpaw_*` keys.
-        players: All checkpoints listed, oldest first; the last is θ_t.
-        opponents: The datasets.
-        earlier: What `output_dir` holds of this very iteration, finished or begun; None where it is new or is to be
-            overwritten.
-    """
-
-    given: dict[str, Any]
+    given: dict[str, Any]  # by the user: what `tpaw.json` records, and what other processes are handed
     tpaw_args: TpawArguments
-    players: list[Player]
+    players: list[Player]  # all checkpoints listed, oldest first; the last is θ_t
     opponents: Opponents | None
-    earlier: Manifest | None = None
+    earlier: Manifest | None = None  # what `output_dir` holds of this very iteration and is not to be overwritten
 
     @property
     def is_finished(self) -> bool:
@@ -83,15 +74,10 @@ class Plan:
 
 
 def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:
-    r"""Check the settings of an iteration and find its players and datasets.
+    """Check the settings of an iteration and find its players and datasets; every problem found is raised at once.
 
-    Args:
-        given: What the user gave, see `lf.given.read_given`.
-        expected: Resolved paths of checkpoints and triplet files that an earlier run will make: that they are not
-            there yet is no problem.
-
-    Raises:
-        TpawError: With every problem found.
+    `expected` are resolved paths of checkpoints and triplet files that an earlier run will make: that they are not
+    there yet is no problem.
     """
     refuse_backends()
     args, _ = read_tpaw_args(given)
@@ -141,11 +127,7 @@ def key_problems(given: dict[str, Any]) -> list[str]:
 
 
 def refuse_other_stage(given: dict[str, Any], command: str) -> None:
-    r"""Refuse a run file that is no iteration of self-play.
-
-    Raises:
-        ConfigError: Then.
-    """
+    """Refuse a run file that is no iteration of self-play."""
     stage = given.get("stage")
     if stage != "tpaw":
         what = "`stage` is missing" if stage is None else f"`stage: {stage}` is not `tpaw`"
@@ -281,12 +263,7 @@ def _missing_opponent(args: TpawArguments, expected: Collection[Path]) -> list[s
 
 
 def _earlier(plan: Plan) -> Manifest | None:
-    """Look whether `output_dir` holds this very iteration, finished or begun.
-
-    Raises:
-        ConfigError: If the folder holds a run with other settings or checkpoints, naming the keys.
-        DataError: If the iteration is finished, but its checkpoint is damaged.
-    """
+    """Return what `output_dir` holds of this very iteration; another run there, or a damaged result, is refused."""
     given, folder = plan.given, Path(str(plan.given["output_dir"]))
     manifest = None if is_true(given, "overwrite_output_dir") else read_manifest(folder)
     if manifest is None:

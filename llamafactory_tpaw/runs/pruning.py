@@ -35,12 +35,7 @@ logger = get_logger(__name__)
 
 
 def prune(given: Mapping[str, Any], run_file: str = "") -> None:
-    r"""Remove the weights and the trainer's checkpoints that are not needed any more, if the run asks for it.
-
-    Args:
-        given: Settings of an iteration that has finished.
-        run_file: Its run file; those beside it may name checkpoints, too.
-    """
+    """Remove what nothing needs after a finished iteration, if it asks for that, also no file beside `run_file`."""
     tpaw_args, _ = read_tpaw_args(given)
     is_asked = tpaw_args.tpaw_keep_checkpoints != "all" and is_true(given, "do_train")
     if not is_asked or not is_first_process():

@@ -74,13 +74,10 @@ def render(settings: Mapping[str, Any], title: str) -> str:
 
 
 def next_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    r"""Return the settings of the iteration after this one; nothing but what the iteration changes differs.
+    """Return the settings of the iteration after this one; nothing but what the iteration changes differs.
 
-    Args:
-        settings: The keys of an iteration's run file. `output_dir` ends with `_iter<t>`. They are left as they are.
-
-    Raises:
-        ConfigError: If a key that this depends on is missing or cannot be counted on.
+    A key that this depends on and is missing or cannot be counted on, as `output_dir` without `_iter<t>`, is a
+    `ConfigError`.
     """
     args, problems = read_tpaw_args(settings)
     problems += [
@@ -145,22 +142,10 @@ def _number(name: str) -> int | None:
 def write_project(
     folder: Path, dataset_dir: str, files: Mapping[str, str], entries: Mapping[str, Any], family: str, force: bool
 ) -> dict[str, str]:
-    r"""Write run files, and entries into `dataset_info.json`.
+    """Write run files, by path relative to `folder`, and entries into `dataset_info.json`; say what became of each.
 
-    Args:
-        folder: Where `yaml/` is.
-        dataset_dir: Where `dataset_info.json` is, below it.
-        files: Texts by path relative to the folder.
-        entries: New entries.
-        family: Name of the family that is written.
-        force: Overwrite what has another content, and remove run files of the family that are not written again.
-
-    Returns:
-        What became of each file.
-
-    Raises:
-        ConfigError: If files or entries are there with another content and `force` is not set, naming all of them.
-        DataError: If `dataset_info.json` cannot be read.
+    With `force` what has another content is overwritten, and run files of the family that are not written again are
+    removed; without, other content is a `ConfigError` that names all of it, and nothing is written.
     """
     info = folder / dataset_dir / DATASET_INFO
     known = read_info(info) if info.exists() else {}

@@ -51,15 +51,10 @@ class Settings:
 
 
 def read_settings(flags: Mapping[str, Any], overrides: Sequence[str] = (), like: str | None = None) -> Settings:
-    r"""Join what was given; an override counts more than a flag, a flag more than the run file of `like`.
+    """Join what was given; an override counts more than a flag, a flag more than the run file of `like`.
 
-    Args:
-        flags: Attributes of `Settings` as texts, and keys of run files; None stands for a flag that was not given.
-        overrides: `key=value` for the iterations, `sft.key=value` for the SFT file; `key=null` takes a key away.
-        like: A run file of stage `tpaw`.
-
-    Raises:
-        ConfigError: With every problem found.
+    `flags` are attributes of `Settings` as texts, and keys of run files; None is a flag that was not given. Overrides
+    are `key=value`, `sft.key=value` for the SFT file alone; `key=null` takes a key away. Problems are raised together.
     """
     from omegaconf import OmegaConf
 

@@ -38,16 +38,10 @@ class SftSet(NamedTuple):
 
 
 def find_sft_set(base: Path, data: str, given: Mapping[str, str]) -> SftSet:
-    r"""Look up an entry, or read a file and tell what its columns are.
+    """Look up an entry, or read a file and tell what its columns are, by `given` (role to column) or the usual names.
 
-    Args:
-        base: Folder of `dataset_info.json`.
-        data: Name of an entry, or a file.
-        given: Which column of a file is what.
-
-    Raises:
-        ConfigError: If there is no such entry, or it is wrong.
-        DataError: If the file cannot be read or has other columns than the usual ones.
+    An entry that is not there or wrong is a `ConfigError`, a file that cannot be read or has other columns a
+    `DataError`.
     """
     info, path = base / DATASET_INFO, Path(data).expanduser()
     if info.exists() and data in read_info(info):
