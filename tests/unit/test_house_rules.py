@@ -25,20 +25,20 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 # Most lines of Python in each part of the package, with docstrings and blank lines. The start-up files are the rest.
 BUDGETS = {
     "objectives": 690,
-    "arguments": 663,
+    "arguments": 661,
     "lf": 611,
     "hook": 620,
     "data": 2000,
     "team": 2432,
     "generation": 2420,
     "train": 985,
-    "runs": 2963,
-    "report": 1774,
-    "board": 960,
+    "runs": 2863,
+    "report": 1765,
+    "board": 941,
     "commands": 827,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 17_039, 17_000
+PACKAGE_LINES, TEST_LINES = 16_881, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.
