@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import itertools
 import json
 import math
 import multiprocessing
@@ -21,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import which
 from typing import Any, NamedTuple
@@ -31,13 +30,13 @@ from filelock import FileLock
 from ..arguments.start import Start
 from ..data.files import locked, read_json, write_atomic
 from ..data.source import find_entry, triplet_entry
-from ..data.triplets import read_meta, read_triplets
 from ..errors import INTERRUPTED, TERMINATED, ConfigError, InUseError, TpawError
 from ..lf.given import handed_file, is_true
 from ..lf.signals import SAVING_S, end_with_parent, report, run_child
 from ..lf.status import require_seams
+from ..report.collect import read_part
 from ..team.fingerprint import fingerprint_checkpoint
-from ..team.manifest import path_from, read_manifest, versions
+from ..team.manifest import versions
 from .estimates import steps_of
 from .init import LABELS, WITHOUT, plan_project
 from .loop import PROMPT_KEYS, SAMPLING_KEYS, Item, checked_items, play, read_items
@@ -57,7 +56,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
     "dpo": ("dpo", {}, "DPO"),
 }
 DECISIVE = ("kind", "overrides", "settings", "iterations")
-MOST_LOGS, EXAMPLES = 60, 5
+MOST_LOGS = 60
 LOGGED = re.compile(
     "step|loss|(rewards|logps|length)/(target|generated)|rewards/margin|weights/(target_eta_fraction|player/.+)|"
     "generated/.+"
@@ -347,46 +346,14 @@ def _start(words: list[str], log: Path) -> int:
 
 def collect(part: Part) -> dict[str, Any]:
     """Gather from a part's folders what a report needs, as one small object."""
-    theta_0, points, examples = part.filled(part.study.theta_0), [], []
-    for theta, folder in enumerate([Path(theta_0), *part.folders]):
-        evaluated = read_json(folder / "eval.json")["tasks"] if (folder / "eval.json").is_file() else {}
-        fingerprint = fingerprint_checkpoint(folder, Path(part.study.folder, "cache"))
-        point = {
-            "theta": theta,
-            "steps": 0,
-            "folder": str(folder),
-            "fingerprint": fingerprint,
-            "evaluations": evaluated,
-        }
-        if theta:
-            made, examples = _made(folder)
-            point |= made | {"steps": points[-1]["steps"] + made["steps"]}
-        points.append(point)
-    return part.definition() | {"environment": _environment(), "points": points, "examples": examples}
-
-
-def _made(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """How a training went, and examples of what its policy generated."""
-    state, manifest = read_json(folder / "trainer_state.json"), read_manifest(folder)
-    logs, examples = [row for row in state["log_history"] if "loss" in row], []
-    made = {"steps": state["global_step"], "epochs": state["epoch"], "triplets": None, "tokens": None, "round": None}
-    made["seconds"] = {"train": sum(row.get("train_runtime", 0.0) for row in state["log_history"])}
-    made["logs"] = [
-        {key: float(f"{row[key]:.6g}") for key in row if LOGGED.fullmatch(key)}
-        for row in logs[:: math.ceil(len(logs) / MOST_LOGS) or 1]
-    ]
-    if manifest:
-        counts, source = manifest.counts, next(s for s in manifest.triplets if s["iteration"] == manifest.iteration)
-        path = Path(path_from(source["path"], folder))
-        meta = read_meta(path)
-        names = {"equal": "equal", "truncated": "length", "mean_tokens": "generated_tokens"}
-        made["round"] = {name: meta.counts[key] / meta.rows for name, key in names.items()}
-        made |= {"triplets": counts["train_triplets"], "seconds": manifest.seconds}
-        made["tokens"] = {name: counts[f"{name}_tokens"] for name in ("generated", "scored")}
-        for row in itertools.islice(read_triplets(path), EXAMPLES):
-            texts = row.messages[-1]["content"], row.target["content"], row.generated
-            examples.append(dict(zip(("prompt", "target", "generated"), texts, strict=True)))
-    return made, examples
+    read = read_part(part.key, part.seed, Path(part.filled(part.study.theta_0)), part.folders)
+    points = []
+    for theta, point in enumerate(point for point in read.points if "checkpoint-" not in Path(point.folder).name):
+        rows = point.logs[:: math.ceil(len(point.logs) / MOST_LOGS) or 1]
+        logs = [{key: float(f"{row[key]:.6g}") for key in row if LOGGED.fullmatch(key)} for row in rows]
+        fingerprint = fingerprint_checkpoint(Path(point.folder), Path(part.study.folder, "cache"))
+        points.append(asdict(point) | {"theta": theta, "fingerprint": fingerprint, "logs": logs})
+    return part.definition() | {"environment": _environment(), "points": points, "examples": read.examples}
 
 
 def _environment() -> dict[str, Any]:

@@ -32,13 +32,13 @@ BUDGETS = {
     "team": 2432,
     "generation": 2420,
     "train": 985,
-    "runs": 2863,
+    "runs": 2822,
     "report": 1765,
     "board": 941,
     "commands": 827,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 16_881, 17_000
+PACKAGE_LINES, TEST_LINES = 16_848, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.
