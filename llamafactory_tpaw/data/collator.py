@@ -52,13 +52,8 @@ class TripletDataset(Dataset):
 class GroupSampler(Sampler[int]):
     r"""Visits the triplets of a group one after another; one that does not fit a batch is continued in the next.
 
-    Args:
-        dataset: The triplets.
-        batch_size: Triplets in a batch, for `by_length`.
-        seed: With the epoch's number it gives the order of the groups.
-        grouped: Whether triplets with the same prompt and target form a group; otherwise each is one by itself.
-        shuffle: Whether the groups are shuffled, in each epoch differently.
-        by_length: Whether groups of like length come together.
+    Where they are `grouped`, triplets with the same prompt and target form a group. `seed` and the epoch's number give
+    the order of groups that are shuffled; `by_length` brings those of like length together.
     """
 
     def __init__(

@@ -40,10 +40,8 @@ _PROBES = ("0", "Z")
 class TurnEncoder:
     r"""Encode one-turn examples and finish sampled responses.
 
-    Args:
-        tokenizer: The tokenizer, already adapted to the template by LlamaFactory.
-        template: LlamaFactory's template object.
-        chat_template: The checkpoint's own one, which LlamaFactory may have replaced in the tokenizer.
+    LlamaFactory has adapted the tokenizer to its `template`, and may have replaced the checkpoint's own chat template
+    there, which is given by itself.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Any, chat_template: Any = None) -> None:

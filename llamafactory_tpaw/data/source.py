@@ -125,12 +125,7 @@ def is_triplet_file(path: Path) -> bool:
 
 
 def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any) -> Any:
-    r"""Read an entry through LlamaFactory's converters: a dataset for `read_rows`, with the bad rows.
-
-    Raises:
-        DataError: If a file is absent, empty or broken, a row lacks what the entry names, or the entry is wrong.
-        EnvironmentProblem: If the machine lacks a package, or space for what `datasets` keeps of the rows.
-    """
+    """Read an entry through LlamaFactory's converters: a dataset for `read_rows`, with the bad rows."""
     what, attr, rows = f"`{entry.name}` ({entry.path or 'on the hub'}) cannot be read", None, ()
     try:
         attr = facade.get_dataset_list([entry.name], {entry.name: entry.attributes})[0]

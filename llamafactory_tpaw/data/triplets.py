@@ -182,11 +182,7 @@ def generator_place(path: Path, meta: TripletMeta) -> str:
 
 
 def read_triplets(path: Path, meta: TripletMeta | None = None) -> Iterator[TripletRow]:
-    r"""Read a triplet file row by row.
-
-    Raises:
-        DataError: If a row cannot be read, or the file is not the one that `meta` describes.
-    """
+    """Read a triplet file row by row; a DataError where it is not the one that `meta` describes."""
     if meta is not None and digest_file(path) != meta.rows_digest:
         rows = sum(1 for _ in read_triplets(path))  # a row that is broken is named
         changed = f"it has {rows} rows, not {meta.rows}" if rows != meta.rows else "a row or the meta file was changed"

@@ -123,16 +123,10 @@ class Engine(Protocol):
     def answer(
         self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
     ) -> Iterator[Answers]:
-        r"""Answer what is left.
+        r"""Answer the requests of the round that are `left`, indices (M,) int64, ascending; each once, in any order.
 
-        Args:
-            requests: All requests of the round.
-            left: Indices of those to answer, ascending, (M,) int64.
-            finished: May be told how many more are done, before they are given.
-
-        Yields:
-            Lists of (index, answer), in any order; each index of `left` comes once. A list is on the disk before the
-            next one is asked for. The iterator is closed where the workflow ends early.
+        `finished` may be told how many more are done, before they are given. A list is on the disk before the next one
+        is asked for. The iterator is closed where the workflow ends early.
         """
         ...
 

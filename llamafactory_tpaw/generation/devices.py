@@ -50,12 +50,7 @@ class DeviceEngine:
     def answer(
         self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
     ) -> Iterator[Answers]:
-        r"""Hand out units until all are answered.
-
-        Raises:
-            TpawError: What a process raised; the others are ended.
-            SystemExit: With the code of a process that failed otherwise, which has said why.
-        """
+        """Hand out units until all are answered; raise what a process raised or ended with, and end the others."""
         units = units_left(requests, left, self.batch_tokens)
         first = list(itertools.islice(units, len(self.devices)))
         asked: dict[Connection, list[int]] = {}

@@ -49,14 +49,9 @@ class ChosenOnly(LogitsProcessor):
 
 
 class HfEngine:
-    r"""Sample with transformers.
+    r"""Sample with transformers, by a model in the compute dtype, in eval mode, on its device.
 
-    Args:
-        model: θ_t in the compute dtype, in eval mode, on its device.
-        settings: Sampling settings.
-        stop_token_ids: Ids that end a response.
-        pad_token_id: Padding id.
-        batch_tokens: Most tokens in a batch, prompts and new ones, padding included; one row may be larger.
+    A batch has at most `batch_tokens`, prompts and new ones, padding included; one row may be larger.
     """
 
     name = "hf"
@@ -96,11 +91,7 @@ class HfEngine:
             yield list(zip(unit, self.generate([requests[index] for index in unit], finished), strict=True))
 
     def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
-        r"""Answer requests, in their order, each up to its own `max_new_tokens`; `finished` is told how many more are.
-
-        Raises:
-            EnvironmentProblem: If the device runs out of memory.
-        """
+        """Answer requests, in their order, each up to its `max_new_tokens`; `finished` is told how many more are."""
         try:
             if self.decoder is not None:
                 return self.decoder.decode(requests, finished)

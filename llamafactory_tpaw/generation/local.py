@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from ..arguments.parsed import RunArguments
 from ..data.files import digest_json, read_json
@@ -33,16 +32,9 @@ logger = get_logger(__name__)
 
 
 def generate_round(run: RunArguments, round_: Round, devices: Sequence[str] = ()) -> TripletMeta:
-    r"""Sample D_t from θ_t, or from the model that stands in for it, and write its files.
+    r"""Sample D_t, whose file is missing or half done, from θ_t or the model in its place, and write its files.
 
-    Args:
-        run: The run's arguments, parsed for one process.
-        round_: The round whose file is missing or half done.
-        devices: The devices in sight, as `CUDA_VISIBLE_DEVICES` names them.
-
-    Raises:
-        TpawError: If the team, the prompts or a half-done file do not fit, before the model is loaded; or if
-            sampling fails.
+    The run's arguments are parsed for one process; `devices` are those in sight, as `CUDA_VISIBLE_DEVICES` names them.
     """
     job, context = _prepare(run, round_, devices)
     meta = run_job(job, lambda: _make_engine(job, context))
@@ -117,9 +109,9 @@ def _make_engine(job: Job, context: EngineContext) -> Engine:
 
         return make_engine(context, job.round.path)
     if len(context.devices) < 2:
-        return _load_engine(context, context.encoder.tokenizer)
+        return _load_engine(context)
     # Each process loads its tokenizer: the code of one that a checkpoint brings along cannot be sent.
-    load = functools.partial(_load_there, replace(context, encoder=None))
+    load = functools.partial(_load_engine, replace(context, encoder=None))
     return DeviceEngine(HfEngine.version, load, context.devices, args.tpaw_generate_batch_tokens)
 
 
@@ -147,14 +139,10 @@ def _check_earlier_rounds(run: RunArguments, round_: Round, team: Team, prompts:
         raise DataError(problems)
 
 
-def _load_engine(context: EngineContext, tokenizer: Any) -> HfEngine:
+def _load_engine(context: EngineContext) -> HfEngine:
+    tokenizer = context.encoder.tokenizer if context.encoder else load_encoder(context.run)[0]
     model = load_generator(context.run, tokenizer, Path(context.model), context.adapters)
     if not context.opponent:  # what training would refuse after an hour of sampling
         find_shortcuts(model, context.run.training, context.run.finetuning)
     batch_tokens = context.run.finetuning.tpaw_generate_batch_tokens
     return HfEngine(model, context.settings, context.stop_token_ids, tokenizer.pad_token_id, batch_tokens)
-
-
-def _load_there(context: EngineContext) -> HfEngine:
-    """Load the model in a process for one device."""
-    return _load_engine(context, load_encoder(context.run)[0])

@@ -43,13 +43,8 @@ class NewRow:
 class PartialFile:
     r"""The half-done file of a round, read and cut to its last commit, or begun.
 
-    Args:
-        path: Where it is.
-        identity: What is generated: plain values, which a file must agree in to be continued.
-        requests: Number of requests; rows belong to one each.
-
-    Raises:
-        DataError: If the file was begun with another identity, or is damaged before its last commit.
+    `identity` is what is generated: plain values, in which a file must agree to be continued. Each row belongs to one
+    of so many `requests`.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], requests: int) -> None:
@@ -75,11 +70,8 @@ class PartialFile:
     def append(self, rows: Sequence[NewRow], seconds: float, version: str = "", facts: Any = None) -> None:
         r"""Keep rows, on which `seconds` were spent: after this they are on the disk, whatever happens.
 
-        `version` and `facts`, a dict of plain values, are what the engine says of itself.
-
-        Raises:
-            OSError: If they cannot be written, with the file's name; the file is as before.
-            ValueError: If a request would have two rows, which only a bug of an engine can cause.
+        `version` and `facts`, a dict of plain values, are what the engine says of itself. Where rows cannot be written
+        (an OSError, with the file's name), the file is as before.
         """
         indices = [row.index for row in rows]
         if not self._lack_rows(indices):

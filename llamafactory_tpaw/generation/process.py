@@ -38,9 +38,6 @@ class ServerProcess:
 
     On Linux it is asked to end when the thread that started it is gone, whatever ended that. It takes requests on
     `port` with `api_key`, writes to `log`, and may take `startup_s` seconds until it answers.
-
-    Raises:
-        GenerationError: If it does not answer in time, or ends before.
     """
 
     def __init__(

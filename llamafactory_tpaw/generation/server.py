@@ -164,9 +164,6 @@ class Server:
         r"""Put one question, a GET or with a body a POST, and return the status and what it says.
 
         Where the server is late or busy and the run is `patient`, the question is put again while there is time.
-
-        Raises:
-            GenerationError: If it does not answer.
         """
         seconds = min(self.keys.tpaw_engine_timeout, QUESTIONS.get(path.rpartition("/")[2], math.inf))
         # Once more, since the first connection may be one that broke.
@@ -200,11 +197,7 @@ class Server:
         return status not in BUSY
 
     async def examine(self, names: Sequence[str]) -> Served:
-        r"""Find out what the server is and whether it serves a model by one of the names, best first.
-
-        Raises:
-            GenerationError: If it does not answer, does not list its models, or serves other ones.
-        """
+        """Find out what the server is, and by which of the names, best first, it serves the model."""
         root = self.url.rstrip("/").removesuffix("/v1")
         status, listed = await self.ask("/models")
         data = field_of(listed, "data")

@@ -87,11 +87,6 @@ def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
 
     What is answered is on the disk before more is asked for, and memory holds a few numbers a request: neither rows
     nor requests. `make_engine` is called only if a row is missing.
-
-    Raises:
-        DataError: If a half-done file was begun with other settings, or is damaged.
-        InUseError: If another process generates it.
-        GenerationError: If the engine fails, or more than `max_failed` requests stay without an answer.
     """
     with locked(job.round.path, f"The triplet file {job.round.path}"):
         if job.round.complete:  # by another process while this one was starting, or by one killed at its very end

@@ -27,11 +27,7 @@ def is_rank() -> bool:
 def as_rank(handed: Mapping[str, Any] | None) -> Iterator[None]:
     r"""In a process that torchrun started: end as a command ends, with one message and no traceback.
 
-    Args:
-        handed: What the command handed over, which then tells the message; None where there is none.
-
-    Raises:
-        SystemExit: With the exit code of the error or the signal.
+    The command that handed something over tells the message itself.
     """
     signals.end_with_parent()
     if handed and os.environ["RANK"] == "0":
@@ -65,9 +61,7 @@ def recorded(handed: Mapping[str, Any] | None) -> Iterator[None]:
 def awaited(launcher: ModuleType, plan_file: str) -> Iterator[None]:
     r"""In the command: let torchrun's processes save before they end, and raise what one of them left.
 
-    Args:
-        launcher: LlamaFactory's module that starts torchrun.
-        plan_file: What the training processes were handed.
+    `launcher` is LlamaFactory's module that starts it, `plan_file` what the processes were handed.
     """
     launcher.subprocess = _Subprocess()
     try:

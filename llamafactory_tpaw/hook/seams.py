@@ -49,11 +49,7 @@ def _waiting() -> list[SeamStatus]:
 
 
 def callbacks(package: ModuleType) -> dict[str, Extend]:
-    """Start the record again and return what is to run after each module's body.
-
-    Args:
-        package: The module `llamafactory`, before its body runs.
-    """
+    """Start the record again, before the package's body runs, and return what is to run after each module's body."""
     RECORD.clear()
     RECORD.update({seam.name: seam for seam in _waiting()})
     found: dict[str, Extend] = {}

@@ -16,17 +16,7 @@ def check(condition: Any, problem: str) -> None:
 
 
 def check_function(module: Any, name: str, parameters: tuple[str, ...] = (), uses: tuple[str, ...] = ()) -> Any:
-    r"""Return a module's or a class's function after a look at its shape.
-
-    Args:
-        module: Where it should be.
-        name: Its name there.
-        parameters: Names of its first parameters, in order.
-        uses: Names that its body refers to.
-
-    Raises:
-        SeamMissing: If it is not there or differs.
-    """
+    """Return a module's or class's function after a look at its first parameters and the names that its body uses."""
     function = getattr(module, name, None)
     check(inspect.isfunction(function), f"there is no function `{name}` in `{module.__name__}`")
     found = tuple(inspect.signature(function).parameters)

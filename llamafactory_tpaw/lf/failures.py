@@ -33,11 +33,7 @@ DEFAULTS["cache_dir"] = HUB  # also where `datasets` keeps the rows of local fil
 
 @contextlib.contextmanager
 def explained(settings: Mapping[str, Any]) -> Iterator[None]:
-    r"""Turn what the machine refuses into an `EnvironmentProblem`; let every other error pass.
-
-    Args:
-        settings: The keys of the run, for the folders it writes to.
-    """
+    """Turn what the machine refuses into an `EnvironmentProblem` with the folders of the run's settings."""
     try:
         yield
     except EnvironmentProblem:

@@ -27,11 +27,7 @@ KEYS_HINT = "`llamafactory-cli train -h` lists every key."
 def read_given(args: list[str] | dict[str, Any] | None) -> dict[str, Any]:
     r"""Return what the user gave, and nothing else: no defaults, no unknown key dropped.
 
-    Args:
-        args: A dict; or a run file and `key=value` overrides; or flags such as `--key value`. None is empty.
-
-    Raises:
-        ConfigError: If it cannot be read.
+    It is a dict; or a run file and `key=value` overrides; or flags such as `--key value`. None is empty.
     """
     if isinstance(args, dict):
         return {str(key): value for key, value in args.items()}
@@ -50,9 +46,7 @@ def take_handed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 def handed_file(settings: Mapping[str, Any], **handed: Any) -> Iterator[str]:
     r"""Write settings to a file, for as long as the block lasts, that a process is given as its run file.
 
-    Args:
-        settings: The keys, which may hold secrets: only this user can read the file. JSON is YAML too.
-        handed: What else the process needs to know; where there is any, it must be a process of this package.
+    Only this user can read it, for keys may hold secrets. A process to which more is handed must be of this package.
     """
     with tempfile.TemporaryDirectory(prefix="llamafactory-tpaw-") as folder:
         path = Path(folder) / "plan.yaml"

@@ -111,11 +111,8 @@ def started_child(
 ) -> Iterator[subprocess.Popen[bytes]]:
     r"""Start a command, and end it where it still runs when the block is left, or (on Linux) when this thread ends.
 
-    Args:
-        command: Program and arguments.
-        patience_s: How long it may take to end by SIGTERM before it is killed.
-        through: Whether SIGTERM goes to its own children in its place: torchrun would leave them 30 seconds.
-        options: Of `subprocess.Popen`.
+    It may take `patience_s` to end by SIGTERM before it is killed. `through` sends the signal to its own children in
+    its place: torchrun would leave them 30 seconds. Options are those of `subprocess.Popen`.
     """
     process = subprocess.Popen(command, preexec_fn=end_with_parent if LIBC else None, **options)
     try:

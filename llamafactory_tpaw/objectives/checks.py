@@ -14,16 +14,7 @@ ROWS_SHOWN = 5
 
 
 def check_shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:
-    r"""Check the shape of a float tensor.
-
-    Args:
-        name: Argument shown in the message.
-        value: Tensor to check.
-        expected: One entry a dimension: the size, or a letter where any size of 1 or more will do.
-
-    Raises:
-        ValueError: If `value` is no float tensor or its shape differs.
-    """
+    """Check the shape of a float tensor against sizes, or letters where any size of 1 or more will do."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         given = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"`{name}` must be a tensor of floats, got {given}. Convert it with `.float()`.")
@@ -39,14 +30,7 @@ def check_shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> No
 
 
 def check_finite(**tensors: Tensor) -> None:
-    r"""Check that no tensor holds NaN or inf.
-
-    Args:
-        **tensors: Tensors by argument name, batch first.
-
-    Raises:
-        ValueError: Naming each argument at fault and its first rows.
-    """
+    """Check that no tensor, batch first, holds NaN or inf; each argument at fault is named with its first rows."""
     wrong = {name: ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1) for name, tensor in tensors.items()}
     # One flag for all of them: on a GPU each read waits for the device.
     if not bool(torch.stack([*wrong.values()]).any()):
@@ -62,11 +46,7 @@ def check_finite(**tensors: Tensor) -> None:
 
 
 def check_number(name: str, value: float, minimum: float, *, exclusive: bool = False) -> None:
-    r"""Check that a setting is finite and not below `minimum` (above it where `exclusive`).
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Check that a setting is finite and not below `minimum` (above it where `exclusive`)."""
     too_low = value <= minimum if exclusive else value < minimum
     if not math.isfinite(value) or too_low:
         raise ValueError(f"`{name}` must be a finite number {'>' if exclusive else '>='} {minimum:g}, got {value}.")
@@ -77,8 +57,7 @@ def check_logps(
 ) -> list[Tensor]:
     r"""Check that log-probs are finite and fit together, (B,) of the policy and (B, J) of the players.
 
-    Returns:
-        All of them in order, float64 where any of them is, else float32: bf16 is not subtracted in bf16.
+    All are returned in order, float64 where any of them is, else float32: bf16 is not subtracted in bf16.
     """
     shape, dtype, logps = ("B", players_count), torch.float32, {**policy, **players}
     for name, value in logps.items():
@@ -90,11 +69,7 @@ def check_logps(
 
 
 def check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
-    r"""Check that token ids, (M,), are those of a vocabulary.
-
-    Raises:
-        ValueError: If one is not.
-    """
+    """Check that token ids, (M,), are those of a vocabulary."""
     smallest, largest = torch.stack(tokens.aminmax()).tolist() if len(tokens) else (0, 0)
     if smallest < 0 or largest >= vocabulary:
         raise ValueError(

@@ -19,20 +19,14 @@ LIMIT = 1e-6
 class IrisLoss(NamedTuple):
     """What `iris_loss` returns, in float32 (float64 where an input is). Only `loss` and `losses` carry grad."""
 
-    loss: Tensor
-    """Mean of `losses`, shape ()."""
-    losses: Tensor
-    """Shape (B,). Each has the whole batch's loss as its value; the mean of their gradients is the loss's."""
-    target_rewards: Tensor
-    """r of the targets, shape (B, 1)."""
-    generated_rewards: Tensor
-    """r of the generated responses, shape (B, 1)."""
-    target_weights: Tensor
-    """e^((alpha - 1) * r) over its mean in the whole batch, shape (B, 1)."""
-    generated_weights: Tensor
-    """e^(alpha * r) over its mean in the whole batch, shape (B, 1)."""
+    loss: Tensor  # mean of `losses`, shape ()
+    losses: Tensor  # shape (B,); each has the whole batch's loss as its value, the mean of the gradients is the loss's
+    target_rewards: Tensor  # r of the targets, shape (B, 1)
+    generated_rewards: Tensor  # r of the generated responses, shape (B, 1)
+    target_weights: Tensor  # e^((alpha - 1) * r) over its mean in the whole batch, shape (B, 1)
+    generated_weights: Tensor  # e^(alpha * r) over its mean in the whole batch, shape (B, 1)
+    # Of these triplets, float64 (3,): logs of the sums of both exponentials and of B. Parts join by logsumexp.
     log_sums: Tensor
-    """Of these triplets, float64 (3,): logs of the sums of both exponentials and of B. Parts join by logsumexp."""
 
 
 def iris_value(log_sums: Tensor, alpha: float) -> Tensor:
@@ -64,9 +58,6 @@ def iris_loss(
         reward_scale: lambda, > 0.
         alpha: Order of the Renyi divergence, > 0. At 1 it is Kullback's, and targets count alike.
         log_sums: Of the whole batch; None where these triplets are all of it.
-
-    Returns:
-        The loss and its parts.
 
     Raises:
         ValueError: If a shape or a setting is wrong, or a log-prob is NaN or inf.

@@ -19,10 +19,8 @@ CHUNK_POSITIONS = 256
 class SequenceLogps(NamedTuple):
     """What `sequence_logps` returns."""
 
-    sums: Tensor
-    """Sum of the log-probs of each row's unmasked labels in nats, shape (B,), float32."""
-    token_counts: Tensor
-    """Number of labels in each sum, shape (B,), int64."""
+    sums: Tensor  # of the log-probs of each row's unmasked labels in nats, shape (B,), float32
+    token_counts: Tensor  # number of labels in each sum, shape (B,), int64
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -96,18 +94,10 @@ def sequence_logps(logits: Tensor, labels: Tensor) -> SequenceLogps:
 
 
 def logits_at(logits: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
-    r"""Compute the log-probs of single tokens from a model's logits, in float32.
+    r"""Compute the log-probs of single tokens, int64 (M,), in nats, float32 (M,), from a model's logits, (N, T, V).
 
-    Args:
-        logits: Scores of a model, (N, T, V). Carries grad. Must not be changed in place before the backward.
-        places: Where in the flattened (N, T) each token is predicted, int64 (M,).
-        tokens: Token ids, int64 (M,).
-
-    Returns:
-        Log-probs in nats, (M,).
-
-    Raises:
-        ValueError: If a token is not an id of the vocabulary.
+    `places`, int64 (M,), are where in the flattened (N, T) each token is predicted. The logits must not be changed in
+    place before the backward. A token that is no id of the vocabulary is a ValueError.
     """
     check_tokens("tokens", tokens, logits.shape[-1])
     return _TokenLogps.apply(logits, places // logits.shape[1], places % logits.shape[1], tokens)

@@ -15,30 +15,18 @@ from .checks import check_logps, check_number
 class TpawLoss(NamedTuple):
     """What `tpaw_loss` returns, in float32 (float64 where an input is). Only `loss` and `losses` carry grad."""
 
-    loss: Tensor
-    """Mean over the batch, shape ()."""
-    losses: Tensor
-    """Loss of each triplet, shape (B,)."""
-    target_rewards: Tensor
-    """P_j(x, y), shape (B, J)."""
-    generated_rewards: Tensor
-    """P_j(x, y_gen), shape (B, J)."""
-    target_weights: Tensor
-    """alpha_j, shape (B, J): eta or 1."""
-    player_weights: Tensor
-    """beta_j, shape (B, J): each row sums to 1."""
+    loss: Tensor  # mean over the batch, shape ()
+    losses: Tensor  # of each triplet, shape (B,)
+    target_rewards: Tensor  # P_j(x, y), shape (B, J)
+    generated_rewards: Tensor  # P_j(x, y_gen), shape (B, J)
+    target_weights: Tensor  # alpha_j, shape (B, J): eta or 1
+    player_weights: Tensor  # beta_j, shape (B, J): each row sums to 1
 
 
 def reward(policy_logps: Tensor, player_logps: Tensor, reward_scale: float) -> Tensor:
     r"""Compare the policy with each player: P_j = lambda * (log pi_theta - log pi_theta_j).
 
-    Args:
-        policy_logps: Shape (B,), carries grad.
-        player_logps: Shape (B, J), constants.
-        reward_scale: lambda.
-
-    Returns:
-        Rewards, shape (B, J).
+    The policy's log-probs, (B,), carry grad; the players', (B, J), are constants. Rewards have shape (B, J).
 
     Source: TPAW, arXiv 2605.09922; SPIN, arXiv 2401.01335.
     """
@@ -89,9 +77,6 @@ def tpaw_loss(
         reward_scale: lambda, > 0.
         eta: Weight of a target reward that is <= 0, >= 1.
         gamma: Sharpness of the player weights, >= 0.
-
-    Returns:
-        The loss and its parts.
 
     Raises:
         ValueError: If a shape or a setting is wrong, or a log-prob is NaN or inf.

@@ -18,16 +18,12 @@ class TspinLoss(NamedTuple):
     weights. `target_rewards - generated_rewards` is the margin that the first term of the loss sees.
     """
 
-    loss: Tensor
-    """Mean over the batch, shape ()."""
-    losses: Tensor
-    """Loss of each triplet, shape (B,)."""
-    target_rewards: Tensor
-    """a * log pi(y), shape (B,)."""
-    generated_rewards: Tensor
-    """a * log pi(y'), shape (B,)."""
+    loss: Tensor  # mean over the batch, shape ()
+    losses: Tensor  # of each triplet, shape (B,)
+    target_rewards: Tensor  # a * log pi(y), shape (B,)
+    generated_rewards: Tensor  # a * log pi(y'), shape (B,)
+    # a * log pi(y_0), shape (B,); None at iteration 0. `generated_rewards` minus it is the second term's margin.
     proto_rewards: Tensor | None
-    """a * log pi(y_0), shape (B,); None at iteration 0. `generated_rewards` minus it is the second term's margin."""
 
 
 def tspin_loss(
@@ -50,9 +46,6 @@ def tspin_loss(
         scale: a, > 0.
         history_weight: b, >= 0.
 
-    Returns:
-        The loss and its parts.
-
     Raises:
         ValueError: If a shape or a setting is wrong, or a log-prob is NaN or inf.
 
@@ -67,10 +60,5 @@ def tspin_loss(
     losses = -logsigmoid(target_rewards - generated_rewards)
     for proto_rewards in history:
         losses = losses - history_weight * logsigmoid(generated_rewards - proto_rewards)
-    return TspinLoss(
-        losses.mean(),
-        losses,
-        target_rewards.detach(),
-        generated_rewards.detach(),
-        history[0].detach() if history else None,
-    )
+    proto_rewards = history[0].detach() if history else None
+    return TspinLoss(losses.mean(), losses, target_rewards.detach(), generated_rewards.detach(), proto_rewards)

@@ -42,11 +42,7 @@ class _Entries(NamedTuple):
 
 
 def sequence_key(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> bytes:
-    r"""Name a sequence by its content: the 32 bytes of SHA-256 over both lengths and all ids as little-endian int64.
-
-    Raises:
-        ValueError: If an id is no integer or negative.
-    """
+    """Name a sequence by its content: the 32 bytes of SHA-256 over both lengths and all ids as little-endian int64."""
     digest = hashlib.sha256(np.array([len(prompt_ids), len(response_ids)], dtype="<i8").tobytes())
     for name, ids in (("prompt_ids", prompt_ids), ("response_ids", response_ids)):
         values = np.asarray(ids)
@@ -59,11 +55,9 @@ def sequence_key(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> byte
 class LogpCache:
     r"""The log-probs under one player with one set of numerics; nothing is read or written before `load`.
 
-    Args:
-        root: Cache folder of the run, `tpaw_cache_dir`.
-        numerics: Everything but the sequence that changes a number.
-        tolerance: How far two log-probs of one sequence may be apart, as a share of the larger of their size in nats
-            and their number of tokens, and `SHORT`. Rounding differs with the shape of a batch.
+    `root` is `tpaw_cache_dir`; `numerics` is everything but the sequence that changes a number. Two log-probs of one
+    sequence may be apart by `tolerance`, a share of the larger of their size in nats and their number of tokens, and
+    `SHORT`: rounding differs with the shape of a batch.
     """
 
     def __init__(self, root: str | Path, numerics: Mapping[str, Any], *, tolerance: float = 1e-3) -> None:
@@ -106,12 +100,7 @@ class LogpCache:
         return dict(zip(self._index.keys.tolist(), self._index.logps / self._index.tokens.clip(1), strict=True))
 
     def add(self, keys: Sequence[bytes], logps: Sequence[float], tokens: Sequence[int]) -> None:
-        r"""Buffer log-probs in nats, and how many tokens each sums, for `flush`.
-
-        Raises:
-            ValueError: If a key has not 32 bytes, a log-prob is NaN, inf or above 0, or a count is negative. Nothing
-                is buffered then.
-        """
+        """Buffer log-probs in nats, and how many tokens each sums, for `flush`; impossible ones are a ValueError."""
         self._pending.append(_check(_entries(keys, logps, tokens)))
 
     def flush(self) -> Path | None:

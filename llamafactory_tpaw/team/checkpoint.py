@@ -135,13 +135,9 @@ def is_pruned(folder: Path) -> bool:
 
 
 def mark_pruned(folder: Path, by: str, when: str, size: int) -> None:
-    r"""Say in a folder that its weights are removed on purpose, before the first file goes; the first word stays.
+    r"""Say in a folder that its weights, of `size` bytes, are removed on purpose, before the first file goes.
 
-    Args:
-        folder: Checkpoint.
-        by: The iteration's folder after which it is done, as seen from this one.
-        when: UTC.
-        size: Bytes of the weights.
+    `by` is the iteration's folder after which it is done, as seen from this one. The first word stays.
     """
     if not is_pruned(folder):
         write_json_atomic(folder / PRUNED, {"by": by, "when": when, "size": size})

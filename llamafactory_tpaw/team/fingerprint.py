@@ -60,9 +60,6 @@ def hash_weights(folder: Path, store_dir: Path | None, *, trust_stat: bool = Tru
         folder: Checkpoint.
         store_dir: The result is kept in its folder `fingerprints`, a file for each checkpoint; None keeps nothing.
         trust_stat: Take the kept result while each weight file has the size, time of change and inode it had then.
-
-    Raises:
-        DataError: If weights are absent or damaged, or change while they are read.
     """
     folder = Path(folder).resolve()
     read_tensors(folder)

@@ -35,16 +35,13 @@ MODEL_INPUTS = ("input_ids", "position_ids")
 def response_logps(
     model: nn.Module, batch: Mapping[str, Tensor], dtype: torch.dtype | None = None, *, head: bool = False
 ) -> SequenceLogps:
-    r"""Score the responses of a batch.
+    r"""Score the S responses of a batch of `lay_out` or `pack`: sums in nats, float32 (S,), and token counts (S,).
 
     Args:
         model: Policy or player; what it returns may be in any dtype.
-        batch: What `lay_out` or `pack` return: N rows with S responses.
+        batch: N rows.
         dtype: Of autocast around a player; the policy's Trainer brings its own.
         head: Whether the model's head is replaced by `response_head`; otherwise its logits are taken.
-
-    Returns:
-        Sums in nats, float32 (S,), and token counts (S,).
     """
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     if "segments" in batch:
@@ -61,9 +58,7 @@ def response_logps(
 def segment_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     r"""Let every token see the prompt and its own response up to itself; padding sees itself alone.
 
-    Args:
-        segments: (N, T): 0 in the prompt, k in the k-th response, -1 in the padding.
-        dtype: Of the model. Booleans would be made into it in every layer, and be kept for the backward.
+    `dtype` is the model's: booleans would be made into it in every layer, and be kept for the backward.
     """
     asking, asked = segments[:, :, None], segments[:, None, :]
     seen = ((asked == 0) | (asked == asking)) & (asking >= 0)

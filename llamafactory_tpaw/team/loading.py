@@ -58,9 +58,7 @@ class PlayerLoader:
     def open(self, member: Member, following: Member | None = None) -> Iterator[PreTrainedModel]:
         r"""Give a player for some time: frozen, in evaluation mode, on the run's device unless it is in shards.
 
-        Args:
-            member: The player.
-            following: Who is opened next: where both are adapters on one model, it stays in memory.
+        Where it and the one `following` are adapters on one model, that stays in memory.
         """
         stack = self.stack_of(member)
         model = self._take(stack)

@@ -29,52 +29,33 @@ PACKAGES = ("transformers", "torch", "accelerate", "datasets", "tokenizers", "sa
 
 @dataclass
 class Manifest:
-    """Content of `tpaw.json`. Paths are relative to the folder that holds it; identity is by content.
+    """Content of `tpaw.json`. Paths are relative to the folder that holds it; identity is by content."""
 
-    Attributes:
-        iteration: Iteration t; the folder holds θ_{t+1} once finished.
-        status: `training` from the first step on, `finished` when everything is saved; `checkpoint` in the folder of
-            a checkpoint that training saved on its way.
-        objective: As `tpaw_objective`.
-        policy: θ_t: `name`, `path`, `fingerprint`; `files` with the SHA-256 of each file in its folder. Of an adapter
-            `below` has `path` and `fingerprint` of the model, and of it with each adapter before.
-        players: The team, oldest first: `name`, `path`, `fingerprint`, `below`; `score` by which it was chosen.
-        triplets: The opponent data: entry, iteration, rows, digest, generator's fingerprint; `samples` a prompt, how
-            many `failed`, and the `opponent` that generated instead of θ; `foreign` for others; `path`, and the digest
-            `meta` of the meta file.
-        tokenizer: Digest of the tokenizer.
-        template: Name and digest of the template.
-        settings: What the user gave, without keys that cannot change the result and without secrets.
-        result: θ_{t+1}: `name`, `fingerprint`, `dtype`, `files` and `below`, once finished.
-        versions: Of the packages that matter.
-        hardware: Device, processor and number of processes.
-        seconds: Time spent by part; of a training that was interrupted, all that its result contains.
-        counts: Rows, those with the prompt, target and response of another one, scored blocks and tokens.
-        seeds: Of training, of its order of rows, and of the choice of prompts, given or default.
-        started: When training began, UTC; `finished`: when θ_{t+1} was saved.
-        cache: Folder of the log-prob cache.
-        step: Optimizer steps so far, of a checkpoint.
-    """
-
-    iteration: int
+    iteration: int  # t; the folder holds θ_{t+1} once finished
+    # From the first step on; when everything is saved; or in a checkpoint's folder that training saved on its way.
     status: Literal["training", "finished", "checkpoint"]
     objective: str
+    # θ_t: `name`, `path`, `fingerprint`; `files` with the SHA-256 of each file in its folder. Of an adapter `below`
+    # has `path` and `fingerprint` of the model, and of it with each adapter before.
     policy: dict[str, Any]
+    # The team, oldest first: `name`, `path`, `fingerprint`, `below`; `score` by which it was chosen.
     players: list[dict[str, Any]]
+    # The opponent data: entry, iteration, rows, digest, generator's fingerprint; `samples` a prompt, how many
+    # `failed`, the `opponent` that generated instead of θ; `foreign` for others; `path`; `meta`, its file's digest.
     triplets: list[dict[str, Any]]
-    tokenizer: str
-    template: dict[str, str]
-    settings: dict[str, Any]
-    result: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str  # digest
+    template: dict[str, str]  # name and digest
+    settings: dict[str, Any]  # as given, without keys that cannot change the result and without secrets
+    result: dict[str, Any] = field(default_factory=dict)  # θ_{t+1}: `name`, `fingerprint`, `dtype`, `files`, `below`
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    seeds: dict[str, Any] = field(default_factory=dict)
-    started: str = ""
-    finished: str = ""
-    cache: str = ""
-    step: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # of all parts and attempts that the result contains
+    counts: dict[str, int] = field(default_factory=dict)  # rows, repeated ones, scored blocks, tokens
+    seeds: dict[str, Any] = field(default_factory=dict)  # of training, its order of rows, and the choice of prompts
+    started: str = ""  # when training began, UTC
+    finished: str = ""  # when θ_{t+1} was saved
+    cache: str = ""  # folder of the log-probs
+    step: int | None = None  # of a checkpoint, optimizer steps so far
     schema: int = SCHEMA
 
     @property

@@ -34,23 +34,14 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 @dataclass(frozen=True)
 class Member:
-    r"""A player whose weights are at hand: where they are and what they are.
-
-    Attributes:
-        player: Who it is.
-        folder: Its model, a whole one; of a player with adapters the one below them.
-        fingerprint: Of all of it.
-        adapters: Folders of the adapters on the model, in order.
-        below: Fingerprints of the model, and of it with each adapter but the last; empty where there are none.
-        score: By which `tpaw_team_select` chose it.
-    """
+    """A player whose weights are at hand: where they are and what they are."""
 
     player: Player
-    folder: Path
-    fingerprint: str
-    adapters: tuple[Path, ...] = ()
-    below: tuple[str, ...] = ()
-    score: float | None = None
+    folder: Path  # its model, a whole one; of a player with adapters the one below them
+    fingerprint: str  # of all of it
+    adapters: tuple[Path, ...] = ()  # on the model, in order
+    below: tuple[str, ...] = ()  # fingerprints of the model, and of it with each adapter but the last
+    score: float | None = None  # by which `tpaw_team_select` chose it
 
     @property
     def home(self) -> Path:
@@ -74,15 +65,7 @@ class Team(NamedTuple):
 
 
 def load_team(run: RunArguments, findings: Findings) -> Team:
-    r"""Find the players and θ_t's tokenizer and check them, without loading a model.
-
-    Args:
-        run: The run's arguments.
-        findings: Takes what is wrong but does not keep the rest from being checked.
-
-    Raises:
-        TpawError: If a player or the tokenizer is not there or damaged.
-    """
+    """Find and check the players and θ_t's tokenizer, without loading a model."""
     members, policy = load_members(run)
     with findings.note():
         check_parents(members or [policy])
@@ -219,11 +202,7 @@ def check_positions(run: RunArguments, folder: Path, findings: Findings) -> None
 
 
 def load_opponent(run: RunArguments, policy: Member, encoder: TurnEncoder) -> Member | None:
-    r"""Find the weights of `tpaw_opponent_model`; None where the run names none, or one that only a server has.
-
-    Raises:
-        DataError: If it is not there or damaged, or reads text as other tokens than θ_t where it is sent tokens.
-    """
+    """Find the weights of `tpaw_opponent_model`; None where the run names none, or one that only a server has."""
     named, served = run.finetuning.tpaw_opponent_model, run.finetuning.tpaw_engine == "openai"
     if not named or (served and not Path(named).is_dir()):
         return None

@@ -28,12 +28,7 @@ class OnlineTeam:
 
     A player that is made of the model under the policy's adapter has only its own adapter added there, which is
     switched to for its turn. All others are models by themselves.
-
-    Args:
-        scorer: Knows how players are loaded and scored.
-        team: The players, oldest first.
-        policy: As LlamaFactory loaded it, on its device, before anything is put around it.
-        theta: The policy as a player, which says what it is made of.
+    `policy` is as LlamaFactory loaded it, before anything is put around it; `theta` says what it is made of.
     """
 
     def __init__(self, scorer: TeamScorer, team: Sequence[Member], policy: PreTrainedModel, theta: Member) -> None:

@@ -27,19 +27,12 @@ DOWNLOADED = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.safetens
 
 @dataclass(frozen=True)
 class Player:
-    r"""A checkpoint: its number in the run and where it is.
-
-    Attributes:
-        theta: Its number.
-        path: What was saved of it, a folder or a hub name: a whole model, or an adapter.
-        below: Of an adapter the model that it is put on, and the adapters that come before it.
-        label: What messages call a model that generates in place of θ_t, and is no player of the team.
-    """
+    """A checkpoint: its number in the run and where it is."""
 
     theta: int
-    path: str
-    below: tuple[str, ...] = ()
-    label: str = ""
+    path: str  # what was saved of it, a folder or a hub name: a whole model, or an adapter
+    below: tuple[str, ...] = ()  # of an adapter the model that it is put on, and the adapters that come before it
+    label: str = ""  # what messages call a model that generates in place of θ_t, and is no player of the team
 
     @property
     def name(self) -> str:
@@ -101,9 +94,6 @@ def list_players(tpaw_args: Any, start: Start) -> list[Player]:
     r"""Number the checkpoints of `tpaw_players`, oldest first and θ_t last.
 
     Where the key is absent, iteration 0 and objectives without a team have the model itself.
-
-    Raises:
-        ConfigError: If there are too few, the last is not the model, or one is named twice.
     """
     iteration, paths = tpaw_args.tpaw_iteration, tpaw_args.tpaw_players
     own = (start.model, *start.adapters)
@@ -141,9 +131,7 @@ def list_players(tpaw_args: Any, start: Start) -> list[Player]:
 def player_problems(players: Sequence[Player], expected: Collection[Path] = ()) -> list[str]:
     r"""Check local checkpoints, oldest first, without reading weights: complete, finished, in the right order.
 
-    Args:
-        players: Oldest first.
-        expected: Resolved folders that need not be there yet.
+    Resolved folders that are `expected` need not be there yet.
     """
     problems, seen = [], set()
     for player in players:

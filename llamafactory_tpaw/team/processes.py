@@ -48,11 +48,7 @@ class Processes:
                 self.meet()
 
     def meet(self) -> None:
-        r"""Wait for all processes.
-
-        Raises:
-            EnvironmentProblem: If one ended, or does not come for a day, or for `ddp_timeout`.
-        """
+        """Wait for all processes: EnvironmentProblem if one ended, or does not come for a day or `ddp_timeout`."""
         if self.count == 1:
             return
         try:

@@ -93,11 +93,7 @@ class TeamScorer:
         return self._caches[member.fingerprint].load()
 
     def fill(self, team: Sequence[Member], blocks: Sequence[Block]) -> ScoreReport:
-        r"""Score what the caches of the players lack, every block by every player; all processes do it together.
-
-        Raises:
-            CacheError: If this process does not see what another one scored.
-        """
+        """Score what the caches of the players lack, every block by every player; all processes do it together."""
         report = ScoreReport(blocks=len(team) * len(blocks))
         started = time.monotonic()
         sequences = {block.name: {sequence_key(*pair): pair for pair in block.pairs} for block in blocks}

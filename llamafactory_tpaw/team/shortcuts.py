@@ -77,13 +77,8 @@ def check_causal(model_args: Any, findings: Findings) -> None:
 def find_shortcuts(model: PreTrainedModel, training_args: Any, finetuning_args: Any) -> Shortcuts:
     r"""See what the forward pass of a policy or player can do without, as `tpaw_logits` and `tpaw_layout` allow.
 
-    Args:
-        model: On its device and not wrapped yet; or in shards, wrapped or not.
-        training_args: LlamaFactory's, for autocast.
-        finetuning_args: LlamaFactory's.
-
-    Raises:
-        ConfigError: If padding changes the model's log-probs.
+    The model is on its device and not wrapped yet; or in shards, wrapped or not. If padding changes its log-probs, it
+    is refused by a ConfigError.
     """
     tried = model
     if sharding_of(training_args):  # no process has the whole of it

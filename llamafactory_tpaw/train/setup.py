@@ -49,11 +49,7 @@ class IterationSetup(NamedTuple):
 
 
 def load_setup(run: RunArguments) -> IterationSetup:
-    r"""Load and check all that an iteration needs but the models.
-
-    Raises:
-        TpawError: If anything is missing or does not fit.
-    """
+    """Load and check all that an iteration needs but the models."""
     listed = rounds.list_opponents(run.finetuning, split_names(run.data.dataset), run.data.dataset_dir)
     if listed.ignored:
         logger.info_rank0(f"Ignored, beyond the team's {len(listed.rounds)} rounds: {', '.join(listed.ignored)}.")

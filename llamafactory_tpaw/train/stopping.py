@@ -49,11 +49,7 @@ class StopBetweenSteps(TrainerCallback):
             control.should_save = self.stopping = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        r"""End training once the checkpoint is whole; with `save_strategy: best` an evaluation may have left it out.
-
-        Raises:
-            Terminated: In every process.
-        """
+        """End training once the checkpoint is whole; with `save_strategy: best` an evaluation may have left it out."""
         if self.stopping:
             logger.warning_rank0(
                 f"SIGTERM: {args.output_dir}/checkpoint-{state.global_step} is saved, from which the same command "

@@ -236,9 +236,6 @@ class TpawTrainer(Trainer):
         Policy and newest player are the same weights then, so the reward is 0 and the target weight eta. What was
         measured differs by rounding when the player was scored in a batch of another shape, and its sign would decide
         between eta and 1.
-
-        Raises:
-            TpawError: If they differ by more than rounding: the scores are not this policy's.
         """
         policy, newest = target.sums.detach(), player_target[:, -1]
         share = rounding(autocast_dtype(self.args), *{weight.dtype for weight in self.model.parameters()})

@@ -45,12 +45,7 @@ def run_tpaw(
     generating_args: Any,
     callbacks: list[TrainerCallback] | None = None,
 ) -> None:
-    r"""Train one iteration; called by LlamaFactory's dispatch with its five groups of arguments and its callbacks.
-
-    Raises:
-        TpawError: If settings, checkpoints, triplets or cache do not fit; before any model is loaded.
-        Terminated: If SIGTERM came: between two steps of training, else once the result is saved.
-    """
+    """Train one iteration; called by LlamaFactory's dispatch with its five groups of arguments and its callbacks."""
     run = RunArguments(model_args, data_args, training_args, finetuning_args, generating_args)
     processes = Processes(training_args)
     with processes.first_on_node():
