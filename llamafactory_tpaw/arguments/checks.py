@@ -14,15 +14,14 @@ from .fields import FIELDS, Range, TpawArguments, parse_value
 from .start import Start
 
 
+OTHER_TRAINER = "it trains with transformers' Trainer only"
 # Keys of LlamaFactory that stage `tpaw` does not go with, the values that are harmless, and why.
 INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "streaming": ((False,), "triplets are matched with cached log-probs, so all rows are needed"),
-    "packing": ((False,), "a triplet's responses are scored one by one"),
-    "neat_packing": ((False,), "a triplet's responses are scored one by one"),
+    **dict.fromkeys(("packing", "neat_packing"), ((False,), "a triplet's responses are scored one by one")),
     "tokenized_path": ((), "triplets are tokenized from their own files"),
     "mix_strategy": (("concat",), "every round is used whole"),
-    "mask_history": ((False,), "only the response is scored"),
-    "train_on_prompt": ((False,), "only the response is scored"),
+    **dict.fromkeys(("mask_history", "train_on_prompt"), ((False,), "only the response is scored")),
     "adapter_folder": ((), "each adapter is named by its own folder"),
     "pissa_init": ((False,), "it changes the model that policy and players share"),
     "use_kt": ((False,), "it replaces the forward pass that players and policy share"),
@@ -31,9 +30,7 @@ INCOMPATIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "fp8": ((False,), "players and policy are run in float32, bf16 or fp16"),
     "moe_aux_loss_coef": ((0, 0.0), "the loss has no term for routers"),
     "mixture_of_depths": ((), "it changes the model that players and policy share"),
-    "use_mca": ((False,), "it trains with transformers' Trainer only"),
-    "use_megatron_bridge": ((False,), "it trains with transformers' Trainer only"),
-    "use_hyper_parallel": ((False,), "it trains with transformers' Trainer only"),
+    **dict.fromkeys(("use_mca", "use_megatron_bridge", "use_hyper_parallel"), ((False,), OTHER_TRAINER)),
     "use_badam": ((False,), "its hooks on the Trainer are not there"),
     "num_beams": ((1,), "responses are sampled one by one"),
     "predict_with_generate": ((False,), "generation is part of the stage itself"),

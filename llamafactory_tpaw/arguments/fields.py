@@ -237,10 +237,8 @@ def parse_value(name: str, value: Any) -> tuple[Any, str | None]:
     try:
         parsed = float(str(value)) if kind is float else int(str(value))
     except ValueError:
-        return (
-            value,
-            f"`{name}` is {value!r}, but must be {'a number' if kind is float else 'a whole number'}. {advice}",
-        )
+        allowed = "a number" if kind is float else "a whole number"
+        return value, f"`{name}` is {value!r}, but must be {allowed}. {advice}"
     if not RANGES[name].holds(parsed):
         return value, f"`{name}` is {value}, but must be {RANGES[name]}. {advice}"
     return parsed, None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..runs.run_files import numbered, split_numbered
+from ..runs.run_files import split_numbered
 from ..team.manifest import MANIFEST
 from .settings import status_of
 from .words import escaped, say
@@ -49,23 +49,21 @@ class Iteration(NamedTuple):
     log: dict[int, dict[str, Any]]
 
 
+def _outputs(saves: Path) -> list[tuple[str, int, Path]]:
+    """The output folders `<run>_iter<t>` whose iteration has begun to train, in order."""
+    folders = [path.parent for path in saves.glob(f"*_iter*/{MANIFEST}")]
+    return sorted((run, t, path) for path in folders for run, t in [split_numbered(path.name)] if t is not None)
+
+
 def run_names(saves: Path) -> list[str]:
-    """Return the names of the runs whose output folders are there, `<run>_iter<t>`."""
-    folders = [path for path in saves.glob("*_iter*") if (path / MANIFEST).is_file()]
-    return sorted({found[0] for path in folders if (found := split_numbered(path.name))})
+    """Return the names of the runs that have begun."""
+    return list(dict.fromkeys(run for run, _, _ in _outputs(saves)))
 
 
 def read_iterations(saves: Path, run: str) -> list[Iteration]:
-    """Read the logs of a run's iterations, in order; without those that have not begun to train."""
-    numbers = sorted(
-        found[1] for path in saves.glob("*_iter*") if (found := split_numbered(path.name)) and found[0] == run
-    )
-    folders = {number: saves / numbered(run, number) for number in numbers}
-    return [
-        Iteration(number, status_of(folder), read_log(folder / TRAINER_LOG))
-        for number, folder in folders.items()
-        if (folder / MANIFEST).is_file()
-    ]
+    """Read the logs of a run's iterations, in order."""
+    folders = {t: path for name, t, path in _outputs(saves) if name == run}
+    return [Iteration(t, status_of(path), read_log(path / TRAINER_LOG)) for t, path in folders.items()]
 
 
 def read_log(path: Path) -> dict[int, dict[str, Any]]:
@@ -117,24 +115,19 @@ def _points(
 
 def accuracy_table(iterations: list[Iteration], lang: str | None) -> str:
     """Return the table of a run's iterations as HTML: accuracy, loss and rewards as each logged them last."""
+    if not iterations:
+        return ""
     heads = ["column_theta", "column_iteration", "column_status", *TABLE]
     rows = []
     for iteration in iterations:
-        last: dict[str, Any] = {}
-        for entry in iteration.log.values():
-            last |= entry
-        cells = [
-            f"θ_{iteration.number + 1}",
-            iteration.number,
-            say(STATUS.get(iteration.status, "status_training"), lang),
-        ]
+        last = {key: value for entry in iteration.log.values() for key, value in entry.items()}
+        status = say(STATUS.get(iteration.status, "status_training"), lang)
+        cells = [f"θ_{iteration.number + 1}", iteration.number, status]
         cells += [_shown(key, last.get(key)) for key in TABLE.values()]
         rows.append("".join(f"<td>{escaped(cell)}</td>" for cell in cells))
     head = "".join(f"<th>{escaped(say(name, lang))}</th>" for name in heads)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="prose"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>' if rows else ""
-    )
+    return f'<div class="prose"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _shown(key: str, value: Any) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 from ..arguments.checks import read_tpaw_args, setting_problems
 from ..arguments.recorded import SECRET
 from ..data.files import write_json_atomic
+from ..data.rounds import split_names
 from ..data.source import DATASET_INFO, read_info, triplet_entry
 from ..errors import ConfigError, TpawError
-from ..runs.run_files import names_in, next_settings, numbered, own_round, split_numbered
+from ..runs.run_files import next_settings, numbered, own_round, split_numbered
 from ..team.manifest import read_manifest
 
 
@@ -93,13 +94,11 @@ def _succession(settings: dict[str, Any], first: int, count: int, named: bool) -
     settings |= {"tpaw_iteration": 0, "output_dir": str(folder.with_name(numbered(run, 0)))}
     if not named:
         own = round_name(folder, run)
-        foreign = [name for name in names_in(settings.get("dataset")) if run_name(name) != own]
+        foreign = [name for name in split_names(settings.get("dataset")) if run_name(name) != own]
         settings["dataset"] = ",".join([*foreign, numbered(own, 0)])
-    played = []
-    for iteration in range(first + count):
-        if iteration:
-            settings = next_settings(settings)
-        played.append(settings)
+    played = [settings]
+    while len(played) < first + count:
+        played.append(next_settings(played[-1]))
     played = played[first:]
     given = {key: value for key, value in played[0].items() if value is not None}
     problems = [*read_tpaw_args(given)[1], *setting_problems(given)]
@@ -110,8 +109,7 @@ def _succession(settings: dict[str, Any], first: int, count: int, named: bool) -
 
 def run_name(folder: str) -> str:
     """Return the name of a run, that of its output folders without `_iter<t>`."""
-    numbers = split_numbered(folder)
-    return numbers[0] if numbers else folder
+    return split_numbered(folder)[0]
 
 
 def round_name(folder: Path, run: str) -> str:

@@ -170,16 +170,5 @@ def _completion(arguments: argparse.Namespace) -> None:
 
 # These read their arguments themselves, as LlamaFactory's own do.
 AS_LLAMAFACTORY = {"train": bootstrap.train, "generate": _step("generate"), "score": _step("score")}
-PARSED: dict[str, Callable[[argparse.Namespace], int | None]]
-PARSED = {
-    "init": _init,
-    "check": _check,
-    "run": _run,
-    "study": _study,
-    "lineage": _lineage,
-    "eval": _eval,
-    "best": _best,
-    "report": _report,
-    "doctor": _doctor,
-    "completion": _completion,
-}
+OTHERS = (_init, _check, _run, _study, _lineage, _eval, _best, _report, _doctor, _completion)
+PARSED = {function.__name__[1:]: function for function in OTHERS}

@@ -95,7 +95,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
     text = "load theta_t, too: recompute the players' fingerprints, do one batch of each step to measure its memory "
     text += "and time, and show that the newest player's reward is 0 at step 0"
     parser.add_argument("--model", action="store_true", help=text)
-    _json(parser, "findings and estimates")
+    parser.add_argument("--json", action="store_true", help="print findings and estimates as JSON")
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +116,7 @@ def _lineage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("places", metavar="DIR", nargs="+", help=text).complete = FILE
     parser.add_argument("--verify", action="store_true", help="recompute all digests; exit code 3 if one changed")
     form = parser.add_mutually_exclusive_group()
-    _json(form, "the graph")
+    form.add_argument("--json", action="store_true", help="print the graph as JSON")
     form.add_argument("--mermaid", action="store_true", help="print the graph as the text of a Mermaid diagram")
 
 
@@ -150,13 +150,9 @@ def _report(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
-    _json(parser, "the report")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     text = "the `tpaw_vllm_command` to look for; without it, the `vllm` of this environment"
     parser.add_argument("--vllm", metavar="COMMAND", help=text)
-
-
-def _json(parser: argparse._ActionsContainer, what: str) -> None:
-    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
 def _completion(parser: argparse.ArgumentParser) -> None:

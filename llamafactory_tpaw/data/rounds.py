@@ -54,10 +54,10 @@ class Opponents:
         return [round_ for round_ in self.rounds if not round_.complete]
 
 
-def split_names(names: str | Sequence[str] | None) -> list[str]:
-    """`a, b` or a list → a list of names, as LlamaFactory reads `dataset`."""
-    parts = names.split(",") if isinstance(names, str) else list(names or [])
-    return [part.strip() for part in parts if part.strip()]
+def split_names(names: Any) -> list[str]:
+    """`a, b` or a list → a list of names, as LlamaFactory reads `dataset`; empty for None."""
+    parts = names if isinstance(names, list | tuple) else str(names or "").split(",")
+    return [name for part in parts if (name := str(part).strip())]
 
 
 def list_opponents(tpaw_args: Any, names: Sequence[str], dataset_dir: str) -> Opponents:

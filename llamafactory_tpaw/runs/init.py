@@ -177,14 +177,9 @@ def _sft(settings: Settings, first: Mapping[str, Any], base: str, rows: int) -> 
     if first["finetuning_type"] == "lora":
         shared = {key: value for key, value in shared.items() if not key.startswith(ADAPTER_KEYS)}
         shared["finetuning_type"] = "full"
-    shared |= {"model_name_or_path": base, "stage": "sft", "dataset": first["tpaw_prompts"]}
-    keys = {
-        **SFT,
-        **shared,
-        "output_dir": first["tpaw_players"],
-        **_batch(settings.sft_keys, rows),
-        **settings.sft_keys,
-    }
+    shared |= {"model_name_or_path": base, "stage": "sft"}
+    shared |= {"dataset": first["tpaw_prompts"], "output_dir": first["tpaw_players"]}
+    keys = {**SFT, **shared, **_batch(settings.sft_keys, rows), **settings.sft_keys}
     keys |= _pace(keys, {**settings.keys, **settings.sft_keys}, rows)
     return {key: value for key, value in keys.items() if value is not None}  # `sft.key=null` takes a key away
 
@@ -199,9 +194,8 @@ def choose_template(given: Any, tokenizer: Any, known_as: str | None) -> tuple[s
     if known_as:  # a base model's is that of the chat models made of it
         base = known_as.removesuffix("-Base")
         own = facade.DEFAULT_TEMPLATE.get(known_as)
-        listed = (
-            {own} if own else {value for key, value in facade.DEFAULT_TEMPLATE.items() if key.startswith(f"{base}-")}
-        )
+        chat = {value for key, value in facade.DEFAULT_TEMPLATE.items() if key.startswith(f"{base}-")}
+        listed = {own} if own else chat
     if given:
         name, reason = str(given), "as given"
     elif len(listed) == 1:
@@ -326,8 +320,7 @@ def _precision(keys: Mapping[str, Any]) -> dict[str, bool]:
 
 def _share(lengths: Iterable[int]) -> int:
     """The length that nearly all rows keep to."""
-    ordered = sorted(lengths)
-    return ordered[min(int(SHARE * len(ordered)), len(ordered) - 1)]
+    return (ordered := sorted(lengths))[int(SHARE * len(ordered))]
 
 
 def _round_up(tokens: int) -> int:

@@ -36,10 +36,10 @@ def numbered(stem: str, iteration: int) -> str:
     return f"{stem}_iter{iteration}"
 
 
-def split_numbered(name: str) -> tuple[str, int] | None:
-    """`tpaw_iter2` → (`tpaw`, 2); None for a name without a number."""
+def split_numbered(name: str) -> tuple[str, int | None]:
+    """`tpaw_iter2` → (`tpaw`, 2); a name without a number → (name, None)."""
     match = NUMBERED.fullmatch(name)
-    return (match["stem"], int(match["number"])) if match else None
+    return (match["stem"], int(match["number"])) if match else (name, None)
 
 
 def path_of(settings: Mapping[str, Any]) -> str:
@@ -86,8 +86,8 @@ def next_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not settings.get(key)
     ]
     t, folder = args.tpaw_iteration, str(settings.get("output_dir") or "").rstrip("/")
-    run = split_numbered(Path(folder).name)
-    if folder and (run is None or run[1] != t):
+    run, number = split_numbered(Path(folder).name)
+    if folder and number != t:
         problems.append(
             f"`output_dir: {folder}` does not end with `_iter{t}`, so the folders of the iterations after it have no "
             f"name. Rename it, such as `{numbered(folder, t)}`, or play one iteration at a time."
@@ -96,12 +96,12 @@ def next_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(problems)
     start = Start.of(settings)
     after = start.after(folder)
-    players = [*(names_in(settings.get("tpaw_players")) or [start.spelled]), after.spelled]
+    players = [*(split_names(settings.get("tpaw_players")) or [start.spelled]), after.spelled]
     following = {key: copy.deepcopy(value) for key, value in settings.items() if key != "resume_from_checkpoint"}
-    following |= {"tpaw_iteration": t + 1, "output_dir": str(Path(folder).with_name(numbered(run[0], t + 1)))}
+    following |= {"tpaw_iteration": t + 1, "output_dir": str(Path(folder).with_name(numbered(run, t + 1)))}
     following |= {"model_name_or_path": after.model, "tpaw_players": ",".join(players)}
     following |= {"adapter_name_or_path": ",".join(after.adapters)} if after.adapters else {}
-    following["dataset"] = ",".join(_next_rounds(names_in(settings["dataset"]), t, run[0], args.rounds_played))
+    following["dataset"] = ",".join(_next_rounds(split_names(settings["dataset"]), t, run, args.rounds_played))
     if args.tpaw_objective == "tspin" and t == 0:
         following["tpaw_proto"] = own_round(settings)
     return following
@@ -109,34 +109,22 @@ def next_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def own_round(settings: Mapping[str, Any]) -> str | None:
     """Name the entry of `dataset` that is D_t: the one that ends with `_iter<t>`, else the last."""
-    names, t = names_in(settings.get("dataset")), read_tpaw_args(settings)[0].tpaw_iteration
-    return next((name for name in reversed(names) if _number(name) == t), names[-1] if names else None)
-
-
-def names_in(value: Any) -> list[str]:
-    """Return the names of a key's value, whatever a run file gives there."""
-    if isinstance(value, list | tuple):
-        return split_names([str(part) for part in value])
-    return [] if value is None else split_names(str(value))
+    names, t = split_names(settings.get("dataset")), read_tpaw_args(settings)[0].tpaw_iteration
+    return next((name for name in reversed(names) if split_numbered(name)[1] == t), names[-1] if names else None)
 
 
 def _next_rounds(names: list[str], t: int, run: str, size: int) -> list[str]:
     """D_{t+1} after D_t; older rounds than `size` are left out, other sets stay where they are."""
-    newest = next((name for name in reversed(names) if _number(name) == t), None)
-    stem = split_numbered(newest)[0] if newest else run
+    newest = next((name for name in reversed(names) if split_numbered(name)[1] == t), None)
+    stem = split_numbered(newest or run)[0]
     # An ablation shares D_0 with another run: from then on its rounds have its own name.
     added = numbered(stem if stem.endswith(run) else run, t + 1)
     kept: list[str] = []
     for name in names:
-        number = _number(name)
+        number = split_numbered(name)[1]
         kept += [name] if number is None or number > t + 1 - size else []
         kept += [added] if name == newest else []
     return kept if newest else [*kept, added]
-
-
-def _number(name: str) -> int | None:
-    parts = split_numbered(name)
-    return parts[1] if parts else None
 
 
 def write_project(
