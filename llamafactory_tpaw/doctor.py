@@ -46,7 +46,11 @@ def examine(vllm_command: str | None = None) -> dict[str, Any]:
     hook = _hook.active_finder() is not None  # before LlamaFactory is imported
     seams = _seams()
     versions, findings = _packages()
-    findings += [*_hook_findings(hook), *seam_findings(seams)]
+    findings += _hook_findings(hook)
+    for seam in (each for each in seams if each["state"] == "missing"):
+        text = f"Seam `{seam['name']}`, `{seam['target']}` ({seam['purpose']}), is missing: {seam['reason']}."
+        level = "problem" if seam["required"] else "warning"
+        findings.append(Finding(level, text, f'pip install "{LLAMAFACTORY}{SUPPORTED}"'))
     vllm = None
     try:
         from .generation.vllm import find_program
@@ -114,15 +118,6 @@ def _seams() -> list[dict[str, Any]]:
                     if seam.state == "waiting" and seam.module == name:
                         seam.miss(f"`{name}` cannot be imported: {type(error).__name__}: {error}")
     return [vars(seam) for seam in seam_status()]
-
-
-def seam_findings(seams: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Judge what became of the seams."""
-    for seam in seams:
-        if seam["state"] == "missing":
-            text = f"Seam `{seam['name']}`, `{seam['target']}` ({seam['purpose']}), is missing: {seam['reason']}."
-            level = "problem" if seam["required"] else "warning"
-            yield Finding(level, text, f'pip install "{LLAMAFACTORY}{SUPPORTED}"')
 
 
 def _packages() -> tuple[dict[str, str], list[Finding]]:

@@ -60,7 +60,7 @@ def run_names(saves: Path) -> list[str]:
     return list(dict.fromkeys(run for run, _, _ in _outputs(saves)))
 
 
-def read_iterations(saves: Path, run: str) -> list[Iteration]:
+def read_iterations(saves: Path, run: str | None) -> list[Iteration]:
     """Read the logs of a run's iterations, in order."""
     folders = {t: path for name, t, path in _outputs(saves) if name == run}
     return [Iteration(t, status_of(path), read_log(path / TRAINER_LOG)) for t, path in folders.items()]

@@ -142,13 +142,10 @@ class _Results:
     def listen(self) -> None:
         """Connect the elements."""
         made, train = self.made, self.train
-        top = {
-            name: self.engine.manager.get_elem_by_id(f"top.{name}")
-            for name in ("lang", "model_name", "finetuning_type")
-        }
-        where = [top["model_name"], top["finetuning_type"]]
+        find = self.engine.manager.get_elem_by_id
+        where, lang = [find("top.model_name"), find("top.finetuning_type")], find("top.lang")
         charts = [made["tpaw_accuracy"], *[made[plot_name(panel)] for panel in PANELS]]
-        of_run = [*where, made["tpaw_run"], top["lang"]]
+        of_run = [*where, made["tpaw_run"], lang]
         offered = [made["tpaw_run"], made["tpaw_round"], *charts]
         clock = gr.Timer(DRAWN_EVERY_S)
         choices = [*of_run, made["tpaw_round"], train["output_dir"], train["dataset_dir"]]
@@ -157,13 +154,13 @@ class _Results:
         made["tpaw_run"].change(self.draw, of_run, charts, **QUIET)
         clock.tick(self.draw_live, of_run, charts, **QUIET)
         rows = [made["tpaw_rows"], made["tpaw_page"]]
-        of_page = [train["dataset_dir"], made["tpaw_round"], made["tpaw_page"], top["lang"]]
+        of_page = [train["dataset_dir"], made["tpaw_round"], made["tpaw_page"], lang]
         made["tpaw_round"].change(lambda *shown: turn(shown, to=1), of_page, rows, **QUIET)
         made["tpaw_page"].submit(lambda *shown: turn(shown), of_page, rows, **QUIET)
         made["tpaw_prev"].click(lambda *shown: turn(shown, by=-1), of_page, rows, **QUIET)
         made["tpaw_next"].click(lambda *shown: turn(shown, by=1), of_page, rows, **QUIET)
-        top["lang"].change(self.draw, of_run, charts, **QUIET)
-        top["lang"].change(lambda *shown: turn(shown), of_page, rows, **QUIET)
+        lang.change(self.draw, of_run, charts, **QUIET)
+        lang.change(lambda *shown: turn(shown), of_page, rows, **QUIET)
 
     def refresh(self, *shown: str | None) -> list[Any]:
         """Offer the runs of the model and the triplets, and draw one run: at first that of the output folder."""
@@ -178,9 +175,7 @@ class _Results:
 
     def draw(self, model_name: str, method: str, run: str | None, lang: str | None) -> list[Any]:
         """Draw the charts of a run and its table."""
-        iterations = (
-            read_iterations(_saves(model_name, method), run) if run in run_names(_saves(model_name, method)) else []
-        )
+        iterations = read_iterations(_saves(model_name, method), run)
         titles = dict(zip(PANELS, ("loss", "reward", "margin", "reward_accuracy", "player_weight"), strict=True))
         plots = [
             gr.LinePlot(

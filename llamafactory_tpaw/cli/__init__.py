@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, DataError, EnvironmentProblem, TpawError
@@ -46,12 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _step(name: str) -> Callable[[list[str]], int | None]:
-    def step(words: list[str]) -> int | None:
-        bootstrap.activate()
-        return getattr(importlib.import_module("llamafactory_tpaw.runs.launcher"), name)(words)
-
-    return step
+def _step(name: str, words: list[str]) -> int | None:
+    bootstrap.activate()
+    return getattr(importlib.import_module("llamafactory_tpaw.runs.launcher"), name)(words)
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -169,6 +166,6 @@ def _completion(arguments: argparse.Namespace) -> None:
 
 
 # These read their arguments themselves, as LlamaFactory's own do.
-AS_LLAMAFACTORY = {"train": bootstrap.train, "generate": _step("generate"), "score": _step("score")}
+AS_LLAMAFACTORY = {name: functools.partial(_step, name) for name in ("generate", "score")} | {"train": bootstrap.train}
 OTHERS = (_init, _check, _run, _study, _lineage, _eval, _best, _report, _doctor, _completion)
 PARSED = {function.__name__[1:]: function for function in OTHERS}

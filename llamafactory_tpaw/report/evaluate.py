@@ -129,7 +129,9 @@ def evaluate(
         with locked(folder / EVALUATIONS, str(folder / EVALUATIONS)):
             model = None
             for name, unit in units.items():
-                settings = how | _shape_of(unit)
+                asked = _tasks_of(unit)
+                settings = how | {"version": ",".join(sorted({str(task.VERSION) for task in asked}))}
+                settings["num_fewshot"] = max(task.get_config("num_fewshot") for task in asked)
                 kept, passed = read_evaluations(folder, fingerprint), passed + 1
                 if name in kept and settings.items() <= asdict(kept[name]).items():
                     say(f"{folder}: evaluated already on {name}.")
@@ -182,12 +184,6 @@ def _load_tasks(words: Sequence[str], include_path: str | None, num_fewshot: int
 
 def _tasks_of(unit: Task | Group) -> list[Task]:
     return unit.get_all_tasks() if hasattr(unit, "get_all_tasks") else [unit]
-
-
-def _shape_of(unit: Task | Group) -> dict[str, Any]:
-    tasks = _tasks_of(unit)
-    versions = ",".join(sorted({str(task.VERSION) for task in tasks}))
-    return {"version": versions, "num_fewshot": max(task.get_config("num_fewshot") for task in tasks)}
 
 
 def _describe(folder: Path, backend: str) -> tuple[str, dict[str, Any]]:
