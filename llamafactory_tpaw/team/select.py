@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 SAMPLE = 4096
 
-logger = get_logger(__name__)
-
 
 def select_team(members: list[Member], tpaw_args: Any) -> list[Member]:
     """Choose players, oldest first: always the newest; where there is a choice, others by a score, which they keep."""
@@ -33,7 +31,7 @@ def select_team(members: list[Member], tpaw_args: Any) -> list[Member]:
     ranked = sorted(range(len(others)), key=lambda place: (scores[place], place), reverse=True)
     team = [replace(others[place], score=round(scores[place], 6)) for place in sorted(ranked[:wanted])]
     listed = ", ".join(f"{other.player.name} {score:.4g}" for other, score in zip(others, scores, strict=True))
-    logger.info_rank0(f"`tpaw_team_select: {rule}`, by scores: {listed}.")
+    get_logger(__name__).info_rank0(f"`tpaw_team_select: {rule}`, by scores: {listed}.")
     return [*team, newest]
 
 
