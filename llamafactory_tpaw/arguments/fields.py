@@ -58,9 +58,7 @@ class TpawArguments:
         0.1, "Lambda: factor from log-ratios in nats to rewards (objectives `tpaw` and `iris`)."
     )
     tpaw_eta: float = _key(6.0, "Target weight where a player's target reward is not positive (objective `tpaw`).")
-    tpaw_gamma: float = _key(
-        0.5, "Sharpness of the player weights (objective `tpaw`); 0 is the plain average over players."
-    )
+    tpaw_gamma: float = _key(0.5, "Sharpness of the player weights (objective `tpaw`); 0 is the plain average.")
     tpaw_scale: float = _key(1.0, "Factor a on the log-prob differences (objective `tspin`).")
     tpaw_history_weight: float = _key(0.1, "Weight b of the term against y_0, from iteration 1 (objective `tspin`).")
     tpaw_renyi_alpha: float = _key(
@@ -72,22 +70,16 @@ class TpawArguments:
     tpaw_prompts: str | None = _key(
         None, "The SFT set whose prompts are answered, an entry of dataset_info.json; without it nothing is generated."
     )
-    tpaw_max_prompts: int | None = _key(
-        None, "How many rows of `tpaw_prompts` are used, the same in all iterations. Default: all."
-    )
+    tpaw_max_prompts: int | None = _key(None, "Use so many rows of `tpaw_prompts`, always the same. Default: all.")
     tpaw_prompts_seed: int = _key(0, "Seed of the choice of `tpaw_max_prompts`; independent of `seed`.")
     tpaw_turn: Literal["last", "first"] = _key(
         "last", "Which response of a conversation is the target; what is before it is the prompt."
     )
     tpaw_engine: Literal["hf", "vllm", "openai"] = _key(
-        "hf",
-        "What samples: transformers (`hf`), a vLLM server that is started and stopped, or the servers at "
-        "`tpaw_engine_url`.",
+        "hf", "What samples: transformers (`hf`), a vLLM server that is started, or servers at `tpaw_engine_url`."
     )
     tpaw_engine_url: str | None = _key(
-        None,
-        "Base addresses of the servers of engine `openai`, such as `http://host:8000/v1`, with commas or as a YAML "
-        "list.",
+        None, "Addresses of the servers of `openai`, such as `http://host:8000/v1`; with commas or as a YAML list."
     )
     tpaw_engine_model: str | None = _key(
         None, "Name under which the servers list the generator. Default: its path or folder name, whichever they list."
@@ -99,16 +91,10 @@ class TpawArguments:
         1800.0, "Seconds within which a server must be ready that is started (engine `vllm`) or was lost (`openai`)."
     )
     tpaw_max_failed: int = _key(
-        0,
-        "How many responses may fail for good and be left out; beyond that the run stops, and continues when started "
-        "again.",
+        0, "How many responses may fail for good and be left out; beyond that the run stops, and can be continued."
     )
-    tpaw_vllm_command: str | None = _key(
-        None, "The program that engine `vllm` starts with `serve`, with its path if needed. Default: `vllm`."
-    )
-    tpaw_vllm_args: str | None = _key(
-        None, "More arguments of `vllm serve`, as in a shell: `--gpu-memory-utilization 0.8`."
-    )
+    tpaw_vllm_command: str | None = _key(None, "Program, or its path, that engine `vllm` starts. Default: `vllm`.")
+    tpaw_vllm_args: str | None = _key(None, "More arguments of `vllm serve`, as `--gpu-memory-utilization 0.8`.")
     tpaw_samples_per_prompt: int = _key(1, "Responses sampled for each prompt; every one makes a triplet.")
     tpaw_prompt_weight: Literal["none", "entropy"] = _key(
         "none",
@@ -128,9 +114,7 @@ class TpawArguments:
         "Generated responses that are not trained on, whichever theta wrote them: `equal` to the target, `truncated`, "
         "`shorter:8` than so many tokens; several with commas or as a YAML list. Default: all are.",
     )
-    tpaw_generate_batch_tokens: int = _key(
-        32768, "Most tokens in one batch of generation: prompts, new ones and padding."
-    )
+    tpaw_generate_batch_tokens: int = _key(32768, "Most tokens, padding included, in one batch of generation.")
     tpaw_reference: Literal["cached", "online"] = _key(
         "cached",
         "`cached` scores each player once and keeps the log-probs on disk; `online` keeps all players in memory and "
@@ -151,9 +135,7 @@ class TpawArguments:
         "`blocks` computes log-probs by blocks of the vocabulary and keeps no tensor of tokens x vocabulary; `full` "
         "keeps the logits, for comparison.",
     )
-    tpaw_cache_dir: str = _key(
-        "saves/.tpaw_cache", "Folder of the players' log-probs and of the checkpoints' fingerprints."
-    )
+    tpaw_cache_dir: str = _key("saves/.tpaw_cache", "Folder of the players' log-probs and checkpoints' fingerprints.")
     tpaw_keep_checkpoints: Literal["all", "needed"] = _key(
         "all",
         "`needed` removes, when an iteration has finished, weights of earlier ones that neither theta_0, its team nor "
@@ -173,9 +155,7 @@ class TpawArguments:
     tpaw_min_response: int = _key(
         1, "Fewest tokens that a prompt must leave for the response under `cutoff_len`, else it is a bad row."
     )
-    tpaw_max_bad_rows: int = _key(
-        0, "How many bad rows of `tpaw_prompts` may be dropped; with more the run is refused."
-    )
+    tpaw_max_bad_rows: int = _key(0, "Bad rows of `tpaw_prompts` that may be dropped; with more the run is refused.")
 
     @property
     def rounds_played(self) -> int:

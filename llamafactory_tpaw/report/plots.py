@@ -13,17 +13,8 @@ from typing import NamedTuple
 # Told apart without colours, too: with lengths without a common divisor, 70 lines look different.
 COLORS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7b4fa3", "#8a6d00", "#5f6b7a", "#b03a7e")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
-DASHES = (
-    "-",
-    "--",
-    "-.",
-    ":",
-    (0, (5, 1, 1, 1, 1, 1)),
-    (0, (8, 2)),
-    (0, (1, 1)),
-    (0, (3, 1, 1, 1)),
-    (0, (6, 3, 2, 3)),
-)
+DASHES = ((5, 1, 1, 1, 1, 1), (8, 2), (1, 1), (3, 1, 1, 1), (6, 3, 2, 3))
+STYLES = ("-", "--", "-.", ":", *((0, dashes) for dashes in DASHES))
 SIZE, DPI = (4.8, 3.9), 150
 
 
@@ -74,7 +65,7 @@ def draw(title: str, across: str, lines: Sequence[Line], marks: Sequence[float] 
             axis.plot([x + shift for x, _ in curve], [y for _, y in curve], color=color, alpha=0.25, **faint)
         for x, ends in line.intervals.items():
             axis.plot([x + shift] * 2, ends or [math.nan] * 2, color=color, linewidth=1.5)
-        look = {"color": color, "marker": marker, "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.7}
+        look = {"color": color, "marker": marker, "linestyle": STYLES[index % len(STYLES)], "linewidth": 1.7}
         xs, ys = [x + shift for x, _ in mean], [y for _, y in mean]
         axis.plot(xs, ys, markevery=max(1, len(mean) // 8), label=_plain(line.label), **look)
     if len(ticks) < 8:

@@ -176,11 +176,7 @@ def _have_generated(plan: Plan, plan_file: str) -> None:
         return
     files = ", ".join(str(round_.path) for round_ in plan.to_generate)
     logger.info_rank0(f"{files}: generated first, in a separate process.")
-    end_like_child(_generate_in_child(plan_file))
-
-
-def _generate_in_child(plan_file: str) -> int:
-    return run_child([sys.executable, "-m", "llamafactory_tpaw", "generate", plan_file])
+    end_like_child(run_child([sys.executable, "-m", "llamafactory_tpaw", "generate", plan_file]))
 
 
 def _evaluate(plan: Plan) -> None:

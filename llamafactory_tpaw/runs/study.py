@@ -32,7 +32,7 @@ from ..data.files import locked, read_json, write_atomic
 from ..data.source import find_entry, triplet_entry
 from ..errors import INTERRUPTED, TERMINATED, ConfigError, InUseError, TpawError
 from ..lf.given import handed_file, is_true
-from ..lf.signals import SAVING_S, end_with_parent, report, run_child
+from ..lf.signals import SAVING_S, end_with_parent, report
 from ..lf.status import require_seams
 from ..report.collect import read_part
 from ..team.fingerprint import fingerprint_checkpoint
@@ -265,7 +265,7 @@ def _play_part(part: Part, tell: Callable[[str], None]) -> int:
     forks = is_true(study.settings, "use_cpu") and sys.platform == "linux"
     if forks:
         _preload()
-    start = functools.partial(_fork if forks else _start, log=log)
+    start = functools.partial(_start, log=log, method="fork" if forks else "spawn")
     play_one = functools.partial(_play_one, start=start, folder=Path(study.folder))
     if study.sft:
         file, *overrides = part.filled(study.sft).split()
@@ -305,9 +305,9 @@ def _preload() -> None:
             importlib.import_module(name)
 
 
-def _fork(words: list[str], log: Path) -> int:
-    """Do what `_start` does in a copy of this process, which saves the seconds of its imports."""
-    process = multiprocessing.get_context("fork").Process(target=_as_command, args=(words, log))
+def _start(words: list[str], log: Path, method: str) -> int:
+    """Run a command of this package, by `fork` in a copy of this process, which saves the seconds of its imports."""
+    process = multiprocessing.get_context(method).Process(target=_as_command, args=(words, log))
     process.start()
     try:
         process.join()
@@ -334,13 +334,6 @@ def _become_child(log: Path) -> None:
         os.dup2(stream.fileno(), 2)
 
 
-def _start(words: list[str], log: Path) -> int:
-    """Run a command of this package; its output goes to the log."""
-    with log.open("ab") as stream:
-        command = [sys.executable, "-m", "llamafactory_tpaw", *words]
-        return run_child(command, patience_s=SAVING_S, stdout=stream, stderr=subprocess.STDOUT)
-
-
 # -- results
 
 
@@ -359,10 +352,8 @@ def collect(part: Part) -> dict[str, Any]:
 def _environment() -> dict[str, Any]:
     """Versions, the commit of this package where it is a checkout, and the machine."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = (
-        subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() if which("git") else ""
-    )
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout if which("git") else ""
     info = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.is_file() else None
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    return {**versions(), "commit": commit, "cpu": cpu[1] if cpu else platform.machine(), "threads": threads}
+    return {**versions(), "commit": commit.strip(), "cpu": cpu[1] if cpu else platform.machine(), "threads": threads}

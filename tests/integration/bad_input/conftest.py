@@ -57,7 +57,7 @@ def train_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Refusal]:
         return Refusal(0, [])
 
     monkeypatch.setattr(dispatch, "report", remember)
-    monkeypatch.setattr(launcher, "_generate_in_child", lambda plan_file: launcher.generate([plan_file]))
+    monkeypatch.setattr(launcher, "run_child", lambda command: launcher.generate(command[-1:]))
     return train
 
 

@@ -165,12 +165,12 @@ class TestRunning:
         assert "tpaw_seed0 is in use" in said[1]
 
 
-@pytest.mark.parametrize("start", [module._fork, module._start], ids=["fork", "process"])
-def test_a_command_in_a_copy_of_this_process(tmp_path: Path, start: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_command_in_a_process(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     """It does what the command does, its output is in the log, and its exit code comes back."""
     log = tmp_path / "log"
     with capsys.disabled():  # what pytest puts in the place of stdout is no file that a command would have
-        codes = [start(words, log) for words in (["--version"], ["check", "nope.yaml"])]
+        codes = [module._start(words, log, method) for words in (["--version"], ["check", "nope.yaml"])]
     assert codes == [0, ConfigError.exit_code]
     assert "llamafactory-tpaw 0." in log.read_text()
     assert "error: The run file nope.yaml cannot be read" in log.read_text()
