@@ -66,7 +66,7 @@ class EnvironmentProblem(TpawError):
     exit_code = 5
 
 
-class Findings:
+class Findings(contextlib.AbstractContextManager["Findings"]):
     r"""What several checks find, so that a run is refused once, with all of it.
 
     Each check runs under `note()`. Leaving the `with` of the findings raises what was noted, together with an error
@@ -110,9 +110,6 @@ class Findings:
             raise errors[0]
         if errors:
             raise type(min(errors, key=lambda error: error.exit_code))(problems) from errors[0]
-
-    def __enter__(self) -> "Findings":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:

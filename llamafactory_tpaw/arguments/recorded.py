@@ -37,8 +37,7 @@ def different_settings(
     recorded: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> list[str]:
     """Name each key of `tpaw.json` and of what is given now that differs; one that is left out has its default."""
-    now = recorded_settings(given)
-    differing = []
+    now, differing = recorded_settings(given), []
     for key in sorted({*recorded, *now}):
         before, after = (values.get(key, defaults.get(key)) for values in (recorded, now))
         if _plain(before) != _plain(after):
