@@ -24,7 +24,7 @@ from llamafactory_tpaw.team.players import list_players
 ROOT = Path(__file__).resolve().parents[3]
 PATHS = sorted((ROOT / "yaml").glob("*.yaml"))
 FILES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in PATHS}
-ITERATIONS = {name: split_numbered(name) for name in FILES if split_numbered(name)}
+ITERATIONS = {name: split_numbered(name) for name in FILES if split_numbered(name)[1] is not None}
 TINY = [FILES[f"tiny_tpaw_iter{t}"] for t in range(3)]
 
 
