@@ -139,14 +139,11 @@ class TripletCollator:
     layout: Layout = field(default_factory=Layout)
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        r"""Collate items of `TripletDataset`.
+        r"""Collate items of `TripletDataset`, without those of padding; of those alone one is kept, with `is_padding`.
 
-        Returns:
-            The sequences as `lay_out` or `pack` write them; `target_index`, `generated_index` and, with y_0,
-            `proto_index`, (B,): which of the S sequences are a triplet's; `truncated` and `equal`, bool (B,);
-            `weights`, float32 (B,); `player_target_logps` and `player_generated_logps`, float32 (B, J), where the
-            players are cached. Items of padding are left out; of a batch of nothing else one is kept, with
-            `is_padding`.
+        Returned are the sequences as `lay_out` or `pack` write them; `target_index`, `generated_index` and, with y_0,
+        `proto_index`, (B,): which of the S sequences are a triplet's; `truncated` and `equal`, bool (B,); `weights`,
+        float32 (B,); `player_target_logps` and `player_generated_logps`, float32 (B, J), where players are cached.
         """
         is_padding = all(IS_PADDING in feature for feature in features)
         features = features[:1] if is_padding else [feature for feature in features if IS_PADDING not in feature]

@@ -78,11 +78,10 @@ def lay_out(
 ) -> dict[str, torch.Tensor]:
     r"""Write N rows with S responses of M tokens altogether into tensors; no prompt is empty.
 
-    Returns:
-        `input_ids` (N, T). Of the response tokens, row by row: `response_tokens` (M,), their ids, and
-        `response_places` (M,), where in the flattened `input_ids` the token stands that predicts each.
-        `response_counts` (S,), tokens of each response. Where a row has several responses also `position_ids` and
-        `segments` (N, T): 0 in the prompt, k in its k-th response, -1 in the padding.
+    They are `input_ids` (N, T). Of the response tokens, row by row: `response_tokens` (M,), their ids, and
+    `response_places` (M,), where in the flattened `input_ids` the token stands that predicts each. `response_counts`
+    (S,), tokens of each response. Where a row has several responses also `position_ids` and `segments` (N, T): 0 in
+    the prompt, k in its k-th response, -1 in the padding.
     """
     width = padded(max(row.length for row in rows), pad_to_multiple_of)
     input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)

@@ -153,11 +153,6 @@ class PromptSet:
     bad_rows: list[BadRow]  # the dropped ones
     digest: str  # SHA-256 over the ids in order
 
-    @property
-    def prompt_tokens(self) -> np.ndarray:
-        """Number of prompt token ids of each prompt, int32."""
-        return self.prompts.prompt_tokens
-
 
 def load_prompts(
     encoder: TurnEncoder, model_args: Any, data_args: Any, training_args: Any, tpaw_args: Any, first: int | None = None

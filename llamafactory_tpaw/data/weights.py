@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 def entropy_weights(answers: Mapping[Hashable, tuple[Any, Sequence[Any]]]) -> dict[Any, float]:
     r"""Compute w = H / c for each prompt: H is the entropy of its answers in bits, c the mean of H.
 
-    Args:
-        answers: The right answer of each prompt and those that were sampled; None stands for a text without one, which
-            is not right, and the same answer as others without.
-
-    Returns:
-        Weights, whose mean is 1, by prompt; without prompts whose answers are all right or none right.
+    Given are the right answer and those that were sampled; None stands for a text without one, which is not right, and
+    the same answer as others without. Prompts whose answers are all right or none right have no weight.
 
     Source: EAST, arXiv 2503.23913, with a = 1. That c is the mean over the prompts kept is this package's reading.
     """

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from ..arguments.parsed import RunArguments
@@ -93,7 +94,8 @@ class PromptRequests:
     def __init__(self, prompts: PromptSet, iteration: int, samples: int, max_new_tokens: int, cutoff_len: int) -> None:
         self.prompts, self.iteration, self.samples = prompts, iteration, samples
         # Tokens of each request's prompt and response, (N,) int32.
-        self.prompt_tokens = prompts.prompt_tokens if samples == 1 else np.repeat(prompts.prompt_tokens, samples)
+        tokens = prompts.prompts.prompt_tokens
+        self.prompt_tokens = tokens if samples == 1 else np.repeat(tokens, samples)
         self.new_tokens = np.minimum(cutoff_len - self.prompt_tokens, max_new_tokens, dtype=np.int32)
 
     def __len__(self) -> int:
@@ -108,6 +110,7 @@ class PromptRequests:
 
 
 Answers = list[tuple[int, Response | Failure]]
+Finished = Callable[[int], object]  # told how many more requests are done
 
 
 def ignore(_: int) -> None:
@@ -120,13 +123,11 @@ class Engine(Protocol):
     name: str  # its kind: `hf`, `vllm` or `openai`
     version: str  # of what samples; read after the first answers, since a server says it only then
 
-    def answer(
-        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
-    ) -> Iterator[Answers]:
+    def answer(self, requests: PromptRequests, left: np.ndarray, finished: Finished = ignore) -> Iterator[Answers]:
         r"""Answer the requests of the round that are `left`, indices (M,) int64, ascending; each once, in any order.
 
-        `finished` may be told how many more are done, before they are given. A list is on the disk before the next one
-        is asked for. The iterator is closed where the workflow ends early.
+        `finished` may be told before they are given. A list is on the disk before the next one is asked for. The
+        iterator is closed where the workflow ends early.
         """
         ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ import numpy as np
 from ..arguments.start import Start
 from ..errors import ConfigError, GenerationError
 from ..lf.logs import get_logger
-from .base import Answers, EngineContext, Failure, PromptRequests, Response, ignore
+from .base import Answers, EngineContext, Failure, Finished, PromptRequests, Response, ignore
 from .exchange import Exchange
 from .process import ServerProcess
 from .protocol import IDS, MESSAGES, TEXT, TRANSFORMERS, VLLM, Dialect, count_of, field_of
@@ -65,9 +65,7 @@ class ServerEngine:
         if self.own is not None:
             self.own.close()
 
-    def answer(
-        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
-    ) -> Iterator[Answers]:
+    def answer(self, requests: PromptRequests, left: np.ndarray, finished: Finished = ignore) -> Iterator[Answers]:
         """Answer what is left; see `base.Engine`."""
         if not len(left):
             return

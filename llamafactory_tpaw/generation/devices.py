@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import TpawError
 from ..lf.signals import end_like_child, exit_code, started_child
-from .base import Answers, PromptRequests, ignore, units_left
+from .base import Answers, Finished, PromptRequests, ignore, units_left
 
 
 # Loads the model and returns an engine, whose `generate` answers a unit and whose `facts` say what the model is.
@@ -47,9 +47,7 @@ class DeviceEngine:
         self.version, self.load, self.devices, self.batch_tokens = version, load, devices, batch_tokens
         self.facts: dict[str, str] = {}
 
-    def answer(
-        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
-    ) -> Iterator[Answers]:
+    def answer(self, requests: PromptRequests, left: np.ndarray, finished: Finished = ignore) -> Iterator[Answers]:
         """Hand out units until all are answered; raise what a process raised or ended with, and end the others."""
         units = units_left(requests, left, self.batch_tokens)
         first = list(itertools.islice(units, len(self.devices)))

@@ -22,16 +22,11 @@ def uniforms_of(request: Request, settings: SamplingSettings) -> np.ndarray:
 def choose(
     logits: torch.Tensor, uniforms: torch.Tensor | None, settings: SamplingSettings, seen: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Choose one token a row, which depends on that row alone.
+    r"""Choose one token a row, (B,), by logits, (B, V), which are left unchanged; it depends on that row alone.
 
-    Args:
-        logits: Shape (B, V), any float dtype. Left unchanged.
-        uniforms: One number in [0, 1) a row, float64, shape (B,); None where the temperature is 0.
-        settings: Sampling settings.
-        seen: What each row's prompt and response hold so far, bool, shape (B, V); None where there is no penalty.
-
-    Returns:
-        The tokens, (B,), and whether all rows had probabilities, (): read it when the device is waited for anyway.
+    Uniforms are one number in [0, 1) a row, float64 (B,); None where the temperature is 0. `seen` is what each row's
+    prompt and response hold so far, bool (B, V); None where there is no penalty. The other thing returned is whether
+    all rows had probabilities, (): read it when the device is waited for anyway.
     """
     scores = logits.float()
     if seen is not None:

@@ -15,11 +15,7 @@ STARTUP_FOLDER = Path(__file__).resolve().parents[1] / "_bootstrap"
 
 
 def activate() -> None:
-    """Register the hook in this process and, by PYTHONPATH, in those that it will start.
-
-    Raises:
-        ConfigError: If the hook is switched off or cannot be registered any more.
-    """
+    """Register the hook in this process and, by PYTHONPATH, in those that it will start, or raise why it cannot be."""
     start.install()
     reason = _hook.inactive_reason()
     if reason:

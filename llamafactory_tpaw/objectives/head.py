@@ -134,24 +134,16 @@ def head_logps(
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> Tensor:
-    r"""Compute the log-probs of single tokens under a linear head.
+    r"""Compute the log-probs of single tokens under a linear head, in nats, float32 (M,).
 
     The product is taken in autocast's dtype where autocast is on, else in that of `weight`; everything after it in
-    float32.
+    float32. Scores are multiplied by `scale`, and become c * tanh(score / c) by a `softcap` c.
 
     Args:
         hidden: Hidden states that predict the tokens, (M, H). Carries grad.
         weight: Rows of the head, (V, H). Carries grad.
-        tokens: Token ids, int64 (M,).
+        tokens: Token ids, int64 (M,); one that is no id of the vocabulary is a ValueError.
         bias: Bias of the head, (V,), or None.
-        scale: Multiplies the scores.
-        softcap: c: scores become c * tanh(score / c); None for none.
-
-    Returns:
-        Log-probs in nats, float32 (M,).
-
-    Raises:
-        ValueError: If a token is not an id of the vocabulary.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

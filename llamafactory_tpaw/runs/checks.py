@@ -89,7 +89,7 @@ def check_data(run: RunArguments, plan: Plan, encoder: TurnEncoder, rows: int, f
             return None
         findings.refuse(ConfigError, round_trip_problems(prompts[:FEW_ROWS], encoder, str(run.data.template)))
         lengths, most = found.prompts.target_tokens, int(plan.given.get("max_new_tokens", 1024))
-        is_cut = bool(np.mean(lengths > np.minimum(cutoff - found.prompt_tokens, most)) > 1 / 2)
+        is_cut = bool(np.mean(lengths > np.minimum(cutoff - found.prompts.prompt_tokens, most)) > 1 / 2)
         findings.warnings += is_cut * [
             f"{what} has targets of {np.median(lengths):.0f} tokens in the median, but under `max_new_tokens: {most}` "
             f"and `cutoff_len: {cutoff}` most responses would be cut before that. Raise the two."

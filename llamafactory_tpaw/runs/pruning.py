@@ -17,11 +17,11 @@ from typing import Any
 
 from ..arguments.checks import read_tpaw_args
 from ..arguments.start import Start
-from ..data.files import locked, readable_bytes
+from ..data.files import locked, readable_bytes, write_json_atomic
 from ..errors import TpawError
 from ..lf.given import YAML_ENDINGS, is_first_process, is_true, read_given
 from ..lf.logs import get_logger
-from ..team.checkpoint import mark_pruned
+from ..team.checkpoint import PRUNED, is_pruned
 from ..team.manifest import MANIFEST, now, read_manifest
 from ..team.players import list_players
 
@@ -107,8 +107,9 @@ def _prune_one(path: Path, by: Path, kept: set[Path]) -> None:
 
     steps = [step for step in path.glob("checkpoint-*") if step.is_dir() and not (step.is_symlink() or needed(step))]
     weights = [] if needed(path) else sorted({file for pattern in WEIGHTS for file in path.glob(pattern)})
-    if weights:
-        mark_pruned(path, os.path.relpath(by, path), now(), sum(file.stat().st_size for file in weights))
+    if weights and not is_pruned(path):  # which is said once, before the first file goes
+        size = sum(file.stat().st_size for file in weights)
+        write_json_atomic(path / PRUNED, {"by": os.path.relpath(by, path), "when": now(), "size": size})
     files = [file for step in steps for file in step.rglob("*") if file.is_file()]
     freed = readable_bytes(sum(file.stat().st_size for file in (*files, *weights)))
     for step in steps:

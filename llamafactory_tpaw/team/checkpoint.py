@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..arguments.start import ADAPTER_CONFIG, is_adapter
-from ..data.files import cannot_read, read_json, write_json_atomic
+from ..data.files import cannot_read, read_json
 from ..errors import DataError
 
 
@@ -132,15 +132,6 @@ def read_object(path: Path) -> dict[str, Any]:
 def is_pruned(folder: Path) -> bool:
     """Whether a folder's weights were removed on purpose."""
     return (folder / PRUNED).is_file()
-
-
-def mark_pruned(folder: Path, by: str, when: str, size: int) -> None:
-    r"""Say in a folder that its weights, of `size` bytes, are removed on purpose, before the first file goes.
-
-    `by` is the iteration's folder after which it is done, as seen from this one. The first word stays.
-    """
-    if not is_pruned(folder):
-        write_json_atomic(folder / PRUNED, {"by": by, "when": when, "size": size})
 
 
 def find_resume_point(folder: Path) -> Path | None:

@@ -54,12 +54,8 @@ def hash_weights(folder: Path, store_dir: Path | None, *, trust_stat: bool = Tru
     r"""Compute the SHA-256 of a checkpoint's tensors: names, shapes, dtypes and bytes, in the order of the names.
 
     Of an adapter, what its config says of their use belongs to it; the model below it does not. How the tensors are
-    spread over files does not matter. The model is not loaded.
-
-    Args:
-        folder: Checkpoint.
-        store_dir: The result is kept in its folder `fingerprints`, a file for each checkpoint; None keeps nothing.
-        trust_stat: Take the kept result while each weight file has the size, time of change and inode it had then.
+    spread over files does not matter. The model is not loaded. The result is kept in the store, unless that is None,
+    and with `trust_stat` believed while each weight file has the size, time of change and inode that it had then.
     """
     folder = Path(folder).resolve()
     read_tensors(folder)

@@ -37,11 +37,8 @@ def response_logps(
 ) -> SequenceLogps:
     r"""Score the S responses of a batch of `lay_out` or `pack`: sums in nats, float32 (S,), and token counts (S,).
 
-    Args:
-        model: Policy or player; what it returns may be in any dtype.
-        batch: N rows.
-        dtype: Of autocast around a player; the policy's Trainer brings its own.
-        head: Whether the model's head is replaced by `response_head`; otherwise its logits are taken.
+    `dtype` is of autocast around a player; the policy's Trainer brings its own. With `head` the model's head is
+    replaced by `response_head`; otherwise its logits are taken, in any dtype.
     """
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     if "segments" in batch:
@@ -71,10 +68,7 @@ def response_head(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[Non
     r"""Let the model return, as its `logits`, the log-probs of a batch's response tokens: float32 (M,).
 
     The pass goes through the model's own forward, so that wrappers for mixed precision and several processes see it;
-    only the head is another one meanwhile.
-
-    Raises:
-        TypeError: If the head is something else: an adapter, quantized, or with a hook.
+    only the head is another one meanwhile. A head that is an adapter, quantized or with a hook is a TypeError.
     """
     head = unwrap(model).get_output_embeddings()
     if type(head) is not nn.Linear or "forward" in vars(head):

@@ -11,6 +11,7 @@ import torch
 
 from .forward import response_logps
 from .sharding import shard, sharding_of
+from .shortcuts import find_shortcuts
 
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ class OnlineTeam:
     r"""Scores batches under all players.
 
     A player that is made of the model under the policy's adapter has only its own adapter added there, which is
-    switched to for its turn. All others are models by themselves.
-    `policy` is as LlamaFactory loaded it, before anything is put around it; `theta` says what it is made of.
+    switched to for its turn. All others are models by themselves. The policy is as LlamaFactory loaded it, before
+    anything is put around it; `theta` says what it is made of.
     """
 
     def __init__(self, scorer: TeamScorer, team: Sequence[Member], policy: PreTrainedModel, theta: Member) -> None:
@@ -47,7 +48,8 @@ class OnlineTeam:
             else:
                 model = shard(scorer.players.load(member), scorer.run.training, scorer.precision)
                 self.players.append((model, contextlib.nullcontext))
-        heads = {id(model): scorer.shortcuts_of(model).head for model, _ in self.players}
+        arguments = scorer.run.training, scorer.run.finetuning
+        heads = {id(model): find_shortcuts(model, *arguments).head for model, _ in self.players}
         self.heads = [heads[id(model)] for model, _ in self.players]
 
     @torch.no_grad()

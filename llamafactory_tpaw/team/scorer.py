@@ -26,7 +26,7 @@ from .shortcuts import Shortcuts, find_shortcuts
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ..arguments.parsed import RunArguments
     from .members import Member
@@ -113,7 +113,10 @@ class TeamScorer:
             report.scored_sequences += len(todo)
             report.scored_tokens += sum(len(prompt) + len(response) for prompt, response in todo.values())
             following = work[number][0] if work[number:] else None
-            with _only_new_garbage(), self.players.open(member, following) as model:
+            with contextlib.ExitStack() as stack:
+                stack.callback(gc.unfreeze)
+                gc.freeze()  # collections meanwhile pass over a million objects of imported modules and data
+                model = stack.enter_context(self.players.open(member, following))
                 player = shard(model, self.run.training, self.precision)
                 self._score(player, member, todo, cache)
                 if player is not model and hasattr(player, "destroy"):  # DeepSpeed's engine
@@ -148,7 +151,7 @@ class TeamScorer:
             time.sleep(1.0)
 
     def _score(self, model: torch.nn.Module, member: Member, todo: Todo, cache: LogpCache) -> None:
-        shortcuts = self.shortcuts_of(model)
+        shortcuts = find_shortcuts(model, self.run.training, self.run.finetuning)
         batches = self._own_batches(todo, shortcuts.layout)
         total = sum(len(keys) for batch, counts in batches if counts for _, keys in batch)
         flushed = time.monotonic()
@@ -182,10 +185,6 @@ class TeamScorer:
         if self.sharding:
             own += [(batches[-1], False)] * (-(-len(batches) // count) - len(own))
         return own
-
-    def shortcuts_of(self, model: torch.nn.Module) -> Shortcuts:
-        """See what the forward pass of a loaded player does without."""
-        return find_shortcuts(model, self.run.training, self.run.finetuning)
 
     def score_rows(
         self, model: torch.nn.Module, rows: Sequence[Row], shortcuts: Shortcuts
@@ -223,13 +222,3 @@ def plan_score_batches(todo: Todo, batch_tokens: int, layout: Layout) -> list[Ba
             width = item[0].length if layout.packed else padded(item[0].length)
         batches[-1].append(item)
     return batches
-
-
-@contextlib.contextmanager
-def _only_new_garbage() -> Iterator[None]:
-    """Let collections meanwhile pass over what is there already: a million objects of imported modules and data."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

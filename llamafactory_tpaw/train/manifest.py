@@ -134,10 +134,6 @@ class CheckpointManifests(TrainerCallback):
         self.manifest = manifest
         self.begun = time.monotonic()
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self.begun = time.monotonic()
-
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Describe the checkpoint that was just saved."""
         folder = Path(args.output_dir)
@@ -156,10 +152,9 @@ def count_tokens(triplets: Sequence[Triplet]) -> int:
 
 
 def _describe(member: Member, folder: Path) -> dict[str, Any]:
-    places = (*member.player.below, member.player.path)
     *below, own = (
         {"path": relative_path(place, folder), "fingerprint": fingerprint}
-        for place, fingerprint in zip(places, (*member.below, member.fingerprint), strict=True)
+        for place, fingerprint in zip(member.player.parts, (*member.below, member.fingerprint), strict=True)
     )
     score = {} if member.score is None else {"score": member.score}
     return {"name": member.player.name, **own, **score} | ({"below": below} if below else {})

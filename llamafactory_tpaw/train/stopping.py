@@ -37,14 +37,11 @@ class StopBetweenSteps(TrainerCallback):
         # The same answer in all processes, although the signal may have reached one of them only.
         self.asked = bool(self.trainer.accelerator.reduce(flag, reduction="sum"))
         if not float(state.epoch or 0.0).is_integer():
-            self._stop(args, state, control)
+            self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop here."""
-        self._stop(args, state, control)
-
-    def _stop(self, args: Any, state: Any, control: Any) -> None:
-        if self.asked and state.global_step < state.max_steps:  # after the last step the result is saved instead
+        """Stop here, but after the last step, when the result is saved instead."""
+        if self.asked and state.global_step < state.max_steps:
             args.save_only_model = False  # training continues from it
             control.should_save = self.stopping = True
 

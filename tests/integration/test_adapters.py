@@ -26,6 +26,7 @@ from llamafactory_tpaw.team.members import Member, load_encoder, load_team, memb
 from llamafactory_tpaw.team.online import OnlineTeam
 from llamafactory_tpaw.team.players import Player
 from llamafactory_tpaw.team.scorer import TeamScorer
+from llamafactory_tpaw.team.shortcuts import find_shortcuts
 from tests.integration.pairs import add_pairs, make_pairs
 from tests.runs import Project, Result
 
@@ -128,7 +129,8 @@ def scores(run: RunArguments, tokenizer: Any, rows: list[Row], names: list[str])
     scorer, columns, members = TeamScorer(run, tokenizer), [], members_of(run, names)
     for member, following in zip(members, [*members[1:], None], strict=True):
         with scorer.players.open(member, following) as model:
-            columns.append(scorer.score_rows(model, rows, scorer.shortcuts_of(model))[0].clone())
+            shortcuts = find_shortcuts(model, run.training, run.finetuning)
+            columns.append(scorer.score_rows(model, rows, shortcuts)[0].clone())
     return torch.stack(columns, dim=1)
 
 

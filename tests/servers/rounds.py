@@ -30,7 +30,7 @@ class Prompts:
     """Prompts of token ids that differ, made when they are asked for."""
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.count, self.prompt_tokens = count, np.full(count, PROMPT_TOKENS, dtype=np.int32)
 
     def __len__(self) -> int:
         return self.count
@@ -66,7 +66,6 @@ def make_job(path: Path, count: int, samples: int) -> Job:
     """A round of so many prompts and responses a prompt."""
     prompts = SimpleNamespace(
         prompts=Prompts(count),
-        prompt_tokens=np.full(count, PROMPT_TOKENS, dtype=np.int32),
         bad_rows=[],
         digest=digest_of_ids(f"{index:016x}-0" for index in range(count)),
         entry=SimpleNamespace(name="stub"),

@@ -24,21 +24,21 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 80
 
 # Most lines of Python in each part of the package, with docstrings and blank lines. The start-up files are the rest.
 BUDGETS = {
-    "objectives": 623,
+    "objectives": 615,
     "arguments": 635,
     "lf": 606,
-    "hook": 596,
-    "data": 1979,
-    "team": 2342,
+    "hook": 592,
+    "data": 1966,
+    "team": 2312,
     "generation": 2360,
-    "train": 965,
+    "train": 957,
     "runs": 2798,
     "report": 1752,
     "board": 927,
     "commands": 804,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 16_443, 17_000
+PACKAGE_LINES, TEST_LINES = 16_393, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.

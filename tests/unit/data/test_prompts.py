@@ -56,7 +56,7 @@ def test_prompts_come_back_in_any_order(
         prompt_ids, target_ids = encoder.encode(prompt.messages, prompt.target, prompt.system, prompt.tools)
         assert prompt.prompt_ids.tolist() == prompts.prompt_ids(place).tolist() == prompt_ids.tolist()
         assert prompt.target_ids.tolist() == target_ids.tolist()
-        assert (found.prompt_tokens[place], prompts.target_tokens[place]) == (len(prompt_ids), len(target_ids))
+        assert (prompts.prompt_tokens[place], prompts.target_tokens[place]) == (len(prompt_ids), len(target_ids))
         assert prompt.id == prompts.id(place) == f"{prompt.id[:16]}-{place // 3}"
     assert found.digest == digest_of_ids(prompt.id for prompt in listed)
     order = np.random.default_rng(0).permutation(15)

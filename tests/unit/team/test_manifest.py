@@ -86,10 +86,9 @@ def test_time_and_scoring_before_an_interruption_add_up(tmp_path: Path, monkeypa
 
     def train(manifest: Manifest, step: int) -> Manifest:
         """Save a checkpoint 10 s after the beginning, by a clock that nothing else moves."""
-        monkeypatch.setattr(written, "time", SimpleNamespace(monotonic=iter([100.0, 100.0, 110.0]).__next__))
+        monkeypatch.setattr(written, "time", SimpleNamespace(monotonic=iter([100.0, 110.0]).__next__))
         callback, folder = written.CheckpointManifests(manifest), tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        callback.on_train_begin(None, None, None)
         state = SimpleNamespace(global_step=step, is_world_process_zero=True)
         callback.on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
         return read_manifest(folder)
