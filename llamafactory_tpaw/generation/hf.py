@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,17 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from ..errors import EnvironmentProblem
 from ..lf.logs import get_logger
-from .base import (
-    Answers,
-    Finished,
-    PromptRequests,
-    Request,
-    Response,
-    SamplingSettings,
-    ignore,
-    plan_batches,
-    units_left,
-)
+from .base import Answers, PromptRequests, Request, Response, SamplingSettings, ignore, plan_batches, units_left
 from .decoding import RowDecoder, obstacle, pad_left
 from .sampling import choose, refuse_unsound, uniforms_of
 
@@ -93,12 +83,14 @@ class HfEngine:
                 "Responses are generated in fixed batches by transformers' `generate`, which takes longer."
             )
 
-    def answer(self, requests: PromptRequests, left: np.ndarray, finished: Finished = ignore) -> Iterator[Answers]:
+    def answer(
+        self, requests: PromptRequests, left: np.ndarray, finished: Callable[[int], object] = ignore
+    ) -> Iterator[Answers]:
         """Answer what is left, unit by unit: the longest prompts first."""
         for unit in units_left(requests, left, self.batch_tokens):
             yield list(zip(unit, self.generate([requests[index] for index in unit], finished), strict=True))
 
-    def generate(self, requests: Sequence[Request], finished: Finished = ignore) -> list[Response]:
+    def generate(self, requests: Sequence[Request], finished: Callable[[int], object] = ignore) -> list[Response]:
         """Answer requests, in their order, each up to its `max_new_tokens`; `finished` is told how many more are."""
         try:
             if self.decoder is not None:

@@ -30,7 +30,7 @@ BUDGETS = {
     "hook": 592,
     "data": 1966,
     "team": 2312,
-    "generation": 2360,
+    "generation": 2352,
     "train": 957,
     "runs": 2798,
     "report": 1752,
@@ -38,7 +38,7 @@ BUDGETS = {
     "commands": 804,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 16_393, 17_000
+PACKAGE_LINES, TEST_LINES = 16_385, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.
