@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -107,7 +108,7 @@ class Project:
         command = [sys.executable, "-m", "llamafactory_tpaw", *words]
         with (self.folder / f"{name}.log").open("ab") as log:
             options = {"cwd": self.folder, "env": self.environment, "stdout": log, "stderr": log}
-            return subprocess.Popen(command, preexec_fn=end_with_parent, **options)
+            return subprocess.Popen(command, preexec_fn=functools.partial(end_with_parent, os.getpid()), **options)
 
     def finish(self, name: str, *words: str) -> None:
         """Run a command to its end; EnvironmentProblem with the end of its log where it fails."""

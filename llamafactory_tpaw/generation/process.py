@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -57,7 +58,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # a terminal's Ctrl-C is for the run, which then ends it
-                preexec_fn=lambda: end_with_parent(signal.SIGTERM),
+                preexec_fn=functools.partial(end_with_parent, os.getpid(), signal.SIGTERM),
             )
         try:
             self._wait(startup_s)

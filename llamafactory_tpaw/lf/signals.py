@@ -3,6 +3,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -114,7 +115,8 @@ def started_child(
     It may take `patience_s` to end by SIGTERM before it is killed. `through` sends the signal to its own children in
     its place: torchrun would leave them 30 seconds. Options are those of `subprocess.Popen`.
     """
-    process = subprocess.Popen(command, preexec_fn=end_with_parent if LIBC else None, **options)
+    guard = functools.partial(end_with_parent, os.getpid()) if LIBC else None
+    process = subprocess.Popen(command, preexec_fn=guard, **options)
     try:
         yield process
     except KeyboardInterrupt as stop:
@@ -142,10 +144,12 @@ def end_like_child(code: int) -> None:
         raise SystemExit(code)
 
 
-def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    """Let the system end this process when its parent ends; on Linux only."""
+def end_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:
+    """Let the system end this process when its parent, with this id, ends or has ended already; on Linux only."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, by)
+        if parent not in (None, os.getppid()):
+            os.kill(os.getpid(), by)
 
 
 def _end(process: subprocess.Popen[bytes], patience_s: float, through: bool) -> None:

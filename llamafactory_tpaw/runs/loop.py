@@ -73,7 +73,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def checked_items(files: Sequence[str], overrides: Sequence[str]) -> list[Item]:
     """Do what `read_items` does in a process that ends with it."""
-    with ProcessPoolExecutor(1, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(1, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
         return pool.submit(read_items, files, overrides).result()
 
 

@@ -328,7 +328,7 @@ def _as_command(words: list[str], log: Path) -> None:
 
 def _become_child(log: Path) -> None:
     """End with the parent, and write into the log."""
-    end_with_parent()
+    end_with_parent(multiprocessing.parent_process().pid)
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)

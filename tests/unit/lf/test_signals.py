@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -81,6 +82,11 @@ class TestSignals:
 
 
 class TestChild:
+    @pytest.mark.skipif(signals.LIBC is None, reason="Linux only")
+    def test_starts_after_its_parent_ended(self) -> None:
+        guard = functools.partial(signals.end_with_parent, os.getppid())  # as if this process had ended before
+        assert subprocess.run(["sleep", "9"], preexec_fn=guard, check=False).returncode == -signal.SIGKILL
+
     def test_exit_codes_are_the_shells(self) -> None:
         for script, code in (("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137), ("", 0)):
             assert signals.run_child([sys.executable, "-c", script]) == code
