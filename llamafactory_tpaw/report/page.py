@@ -91,7 +91,8 @@ def blocks_of(methods: Sequence[Method], introduction: Sequence[str] = (), noise
     """
     main = methods[0]
     parts = [part for method in methods for part in method.parts]
-    tasks = list(dict.fromkeys(task for part in parts for point in part.points for task in point.evaluations))
+    played = [point for part in parts for point in part.points[1:] or part.points]  # theta_0 may have been asked more
+    tasks = list(dict.fromkeys(task for point in played for task in point.evaluations))
     claims = claims_of(methods, tasks)
     blocks: list[Block] = [*_verdicts(claims), *introduction]
     for number, task in enumerate(tasks, start=1):

@@ -22,6 +22,7 @@ def part(method: str, seed: int, **changes: Any) -> dict[str, Any]:
         entry = {"metric": "exact_match,none", "value": right / 10, "n": 10, "items": "1" * right + "0" * (10 - right)}
         points.append({"theta": theta, "steps": 10 * theta, "fingerprint": f"{method}{seed}{theta}"})
         points[-1]["evaluations"] = {"words": entry | {"stderr": None, "lm_eval": "0.4.13"}}
+        points[-1]["evaluations"] |= {} if theta else {"search": entry}  # of theta_0 alone
         if theta:
             metrics = {"rewards/target": 0.1 * theta, "logps/target": -4.0, "logps/generated": -4.5 - seed}
             metrics |= {"weights/player/theta_0": 1 / theta, "weights/target_eta_fraction": 0.5}

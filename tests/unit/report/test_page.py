@@ -100,6 +100,7 @@ def test_numbers_of_a_study_are_on_the_page_and_nothing_is_fetched(study: Path, 
         "TPAW seed 0 or 1 or 2 or 3 or 4 or 5, tpaw_eta 6",
     ):
         assert text in seen.text
+    assert "search" not in seen.text
     assert not {"script", "link", "iframe", "object", "a"} & set(seen.tags)
     assert not re.search(r"https?://|@import|url\(", html)
     inside = {base64.b64decode(text) for text in re.findall(r"base64,([A-Za-z0-9+/=]+)", html)}
