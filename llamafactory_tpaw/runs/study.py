@@ -277,7 +277,8 @@ def _play_part(part: Part, tell: Callable[[str], None]) -> int:
         items = pool.submit(write_part, part).result()
     code = play(items, tell, play_one)
     if not code and study.evaluate:
-        code = start(["eval", theta_0, *map(str, part.folders), *study.evaluate.split()])
+        with FileLock(Path(study.folder, f".theta_0_seed{part.seed}.lock")):  # θ_0 belongs to several parts
+            code = start(["eval", theta_0, *map(str, part.folders), *study.evaluate.split()])
     if not code:
         write_atomic(part.result, json.dumps(collect(part), ensure_ascii=False, allow_nan=False) + "\n")
     return code
