@@ -91,19 +91,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="folder of the problems (%(default)s)")
     parser.add_argument("--model", type=Path, default=Path("saves/Tiny/base"), help="base checkpoint (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of problems and weights (%(default)s)")
-    task, add = DEMO, parser.add_argument
-    add("--start", type=int, default=task.start, help="largest first number (%(default)s)")
-    add("--step", type=int, default=task.step, help="largest number that is added (%(default)s)")
-    add("--wordings", type=int, default=task.wordings, help="ways in which an answer is written (%(default)s)")
-    add("--wrong", type=float, default=task.wrong, help="share of wrong training answers (%(default)s)")
-    add("--train", type=int, default=SIZES["train"], help="training problems (%(default)s)")
-    add("--play", type=int, default=0, help="how many of them are written to play.jsonl, too (%(default)s)")
-    add("--hidden", type=int, default=MODEL["hidden_size"], help="width of the model (%(default)s)")
-    add("--layers", type=int, default=3, help="layers of the model (%(default)s)")
     arguments = parser.parse_args()
-    task = Task(arguments.start, arguments.step, arguments.wordings, arguments.wrong)
-    write_problems(arguments.data, arguments.seed, task, SIZES | {"train": arguments.train}, arguments.play)
-    write_base_model(arguments.model, arguments.seed, arguments.hidden, arguments.layers)
+    write_problems(arguments.data, arguments.seed)
+    write_base_model(arguments.model, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from llamafactory_tpaw.data.files import locked
 from llamafactory_tpaw.errors import ConfigError, InUseError, TpawError
@@ -19,6 +20,7 @@ from tests.unit.runs.test_plan import project
 
 __all__ = ["project"]
 
+REPRODUCTION = Path(__file__).parents[3] / "docs" / "reproduction"
 METHODS = {
     "tpaw": {"num_train_epochs": 2},
     "no_team": None,
@@ -163,6 +165,32 @@ class TestRunning:
                 run_study(file, 0, said.append)
         assert self.played == ["no_trw_seed0_iter0"]
         assert "tpaw_seed0 is in use" in said[1]
+
+
+def test_one_part_at_a_time_evaluates_theta_0(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All methods of a seed evaluate it, and `eval` refuses a checkpoint at which another process is at work."""
+    one = study(evaluate="--tasks words").parts()[0]
+    commands = []
+
+    def start(words: list[str], **_: Any) -> int:
+        commands.append(words)
+        with pytest.raises(Timeout):
+            FileLock(Path("saves/s/.theta_0_seed0.lock")).acquire(timeout=0)
+        return 0
+
+    for name, fake in (("_start", start), ("play", lambda *_: 0), ("_preload", int), ("collect", lambda _: {})):
+        monkeypatch.setattr(module, name, fake)
+    assert module._play_part(one, print) == 0
+    assert commands == [["eval", "saves/sft", *map(str, one.folders), "--tasks", "words"]]
+
+
+@pytest.mark.parametrize("file", sorted(REPRODUCTION.glob("small*.yaml")), ids=lambda file: file.stem)
+def test_committed_results_are_those_of_their_study(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPRODUCTION.parents[1])
+    parts = read_study(str(file)).parts()
+    results = {path.name for path in Path(read_study(str(file)).results).glob("*.json")}
+    assert results <= {part.result.name for part in parts}
+    assert [part.state() == "finished" for part in parts] == [part.result.name in results for part in parts]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
