@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments.fields import TpawArguments
 from ..data.files import read_json
 from ..data.triplets import read_meta
 from ..errors import DataError
@@ -17,6 +18,7 @@ from ..team.manifest import path_from, read_manifest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..team.manifest import Manifest
     from .plan import Plan
 
 logger = get_logger(__name__)
@@ -38,9 +40,11 @@ def guard(plan: Plan, warn: Callable[[str], object] = logger.warning_rank0) -> N
     if plan.tpaw_args.tpaw_guard == "off" or not trained:
         return
     first, newest = trained[0], trained[-1]
-    then, now = _logged(Path(first.path), 1), _logged(Path(newest.path), -1)
+    steps = _steps(Path(first.path))
+    then, now = _means(steps), _means(_steps(Path(newest.path))[::-1])
     with contextlib.suppress(DataError):  # what is missing or damaged is said where the iteration needs it
-        manifest = read_manifest(first.path)
+        if manifest := read_manifest(first.path):
+            then |= _means(_before(steps, manifest))
         for source in manifest.triplets if manifest else []:
             if source.get("iteration") == manifest.iteration:
                 then |= _counted(Path(path_from(source["path"], first.path)))
@@ -65,15 +69,30 @@ def guard(plan: Plan, warn: Callable[[str], object] = logger.warning_rank0) -> N
     warn(text)
 
 
-def _logged(folder: Path, order: int) -> dict[str, float]:
-    """Means over the first tenth (order 1) or the last (-1) of the steps that a training logged."""
+def _steps(folder: Path) -> list[dict[str, float]]:
+    """What a training logged."""
     history = []
     with contextlib.suppress(DataError):
         history = read_json(folder / "trainer_state.json").get("log_history", [])
-    rows = [row for row in history if "logps/target" in row][::order]
+    return [row for row in history if "logps/target" in row]
+
+
+def _before(steps: list[dict[str, float]], manifest: Manifest) -> list[dict[str, float]]:
+    """The last steps first, with the log-probs of the θ_t that a training began with; T-SPIN logs none."""
+    scale = float(manifest.settings.get("tpaw_reward_scale", TpawArguments().tpaw_reward_scale))
+    key = f"rewards/target/theta_{manifest.iteration}"
+    return [
+        row | {"logps/target": row["logps/target"] - row[key] / scale, "rewards/margin": 0.0}
+        for row in reversed(steps)
+        if key in row
+    ]
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the first tenth of some steps."""
+    rows = rows[: max(len(rows) // 10, 1)]
     if not rows:
         return {}
-    rows = rows[: max(len(rows) // 10, 1)]
     keys = ("logps/target", "length/target", "rewards/margin")
     logp, tokens, margin = (sum(row[key] for row in rows) / len(rows) for key in keys)
     return {"target log-prob a token": logp / tokens, "margin": margin, "target": tokens}

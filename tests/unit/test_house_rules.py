@@ -32,7 +32,7 @@ BUDGETS = {
     "team": 2312,
     "generation": 2352,
     "train": 957,
-    "runs": 2798,
+    "runs": 2811,
     "report": 1752,
     "board": 927,
     "commands": 804,

@@ -75,11 +75,11 @@ def add_round(number: int, counts: tuple[int, ...], opponent: str = "") -> Round
     return Round(number, Entry(f"d{number}", {}, path))
 
 
-def add_training(number: int, steps: Steps) -> None:
+def add_training(number: int, steps: Steps, **more: float) -> None:
     folder = Path(f"saves/iter{number}")
     source = {"entry": f"d{number}", "iteration": number, "path": f"../../data/d{number}.jsonl"}
     write_manifest(folder, make_manifest(iteration=number, triplets=[source]))
-    rows = [dict(zip(LOGGED, values, strict=True)) for values in steps]
+    rows = [dict(zip(LOGGED, values, strict=True)) | more for values in steps]
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
 
 
@@ -116,5 +116,8 @@ def test_what_is_compared() -> None:
     assert "margin" not in warnings(2, rounds, tpaw_objective="tspin")[0]
     rounds[2] = add_round(2, counts, opponent="saves/weak")
     assert "share equal" not in warnings(2, rounds)[0]
+    # The first logged steps had lost the targets already; by its reward of -56.8 theta_0 gave the last ones -3.2.
+    add_training(0, [(-40.0, 20.0, 0.1), (-60.0, 20.0, 0.1)], **{"rewards/target/theta_0": -5.68})
+    assert "log-prob a token -3.00 (then -0.16)" in warnings(1, rounds[:2])[0]
     add_training(1, [])
     assert warnings(2, rounds) == warnings(2, rounds, tpaw_guard="off") == warnings(0, rounds[:1]) == []
