@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..data.files import readable_bytes
 from . import statistics
-from .collect import Method
+from .collect import Method, Scores
 from .plots import Line, draw
 from .render import Block, Heading, Picture, Table
 
@@ -159,18 +159,21 @@ def _verdicts(claims: Sequence[Claim]) -> Iterator[str]:
 def _accuracy(methods: Sequence[Method], task: str, number: int) -> list[Block]:
     """Draw and list what every checkpoint reached."""
     rows, pictures = [], []
-    for across, place in ((ITERATION, "theta"), (STEPS, "steps")):
+    gains = [("gain", "theta", ITERATION)] if any(len(method.parts) > 1 for method in methods) else []
+    for what, place, across in (("accuracy", "theta", ITERATION), *gains, ("accuracy", "steps", STEPS)):
         lines = []
         for method in methods:
+            found_at = _gains(method.scores(task)) if what == "gain" else method.scores(task)
             at = {name: getattr(next(iter(seeds.values())), place) for name, seeds in method.points().items()}
-            scores = [(at[name], found) for name, found in method.scores(task).items() if at[name] is not None]
+            scores = [(at[name], found) for name, found in found_at.items() if at[name] is not None]
             curves = [
                 [(x, 100 * found[part.seed]["value"]) for x, found in scores if part.seed in found]
                 for part in method.parts
             ]
             lines.append(Line(method.label, curves, {x: _interval(found) for x, found in scores}))
         if all(len(line.mean()) != 1 for line in lines):
-            pictures += _picture(f"accuracy{number}_{place}", f"{task}, %", lines, across)
+            title = f"{task}: {'gain on theta_0, points' if what == 'gain' else '%'}"
+            pictures += _picture(f"{what}{number}_{place}", title, lines, across)
     for method in methods:
         for name, found in method.scores(task).items():
             values = [100 * entry["value"] for entry in found.values()]
@@ -179,6 +182,16 @@ def _accuracy(methods: Sequence[Method], task: str, number: int) -> list[Block]:
             rows.append([method.label, name, steps, _mean(values, 1), _range(_interval(found)), each])
     head = ("method", "checkpoint", STEPS, "mean", "95 % interval", "each seed")
     return [pictures, BARS, Table(head, rows, 2, fold="Every checkpoint")]
+
+
+def _gains(scores: Mapping[str, Scores]) -> Mapping[str, Scores]:
+    """Return how much better than its own theta_0 each checkpoint is at each seed."""
+    start = scores.get("theta_0", {})
+    gains = {
+        name: {seed: {"value": one["value"] - start[seed]["value"]} for seed, one in found.items() if seed in start}
+        for name, found in scores.items()
+    }
+    return {name: found for name, found in gains.items() if found}
 
 
 def _claim_table(claims: Sequence[Claim]) -> Table:

@@ -18,7 +18,6 @@ from ..team.manifest import path_from, read_manifest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..team.manifest import Manifest
     from .plan import Plan
 
 logger = get_logger(__name__)
@@ -40,16 +39,9 @@ def guard(plan: Plan, warn: Callable[[str], object] = logger.warning_rank0) -> N
     if plan.tpaw_args.tpaw_guard == "off" or not trained:
         return
     first, newest = trained[0], trained[-1]
-    steps = _steps(Path(first.path))
-    then, now = _means(steps), _means(_steps(Path(newest.path))[::-1])
-    with contextlib.suppress(DataError):  # what is missing or damaged is said where the iteration needs it
-        if manifest := read_manifest(first.path):
-            then |= _means(_before(steps, manifest))
-        for source in manifest.triplets if manifest else []:
-            if source.get("iteration") == manifest.iteration:
-                then |= _counted(Path(path_from(source["path"], first.path)))
-        if plan.opponents and plan.opponents.rounds and not plan.to_generate:
-            now |= _counted(plan.opponents.rounds[-1].path)
+    then, now = _began(Path(first.path)), _means(_steps(Path(newest.path))[::-1])
+    if plan.opponents and plan.opponents.rounds and not plan.to_generate:
+        now |= _counted(plan.opponents.rounds[-1].path)
     if plan.tpaw_args.tpaw_objective == "tspin":
         now.pop("margin", None)  # there it is no difference to a player, which would begin at 0
     beyond, within = [], []
@@ -69,23 +61,33 @@ def guard(plan: Plan, warn: Callable[[str], object] = logger.warning_rank0) -> N
     warn(text)
 
 
+def _began(folder: Path) -> dict[str, float]:
+    """What θ_t was as an iteration began: its own log-probs of the last steps' targets, where rewards hold them."""
+    steps, manifest = _steps(folder), None
+    with contextlib.suppress(DataError):
+        manifest = read_manifest(folder)
+    if manifest is None:
+        return _means(steps)
+    scale = float(manifest.settings.get("tpaw_reward_scale", TpawArguments().tpaw_reward_scale))
+    key = f"rewards/target/theta_{manifest.iteration}"
+    own = [
+        row | {"logps/target": row["logps/target"] - row[key] / scale, "rewards/margin": 0.0}
+        for row in reversed(steps)
+        if key in row
+    ]
+    then = _means(own or steps)
+    for source in manifest.triplets:
+        if source.get("iteration") == manifest.iteration:
+            then |= _counted(Path(path_from(source["path"], folder)))
+    return then
+
+
 def _steps(folder: Path) -> list[dict[str, float]]:
     """What a training logged."""
     history = []
     with contextlib.suppress(DataError):
         history = read_json(folder / "trainer_state.json").get("log_history", [])
     return [row for row in history if "logps/target" in row]
-
-
-def _before(steps: list[dict[str, float]], manifest: Manifest) -> list[dict[str, float]]:
-    """The last steps first, with the log-probs of the θ_t that a training began with; T-SPIN logs none."""
-    scale = float(manifest.settings.get("tpaw_reward_scale", TpawArguments().tpaw_reward_scale))
-    key = f"rewards/target/theta_{manifest.iteration}"
-    return [
-        row | {"logps/target": row["logps/target"] - row[key] / scale, "rewards/margin": 0.0}
-        for row in reversed(steps)
-        if key in row
-    ]
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -100,6 +102,8 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def _counted(path: Path) -> dict[str, float]:
     """Figures of a round's responses; none where an opponent model wrote them."""
-    meta = read_meta(path)
-    rows = 0 if meta.opponent else meta.rows
-    return {name: meta.counts[key] / rows for name, key in COUNTS.items() if rows and key in meta.counts}
+    with contextlib.suppress(DataError):  # what is missing or damaged is said where the iteration needs it
+        meta = read_meta(path)
+        rows = 0 if meta.opponent else meta.rows
+        return {name: meta.counts[key] / rows for name, key in COUNTS.items() if rows and key in meta.counts}
+    return {}

@@ -32,13 +32,13 @@ BUDGETS = {
     "team": 2312,
     "generation": 2352,
     "train": 957,
-    "runs": 2811,
-    "report": 1752,
+    "runs": 2816,
+    "report": 1760,
     "board": 927,
     "commands": 804,
 }
 COMMANDS = {"cli", "doctor", "errors"}
-PACKAGE_LINES, TEST_LINES = 16_385, 17_000
+PACKAGE_LINES, TEST_LINES = 16_500, 17_000
 
 # A module imports parts of its own level and of those below it, whether at its top, inside a function, for type
 # checking or by a module's name in a string.

@@ -13,11 +13,12 @@ import pytest
 
 from llamafactory_tpaw.cli import main
 from llamafactory_tpaw.errors import DataError
-from llamafactory_tpaw.report import plots
+from llamafactory_tpaw.report import page, plots
 from llamafactory_tpaw.report.collect import Method, Part, Point, collect
 from llamafactory_tpaw.report.evaluate import Evaluation, write_evaluations
 from llamafactory_tpaw.report.page import blocks_of, claims_of
 from llamafactory_tpaw.report.render import as_html, as_markdown
+from llamafactory_tpaw.report.statistics import mean_interval
 from tests.board.hostile import TEXTS, Seen
 from tests.unit.report import studied
 from tests.unit.report.played import play_three
@@ -125,6 +126,18 @@ def test_eight_seeds_can_show_a_gain_and_one_seed_shows_its_items(study: Path) -
     assert (start.verdict, start.found.interval, start.corrected_p) == ("not shown", None, 1)
     assert (other.items[0].mean, other.items[0].p) == (pytest.approx(0.4), 0.125)
     assert "20.0 5.7 to 51.0" in Seen(as_html("one", blocks_of(one))).text, "Wilson, 2 of 10"
+
+
+def test_gains_are_drawn_from_each_seeds_own_start(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {}
+    monkeypatch.setattr(page, "draw", lambda title, across, lines, marks: drawn.update({title: lines}) or PNG)
+    methods = collect([study])
+    blocks_of([Method(method.label, method.parts[:1]) for method in methods])
+    assert "words: gain on theta_0, points" not in drawn
+    blocks_of(methods)
+    tpaw, _ = drawn["words: gain on theta_0, points"]
+    assert [dict(seed)[2] for seed in tpaw.seeds] == pytest.approx([50, 30, 40, 60, 50, 50])
+    assert tpaw.intervals[2] == pytest.approx(mean_interval([50, 30, 40, 60, 50, 50]))
 
 
 def test_what_is_left_out_of_results_is_left_out_of_the_page() -> None:
