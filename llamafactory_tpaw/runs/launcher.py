@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 import time
@@ -187,7 +188,7 @@ def _evaluate(plan: Plan) -> None:
         return
     from ..report.evaluate import read_evaluations
 
-    if set(tasks) <= read_evaluations(folder, manifest.result["fingerprint"]).keys():
+    if set(map(_task_name, tasks)) <= read_evaluations(folder, manifest.result["fingerprint"]).keys():
         return
     facade.torch_gc()  # of a training in this process
     command = ["eval", str(folder), "--tasks", ",".join(tasks)]
@@ -196,6 +197,12 @@ def _evaluate(plan: Plan) -> None:
             f"The iteration is finished, but its evaluation ended with exit code {code}. Correct what it says above "
             f"and repeat it: llamafactory-tpaw {shlex.join(command)}"
         )
+
+
+def _task_name(task: str) -> str:
+    """The name that a task's YAML file gives it; a task's name is its own."""
+    named = re.search(r"^task: *(\S+)", Path(task).read_text(encoding="utf-8"), re.M) if Path(task).is_file() else None
+    return named[1] if named else task
 
 
 def _wait_for(round_: Round, patience_s: float) -> None:

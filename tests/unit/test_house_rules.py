@@ -32,7 +32,7 @@ BUDGETS = {
     "team": 2312,
     "generation": 2352,
     "train": 957,
-    "runs": 2816,
+    "runs": 2822,
     "report": 1760,
     "board": 927,
     "commands": 804,

@@ -16,6 +16,7 @@ from llamafactory_tpaw.data.source import Entry
 from llamafactory_tpaw.data.triplets import meta_path
 from llamafactory_tpaw.errors import ConfigError, DataError, EnvironmentProblem, InUseError
 from llamafactory_tpaw.lf.given import handed_file
+from llamafactory_tpaw.report.evaluate import Evaluation, write_evaluations
 from llamafactory_tpaw.runs import launcher
 from llamafactory_tpaw.runs.plan import Plan
 from llamafactory_tpaw.team.manifest import write_manifest
@@ -152,6 +153,12 @@ class TestSteps:
         (warning,) = warned
         assert f"exit code 5. Correct what it says above and repeat it: llamafactory-tpaw eval {output}" in warning
         assert warning.endswith(" --tasks 'a,b c.yaml'")
+        Path("b c.yaml").write_text("task: b\n")
+        found = Evaluation("acc", 0.5, None, 2, "01", {}, "1.0", 0, None, "hf", "float32", None, "0.4.13", 1.0)
+        write_evaluations(output, make_manifest().result["fingerprint"], {"a": found, "b": found})
+        with launcher.prepared(GIVEN):
+            pass
+        assert len(started) == 1, "what is evaluated already is not evaluated again"
 
     @pytest.mark.parametrize("command", ["generate", "score"])
     def test_run_files_of_other_stages_are_refused(self, command: str) -> None:
