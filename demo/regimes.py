@@ -11,15 +11,17 @@ from .make_task import write_base_model, write_problems
 from .problems import Task
 
 
-# A model too small for its problems; answers that may be written in four ways; a tenth of the answers wrong.
+# A model too small for its problems; then one that can learn all of them: answers that may be written in four ways; a
+# tenth of the answers wrong.
 REGIMES = {
     "small": Task(step=30),
     "words": Task(step=30, wordings=4),
     "wrong": Task(step=30, wrong=0.1),
 }
+HIDDEN = {"small": 16, "words": 32, "wrong": 32}
 SIZES = {"train": 3000, "validation": 1000, "test": 2000}
 PLAYED = 750
-HIDDEN, LAYERS = 16, 2
+LAYERS = 2
 SEEDS = 8
 
 
@@ -31,7 +33,7 @@ def write_regime(name: str, data: Path, saves: Path, seeds: int) -> None:
     entries = {split: {"file_name": path.name, "columns": columns} for split, path in paths.items()}
     (folder / "dataset_info.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     for seed in range(seeds):
-        write_base_model(saves / name / f"seed{seed}" / "base", seed, HIDDEN, LAYERS)
+        write_base_model(saves / name / f"seed{seed}" / "base", seed, HIDDEN[name], LAYERS)
 
 
 def main() -> None:
