@@ -11,11 +11,11 @@ from .make_task import write_base_model, write_problems
 from .problems import Task
 
 
-# A model too small for its problems; then one that can learn all of them: answers that may be written in four ways; a
+# A model too small for its problems; then one that can learn all of them: answers that may be written in two ways; a
 # tenth of the answers wrong.
 REGIMES = {
     "small": Task(step=30),
-    "words": Task(step=30, wordings=4),
+    "words": Task(step=30, wordings=2),
     "wrong": Task(step=30, wrong=0.1),
 }
 HIDDEN = {"small": 16, "words": 32, "wrong": 32}
