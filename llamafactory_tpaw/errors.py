@@ -2,6 +2,7 @@
 """Errors a user can cause. Each message says what was given, what is allowed and what to do."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
@@ -20,6 +21,18 @@ EXIT_CODES = {
 }
 
 
+# What a terminal obeys, or what hides something: control characters but tab and newline, halves of characters, what
+# turns the direction of the text around it.
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]"
+)
+
+
+def visible(text: str) -> str:
+    """Return a text with the codes of such characters in their place, as it can be shown wherever it came from."""
+    return UNSEEN.sub(lambda found: f"\u27e8U+{ord(found.group()):04X}\u27e9", text.replace("\r\n", "\n"))
+
+
 class TpawError(Exception):
     """Base of the errors that end a run with a message instead of a traceback.
 
@@ -30,7 +43,7 @@ class TpawError(Exception):
     exit_code = 1
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [visible(each) for each in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
 
 

@@ -53,11 +53,12 @@ NUMBERS = {
     "top_p": Range(0, exclusive=True, maximum=1),
 }
 # What the run file's other keys settle, or what holds for each server of a run; `tpaw_vllm_args` would win. Every user
-# of the machine would see a key there; each run makes its own.
+# of the machine would see a key there: each run makes its own, and a hub's is in `HF_TOKEN`.
 OWN_OPTIONS = (
     "--model --tokenizer --revision --served-model-name --dtype --max-model-len --seed --host --port --api-key "
     "--uds --root-path --ssl-keyfile --ssl-certfile --generation-config --override-generation-config "
-    "--enable-prefix-caching --chat-template --enable-lora --lora-modules --max-lora-rank --trust-remote-code"
+    "--enable-prefix-caching --chat-template --enable-lora --lora-modules --max-lora-rank --trust-remote-code "
+    "--hf-token"
 ).split()
 # Where a server's key is read from, the first one that is set; no key of a run file takes it.
 KEY_VARIABLES = ("TPAW_ENGINE_API_KEY", "OPENAI_API_KEY")

@@ -9,6 +9,8 @@ import re
 from importlib.resources import files
 from typing import Any
 
+from ..errors import visible
+
 
 _TABLE = json.loads(files(__package__).joinpath("locales.json").read_text(encoding="utf-8"))
 # Element -> language -> properties of the component, as LlamaBoard's own table has it.
@@ -16,10 +18,6 @@ ELEMENTS: dict[str, dict[str, dict[str, str]]] = _TABLE["elements"]
 MESSAGES: dict[str, dict[str, str]] = _TABLE["messages"]
 FALLBACK = "en"
 
-# Control characters but tab and newline, halves of characters, and what turns the direction of the text around it.
-UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]"
-)
 # What a terminal obeys: colours, titles, the cursor.
 TERMINAL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])")
 BACKTICKS = re.compile(r"`+")
@@ -35,8 +33,7 @@ def say(name: str, lang: str | None, /, **values: object) -> str:
 
 def plain(text: object) -> str:
     """Return a text without characters that break a page or hide something; each is shown as its code instead."""
-    shown = str(text).replace("\r\n", "\n")
-    return UNSEEN.sub(lambda found: f"\u27e8U+{ord(found.group()):04X}\u27e9", shown)
+    return visible(str(text))
 
 
 def escaped(text: object) -> str:

@@ -106,7 +106,7 @@ def _lineage(arguments: argparse.Namespace) -> None:
     if arguments.json:
         checks = list(checks)
         verification = {"verification": [check._asdict() for check in checks]} if arguments.verify else {}
-        print(json.dumps(graph.as_json() | verification, indent=2, ensure_ascii=False))
+        print(json.dumps(graph.as_json() | verification, indent=2))
     elif arguments.mermaid:
         print(as_mermaid(graph))
     else:

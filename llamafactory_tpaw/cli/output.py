@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from ..data.files import readable_bytes
+from ..errors import visible
 from ..report.lineage import Graph
 from ..report.lineage_text import as_trees, printable
 from ..report.verify import Check
@@ -47,7 +48,7 @@ def quiet_libraries() -> Iterator[Callable[[str], None]]:
 def tell_check(found: dict[str, Any]) -> None:
     """Print the findings of `check` and its estimates."""
     for each in found["findings"]:
-        print(f"{each['level']}: {each['message']}")
+        print(f"{each['level']}: {visible(each['message'])}")
     if found["step_zero"] and found["step_zero"]["reward"] is not None:
         print(f"Step 0: the newest player's target reward is {found['step_zero']['reward']:.3g}.")
     device = found["device"]
@@ -80,7 +81,7 @@ def tell_verification(checks: Iterable[Check]) -> list[Check]:
     done: list[Check] = []
     print()
     for check in checks:
-        print(f"{check.state:<8} {check.name}  {printable(check.path)}: {check.what}", flush=True)
+        print(printable(f"{check.state:<8} {check.name}  {check.path}: {check.what}"), flush=True)
         done.append(check)
     states = [check.state for check in done]
     print(", ".join(f"{states.count(state)} {state}" for state in ("ok", "changed", "missing")))
@@ -109,4 +110,4 @@ def tell_init(settings: Any, project: Any, written: dict[str, str]) -> None:
         else:
             lines.append(command + " ".join(map(path_of, run)))
     lines.append(f"  llamafactory-tpaw lineage {main[-1]['output_dir']}")
-    print("\n".join(lines))
+    print(visible("\n".join(lines)))

@@ -54,6 +54,8 @@ class PartialFile:
         self.counts: Counter[str] = Counter()
         self.version, self.facts = "", {}  # what the engine that gave the newest row says of itself
         self._end = 0
+        if path.is_symlink():  # which would be written through, wherever it leads
+            raise DataError(f"{path} is a link. Delete it, or put the file itself there.")
         if path.exists():
             with path.open("rb") as stream:
                 self._read(stream, identity)

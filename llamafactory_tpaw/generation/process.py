@@ -50,6 +50,7 @@ class ServerProcess:
             "`vllm serve`) or `tpaw_vllm_command`. The same command continues."
         )
         logger.info_rank0(f"{shlex.join(command)} is started. Log: {log}.")
+        log.unlink(missing_ok=True)  # a link that is there is not written through
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
                 command,

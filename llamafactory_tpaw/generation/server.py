@@ -222,9 +222,10 @@ class Server:
         pairs = [(each, field, name) for field in ("id", "root") for name in names for each in entries]
         entry = next((each for each, field, name in pairs if each.get(field) == name), None)
         if entry is None:
-            shown = ", ".join([*(each["id"] for each in entries[:LISTED]), *(["..."] if entries[LISTED:] else [])])
+            listed = [*(each["id"] for each in entries[:LISTED]), *(["..."] if entries[LISTED:] else [])]
+            shown = self.plain(", ".join(listed)) or "nothing"
             raise self.failed(
-                f"The server at {self.url} serves {shown or 'nothing'}, but {' or '.join(names)} is asked for.",
+                f"The server at {self.url} serves {shown}, but {' or '.join(names)} is asked for.",
                 "Start it with that model. Only where it serves that very model under another name, give the name as "
                 "`tpaw_engine_model`.",
             )
@@ -232,12 +233,16 @@ class Server:
         kind = title = OTHER
         if is_vllm:
             _, version = await self.ask(f"{root}/version")
-            kind, title = VLLM, f"{VLLM} {field_of(version, 'version') or ''}".strip()
+            kind, title = VLLM, f"{VLLM} {self.plain(field_of(version, 'version') or '')}".strip()
         return Served(self.url, title, kind, entry["id"], verified, entry.get("max_model_len"))
 
     def words(self, error: Exception) -> str:
-        """What an error says: its beginning in one line, without the key."""
+        """What an error says."""
         body, cause = getattr(error, "body", None), error.__cause__ or error
-        text = str(field_of(body, "message") or field_of(body, "detail") or body or cause) or type(cause).__name__
-        text = text.replace(self.key, "...") if self.key else text
+        said = field_of(body, "message") or field_of(body, "detail") or body or cause
+        return self.plain(said) or type(cause).__name__
+
+    def plain(self, said: Any) -> str:
+        """The beginning of what the server said in one line, without the key."""
+        text = str(said).replace(self.key, "...") if self.key else str(said)
         return " ".join(text[: 4 * WORDS].split())[:WORDS].encode(errors="replace").decode()

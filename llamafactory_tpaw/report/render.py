@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.files import write_atomic
+from ..errors import visible
 
 
 # The filter turns a picture's white ground into the dark page's #121212 and keeps its hues.
@@ -116,9 +117,9 @@ def _markdown(block: Block) -> str:
 
 
 def _tag(name: str, text: str, kind: str = "") -> str:
-    return f"<{name}{f' class={kind}' if kind else ''}>{escape(text)}</{name}>"
+    return f"<{name}{f' class={kind}' if kind else ''}>{escape(visible(text))}</{name}>"
 
 
 def _plain(text: str) -> str:
     """Escape what Markdown, formulas in it, and HTML would read as their own, and keep a text in its line."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", text).replace("\r", "").replace("\n", "<br>")
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", visible(text)).replace("\n", "<br>")

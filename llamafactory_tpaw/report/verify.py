@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..data.files import digest_file
 from ..data.triplets import meta_path
 from ..errors import DataError
-from ..team.fingerprint import digest_other_files, hash_weights, identity
+from ..team.fingerprint import digest_other_files, hash_weights, identity, record_of
 from ..team.manifest import MANIFEST
 from .lineage import FOREIGN, HUB, MISSING, PRUNED, REPLACED, SERVED, Graph, ModelNode, TripletsNode, in_order
 
@@ -112,7 +112,7 @@ def _store_of(graph: Graph, node: ModelNode) -> Path | None:
     """Return the cache that keeps the checkpoint's fingerprint: of the run that made it or trains from it."""
     users = [user for user in [node, *graph.children(node.key)] if user.manifest and user.place]
     stores = (Path(os.path.normpath(user.place / user.manifest.cache)) for user in users if user.manifest.cache)
-    return next((store for store in stores if store.is_dir()), None)
+    return next((store for store in stores if record_of(node.place, store).parent.is_dir()), None)
 
 
 def _verify_triplets(node: TripletsNode) -> Iterator[tuple[str, str, str]]:

@@ -47,7 +47,7 @@ class Weights(NamedTuple):
     state: float
 
 
-def weight_shapes(folder: str, config: Any = None) -> dict[str, list[int]]:
+def weight_shapes(folder: str, config: Any = None, trust_remote_code: bool = False) -> dict[str, list[int]]:
     """Read the shapes of all tensors from safetensors headers; without a folder let transformers say them."""
     if Path(folder).is_dir():
         return {tensor.name: tensor.shape for tensor in read_tensors(Path(folder))}
@@ -56,7 +56,7 @@ def weight_shapes(folder: str, config: Any = None) -> dict[str, list[int]]:
     from transformers import AutoModel
 
     with torch.device("meta"):
-        model = AutoModel.from_config(config, trust_remote_code=True)
+        model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     head = {} if config.tie_word_embeddings else {"lm_head.weight": [config.vocab_size, config.hidden_size]}
     return {name: list(weight.shape) for name, weight in model.named_parameters()} | head
 
@@ -93,7 +93,7 @@ def estimate_memory(run: RunArguments, plan: Plan, sample: Sample) -> dict[str, 
 
     keys = with_defaults(plan.given) | vars(plan.tpaw_args)
     config = facade.load_config(run.model).get_text_config()
-    weights = weights_of(keys, weight_shapes(plan.players[-1].base, config))
+    weights = weights_of(keys, weight_shapes(plan.players[-1].base, config, run.model.trust_remote_code))
     state, gradients, held = _shared_out(run, weights)
     device, (prompt, response) = run.training.device.type, sample.longest
     length, layers, vocabulary = prompt + response, config.num_hidden_layers, config.vocab_size

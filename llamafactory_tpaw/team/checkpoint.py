@@ -108,7 +108,7 @@ def read_header(path: Path) -> list[Tensor]:
             raise ValueError(f"it has {size} bytes, its header says {last}")
     except OSError as error:
         raise DataError(cannot_read(path, error)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is cut off or damaged: {error}. Save or download it again.") from error
     return tensors
 

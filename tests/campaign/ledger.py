@@ -50,11 +50,12 @@ def record(campaign: str, outcome: Outcome, seed: int) -> None:
     write(ledger)
 
 
-def threats() -> list[tuple[str, str]]:
-    """Each test of test_security.py and the first paragraph of its docstring."""
+def threats(ledger: dict[str, Any]) -> list[tuple[str, str]]:
+    """The first paragraph of each docstring in test_security.py with its test, and the tests that stand elsewhere."""
     tree = ast.parse((Path(__file__).parent / "test_security.py").read_text(encoding="utf-8"))
     tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
-    return [(node.name, " ".join(ast.get_docstring(node).partition("\n\n")[0].split())) for node in tests]
+    own = [(" ".join(ast.get_docstring(node).partition("\n\n")[0].split()), node.name) for node in tests]
+    return own + [(each["what"], each["test"]) for each in ledger.get("threats", [])]
 
 
 def _table(head: str, rows: list[list[str]]) -> str:
@@ -95,7 +96,7 @@ def draw(ledger: dict[str, Any]) -> str:
         "## Threats",
         "What an untrusted dataset, checkpoint, server or reader could do, and the test that holds it off "
         "(`tests/campaign/test_security.py`).",
-        _table("what holds | test", [[what, f"`{name}`"] for name, what in threats()]),
+        _table("what holds | test", [[what, f"`{name}`"] for what, name in threats(ledger)]),
         "## What is not promised",
         "\n".join(f"- {each}" for each in ledger["not_promised"]),
         "## Runs",

@@ -17,9 +17,9 @@ from llamafactory_tpaw.report import page, plots
 from llamafactory_tpaw.report.collect import Method, Part, Point, collect
 from llamafactory_tpaw.report.evaluate import Evaluation, write_evaluations
 from llamafactory_tpaw.report.page import blocks_of, claims_of
-from llamafactory_tpaw.report.render import as_html, as_markdown
+from llamafactory_tpaw.report.render import as_html
 from llamafactory_tpaw.report.statistics import mean_interval
-from tests.board.hostile import TEXTS, Seen
+from tests.board.hostile import Seen
 from tests.unit.report import studied
 from tests.unit.report.played import play_three
 from tests.unit.report.studied import write_results
@@ -145,24 +145,6 @@ def test_what_is_left_out_of_results_is_left_out_of_the_page() -> None:
     text = Seen(as_html("bare", blocks_of([bare]))).text
     assert "Cost method produced" in text
     assert not re.search("Accuracy|How sure|Rewards|Weights|Responses|Triplets|nan", text)
-
-
-@pytest.mark.parametrize("evil", TEXTS.values())
-def test_texts_are_escaped(evil: str) -> None:
-    entry = {evil: {"value": 0.5, "n": 2, "items": "01"}}
-    points = (Point(0, 0, evil, evil, entry), Point(5, 1, evil, evil, entry))
-    part = Part(evil, points, 0, evil, evil, {evil: evil}, {evil: evil}, [dict.fromkeys(studied.EXAMPLE, evil)])
-    blocks = blocks_of([Method(evil, (part,))], [evil], [evil])
-    seen = Seen(as_html(evil, blocks))
-    assert set(seen.tags) <= set(
-        "html head meta title style body h1 h2 p div img details summary table tr th td".split()
-    )
-    assert (seen.tags.count("style"), seen.tags.count("h1")) == (1, 1)
-    assert evil in seen.words
-    lines = as_markdown(evil, blocks).splitlines()
-    assert not [
-        line for line in lines if re.search(r"(?<!\\)[<`$]|(?<!\\)\]\((?!\w+\.png\))", line.replace("<br>", ""))
-    ]
 
 
 def test_labels_with_dollars_and_values_that_are_not_finite() -> None:

@@ -67,7 +67,7 @@ def test_memory_is_what_a_calculation_gives(tiny_model: Path, tmp_path: Path, mo
     shutil.copytree(tiny_model, "theta_0")
     Path("theta_0/config.json").write_text(json.dumps(QWEN))
     shapes = weight_shapes("some/hub-model", AutoConfig.for_model(**QWEN))
-    monkeypatch.setattr(estimates, "weight_shapes", lambda folder, config: shapes)
+    monkeypatch.setattr(estimates, "weight_shapes", lambda *_: shapes)
     project, length, count = Project(tmp_path, Path("theta_0")), PROMPT + RESPONSE, counted().count
     changes = {"cutoff_len": length, "per_device_train_batch_size": BATCH, "bf16": True}
     changes |= {"tpaw_generate_batch_tokens": 16 * length}
