@@ -18,7 +18,7 @@ REGIMES = {
     "words": Task(step=30, wordings=2),
     "wrong": Task(step=30, wrong=0.1),
 }
-HIDDEN = {"small": 16, "words": 32, "wrong": 32}
+HIDDEN = {"small": 16, "words": 32, "wrong": 16}
 SIZES = {"train": 3000, "validation": 1000, "test": 2000}
 PLAYED = 750
 LAYERS = 2
