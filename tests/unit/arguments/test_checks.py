@@ -99,7 +99,7 @@ def test_keys_that_do_not(changes: dict[str, Any], named: str) -> None:
     assert problem.startswith(f"`{named}")
 
 
-@pytest.mark.parametrize("option", ["--dtype", "--max-model-len", "--no-enable-prefix-caching", "--port"])
+@pytest.mark.parametrize("option", ["--max-model-len", "--no-enable-prefix-caching", "--api-key", "--hf-token"])
 def test_what_is_set_for_vllm_cannot_be_set_again(option: str) -> None:
     for text in (f"{option} x", f"{option}=x".replace("max-model", "max_model")):
         (problem,) = setting_problems(GIVEN | {"tpaw_engine": "vllm", "tpaw_vllm_args": text})

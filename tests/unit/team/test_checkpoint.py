@@ -30,12 +30,6 @@ STATES = {
 }
 
 
-def test_weights_that_are_not_read(tmp_path: Path) -> None:
-    for part in (3, 1, 2):
-        (tmp_path / f"pytorch_model-{part}.bin").touch()
-    assert "its weights in pytorch_model-1.bin, which is not read" in check_checkpoint_complete(tmp_path)[0]
-
-
 def test_an_index_that_does_not_fit(tmp_path: Path) -> None:
     folder = save_sharded(tmp_path / "a", make_tensors())
     index = folder / "model.safetensors.index.json"
