@@ -84,7 +84,7 @@ setup(
         "llamafactory" + read_constant("llamafactory_tpaw/lf/status.py", "SUPPORTED"),
         "torch" + read_constant("llamafactory_tpaw/lf/status.py", "TORCH"),
         "packaging",
-        "filelock>=3.12",
+        "filelock>=3.20.1",
         "psutil>=5.9",
         "rich>=13.0",
         "shtab>=1.6",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,13 +25,16 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("spin"))
+
+
+def make_project(root: Path) -> Project:
     """Pairs with responses of up to 100 tokens and a cutoff far beyond them.
 
     The model has no attention dropout: stage `dpo` leaves that on in the policy, stage `tpaw` does not. It has seen
     such sentences, so that log-probs are about 1 nat a token: float32 sums of several hundred nats are spaced wider
     than the tolerance.
     """
-    root = tmp_path_factory.mktemp("spin")
     rows = make_pairs(2 * STEPS, words=(2, 34))
     model = tiny.save_model(root / "theta_0", attention_dropout=0.0, initializer_range=0.05)
     seen = [
