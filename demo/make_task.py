@@ -13,9 +13,10 @@ from .problems import DEMO, Problem, Task, make_splits
 from .tokenizer import build_tokenizer
 
 
-SIZES = {"train": 1000, "validation": 500, "test": 1000}
+SIZES = {"train": 3000, "validation": 1000, "test": 2000}
+PLAYED = 750
+HIDDEN, LAYERS = 32, 2
 MODEL = {
-    "hidden_size": 96,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
@@ -26,31 +27,30 @@ MODEL = {
 
 
 def write_problems(
-    folder: Path, seed: int, task: Task = DEMO, sizes: Mapping[str, int] = SIZES, played: int = 0
+    folder: Path, seed: int, task: Task = DEMO, sizes: Mapping[str, int] = SIZES, played: int = PLAYED
 ) -> dict[str, Path]:
-    r"""Write train.jsonl, validation.jsonl and test.jsonl with the columns `question` and `answer`.
+    r"""Write train.jsonl, validation.jsonl, test.jsonl and play.jsonl with the columns `question` and `answer`.
 
     Args:
         folder: Where the files go; made if missing.
         seed: Of the draw; the same seed gives the same bytes.
         task: What the problems are like.
         sizes: How many problems each split gets.
-        played: With a number, so many of the training problems are written to play.jsonl, too.
+        played: The first of the training problems, which are in play.jsonl, too.
 
     Returns:
         The path of each split.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths, splits = {}, make_splits(seed, dict(sizes), task)
-    if played:
-        splits["play"] = splits["train"][:played]
+    splits["play"] = splits["train"][:played]
     for name, problems in splits.items():
         paths[name] = folder / f"{name}.jsonl"
         _write_lines(paths[name], problems)
     return paths
 
 
-def write_base_model(folder: Path, seed: int, hidden: int = MODEL["hidden_size"], layers: int = 3) -> Path:
+def write_base_model(folder: Path, seed: int, hidden: int = HIDDEN, layers: int = LAYERS) -> Path:
     r"""Write a Qwen2-architecture checkpoint with random weights, and the demo's tokenizer beside it.
 
     Args:

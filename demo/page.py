@@ -1,87 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo's report says: which runs belong to which method, and the words around the numbers."""
+"""What the demo's report says before the figures: what was found, and how sure that is."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llamafactory_tpaw.report.collect import Method, Scores, read_part
+from llamafactory_tpaw.report.collect import Method, collect
 from llamafactory_tpaw.report.page import blocks_of
-from llamafactory_tpaw.report.render import write_page
+from llamafactory_tpaw.report.render import Block, Heading, Table, write_page
+from llamafactory_tpaw.report.statistics import ItemDifference, holm, paired_difference
 
-from .steps import ITERATIONS, Layout
+from .make_task import PLAYED, SIZES
 
 
-METHODS = {
-    "TPAW": tuple(f"tpaw_iter{t}" for t in ITERATIONS),
-    "SPIN": tuple(f"spin_iter{t}" for t in ITERATIONS),
-    "continued SFT": ("sft_more",),
-}
-LABELS = {
-    "sft": "theta_0, supervised fine-tuning",
-    **{f"tpaw_iter{t}": f"TPAW, iteration {t}" for t in ITERATIONS},
-    **{f"spin_iter{t}": f"SPIN, iteration {t}" for t in ITERATIONS},
-    "sft_more": "continued SFT",
-}
-NOTES = {
-    "TPAW": (
-        "Self-play against a team: in iteration t, θₜ answers the training problems, and is trained on these and the "
-        "earlier rounds of answers against up to three past checkpoints, with target weights (eta 6) and player "
-        "weights."
-    ),
-    "SPIN": (
-        "Self-play against the newest checkpoint and its answers alone, without weights, at a learning rate of its "
-        "own that was chosen on validation problems. It has one round of triplets an iteration, so it takes fewer "
-        "steps."
-    ),
-    "continued SFT": (
-        "Plain supervised fine-tuning of θ₀ on the same training problems for as many optimizer steps as TPAW takes; "
-        "no generated answers. Its checkpoints on the way were taken before its learning rate had come down."
-    ),
-}
+TASK = "word_problems"
 INTRODUCTION = (
-    "A Qwen2-architecture model of 0.37 million parameters with random weights learned to solve word problems by "
-    "supervised fine-tuning on 1,000 worked answers (θ₀, stopped at middling accuracy), and then went on in three "
-    "ways from the same θ₀ on the same 1,000 problems. Every training is a plain “llamafactory-cli train” of a file "
-    "in yaml/.",
-    "A problem: “{question}” Its worked answer: “{answer}”. Accuracy is the share of held-out problems whose final "
-    "number is right when the model answers greedily. No calculation of a test problem appears in training. Settings "
-    "were chosen on a separate validation set.",
+    "A tiny model of the Qwen2 architecture learned {train:,} word problems by supervised fine-tuning from random "
+    "weights (θ₀). With {played} of these problems it then played three iterations: by TPAW and by SPIN it answers "
+    "them, and learns to prefer the given answers to its own. Beside these are the baselines on the same {played}: "
+    "supervised fine-tuning by as many optimizer steps as TPAW takes, and by as many epochs.",
+    "Accuracy is the share of {test:,} new problems whose final number is right when the model answers greedily. No "
+    "calculation of a test problem appears in training.",
+)
+RESTARTS = (
+    "Supervised fine-tuning on all {train:,} problems went on from θ₀ with a new optimizer. If θ₀ is at its optimum, "
+    "none of these gains more than the noise of which problems are asked."
 )
 NOISE = (
-    "The intervals hold the noise of drawing {n:,} problems, not that of the training seed, which is larger: in this "
-    "demo θ₀ alone varies by many points from seed to seed. docs/demo.md has two further seeds. One tiny model on "
-    "one synthetic task, where every problem has one right wording, shows that the machinery works; it does not rank "
-    "methods.",
-    "θ₀ was stopped before supervised fine-tuning had given all it can, so further passes over the targets still "
-    "help, and all methods train on the targets. Compare at equal optimizer steps; a step of self-play costs about "
-    "twice one of SFT, because it also passes the generated answers through the model, and its answers have to be "
-    "sampled first.",
+    "All differences of this page are of one seed, with the noise of which problems are asked; docs/reproduction.md "
+    "has eight seeds of a smaller model. A tiny model on one synthetic task does not rank methods."
 )
 
 
-def build_report(place: Layout, split: str, accuracy_file: Path) -> Path:
-    """Write the report of a finished demo and return the path of its page."""
-    from .evaluate import read_problems
+def differences(methods: Sequence[Method]) -> dict[str, tuple[ItemDifference, float]]:
+    """Compare each method's last checkpoint with its θ₀ on the same problems, by label, with p corrected by Holm."""
+    found = {}
+    for method in methods:
+        scores = method.scores(TASK)
+        (last,), (first,) = (scores[name].values() for name in (method.last(TASK), "theta_0"))
+        found[method.label] = paired_difference(last["items"], first["items"])
+    return dict(zip(found, zip(found.values(), holm([each.p for each in found.values()]), strict=True), strict=True))
 
-    rows = read_problems(place.problems / f"{split}.jsonl")
-    what = f"right answers to {len(rows):,} {'held-out' if split == 'test' else split} problems"
-    measured = {
-        Path(row["checkpoint"]): {what: {"value": row["accuracy"], "n": row["n"], "items": row["hits"]}}
-        for row in json.loads(accuracy_file.read_text(encoding="utf-8"))
-    }
 
-    def read_scores(folder: Path) -> Scores:
-        return measured.get(folder, {})
-
-    def method(label: str, runs: tuple[str, ...]) -> Method:
-        part = read_part(label, place.seed, place.output("sft"), [place.output(run) for run in runs], read_scores)
-        return Method(label, (part,))
-
-    blocks = blocks_of(
-        [method(label, runs) for label, runs in METHODS.items()],
-        [*(text.format(**rows[0]) for text in INTRODUCTION), *(f"{label}: {note}" for label, note in NOTES.items())],
-        [text.format(n=len(rows)) for text in NOISE],
+def what_was_found(found: Mapping[str, tuple[ItemDifference, float]], start: float) -> str:
+    """Say in one sentence which methods gain on a θ₀ of accuracy `start`, which lose, and by how much."""
+    shown = {label: each.mean for label, (each, p) in found.items() if p < 0.05}
+    words = []
+    for name, labels in (
+        ("gains", [label for label, mean in shown.items() if mean > 0]),
+        ("loses", [label for label, mean in shown.items() if mean < 0]),
+    ):
+        words.append(f"{' and '.join(labels) or 'nothing'} {name if len(labels) < 2 else name.removesuffix('s')}")
+    amounts = "; ".join(f"{label} {_points(each)}" for label, (each, _) in found.items())
+    n = next(iter(found.values()))[0].n
+    text = (
+        f"{words[0]} more than the noise here, and {words[1]}: θ₀ solves {100 * start:.1f} % of {n:,} new problems. "
+        f"After three iterations it is in points, with 95 % intervals over the same problems: {amounts}."
     )
-    return write_page("Self-play of a tiny model on word problems", blocks, place.report)
+    return text[0].upper() + text[1:]
+
+
+def _points(found: ItemDifference) -> str:
+    low, high = found.interval
+    return f"{100 * found.mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
+
+
+def restart_blocks(restarts: Sequence[Method]) -> list[Block]:
+    """List what more supervised fine-tuning on all problems changed."""
+    rows = []
+    for (label, (found, p)), method in zip(differences(restarts).items(), restarts, strict=True):
+        (point,) = method.points()[method.last(TASK)].values()
+        rows.append([label, f"{100 * point.evaluations[TASK]['value']:.1f}", _points(found), f"{p:.2f}"])
+    head = ("from θ₀", "accuracy, %", "minus θ₀, points", "McNemar p (Holm)")
+    return [Heading("Is θ₀ at its optimum?"), RESTARTS, Table(head, rows)]
+
+
+def build_report(played: Path, restarted: Path, folder: Path) -> tuple[Path, str]:
+    """Write the page on the results of both studies, and return its path and its first sentence."""
+    methods, sizes = collect([played]), SIZES | {"played": PLAYED}
+    (start,) = methods[0].scores(TASK)["theta_0"].values()
+    first = what_was_found(differences(methods), start["value"])
+    texts = [text.format(**sizes) for text in (*INTRODUCTION, RESTARTS)]
+    blocks = [first, *texts[:-1], *restart_blocks(collect([restarted])), *blocks_of(methods, (), [NOISE])]
+    return write_page("Self-play of a tiny model on word problems", blocks, folder), first

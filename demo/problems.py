@@ -18,7 +18,7 @@ class Task(NamedTuple):
     """How large numbers are, in how many ways an answer is written, and the share of wrong training answers."""
 
     start: int = 60
-    step: int = 9
+    step: int = 30
     wordings: int = 1
     wrong: float = 0.0
 

@@ -14,26 +14,23 @@ from .problems import Task
 # A model too small for its problems; then one that can learn all of them: answers that may be written in two ways; a
 # tenth of the answers wrong.
 REGIMES = {
-    "small": Task(step=30),
-    "words": Task(step=30, wordings=2),
-    "wrong": Task(step=30, wrong=0.1),
+    "small": Task(),
+    "words": Task(wordings=2),
+    "wrong": Task(wrong=0.1),
 }
 HIDDEN = {"small": 16, "words": 32, "wrong": 16}
-SIZES = {"train": 3000, "validation": 1000, "test": 2000}
-PLAYED = 750
-LAYERS = 2
 SEEDS = 8
 
 
 def write_regime(name: str, data: Path, saves: Path, seeds: int) -> None:
     """Write a regime's problems, the same for all seeds, and their dataset_info.json, and a base model a seed."""
     folder = data / name
-    paths = write_problems(folder, 0, REGIMES[name], SIZES, PLAYED)
+    paths = write_problems(folder, 0, REGIMES[name])
     columns = {"prompt": "question", "response": "answer"}
     entries = {split: {"file_name": path.name, "columns": columns} for split, path in paths.items()}
     (folder / "dataset_info.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     for seed in range(seeds):
-        write_base_model(saves / name / f"seed{seed}" / "base", seed, HIDDEN[name], LAYERS)
+        write_base_model(saves / name / f"seed{seed}" / "base", seed, HIDDEN[name])
 
 
 def main() -> None:

@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from demo.make_task import SIZES, write_base_model, write_problems
+from demo.make_task import PLAYED, SIZES, write_base_model, write_problems
+from demo.page import TASK, differences, what_was_found
 from demo.problems import Problem, Task, make_splits, parse_answer
 from demo.tokenizer import vocabulary
 from llamafactory_tpaw.lf import facade
+from llamafactory_tpaw.report.collect import Method, Part, Point
+from llamafactory_tpaw.runs.study import read_study, write_part
 
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("dataset", "dataset_dir", "output_dir", "tpaw_prompts", "tpaw_cache_dir", "plot_loss")
 LINE = re.compile(r"(\d+)([+-]\d+)=(\d+)")
 
 
@@ -80,14 +84,37 @@ def test_every_problem_round_trips_through_the_template(checkpoint: Path, proble
         assert tokenizer.unk_token_id not in prompt + response
 
 
-def settings(name: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "yaml" / f"tiny_{name}.yaml").read_text())
+def test_run_files_are_what_the_demo_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the study's own names of folders and sets; SFT takes as many steps as the triplets of TPAW make."""
+    shutil.copytree(ROOT / "data", tmp_path / "data", ignore=shutil.ignore_patterns("demo", "tpaw"))
+    monkeypatch.chdir(tmp_path)
+    write_problems(Path("data/demo"), 0)
+    write_base_model(Path("saves/Tiny/full/sft"), 0)
+    parts = {part.key: part for part in read_study(str(ROOT / "demo" / "study.yaml")).parts()}
+    for method in ("tpaw", "spin"):
+        for t, item in enumerate(write_part(parts[method])):
+            own = yaml.safe_load((ROOT / "yaml" / f"tiny_{method}_iter{t}.yaml").read_text())
+            different = {key for key in own | item.given if own.get(key) != item.given.get(key)}
+            assert different <= {*NAMES, "tpaw_players", "model_name_or_path"}
+            assert own["tpaw_prompts"] == "tiny_play"
+    rows = [PLAYED * (t + 1) for t in range(3)]
+    assert [item.given["max_steps"] for item in write_part(parts["sft_steps"])] == [2 * -(-n // 32) for n in rows]
 
 
-def test_continued_sft_takes_as_many_steps_as_tpaw() -> None:
-    steps = 0
-    for iteration in range(3):
-        played = settings(f"tpaw_iter{iteration}")
-        rows = SIZES["train"] * (iteration + 1)
-        steps += int(played["num_train_epochs"]) * -(-rows // played["per_device_train_batch_size"])
-    assert settings("sft_more")["max_steps"] == steps
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ({"A": "1" * 100, "B": "0" * 100}, "A gains more than the noise here, and B loses: "),
+        ({"A": "10" * 50, "B": "11" + "10" * 49}, "Nothing gains more than the noise here, and nothing loses: "),
+        ({"A": "1" * 100, "B": "1" * 99 + "0"}, "A and B gain more than the noise here, and nothing loses: "),
+    ],
+)
+def test_the_report_begins_with_what_was_found(items: dict[str, str], said: str) -> None:
+    def point(theta: int, kept: str) -> Point:
+        return Point(theta, theta, evaluations={TASK: {"value": kept.count("1") / 100, "n": 100, "items": kept}})
+
+    methods = [Method(name, (Part(name, (point(0, "10" * 50), point(1, kept)), 0),)) for name, kept in items.items()]
+    text = what_was_found(differences(methods), 0.5)
+    assert text.startswith(f"{said}θ₀ solves 50.0 % of 100 new problems. ")
+    amounts = re.findall(r"([AB]) (\S+) \(", text.replace("−", "-"))
+    assert amounts == [(name, f"{kept.count('1') - 50:+.1f}") for name, kept in items.items()]

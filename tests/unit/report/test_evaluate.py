@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test = write_problems(root / "data" / "demo", 0)["test"]
     lines = test.read_text("utf-8").splitlines()[:10]
     test.write_text("\n".join(lines), "utf-8")
-    folder = write_base_model(root / "theta", 1)
+    folder = write_base_model(root / "theta", 1, hidden=96, layers=3)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     settings = SimpleNamespace(template="default", train_on_prompt=False, tool_format=None, default_system="")
     template = facade.get_template_and_fix_tokenizer(tokenizer, settings)
