@@ -13,11 +13,11 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 .PHONY: help venv demo test chromium lint docs bench real
 
 help:
-	@echo "make demo       play three iterations with a tiny model on the CPU and write a report"
+	@echo "make demo       play three iterations with a tiny model on the CPU, baselines beside it, and write a report"
 	@echo "make test       run the whole test suite"
 	@echo "make chromium   install Debian's Chromium where it is missing, for the tests of LlamaBoard's page"
 	@echo "make bench      measure time and memory of training against other trainers"
-	@echo "make real       play with a real model, real vLLM and other servers on the CPU (keeps 4 GB in .real)"
+	@echo "make real       play with a real model, real vLLM and other servers on the CPU, then on GSM8K (keeps 4 GB in .real)"
 	@echo "make lint       check style and formatting"
 	@echo "make docs       write docs/configuration.md and docs/commands.md from the help"
 
@@ -40,9 +40,10 @@ bench: $(VENV)/.tpaw-installed
 	@$(RUN) -m benchmarks.training
 	@$(RUN) -m benchmarks.iteration
 
-# REAL="--prompts 48" passes options on.
+# REAL="--prompts 48" passes options on, GSM8K="--data FOLDER" those of the second part.
 real: $(VENV)/.tpaw-installed-dev
 	@$(RUN) -m benchmarks.real $(REAL)
+	@$(RUN) -m benchmarks.gsm8k $(GSM8K)
 
 lint: $(VENV)/.tpaw-installed-dev
 	@$(RUN) -m ruff check .

