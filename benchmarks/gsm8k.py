@@ -26,7 +26,7 @@ from .workload import RESULTS, ROOT
 
 
 KEPT, DATA, TASK = ROOT / ".real", ROOT.parent / "shared" / "data" / "gsm8k", "gsm8k_text"
-PLAYED = 32  # problems of gsm8k_small.yaml
+PLAYED = 16  # problems of gsm8k_small.yaml
 HEADER = ("method", "checkpoint", "right, %", "standard error", "items", "generate, s", "score, s", "train, s")
 
 

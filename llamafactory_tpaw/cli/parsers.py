@@ -207,7 +207,7 @@ $ llamafactory-tpaw lineage saves --mermaid > lineage.mmd
 Evaluate checkpoints with lm-eval (extra `eval`) and keep the results, item by item, in eval.json beside each. What is
 there already is left. `tpaw_leaderboard_v1` and `_v2` are the tasks of the two Open LLM Leaderboards.
 $ llamafactory-tpaw eval saves/qwen2.5-1.5b/full/mine_iter2 --tasks gsm8k
-$ llamafactory-tpaw eval saves/Tiny/full --tasks demo/tasks/word_problems.yaml
+$ llamafactory-tpaw eval saves/Tiny/runs --tasks demo/tasks/word_problems.yaml
 ## best: the best checkpoint of a run on a validation task, and whether that is noise
 Compare checkpoints by what `eval` kept: the best one, and its difference to the next one on the same items. The task
 should have validation problems: on the problems that chose it the best of several looks better than it is.
