@@ -24,8 +24,8 @@ INTRODUCTION = (
     "calculation of a test problem appears in training.",
 )
 RESTARTS = (
-    "Supervised fine-tuning on all {train:,} problems went on from θ₀ with a new optimizer. If θ₀ is at its optimum, "
-    "none of these gains more than the noise of which problems are asked."
+    "More supervised fine-tuning on all {train:,} problems, from θ₀ with a new optimizer. If θ₀ is at its optimum, no "
+    "restart gains more than the noise of which problems are asked."
 )
 NOISE = (
     "All differences of this page are of one seed, with the noise of which problems are asked; docs/reproduction.md "
@@ -73,14 +73,14 @@ def restart_blocks(restarts: Sequence[Method]) -> list[Block]:
         (point,) = method.points()[method.last(TASK)].values()
         rows.append([label, f"{100 * point.evaluations[TASK]['value']:.1f}", _points(found), f"{p:.2f}"])
     head = ("from θ₀", "accuracy, %", "minus θ₀, points", "McNemar p (Holm)")
-    return [Heading("Is θ₀ at its optimum?"), RESTARTS, Table(head, rows)]
+    return [Heading("Is θ₀ at its optimum?"), RESTARTS.format(**SIZES), Table(head, rows)]
 
 
 def build_report(played: Path, restarted: Path, folder: Path) -> tuple[Path, str]:
     """Write the page on the results of both studies, and return its path and its first sentence."""
-    methods, sizes = collect([played]), SIZES | {"played": PLAYED}
+    methods = collect([played])
     (start,) = methods[0].scores(TASK)["theta_0"].values()
     first = what_was_found(differences(methods), start["value"])
-    texts = [text.format(**sizes) for text in (*INTRODUCTION, RESTARTS)]
-    blocks = [first, *texts[:-1], *restart_blocks(collect([restarted])), *blocks_of(methods, (), [NOISE])]
-    return write_page("Self-play of a tiny model on word problems", blocks, folder), first
+    texts = [text.format(**SIZES, played=PLAYED) for text in INTRODUCTION]
+    blocks = blocks_of(methods, [*texts, *restart_blocks(collect([restarted]))], [NOISE])
+    return write_page("Self-play of a tiny model on word problems", [first, *blocks], folder), first

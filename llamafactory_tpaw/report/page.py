@@ -83,11 +83,11 @@ class Claim(NamedTuple):
     verdict: str = "not shown"
 
 
-def blocks_of(methods: Sequence[Method], introduction: Sequence[str] = (), noise: Sequence[str] = ()) -> list[Block]:
+def blocks_of(methods: Sequence[Method], introduction: Sequence[Block] = (), noise: Sequence[str] = ()) -> list[Block]:
     """Return what a page says of methods, of which the first one is compared with the others.
 
     What no run has logged or measured is left out. `introduction` and `noise`, on what the differences cannot tell,
-    are paragraphs of plain text.
+    come after the verdicts and after the differences.
     """
     main = methods[0]
     parts = [part for method in methods for part in method.parts]
@@ -148,7 +148,10 @@ def _verdicts(claims: Sequence[Claim]) -> Iterator[str]:
     said: dict[str, list[str]] = {}
     for claim in sorted(claims, key=lambda claim: claim.verdict == "not shown"):
         what = "Not shown to be gain or loss" if claim.verdict == "not shown" else f"A {claim.verdict} is shown"
-        between = f" ({_range(claim.found.interval, sign=True)})" if claim.found.interval else ""
+        interval = claim.found.interval
+        if len(claim.found.values) == 1 and claim.items:
+            what, interval = "With the noise of the items alone", [100 * end for end in claim.items[0].interval]
+        between = f" ({_range(interval, sign=True)})" if interval else ""
         text = f"{_signed(claim.found.mean)}{between} against {claim.other}"
         said.setdefault(f"{what}, on {claim.task} for {claim.first}", []).append(text)
     yield from (f"{start}: {'; '.join(texts)}." for start, texts in said.items())

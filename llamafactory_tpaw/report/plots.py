@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,8 @@ def draw(title: str, across: str, lines: Sequence[Line], marks: Sequence[float] 
         xs, ys = [x + shift for x, _ in mean], [y for _, y in mean]
         axis.plot(xs, ys, markevery=max(1, len(mean) // 8), label=_plain(line.label), **look)
     if len(ticks) < 8:
-        axis.set_xticks(ticks)
+        spread = 0.05 * (ticks[-1] - ticks[0])
+        axis.set_xticks([x for before, x in itertools.pairwise([-math.inf, *ticks]) if x - before > spread])
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5, handlelength=3.2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})

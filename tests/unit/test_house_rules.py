@@ -33,7 +33,7 @@ BUDGETS = {
     "generation": 2353,
     "train": 957,
     "runs": 2822,
-    "report": 1760,
+    "report": 1765,
     "board": 927,
     "commands": 810,
 }

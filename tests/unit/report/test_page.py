@@ -125,7 +125,9 @@ def test_eight_seeds_can_show_a_gain_and_one_seed_shows_its_items(study: Path) -
     start, other = claims_of(one, ["words"])
     assert (start.verdict, start.found.interval, start.corrected_p) == ("not shown", None, 1)
     assert (other.items[0].mean, other.items[0].p) == (pytest.approx(0.4), 0.125)
-    assert "20.0 5.7 to 51.0" in Seen(as_html("one", blocks_of(one))).text, "Wilson, 2 of 10"
+    text = Seen(as_html("one", blocks_of(one))).text
+    assert "20.0 5.7 to 51.0" in text, "Wilson, 2 of 10"
+    assert "noise of the items alone, on words for TPAW, theta_2: +50.0 (+17.3 to +82.7) against theta_0" in text
 
 
 def test_gains_are_drawn_from_each_seeds_own_start(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
