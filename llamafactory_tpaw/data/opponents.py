@@ -93,6 +93,8 @@ def load_triplets(
             )
         limits.check_room(prompt_ids)
         if exact and row.generated_ids:
+            if not (0 <= min(row.generated_ids) and max(row.generated_ids) < limits.vocabulary):
+                raise UnusableRowError(f"`generated_ids` holds an id beyond the model's {limits.vocabulary}")
             generated_ids = encoder.finish(row.generated_ids, row.finish_reason)
         else:
             generated_ids = encoder.encode_text(row.generated, row.finish_reason)

@@ -39,6 +39,7 @@ class Limits:
     cutoff_len: int
     min_response: int
     max_bad_rows: int
+    vocabulary: int = 2**31  # ids that the model knows
 
     def check_room(self, prompt_ids: np.ndarray) -> None:
         """Refuse a row whose prompt leaves too little for a response."""

@@ -15,6 +15,7 @@ from ..data.source import Entry, find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, generator_place, meta_path, read_meta
 from ..data.weights import weigh
 from ..errors import ConfigError, DataError, Findings
+from ..lf import facade
 from ..lf.logs import get_logger
 from ..team.manifest import MANIFEST, read_manifest, relative_path
 from ..team.members import Team, load_team
@@ -115,7 +116,10 @@ def _checked_metas(
 
 def _read(run: RunArguments, team: Team, entry: Entry, meta: TripletMeta | None) -> list[Triplet]:
     """Read triplets with their meta and say what is unusual about them, or read any other ranking data."""
-    limits = opponents.Limits(run.data.cutoff_len, run.finetuning.tpaw_min_response, run.finetuning.tpaw_max_bad_rows)
+    # Of the two the model's own may be padded, or be made larger for new tokens.
+    vocabulary = max(facade.load_config(run.model).get_text_config().vocab_size, len(team.tokenizer))
+    args = run.finetuning
+    limits = opponents.Limits(run.data.cutoff_len, args.tpaw_min_response, args.tpaw_max_bad_rows, vocabulary)
     folder = Path(run.finetuning.tpaw_cache_dir) / "tokens"
     if meta is None:
         logger.info_rank0(f"`{entry.name}` is ranking data of another source: no lineage is checked.")

@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,11 @@ from transformers import PreTrainedTokenizerFast as T, Qwen2Config as C, Qwen2Fo
 SECRET = "geheim-987"
 
 
+@dataclass
 class Touch:
     """Makes a file when it is unpickled."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.path,)
@@ -137,9 +138,8 @@ def test_code_in_a_models_folder_is_not_run(
     classes = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M", "AutoModel": f"{folder}--own.B"}
     write_json_atomic(folder / "config.json", read_json(folder / "config.json") | {"auto_map": classes})
     template = "{{ cycler.__init__.__globals__.os.system('touch " + str(trap) + "') }}"
-    tokenizer = {"auto_map": {"AutoTokenizer": [None, "own.T"]}, "chat_template": template}
-    path = folder / "tokenizer_config.json"
-    write_json_atomic(path, read_json(path) | tokenizer)
+    path, classes = folder / "tokenizer_config.json", {"AutoTokenizer": [None, "own.T"]}
+    write_json_atomic(path, read_json(path) | {"auto_map": classes, "chat_template": template})
     (folder / "chat_template.jinja").write_text(template)
     run = encoders.parse(Project(tmp_path, folder))
     tokenizer = load_tokenizer(run.model, "`--model`")["tokenizer"]
@@ -247,9 +247,8 @@ def test_quoted_texts_cannot_rule_a_terminal(capsys: pytest.CaptureFixture[str])
     logger.warning(RULES)
     logger.removeHandler(handler)
     shown = capsys.readouterr()
-    parts = (shown.err, shown.out, stream.getvalue())
-    assert [part.count("owned") for part in parts] == [2, 4, 1]
-    assert not UNSEEN.search("".join(parts))
+    text = shown.err + shown.out + stream.getvalue()
+    assert (text.count("owned"), UNSEEN.search(text)) == (7, None)
 
 
 def test_what_a_server_says_holds_no_key_and_rules_no_terminal(

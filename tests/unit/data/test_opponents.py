@@ -61,6 +61,13 @@ def test_exact_ids_are_used(project: Project, encoder: TurnEncoder, tmp_path: Pa
     assert replace(triplet, generated_ids=triplet.target_ids).equal
 
 
+@pytest.mark.parametrize("token", [-1, 10_000, 2**40, "a"])
+def test_ids_that_the_model_does_not_know_are_of_a_bad_row(project: Project, encoder: TurnEncoder, token: Any) -> None:
+    entry, meta = write_round(project, encoder, [replace(odd_row(encoder), generated_ids=[token])])
+    with pytest.raises(DataError, match=r"First: row 1, because (the template cannot|`generated_ids` holds an id)"):
+        load_triplets(entry, meta, encoder, replace(LIMITS, vocabulary=10_000))
+
+
 @pytest.mark.parametrize("what", ["tokenizer", "template", "ids"])
 def test_text_is_encoded_where_the_ids_do_not_fit(project: Project, encoder: TurnEncoder, what: str) -> None:
     row = odd_row(encoder)
