@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
@@ -19,6 +20,11 @@ from filelock import FileLock, Timeout
 
 from ..errors import DataError, EnvironmentProblem, InUseError
 
+
+try:
+    import fcntl
+except ImportError:  # Windows, where temporary files of killed processes stay
+    fcntl = None
 
 TEMP_SUFFIX = ".tmp"
 
@@ -31,13 +37,20 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 def write_parts_atomic(path: str | Path, parts: Iterable[bytes]) -> str:
     """Write a file as `write_atomic` does from parts, of which one at a time is in memory; return its SHA-256.
 
-    They go to a temporary file in the same folder, which is flushed to the disk and renamed.
+    They go to a temporary file in the same folder, which is flushed and renamed; what killed ones left is removed.
     """
     path, digest = Path(path), hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".*.{'?' * 12}{TEMP_SUFFIX}") if fcntl else ():
+        with contextlib.suppress(OSError), open(left, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(stream.fileno()).st_mtime > 1:  # else its process may not have locked it yet
+                left.unlink()
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMP_SUFFIX}")
     try:
         with open(temporary, "xb") as stream:
+            with contextlib.suppress(OSError, AttributeError):  # without locks
+                fcntl.flock(stream, fcntl.LOCK_SH)
             for part in parts:
                 digest.update(part)
                 stream.write(part)

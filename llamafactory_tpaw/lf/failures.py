@@ -83,6 +83,8 @@ def explain(error: Exception, places: Mapping[str, Path]) -> str | None:
                 f"{os.fsdecode(cause.filename)} cannot be opened: {cause.strerror}. Give yourself the right to read "
                 "and write there, move a file that stands where a folder belongs, or choose another folder."
             )
+        if isinstance(cause, OSError) and cause.errno == errno.EIO:
+            return f"A disk failed: {text}. Move what the run has on it; the same command then continues."
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and OUT_OF_MEMORY.search(str(cause))):
             return (
                 f"Memory ran out: {text}. Lower `per_device_train_batch_size` while raising "

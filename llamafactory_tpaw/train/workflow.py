@@ -69,14 +69,17 @@ def run_tpaw(
             trainer.save_metrics("eval", metrics)
         # A training that LlamaBoard's user aborted has not made θ_{t+1}.
         aborted = any(getattr(callback, "aborted", False) for callback in trainer.callback_handler.callbacks)
+        if not training_args.push_to_hub:
+            facade.create_modelcard_and_push(trainer, *run[:4])
         if training_args.do_train and trainer.is_world_process_zero() and not aborted:
-            finish_manifest(run, manifest, seconds=time.monotonic() - started)  # so that what is pushed says it
+            finish_manifest(run, manifest, seconds=time.monotonic() - started)
             if not trainer.policy_moved or manifest.result["fingerprint"] == manifest.policy["fingerprint"]:
                 logger.warning_rank0(
                     f"The training changed no weight of theta_{manifest.iteration}: the learning rate was 0 in each "
                     "step, or lost in rounding. Correct it, or take more steps, and set `overwrite_output_dir: true`."
                 )
-        facade.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+        if training_args.push_to_hub:
+            facade.create_modelcard_and_push(trainer, *run[:4])  # the manifest, too
         processes.meet()  # where a process ends the result is there, also on another machine
         if termination.is_set():
             raise Terminated
