@@ -13,8 +13,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from datasets import Dataset
+from llamafactory.train.tuner import run_exp
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from trl import DPOConfig, DPOTrainer
 
 from llamafactory_tpaw.data.opponents import Limits, load_foreign
 from llamafactory_tpaw.data.source import find_entry
@@ -28,6 +30,13 @@ from .ledger import ROOT, Outcome
 CHECKOUT = "LLAMAFACTORY_CHECKOUT"
 STEPS, CUTOFF, SCALE, TOLERANCE = 20, 512, 0.1, 1e-5
 HOOKED = "import sys; print('llamafactory_tpaw._hook' in sys.modules)"
+
+
+class GivenIds(DPOTrainer):
+    """Takes the pairs as the token ids that our stage trains on."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
+        return dataset
 
 
 def run(count: int, seed: int, folder: Path) -> Outcome:
@@ -44,19 +53,6 @@ def run(count: int, seed: int, folder: Path) -> Outcome:
 
 def beside_trl(seed: int, root: Path, outcome: Outcome) -> None:
     """Train SPIN and TRL's `DPOTrainer` on the same pairs in the same order: each loss, and all weights at the end."""
-    try:
-        from llamafactory.train.tuner import run_exp
-        from trl import DPOConfig, DPOTrainer
-    except (ImportError, RuntimeError) as error:
-        print(f"TRL is left out, since it cannot be imported: {error}")
-        return
-
-    class GivenIds(DPOTrainer):
-        """Takes the pairs as the token ids that our stage trains on."""
-
-        def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
-            return dataset
-
     project = make_project(root)
     shared = {"learning_rate": 0.02, "per_device_train_batch_size": 2, "max_steps": STEPS, "seed": seed}
     shared |= {"optim": "sgd", "logging_steps": 1, "use_cpu": True, "save_strategy": "no"}
@@ -105,7 +101,7 @@ def llamafactorys_own_tests(checkout: Path, folder: Path, outcome: Outcome) -> N
             ends = [part.tag for part in case if part.tag in ("failure", "error", "skipped")]
             found[how][f"{case.get('classname')}::{case.get('name')}"] = ends[0] if ends else "passed"
     for end, times in Counter(found["with"].values()).items():
-        outcome.tried[f"LlamaFactory's own tests, with and without: {end}"] += times
+        outcome.tried[f"LlamaFactory's own tests that end alike with and without the package: {end}"] += times
     for name in sorted(found["with"].keys() | found["without"].keys()):
         ends = [found[how].get(name, "absent") for how in ("with", "without")]
         if ends[0] != ends[1]:

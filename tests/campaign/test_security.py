@@ -25,7 +25,6 @@ from llamafactory_tpaw.data.files import locked, read_json, write_json_atomic
 from llamafactory_tpaw.data.rounds import list_opponents
 from llamafactory_tpaw.data.source import find_entry, load_rows, triplet_entry
 from llamafactory_tpaw.errors import UNSEEN, ConfigError, DataError, EnvironmentProblem, GenerationError
-from llamafactory_tpaw.generation.base import Failure
 from llamafactory_tpaw.generation.partial import PartialFile
 from llamafactory_tpaw.lf import facade, signals
 from llamafactory_tpaw.lf.given import read_given
@@ -47,13 +46,14 @@ from llamafactory_tpaw.train.trainer import TpawTrainer
 from tests import encoders
 from tests.board.hostile import TEXTS, Seen
 from tests.campaign.ledger import ROOT
-from tests.runs import ADDITIONS, Project
-from tests.servers.faulty import ScriptedServer
+from tests.runs import Project
 from tests.unit.generation import test_process
-from tests.unit.generation.test_client import ROWS, answers_of, completion, prepare
+from tests.unit.generation.test_client import ROWS, answers_of, like_vllm, prepare, project, serving
 from tests.unit.report import studied
 from tests.unit.report.played import play_three
 
+
+__all__ = ["project"]
 
 # How data would become code: unpickled, evaluated, by a shell, or as a model's own code.
 RUNS_DATA = re.compile(
@@ -91,7 +91,7 @@ def trap(tmp_path: Path) -> Iterator[Path]:
 def test_nothing_in_the_package_turns_data_into_code() -> None:
     """The package unpickles no file, evaluates no text, starts no shell, and switches no model's own code on."""
     assert len(RUNS_DATA.findall("import pickle\n eval(x); torch.load(f), f(shell=True)\nmodel.eval()")) == 4
-    files = sorted((ROOT / "llamafactory_tpaw").rglob("*.py"))
+    files = (ROOT / "llamafactory_tpaw").rglob("*.py")
     assert [file.name for file in files if RUNS_DATA.search(file.read_text("utf-8"))] == []
 
 
@@ -226,9 +226,8 @@ def test_texts_are_escaped(evil: str) -> None:
     part = Part(evil, points, 0, evil, evil, {evil: evil}, {evil: evil}, [dict.fromkeys(studied.EXAMPLE, evil)])
     blocks = blocks_of([Method(evil, (part,))], [evil], [evil])
     seen = Seen(as_html(evil, blocks))
-    assert set(seen.tags) <= set(
-        "html head meta title style body h1 h2 p div img details summary table tr th td".split()
-    )
+    known = "html head meta title style body h1 h2 p div img details summary table tr th td"
+    assert set(seen.tags) <= set(known.split())
     assert (seen.tags.count("style"), seen.tags.count("h1")) == (1, 1)
     assert evil in seen.words or evil is RULES
     text = as_markdown(evil, blocks)
@@ -246,51 +245,38 @@ def test_quoted_texts_cannot_rule_a_terminal(capsys: pytest.CaptureFixture[str])
     logger.addHandler(handler := logging.StreamHandler(stream))
     logger.warning(RULES)
     logger.removeHandler(handler)
-    shown = capsys.readouterr()
-    text = shown.err + shown.out + stream.getvalue()
+    text = "".join(capsys.readouterr()) + stream.getvalue()
     assert (text.count("owned"), UNSEEN.search(text)) == (7, None)
 
 
 def test_what_a_server_says_holds_no_key_and_rules_no_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A server that repeats the key and sends control characters brings neither into errors, logs and meta files."""
     monkeypatch.setenv("TPAW_ENGINE_API_KEY", SECRET)
-    said, served = f"{SECRET} {RULES}", ["theta_0", f"other {SECRET} {RULES}"]
-    statuses = iter([200, 200, 500])
+    said, statuses = f"{SECRET} {RULES}", iter([200])
 
-    def say(method: str, path: str, body: Any) -> tuple[int, Any]:
-        if method == "GET":
-            entries = [{"id": name, "owned_by": "vllm"} for name in served]
-            return 200, {"data": entries, "version": said}
-        status = next(statuses, 200)
-        fine = completion(len(body["prompt"]), token_ids=[65, 6], prompt_token_ids=body["prompt"])
-        return fine if status == 200 else (status, {"error": {"message": said, "type": said}})
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        fine = next(statuses, 500) == 200
+        return like_vllm(body) if fine else (500, {"error": {"message": said, "type": said}})
 
-    with ScriptedServer(say) as server:
-        project = Project(tmp_path, Path("theta_0"))
-        project.add_dataset("sft", ADDITIONS[:ROWS], columns={"prompt": "question", "response": "answer"})
+    with serving(reply, said, owned_by="vllm") as server:
         engine, requests = prepare(project, server.url)
-        failed = [each for each in answers_of(engine, requests).values() if isinstance(each, Failure)]
+        reasons = [each.reason for each in answers_of(engine, requests).values()]
         assert {key for *_, key in server.seen} == {f"Bearer {SECRET}"}
-        statuses = iter([200, 401])
-        with pytest.raises(GenerationError, match="answered 401: ") as denied:
-            answers_of(engine, requests)
-        served.pop(0)
-        with pytest.raises(GenerationError, match="serves other ") as absent:
-            answers_of(engine, requests)
-    assert [failure.reason.count("owned") for failure in failed] == [1]
-    shown = [str(error) for error in (denied.value, absent.value, DataError(failed[0].reason))]
-    assert SECRET not in "".join(shown) + failed[0].reason + caplog.text + repr(engine.facts) + engine.version
-    assert not UNSEEN.search("".join(shown) + caplog.text)
+    with serving(reply, id=f"other {said}") as server, pytest.raises(GenerationError) as absent:
+        answers_of(*prepare(project, server.url))
+    shown = f"{absent.value} {DataError(reasons)} {caplog.text}"
+    assert (shown.count("owned"), UNSEEN.search(shown)) == (1 + ROWS + caplog.text.count("owned"), None)
+    assert SECRET not in shown + "".join(reasons) + repr(engine.facts) + engine.version
 
 
-@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"a":' * 200_000, b"9" * 5_000], ids=["lists", "objects", "9s"])
+@pytest.mark.parametrize("content", [b"[" * 200_000, b"9" * 5_000], ids=["lists", "digits"])
 def test_json_that_overwhelms_a_parser_is_a_message(tmp_path: Path, content: bytes) -> None:
     """JSON nested without end, or with a number without end, is a damaged file as any other."""
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.json is not valid JSON"):
-        read_json(tmp_path / "a.json")
-    (tmp_path / "a.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
-    with pytest.raises(DataError, match=r"a\.safetensors is cut off or damaged"):
-        read_header(tmp_path / "a.safetensors")
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(DataError, match="a is not valid JSON"):
+        read_json(tmp_path / "a")
+    (tmp_path / "b").write_bytes(len(content).to_bytes(8, "little") + content)
+    with pytest.raises(DataError, match="b is cut off or damaged"):
+        read_header(tmp_path / "b")
