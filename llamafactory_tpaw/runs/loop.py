@@ -29,7 +29,6 @@ from ..lf.signals import SAVING_S, end_with_parent, run_child
 from ..team.checkpoint import check_checkpoint_complete
 from ..team.manifest import read_manifest
 from .plan import Plan, handed_plan, make_plan, with_defaults
-from .pruning import prune
 
 
 STAGES = ("tpaw", "sft", "dpo")
@@ -102,6 +101,8 @@ def read_items(files: Sequence[str], overrides: Sequence[str]) -> list[Item]:
                 for file, other in before.items() if plan else ():
                     _compare(item.file, plan, file, other)
             if items[number].finished and item.is_iteration:
+                from .pruning import prune  # imports LlamaFactory
+
                 prune(item.given, item.file)  # which an interruption may have kept from being done
             if not items[number].finished:
                 sampled = plan.to_generate if plan else ()

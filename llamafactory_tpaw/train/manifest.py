@@ -138,13 +138,11 @@ class CheckpointManifests(TrainerCallback):
         """Finish what a kill kept from being done when the checkpoint was saved from which training continues."""
         if not Path(args.output_dir, f"checkpoint-{state.global_step}", MANIFEST).is_file():
             self.on_save(args, state, control)
-        steps = [
-            int(path.name[11:]) for path in Path(args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()
-        ]
-        earlier = sorted((step for step in steps if step <= state.global_step), reverse=True)
-        for step in earlier[args.save_total_limit :] if args.save_total_limit and args.should_save else ():
-            if f"checkpoint-{step}" != Path(state.best_model_checkpoint or "").name:
-                shutil.rmtree(Path(args.output_dir, f"checkpoint-{step}"), ignore_errors=True)
+        folders = [Path(args.output_dir, f"checkpoint-{step}") for step in range(state.global_step, 0, -1)]
+        saved = [folder for folder in folders if folder.is_dir()]
+        for old in saved[args.save_total_limit or len(saved) :] if args.should_save else ():
+            if old.name != Path(state.best_model_checkpoint or "").name:
+                shutil.rmtree(old, ignore_errors=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Describe the checkpoint that was just saved."""

@@ -77,6 +77,11 @@ class Campaign:
             self.states.append(state_of(calm.root))
             self.places.append({phase: [each for each in done if phase_of(each[1]) == phase] for phase in PHASES})
 
+    def has_disk(self) -> bool:
+        """Have the copies on a disk of their own, where this is allowed."""
+        self.disk = mount("-t", "tmpfs", "-o", "size=1g", "tmpfs", self.folder / "runs")
+        return self.disk
+
     def copy(self, before: int, name: str) -> Path:
         """Return a new copy of the run as it was before an iteration."""
         return Path(shutil.copytree(self.folder / f"before{before}", self.folder / "runs" / name))
@@ -106,9 +111,8 @@ class Campaign:
         before = chosen.randrange(self.iterations)
         last = chosen.choice((before, self.iterations - 1))
         root = self.copy(before, f"run{number}")
-        disturb = self.real if number % 4 == 0 else self.twice if number % 10 == 9 else self.fault
-        if self.disk and number % 10 in (1, 3):
-            disturb = self.full if number % 10 == 1 else self.read_only
+        special = {1: self.full, 3: self.read_only} if self.disk else {}
+        disturb = self.real if number % 4 == 0 else (special | {9: self.twice}).get(number % 10, self.fault)
         for _ in range(chosen.choice((1, 1, 2, 3))):
             what, *wrong = disturb(root, FILES[: last + 1], chosen)
             tried[what] += 1
@@ -116,24 +120,22 @@ class Campaign:
         problems += self.problems(root, last)
         shutil.rmtree(root)
         del tried[""]  # it had ended before
-        repeat = f"(`python -m tests.campaign.kill {self.seed} {number}`)"
-        return tried, [f"{', '.join(tried)}: {each} {repeat}" for each in problems]
+        return tried, [
+            f"`python -m tests.campaign.kill {self.seed} {number}`: {dict(tried)}: {each}" for each in problems
+        ]
 
     def fault(self, root: Path, files: list[str], chosen: random.Random) -> list[str]:
         """At a file of some phase a kill, or an error once or from then on; return which, and what is wrong."""
         at, what = chosen.choice(self.places[len(files) - 1][chosen.choice([*PHASES])])
-        # A right is asked for when a file is opened, and a broken disk shows when it is written.
-        errors = ("ENOSPC", "EIO" if what[:5] in ("write", "fsync") else "EACCES")
-        # One where an old checkpoint is removed is passed over by Hugging Face's Trainer.
-        kind = chosen.choice((*KILLS, *KILLS, *STOPS, *(() if what.startswith(("remove", "rmdir")) else errors)))
-        fault = Fault(at, kind, chosen.choice((0.0, 0.5, 0.99, 1.0)), chosen.random() < 0.5)
-        command = self.start(root, files, fault)
-        code, done = command.wait(), command.operations()
-        if len(done) < at:
-            return [""]
-        told = kind in KILLS or (code in (0, 3, 5, 130, 143) and "Traceback" not in command.output)
-        wrong = [] if told else [f"{fault}, {done[at - 1]}: exit code {code}: {command.output[-3000:]}"]
-        return [f"{kind} while {phase_of(done[at - 1])}", *wrong]
+        # A right is asked for when a file is opened, and a broken disk shows when it is written. An error where an
+        # old checkpoint is removed is passed over by Hugging Face's Trainer.
+        errors = ("ENOSPC", "EIO" if what.startswith(("write", "fsync")) else "EACCES") * (
+            what[:3] not in ("rem", "rmd")
+        )
+        kind = chosen.choice((*KILLS, *KILLS, *STOPS, *errors))
+        command = self.start(root, files, Fault(at, kind, chosen.choice((0.0, 0.5, 0.99, 1.0)), chosen.random() < 0.5))
+        wrong, done = said(command, {0, 3, 5, 130, 143}), command.operations()
+        return [f"{kind} while {phase_of(done[at - 1])}", *wrong * (kind not in KILLS)] if len(done) >= at else [""]
 
     def real(self, root: Path, files: list[str], chosen: random.Random) -> list[str]:
         """Kill a command of the shell, or one of its processes, at some moment."""
@@ -143,40 +145,39 @@ class Campaign:
             time.sleep(0.01)
         if not (running := members_of(command.process.pid)):
             return [""]
-        killed = chosen.choice((running, [command.process.pid], [chosen.choice(running)]))
-        for pid in killed:
+        for pid in chosen.choice((running, [command.process.pid], [chosen.choice(running)])):
             os.kill(pid, signal.SIGKILL)
         command.wait()
         return [f"SIGKILL of {' '.join(words[:2])}", *(["it left processes"] * (not command.leaves_nothing()))]
 
     def twice(self, root: Path, files: list[str], chosen: random.Random) -> list[str]:
         """Start the same command again while it runs."""
-        commands = [self.start(root, files)]
+        first = self.start(root, files)
         time.sleep(chosen.uniform(0, 3))
-        commands.append(self.start(root, files))
-        wrong = [each.output[-3000:] for each in commands if each.wait() and "is in use" not in each.output]
-        return ["two of the same command", *wrong]
+        return ["two of the same command", *said(self.start(root, files), {0, 3}), *said(first, {0, 3})]
 
     def full(self, root: Path, files: list[str], chosen: random.Random) -> list[str]:
         """Leave some of the space that it needs."""
-        used, runs = shutil.disk_usage(root).used, self.folder / "runs"
-        mount("-o", f"remount,size={used + chosen.randrange(1 << 20)}", runs)
-        command = self.start(root, files)
-        code = command.wait()
-        mount("-o", "remount,size=1g", runs)
-        named = code == 5 and "Traceback" not in command.output
-        return ["a full disk", *([] if named or not code else [f"{code}: {command.output[-3000:]}"])]
+        size = shutil.disk_usage(root).used + chosen.randrange(1 << 20)
+        mount("-o", f"remount,size={size}", self.folder / "runs")
+        wrong = said(self.start(root, files), {0, 5})
+        mount("-o", "remount,size=1g", self.folder / "runs")
+        return ["a full disk", *wrong]
 
     def read_only(self, root: Path, files: list[str], chosen: random.Random) -> list[str]:
         """Have a folder that cannot be written."""
         place = chosen.choice([each for each in (root, root / "data" / "tpaw", root / "saves") if each.is_dir()])
         mount("--bind", place, place)
         mount("-o", "remount,ro,bind", place)
-        command = self.start(root, files)
-        code = command.wait()
+        wrong = said(self.start(root, files), {3, 5})
         subprocess.run(["umount", place], check=True)
-        named = code in (3, 5) and "Traceback" not in command.output
-        return ["a read-only folder", *([] if named else [f"{code}: {command.output[-3000:]}"])]
+        return ["a read-only folder", *wrong]
+
+
+def said(command: Command, codes: set[int]) -> list[str]:
+    """Say what is wrong where a command does not end with one of these codes, or with a traceback."""
+    code, output = command.wait(), command.output
+    return [] if code in codes and "Traceback" not in output else [f"it ends with {code}: {output[-3000:]}"]
 
 
 def mount(*words: Any) -> bool:
@@ -219,10 +220,7 @@ def timeless(value: Any) -> Any:
 def differences(state: dict[str, Any], calm: dict[str, Any]) -> list[str]:
     """Say in what two runs differ."""
     names = sorted(name for name in state.keys() | calm.keys() if state.get(name) != calm.get(name))
-    return [
-        f"{each} {'differs' if each in state and each in calm else 'is lost' if each in calm else 'is new'}"
-        for each in names
-    ]
+    return [f"{each} is {('changed', 'new', 'lost')[(each not in calm) + 2 * (each not in state)]}" for each in names]
 
 
 def audit(root: Path, last: int) -> list[str]:
@@ -256,8 +254,7 @@ def audit(root: Path, last: int) -> list[str]:
 def run(count: int, seed: int, folder: Path, number: int = 0) -> Outcome:
     """Disturb copies so many times, from the one with this number on."""
     campaign, outcome = Campaign(folder, seed), Outcome()
-    campaign.disk = mount("-t", "tmpfs", "-o", "size=1g", "tmpfs", folder / "runs")
-    if not campaign.disk:
+    if not campaign.has_disk():
         print("No tmpfs can be mounted, which needs root: neither a full disk nor a read-only folder is tried.")
     try:
         root, started = campaign.copy(0, "real"), time.monotonic()

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from pathlib import Path
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,8 +25,13 @@ FAULTS = [
 ]
 
 
-def test_a_disturbed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    campaign = Campaign(tmp_path, seed=0, iterations=2)
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """Two iterations that nothing disturbs."""
+    return Campaign(tmp_path_factory.mktemp("kill"), seed=0, iterations=2)
+
+
+def test_a_disturbed_run_ends_as_an_undisturbed_one(campaign: Campaign) -> None:
     for number, (iteration, phase, share, kind, part, code) in enumerate(FAULTS):
         places, root = campaign.places[iteration][phase], campaign.copy(iteration, f"run{number}")
         at, _ = places[int(share * len(places))]
@@ -32,3 +39,17 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         assert command.wait() == code, command.output
         assert len(command.operations()) >= at
         assert campaign.problems(root, iteration) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs: run as root or by `unshare --map-root-user --mount`")
+def test_a_run_whose_disk_was_full_ends_as_another(campaign: Campaign) -> None:
+    assert campaign.has_disk()
+    try:
+        for left in (8 << 10, 200 << 10, 480 << 10):  # for some rows; no weights; no state of the optimizer
+            root = campaign.copy(0, f"full{left}")
+            what, *wrong = campaign.full(root, FILES[:1], SimpleNamespace(randrange=lambda _, left=left: left))
+            assert (what, wrong) == ("a full disk", [])
+            assert not (root / "saves/play_iter0/train_results.json").exists()
+            assert campaign.problems(root, 0) == []
+    finally:
+        subprocess.run(["umount", campaign.folder / "runs"], check=True)
