@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamafactory_tpaw.errors import EnvironmentProblem
+from llamafactory_tpaw.errors import INTERRUPTED, EnvironmentProblem
 from llamafactory_tpaw.report.collect import collect
 
 from . import machine, tables
@@ -74,8 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = "full" if options.full else "small"
     study = "benchmarks/gsm8k.yaml" if options.full else "benchmarks/gsm8k_small.yaml"
     command = [sys.executable, "-m", "llamafactory_tpaw", "study", study]
-    if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
-        return code
+    try:
+        if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
+            return code
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return INTERRUPTED
     rows = rows_of(KEPT / "gsm8k" / name / "results")
     tables.show(f"SmolLM2-135M-Instruct on GSM8K, {study}", HEADER, rows)
     content = {"machine": machine.describe("cuda" if options.full else "cpu"), "rows": rows}
