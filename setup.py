@@ -101,6 +101,7 @@ setup(
         "ray": ["ray[default]>=2.40"],
         "dev": [
             "build>=1.0",
+            "hypothesis>=6.100",
             "playwright>=1.49",
             "pytest>=8",
             "pytest-xdist>=3.6",

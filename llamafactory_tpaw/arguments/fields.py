@@ -25,7 +25,7 @@ class Range(NamedTuple):
     def holds(self, value: float) -> bool:
         """Whether a finite `value` is allowed."""
         above = value > self.minimum if self.exclusive else value >= self.minimum
-        return math.isfinite(value) and above and value <= self.maximum
+        return above and value <= min(self.maximum, 1e300)
 
 
 def _key(default: Any, text: str) -> Any:

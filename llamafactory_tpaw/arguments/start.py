@@ -25,7 +25,7 @@ class Start(NamedTuple):
     def of(cls, keys: Mapping[str, Any]) -> Start:
         """Read it from a run's keys, as a run file or LlamaFactory's arguments have them."""
         given = keys.get("adapter_name_or_path") or ()
-        parts = given.split(",") if isinstance(given, str) else given
+        parts = given if isinstance(given, list | tuple) else str(given).split(",")
         return cls(
             str(keys.get("model_name_or_path")),
             tuple(str(part).strip() for part in parts if str(part).strip()),

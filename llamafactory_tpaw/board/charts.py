@@ -123,14 +123,11 @@ def accuracy_table(iterations: list[Iteration], lang: str | None) -> str:
         last = {key: value for entry in iteration.log.values() for key, value in entry.items()}
         status = say(STATUS.get(iteration.status, "status_training"), lang)
         cells = [f"θ_{iteration.number + 1}", iteration.number, status]
-        cells += [_shown(key, last.get(key)) for key in TABLE.values()]
+        for key in TABLE.values():
+            value, text = last.get(key), "{:.1%}" if key.endswith("accuracy") else "{:.4f}"
+            number = isinstance(value, int | float)
+            cells.append(text.format(value).replace("-", "−").replace("%", " %") if number else NONE)
         rows.append("".join(f"<td>{escaped(cell)}</td>" for cell in cells))
     head = "".join(f"<th>{escaped(say(name, lang))}</th>" for name in heads)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f'<div class="prose"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _shown(key: str, value: Any) -> str:
-    if not isinstance(value, int | float):
-        return NONE
-    return f"{100 * value:.1f} %" if key.endswith("accuracy") else f"{value:.4f}".replace("-", "−")

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from ..errors import DataError, EnvironmentProblem, InUseError
 
@@ -27,6 +29,7 @@ except ImportError:  # Windows, where temporary files of killed processes stay
     fcntl = None
 
 TEMP_SUFFIX = ".tmp"
+SHOWN, ADAPTER = 3, functools.cache(TypeAdapter)  # wrong values of a file
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -120,12 +123,13 @@ def parse_row(
     return row
 
 
-def key_problems(kind: type, content: Mapping[str, Any]) -> list[str]:
-    """Say which keys a JSON object lacks or has too many to become a dataclass."""
-    specs = {spec.name: spec for spec in fields(kind)}
-    required = [name for name, spec in specs.items() if spec.default is spec.default_factory is MISSING]
-    absent = [f"it lacks `{name}`" for name in required if name not in content]
-    return absent + [f"it has `{name}`, which is unknown" for name in content if name not in specs]
+def key_problems(kind: type, content: Any) -> list[str]:
+    """Say what keeps JSON from becoming a dataclass: keys that it lacks or has too many, values of other types."""
+    try:
+        ADAPTER(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        return [f"`{'.'.join(map(str, each['loc'])) or 'it'}`: {each['msg']}" for each in error.errors()[:SHOWN]]
+    return [f"it has `{name}`, which is unknown" for name in content.keys() - {spec.name for spec in fields(kind)}]
 
 
 def cannot_read(path: str | Path, error: OSError) -> str:

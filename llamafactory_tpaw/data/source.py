@@ -145,12 +145,13 @@ def load_rows(entry: Entry, model_args: Any, data_args: Any, training_args: Any)
         place, cause = "", error
         if rows and isinstance(error, UnicodeDecodeError):  # which is seen when the text is used
             check_files(files_of(entry.path))
-        for number, row in enumerate(rows, start=1):
-            try:
+        number = 0
+        try:
+            for row in rows:
+                number += 1
                 convert(row)
-            except Exception as of_row:
-                place, cause = f" {locate(entry, number)}:", of_row
-                break
+        except Exception as of_row:
+            place, cause = f" {locate(entry, number)}:" if number else "", of_row
         reason = " ".join(str(cause.__cause__ or cause).split()).rstrip(".") or repr(cause)
         if isinstance(cause, KeyError):  # what LlamaFactory looked up in vain
             is_named = attr is None or cause.args[0] in vars(attr).values()

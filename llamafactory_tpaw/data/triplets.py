@@ -8,7 +8,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import DataError
 from .files import digest_file, key_problems, parse_json, read_json, write_json_atomic
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .encoding import Message
     from .prompts import Prompt
 
-META_SCHEMA = 1
+META_SCHEMA: Literal[1] = 1
 RESTORE = "Restore the file, or delete it and its meta file to generate it again."
 # How the identity of a model begins that only a server has.
 SERVED = "served:"
@@ -128,12 +128,12 @@ class TripletMeta:
     # Over the rows' keys in order; empty where every prompt has its one row, so that `prompts_digest` says it all.
     ids_digest: str = ""
     opponent: str = ""  # `tpaw_opponent_model`, a path from the file's folder; empty where θ itself generated
-    schema: int = META_SCHEMA
+    schema: Literal[1] = META_SCHEMA
 
     @property
     def prompts(self) -> int:
         """Number of prompts, those included whose responses all failed."""
-        return (self.rows + len(self.failed)) // self.samples
+        return (self.rows + len(self.failed)) // max(self.samples, 1)
 
 
 def row_key(prompt_id: str, sample: int) -> str:
@@ -163,13 +163,7 @@ def read_meta(path: Path) -> TripletMeta:
         content = read_json(where)
     except DataError as error:
         raise DataError(f"{str(error).partition('. ')[0]}. {advice}") from error
-    if not isinstance(content, dict):
-        problems = ["it holds no JSON object"]
-    elif content.get("schema") != META_SCHEMA:
-        problems = [f"it has schema {content.get('schema')}, but this version reads {META_SCHEMA}"]
-    else:
-        problems = key_problems(TripletMeta, content)
-    if problems:
+    if problems := key_problems(TripletMeta, content):
         raise DataError(f"{where} does not fit: {', '.join(problems)}. {advice}")
     return TripletMeta(**content)
 

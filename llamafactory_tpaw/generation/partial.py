@@ -88,6 +88,7 @@ class PartialFile:
             "version": version,
             "facts": facts or {},
         }
+        commit["own_crc32"] = zlib.crc32(json.dumps(commit).encode())
         content = self._header + body + json.dumps(commit).encode() + b"\n"
         view = memoryview(content)
         try:
@@ -136,8 +137,9 @@ class PartialFile:
                 checksum = zlib.crc32(line, checksum)
                 continue
             commit = parse_row(self.path, number, line)
-            indices = commit["commit"]
-            whole = commit.keys() >= {"crc32", "seconds", "counts", "version"} and isinstance(indices, list)
+            indices, own = commit["commit"], commit.pop("own_crc32", None)  # which older files lack
+            whole = commit.keys() - {"facts"} == {"commit", "crc32", "seconds", "counts", "version"}
+            whole = whole and isinstance(indices, list) and own in (None, zlib.crc32(json.dumps(commit).encode()))
             if (
                 not whole
                 or (len(pending), checksum) != (len(indices), commit["crc32"])

@@ -24,6 +24,7 @@ FULL = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+REFUSED |= {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 CAUSE_CHARACTERS = 160
 DEFAULTS = {"output_dir": ".", "dataset_dir": "data", "tpaw_cache_dir": "saves/.tpaw_cache"}

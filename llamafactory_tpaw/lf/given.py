@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..errors import ConfigError
 
 
@@ -51,8 +53,9 @@ def handed_file(settings: Mapping[str, Any], **handed: Any) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="llamafactory-tpaw-") as folder:
         path = Path(folder) / "plan.yaml"
         if handed:
-            handed |= {"cwd": os.getcwd(), "folder": folder}
-        path.write_text(json.dumps({**settings, **({HANDED: handed} if handed else {})}), encoding="utf-8")
+            settings = {**settings, HANDED: handed | {"cwd": os.getcwd(), "folder": folder}}
+        # Quoted, since OmegaConf reads `1e-5` as a number; and no JSON, whose halves of an emoji it cannot read.
+        path.write_text(yaml.safe_dump({**settings}, default_style='"'), encoding="utf-8")
         yield str(path)
 
 
@@ -88,6 +91,11 @@ def value_problems(given: Mapping[str, Any]) -> list[str]:
     numbers = {action.dest: action for action in parser._actions if action.type in kinds}
     words = {action.dest: action for action in parser._actions if action.choices}
     problems = []
+    for key, value in given.items():
+        with contextlib.suppress(TypeError, ValueError):
+            if b"\\u0000" not in json.dumps(value, ensure_ascii=False, allow_nan=False).encode():
+                continue
+        problems.append(f"`{key}` holds NaN, infinity or what no text file can hold. Correct it.")
     for key, value in given.items():
         action = numbers.get(key) or (words.get(key) if isinstance(value, str) else None)
         # The others have checks that know the stage.
@@ -130,13 +138,14 @@ def _read_file(path: str, overrides: list[str]) -> dict[str, Any]:
             f"`{malformed}` after {path} cannot be read as overrides. Write `tpaw_eta=4.0` for `--tpaw_eta 4.0`; "
             "several run files are for `llamafactory-tpaw run`."
         )
+    wrong = AssertionError, OSError, RecursionError, TypeError, ValueError, YAMLError, OmegaConfBaseException
     try:
         settings = OmegaConf.create(Path(path).read_text(encoding="utf-8"))
         if not OmegaConf.is_dict(settings):
             raise ValueError("it holds a list or a bare value, but must hold `key: value` lines")
         merged = OmegaConf.to_container(OmegaConf.merge(settings, OmegaConf.from_cli(overrides)), resolve=False)
-    except (OSError, TypeError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        cause = " ".join(str(error).split()).replace(' in "<unicode string>"', "")
+    except wrong as error:
+        cause = " ".join(str(error).split()).replace(' in "<unicode string>"', "") or "it holds no settings"
         read = " with ".join(filter(None, [f"The run file {path}", " ".join(overrides)]))
         raise ConfigError(f"{read} cannot be read: {cause}. Correct what is wrong there.") from None
     return {str(key): value for key, value in merged.items()}

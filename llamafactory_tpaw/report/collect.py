@@ -14,12 +14,13 @@ from typing import Any
 from ..data.files import read_json
 from ..data.triplets import meta_path, read_meta, read_triplets
 from ..errors import DataError
+from ..team.checkpoint import STATE, read_state
 from ..team.manifest import MANIFEST, Manifest, path_from, read_manifest
 from .evaluate import read_evaluations
 from .lineage import EXPECTED_CHANGES, FINISHED, trace
 
 
-STATE, RESULTS, SCHEMA = "trainer_state.json", "*_seed*.json", 1
+RESULTS, SCHEMA = "*_seed*.json", 1
 ITERATION = re.compile(r"[_-]?iter\d+$")
 EXAMPLES = 5
 Scores = Mapping[str, Mapping[str, Any]]
@@ -149,7 +150,8 @@ def read_result(path: Path) -> Part:
         given = (content.get("settings") or {}) | (content.get("overrides") or {})
         part = Part(**_known(Part, content) | {"points": points, "overrides": given})
         for point in points:
-            int(point.steps)
+            int(point.steps), int(point.theta or 0), [float(row["step"]) for row in point.logs]
+            [float(number) for part in (point.seconds or {}, *point.logs) for number in part.values()]
             for entry in point.evaluations.values():
                 float(entry["value"]), int(entry["n"]), [float(item) for item in entry.get("items") or ""]
         if not points:
@@ -212,13 +214,13 @@ def read_part(
     points = [] if start is None else [Point(0, 0, str(start), evaluations=scores(start))]
     before, about = 0, {}
     for folder in folders:
-        state, manifest = read_json(folder / STATE), read_manifest(folder)
+        state, manifest = read_state(folder), read_manifest(folder)
         for checkpoint in folder.glob("checkpoint-[0-9]*"):
             step = int(checkpoint.name.removeprefix("checkpoint-"))
             if step < state["global_step"] and (found := scores(checkpoint)):
                 points.append(Point(before + step, None, str(checkpoint), evaluations=found))
-        before += int(state["global_step"])
-        logs = state.get("log_history", [])
+        before += state["global_step"]
+        logs = state["log_history"]
         seconds = next(({"train": row["train_runtime"]} for row in reversed(logs) if "train_runtime" in row), None)
         run = Point(before, None, str(folder), evaluations=scores(folder), epochs=state.get("epoch"), seconds=seconds)
         run = replace(run, logs=tuple(row for row in logs if "step" in row and "loss" in row))

@@ -67,7 +67,11 @@ def _verify_model(graph: Graph, node: ModelNode) -> Iterator[tuple[str, str, str
     elif node.state == REPLACED:
         yield CHANGED, "weights", "are those of another checkpoint than recorded"
     elif ":" not in node.key:  # Nothing is recorded before training is finished.
-        for what, detail in _compare(node, _store_of(graph, node)):
+        users = [user for user in [node, *graph.children(node.key)] if user.manifest and user.place]
+        stores = (Path(os.path.normpath(user.place / user.manifest.cache)) for user in users if user.manifest.cache)
+        # The cache that keeps its fingerprint: of the run that made it or trains from it.
+        store = next((store for store in stores if record_of(node.place, store).parent.is_dir()), None)
+        for what, detail in _compare(node, store):
             yield CHANGED if detail else OK, what, detail
 
 
@@ -106,13 +110,6 @@ def _compare(node: ModelNode, store: Path | None) -> Iterator[tuple[str, str]]:
 def _changed(now: str, known: set[str]) -> str:
     then = " and ".join(sorted(digest[:12] for digest in known))
     return f"was changed: its digest is {now[:12]}, but {then} was recorded"
-
-
-def _store_of(graph: Graph, node: ModelNode) -> Path | None:
-    """Return the cache that keeps the checkpoint's fingerprint: of the run that made it or trains from it."""
-    users = [user for user in [node, *graph.children(node.key)] if user.manifest and user.place]
-    stores = (Path(os.path.normpath(user.place / user.manifest.cache)) for user in users if user.manifest.cache)
-    return next((store for store in stores if record_of(node.place, store).parent.is_dir()), None)
 
 
 def _verify_triplets(node: TripletsNode) -> Iterator[tuple[str, str, str]]:

@@ -204,7 +204,7 @@ def refuse_engine(given: Mapping[str, Any]) -> None:
                 "FORCE_TORCHRUN=1 before the command, or switch it off on the command line (`deepspeed=null`)."
             )
         inline = isinstance(config, Mapping)
-        config, where = (config, "the config of `deepspeed`") if inline else (read_json(Path(config)), config)
+        config, where = (config, "the config of `deepspeed`") if inline else (read_json(str(config)), config)
         if zero_stage(config) == 3 and not config["zero_optimization"].get(GATHERS) and is_true(given, "do_train"):
             problems.append(
                 f"{where} asks for ZeRO-3 without `{GATHERS}: true`, so theta_{{t+1}} would not be saved as a model. "

@@ -7,11 +7,11 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments.fields import TpawArguments
-from ..data.files import read_json
+from ..arguments.checks import read_tpaw_args
 from ..data.triplets import read_meta
 from ..errors import DataError
 from ..lf.logs import get_logger
+from ..team.checkpoint import read_state
 from ..team.manifest import path_from, read_manifest
 
 
@@ -30,6 +30,7 @@ COLLAPSED: dict[str, Callable[[float, float, float], bool]] = {
     "share equal": lambda now, then, _: now < then / 4 and then >= 0.1,
     "share truncated": lambda now, then, _: now > then + 0.25,
 }
+LOGGED = ("logps/target", "length/target", "rewards/margin")
 COUNTS = {"tokens a response": "generated_tokens", "share equal": "equal", "share truncated": "length"}
 
 
@@ -68,7 +69,7 @@ def _began(folder: Path) -> dict[str, float]:
         manifest = read_manifest(folder)
     if manifest is None:
         return _means(steps)
-    scale = float(manifest.settings.get("tpaw_reward_scale", TpawArguments().tpaw_reward_scale))
+    scale = read_tpaw_args(manifest.settings)[0].tpaw_reward_scale
     key = f"rewards/target/theta_{manifest.iteration}"
     own = [
         row | {"logps/target": row["logps/target"] - row[key] / scale, "rewards/margin": 0.0}
@@ -86,18 +87,15 @@ def _steps(folder: Path) -> list[dict[str, float]]:
     """What a training logged."""
     history = []
     with contextlib.suppress(DataError):
-        history = read_json(folder / "trainer_state.json").get("log_history", [])
-    return [row for row in history if "logps/target" in row]
+        history = read_state(folder)["log_history"]
+    return [row for row in history if row.keys() >= {*LOGGED}]
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
     """Means over the first tenth of some steps."""
     rows = rows[: max(len(rows) // 10, 1)]
-    if not rows:
-        return {}
-    keys = ("logps/target", "length/target", "rewards/margin")
-    logp, tokens, margin = (sum(row[key] for row in rows) / len(rows) for key in keys)
-    return {"target log-prob a token": logp / tokens, "margin": margin, "target": tokens}
+    logp, tokens, margin = (sum(row[key] for row in rows) / max(len(rows), 1) for key in LOGGED)
+    return {"target log-prob a token": logp / tokens, "margin": margin, "target": tokens} if tokens else {}
 
 
 def _counted(path: Path) -> dict[str, float]:

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..arguments.recorded import different_settings
-from ..data.files import read_json
 from ..data.prompts import SELECTION
 from ..errors import ConfigError, DataError, Findings, TpawError
 from ..generation.base import SamplingSettings
 from ..lf.given import YAML_ENDINGS, handed_file, is_true, read_given, unknown_key_problems, value_problems
 from ..lf.logs import get_logger
 from ..lf.signals import SAVING_S, end_with_parent, run_child
-from ..team.checkpoint import check_checkpoint_complete
+from ..team.checkpoint import check_checkpoint_complete, read_state
 from ..team.manifest import read_manifest
 from .plan import Plan, handed_plan, make_plan, with_defaults
 
@@ -179,16 +178,12 @@ def is_finished(item: Item) -> bool:
         manifest = read_manifest(item.folder)
         return manifest is not None and manifest.status == "finished" and not check_checkpoint_complete(item.folder)
     # LlamaFactory writes weights first and its state last, and LlamaBoard's abort all of it before the last step.
-    state = item.folder / "trainer_state.json"
-    files = (item.folder / "train_results.json", state)
-    if not all(file.is_file() for file in files):
-        return False
-    try:
-        steps = read_json(state)
-        reached = steps["global_step"] >= steps["max_steps"] or bool(item.given.get("early_stopping_steps"))
-    except (DataError, KeyError, TypeError):
-        return False
-    return reached and not check_checkpoint_complete(item.folder)
+    with contextlib.suppress(DataError):
+        state, ended = read_state(item.folder), (item.folder / "train_results.json").is_file()
+        steps, early = state["global_step"], bool(item.given.get("early_stopping_steps"))
+        reached = steps >= state["max_steps"] or (steps > 0 and early)
+        return ended and reached and not check_checkpoint_complete(item.folder)
+    return False
 
 
 def play_cold(item: Item) -> int:

@@ -153,7 +153,7 @@ def _dataset_dir(given: dict[str, Any]) -> str:
 
 def _template_problems(given: dict[str, Any]) -> list[str]:
     name = given.get("template")
-    if not name or name in facade.TEMPLATES:
+    if not name or str(name) in facade.TEMPLATES:
         return []
     nearest = difflib.get_close_matches(str(name), list(facade.TEMPLATES), n=1)
     advice = f"Did you mean `{nearest[0]}`?" if nearest else "LlamaFactory's README lists them; correct the key."
@@ -235,7 +235,7 @@ def _origin_problems(round_: Round, meta: TripletMeta, plan: Plan) -> list[str]:
     args, known = plan.tpaw_args, with_defaults(plan.given) | vars(plan.tpaw_args)
     asked = {"tpaw_prompts": args.tpaw_prompts, "cutoff_len": known["cutoff_len"], **selection(known)}
     asked["tpaw_samples_per_prompt"] = args.tpaw_samples_per_prompt
-    with contextlib.suppress(ValueError):  # what is wrong with the keys is said of the keys
+    with contextlib.suppress(OverflowError, TypeError, ValueError):  # what is wrong is said of the keys
         asked = dataclasses.asdict(SamplingSettings.of(plan.given)) | asked
     made = {**meta.sampling, "tpaw_prompts": meta.prompts_entry, "cutoff_len": meta.cutoff_len, **meta.selection}
     made["tpaw_samples_per_prompt"] = meta.samples

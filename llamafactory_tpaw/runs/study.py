@@ -71,7 +71,7 @@ class Study:
     name: str = "???"  # OmegaConf's word for a value that must be given
     theta_0: str = "???"  # folder of the SFT model
     data: str = "???"  # the SFT set: a file, or an entry of dataset_info.json
-    methods: dict[str, Any] = field(default_factory=dict)
+    methods: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     iterations: int = 4
     settings: dict[str, Any] = field(default_factory=dict)  # keys of all run files
@@ -86,7 +86,7 @@ class Study:
 
     def _part(self, key: str, seed: int) -> Part:
         own = dict(self.methods[key] or {})
-        kind, label = own.pop("from", key), own.pop("label", None)
+        kind, label = str(own.pop("from", key)), own.pop("label", None)
         if kind not in METHODS or (key in METHODS and kind != key) or not NAME.fullmatch(key):
             raise ConfigError(
                 f"`methods: {key}` is not known. Take one of {', '.join(METHODS)}, or another name with `from:` and "
@@ -154,7 +154,7 @@ def read_study(file: str) -> Study:
 
     try:
         study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), OmegaConf.load(file)))
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, TypeError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}. Correct it.") from None
     study.parts()
     return study

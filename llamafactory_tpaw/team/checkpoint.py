@@ -20,7 +20,7 @@ MODEL_FILE, MODEL_INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 # Ways to begin an adapter that change the model below it, too.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "orthogonal")
-PRUNED = "tpaw_pruned.json"
+PRUNED, STATE = "tpaw_pruned.json", "trainer_state.json"
 
 
 class Tensor(NamedTuple):
@@ -129,6 +129,17 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read what a training's `trainer_state.json` says of its steps, and the numbers that it logged."""
+    state = read_object(folder / STATE)
+    try:
+        logged = [{k: row[k] for k in row if isinstance(row[k], int | float)} for row in state.get("log_history", [])]
+        counts = {"global_step": int(state.get("global_step", 0)), "max_steps": int(state.get("max_steps", 2**63))}
+        return state | counts | {"epoch": float(state.get("epoch") or 0), "log_history": logged}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{folder / STATE} is damaged: {error}. Restore it, or train again.") from error
+
+
 def is_pruned(folder: Path) -> bool:
     """Whether a folder's weights were removed on purpose."""
     return (folder / PRUNED).is_file()
@@ -142,7 +153,7 @@ def find_resume_point(folder: Path) -> Path | None:
         states = ("optimizer.pt", "optimizer.bin", "optimizer_*/.metadata")
         has_state = any(any(checkpoint.glob(name)) for name in states) and (checkpoint / "scheduler.pt").is_file()
         try:
-            read_json(checkpoint / "trainer_state.json")  # which is written last
+            read_state(checkpoint)  # which is written last
         except DataError:
             continue
         if (has_state or any(checkpoint.glob("global_step*"))) and not check_checkpoint_complete(checkpoint):

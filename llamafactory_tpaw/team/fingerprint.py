@@ -30,7 +30,7 @@ VOLATILE_CONFIG_KEYS = frozenset(
     {"transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype", "use_cache"}
 )
 # What decides, beside the tensors, which model an adapter makes. Values that say nothing are left out, so that another
-# version of peft, which writes more keys, changes no fingerprint.
+# version of peft, which writes more keys, changes no fingerprint; lists of names come from sets, in any order.
 DECISIVE_KEYS = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
     "bias", "lora_bias", "target_modules", "target_parameters", "modules_to_save", "layer_replication",
@@ -162,9 +162,9 @@ def _hash_weights(folder: Path) -> Weights:
         files[ADAPTER_CONFIG] = digest_file(folder / ADAPTER_CONFIG)
         config = read_object(folder / ADAPTER_CONFIG)
         said = {
-            key: _in_order(config[key])
+            key: sorted(value) if isinstance(value, list) and all(isinstance(x, str) for x in value) else value
             for key in DECISIVE_KEYS
-            if config.get(key) not in (None, False, [], {}, "none")
+            if (value := config.get(key)) not in (None, False, [], {}, "none")
         }
         fingerprint = digest_json({"tensors": fingerprint, "config": said})
     return Weights(fingerprint, files)
@@ -189,8 +189,3 @@ def _header_digest(path: Path) -> str:
     with open(path, "rb") as stream:
         start = stream.read(8)
         return sha256_hex(start + stream.read(int.from_bytes(start, "little")))
-
-
-def _in_order(value: Any) -> Any:
-    """Lists of names come from sets, in any order."""
-    return sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "tpaw.json"
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 # Those that change numbers, beside LlamaFactory.
 PACKAGES = ("transformers", "torch", "accelerate", "datasets", "tokenizers", "safetensors", "deepspeed")
 
@@ -51,12 +51,12 @@ class Manifest:
     hardware: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # of all parts and attempts that the result contains
     counts: dict[str, int] = field(default_factory=dict)  # rows, repeated ones, scored blocks, tokens
-    seeds: dict[str, Any] = field(default_factory=dict)  # of training, its order of rows, and the choice of prompts
+    seeds: dict[str, int | None] = field(default_factory=dict)  # of training, its order, and the choice of prompts
     started: str = ""  # when training began, UTC
     finished: str = ""  # when θ_{t+1} was saved
     cache: str = ""  # folder of the log-probs
     step: int | None = None  # of a checkpoint, optimizer steps so far
-    schema: int = SCHEMA
+    schema: Literal[1] = SCHEMA
 
     @property
     def produces(self) -> int:
@@ -70,16 +70,9 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    schema = content.get("schema") if isinstance(content, dict) else SCHEMA
-    if schema != SCHEMA:
+    if problems := key_problems(Manifest, content):
         raise DataError(
-            f"{path} has schema {schema!r}, but this version reads {SCHEMA}. Use the version of "
-            "llamafactory-tpaw that wrote it."
-        )
-    problems = key_problems(Manifest, content) if isinstance(content, dict) else ["it holds no object in braces"]
-    if problems:
-        raise DataError(
-            f"{path} is damaged ({', '.join(problems)}), so it does not say what the checkpoint came from. "
+            f"{path} is damaged, or of another version ({', '.join(problems)}), so it does not say what was trained. "
             "Restore the file, or repeat the iteration with `overwrite_output_dir: true`."
         )
     return Manifest(**content)

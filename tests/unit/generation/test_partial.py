@@ -102,7 +102,7 @@ def test_short_writes_are_continued_and_flushed(path: Path, monkeypatch: pytest.
     flushed: list[int] = []
     monkeypatch.setattr("os.fsync", flushed.append)
     with open_file(path) as partial:
-        partial._writer = Disk(partial._writer, 100, 2)
+        partial._writer = Disk(partial._writer, 100, 3)
         partial.append([row(3), row(4)], 0.0)
         assert flushed == [partial._writer.fileno()]
     with open_file(path) as partial:
