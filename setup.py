@@ -83,6 +83,7 @@ setup(
     install_requires=[
         "llamafactory" + read_constant("llamafactory_tpaw/lf/status.py", "SUPPORTED"),
         "torch" + read_constant("llamafactory_tpaw/lf/status.py", "TORCH"),
+        "transformers>=5.2",  # the first whose TrainingArguments have `train_sampling_strategy`
         "packaging",
         "filelock>=3.20.1",
         "psutil>=5.9",

@@ -16,9 +16,7 @@ from .ledger import record
 # What each tries and how often in its long form: `run(count, seed, folder)` of the module returns an `Outcome`.
 CAMPAIGNS = {
     "kill": ("a run of three iterations, killed or out of space at a random moment, and started again", 200),
-    "corruption": ("a file that is read back, damaged", 1000),
     "bad_input": ("made-up run files, rows, entries, answers and meta files", 20_000),
-    "numbers": ("extreme log-probs, responses, dtypes", 200),
     "peers": ("LlamaFactory's own tests with and without the package, TRL's DPO beside SPIN", 1),
     "versions": ("both ends of what is supported, in fresh environments", 1),
     "long_run": ("iterations in a row", 12),

@@ -19,7 +19,7 @@ RELEASE, MAIN = "llamafactory==0.9.5", "llamafactory-kt==0.9.6.dev0"
 CELLS = [(factory, python, end) for end in ENDS for factory in (RELEASE, MAIN) for python in PYTHONS]
 # Of these the lowest or the highest versions that LlamaFactory and this package take; what they need is the newest.
 NAMED = "transformers!=4.57.0 torch<2.15 torchvision torchaudio peft datasets gradio accelerate trl pytest>=8".split()
-OWN = "packaging filelock>=3.20.1 psutil>=5.9 rich>=13.0 shtab>=1.6".split()
+OWN = "transformers>=5.2 packaging filelock>=3.20.1 psutil>=5.9 rich>=13.0 shtab>=1.6".split()
 COLUMNS = ("transformers", "torch", "peft", "datasets", "gradio")
 TESTS = ("tests/unit/hook", "tests/unit/lf", "tests/integration/test_step_zero.py", "tests/gate")
 
