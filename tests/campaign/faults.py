@@ -139,7 +139,7 @@ class Command(Started):
 
     def wait(self) -> int:
         """Return its exit code, or minus the signal that killed it; what hangs or is left is an AssertionError."""
-        self.process.join(90)
+        self.process.join(300)
         assert self.leaves_nothing(), f"it hangs, or left processes: {self.output[-3000:]}"
         self.process.join()
         return self.process.exitcode

@@ -270,7 +270,7 @@ def run(count: int, seed: int, folder: Path, number: int = 0) -> Outcome:
             number += 1
     finally:
         if campaign.disk:
-            subprocess.run(["umount", folder / "runs"], check=True)
+            subprocess.run(["umount", "--lazy", folder / "runs"], check=True)
     return outcome
 
 
