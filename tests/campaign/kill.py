@@ -92,6 +92,7 @@ class Campaign:
 
     def finish(self, root: Path, files: list[str]) -> list[str]:
         """Play to the end, and return what was done to files."""
+        time.sleep(1.1)  # a real command starts later, too: temporary files that are younger may be another process's
         command = self.start(root, files)
         assert (code := command.wait()) == 0, f"the same command ends with {code}: {command.output[-3000:]}"
         return command.operations()
