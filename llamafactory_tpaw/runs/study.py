@@ -18,6 +18,7 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from shutil import which
 from typing import Any, NamedTuple
 
 from filelock import FileLock
+from tqdm import tqdm
 
 from ..arguments.start import Start
 from ..data.files import locked, read_json, write_atomic
@@ -292,15 +294,15 @@ def _play_one(item: Item, start: Callable[[list[str]], int], folder: Path) -> in
     with handed_file(given, **({"run_file": item.file} if item.is_iteration else {})) as file:
         if item.is_iteration:
             with FileLock(folder / f".{own_round(given)}.lock"):  # D_0 belongs to several parts
-                code = start(["generate", file])
-            if code:
-                return code
+                if code := start(["generate", file]):
+                    return code
         return start(["train", file])
 
 
 def _preload() -> None:
     """Import what trains, generates and evaluates, and do nothing with it: no thread, no device, no random number."""
     require_seams()
+    tqdm.set_lock(threading.RLock())  # of all bars: one that processes share stays taken where its holder is killed
     for name in PRELOADED:
         with contextlib.suppress(ModuleNotFoundError):  # lm_eval is an extra
             importlib.import_module(name)
