@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation against servers that misbehave and die, and killed again and again: each row once, and each row right."""
+"""Generation against servers that misbehave and die: each row once, and each row right."""
 
 from __future__ import annotations
 
-import os
-import random
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llamafactory_tpaw.data.triplets import read_meta, read_triplets
-from llamafactory_tpaw.generation.server import load_openai
 from llamafactory_tpaw.generation.workflow import Job, run_job
 from tests.servers.faulty import FAULTS, FaultyServer, random_faults
 from tests.servers.rounds import make_engine, make_job, right_ids, short_waits
@@ -21,7 +17,6 @@ from tests.servers.rounds import make_engine, make_job, right_ids, short_waits
 pytestmark = pytest.mark.integration
 
 TIMES = 60  # of each fault
-KILLS = 20
 
 
 @pytest.fixture(autouse=True)
@@ -61,47 +56,4 @@ def test_each_row_once_though_two_of_three_servers_die(tmp_path: Path) -> None:
         # What was being answered when a server fell may still have come through.
         assert 300 <= first.valid < 900 <= 1200 <= second.valid < 2000
         assert kept.valid >= 2500
-    check_rows(job)
-
-
-def start(job: Job, url: str) -> int:
-    """Generate in another process, which shares nothing with this one but the files, and return its id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        run_job(job, lambda: make_engine(job, url, engine_concurrency=8))
-        code = 0
-    finally:
-        os._exit(code)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
-def test_each_row_once_whenever_it_is_killed(tmp_path: Path) -> None:
-    load_openai()  # once, here: each child has it then
-    job = make_job(tmp_path / "d0.jsonl", 800, samples=2)
-    chosen = random.Random(0)
-    victim: list[int] = []
-    moment = {"answers": 0, "bytes": 0}
-
-    def look(answers: int) -> None:
-        """Kill when so many answers were given, or when the partial file has grown so far."""
-        size = job.partial_path.stat().st_size if moment["bytes"] else 0
-        if victim and (answers >= moment["answers"] if moment["answers"] else size >= moment["bytes"]):
-            os.kill(victim.pop(), signal.SIGKILL)
-
-    sizes = []
-    with FaultyServer(on_answer=look) as server:
-        for number in range(KILLS):
-            size = job.partial_path.stat().st_size if job.partial_path.exists() else 0
-            sizes.append(size)
-            # One is the question before the run; the rows of one answer have about 200 bytes.
-            moment["answers"] = 0 if number % 2 else server.valid + chosen.randint(2, 60)
-            moment["bytes"] = size + chosen.randint(1, 8000)
-            child = start(job, server.url)
-            victim.append(child)
-            assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-        assert os.waitstatus_to_exitcode(os.waitpid(start(job, server.url), 0)[1]) == 0
-    assert len(set(sizes)) > KILLS // 3  # many of them had kept something new
     check_rows(job)

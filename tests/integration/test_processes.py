@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two training processes over gloo, started by LlamaFactory's own launcher: killed and stopped.
+"""Commands that are killed and stopped: while they generate, and with two training processes over gloo.
 
-With LLAMAFACTORY_TPAW_ALL_LAUNCHES=1 also a killed launcher, and two iterations on two nodes.
+With LLAMAFACTORY_TPAW_ALL_LAUNCHES=1 also a killed launcher, and two iterations on two nodes. That a run ends as one
+that nothing disturbed is held by tests/campaign/test_kill.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.processes import Started
+from tests.processes import Started, members_of
 from tests.runs import Project, Result, every_launch
 
 
@@ -74,6 +76,35 @@ def launch() -> Iterator[Callable[..., Launch]]:
             return started
 
         yield start
+
+
+def generated(project: Project) -> list[str]:
+    """Rows of the half-done file: with one a batch each has a line after it that says that it is whole."""
+    path = project.root / "data/tpaw/play_iter0.jsonl.partial"
+    lines = path.read_text().split("\n")[1:-1] if path.exists() else []
+    return [row for row, commit in zip(lines[::2], lines[1::2], strict=False) if commit.startswith('{"commit"')]
+
+
+def test_generation_keeps_what_it_finished_and_leaves_no_process(tmp_path: Path, tiny_model: Path) -> None:
+    """Ctrl-C, then the same command, of whose three processes the outermost is killed."""
+    project = Project(tmp_path, tiny_model)
+    batches_of_one = {"max_new_tokens": 48, "tpaw_generate_batch_tokens": 1}
+    words = ("llamafactory-tpaw", "run", project.write("iter0.yaml", project.settings(0, **batches_of_one)))
+    command = Started(project, *words)
+    command.wait_until(lambda: len(generated(project)) >= 2)
+    assert command.interrupt(signal.SIGINT) == 130, command.output
+    message = "llamafactory-tpaw: interrupted (Ctrl-C). What is done is kept: the same command continues."
+    assert (command.output.count(message), "Traceback" in command.output) == (1, False)
+    first = generated(project)
+    command = Started(project, *words)
+    command.wait_until(lambda: len(generated(project)) >= len(first) + 2)
+    assert len(members_of(command.process.pid)) == 3
+    command.process.kill()
+    command.wait()
+    assert command.leaves_nothing()
+    second = generated(project)
+    assert second[: len(first)] == first
+    assert len(second) < 16
 
 
 @pytest.fixture

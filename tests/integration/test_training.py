@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llamafactory_tpaw.arguments.parsed import parse_single_process
 from llamafactory_tpaw.data.opponents import Limits, Triplet, load_triplets, split_by_prompt
 from llamafactory_tpaw.errors import TpawError
+from llamafactory_tpaw.team import scorer
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.scorer import ScoreReport, TeamScorer
 from llamafactory_tpaw.train.manifest import check_earlier_work, start_manifest
@@ -138,6 +140,31 @@ def test_wrong_scores_end_the_run(
     monkeypatch.setattr(TeamScorer, "lookup", lambda *args: lookup(*args) * factor - shift)
     with pytest.raises(TpawError, match=said):
         train_here(project, pair_settings(project, "pairs", output_dir="saves/wrong"))
+
+
+def test_killed_scoring_keeps_what_was_flushed(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(project.root)
+    changes = {"tpaw_cache_dir": str(tmp_path), "tpaw_score_batch_tokens": 400, "output_dir": "saves/killed"}
+    run = parse_single_process(pair_settings(project, "pairs", **changes))
+    setup, score_rows, scored = load_setup(run), TeamScorer.score_rows, []
+
+    def score(*given: Any) -> Any:
+        """Score three batches and die in the fourth."""
+        assert gc.get_freeze_count() > 100_000  # collections pass over what was there before the player
+        scored.append(sum(len(row.responses) for row in given[2]))
+        if len(scored) == 4:
+            raise KeyboardInterrupt
+        return score_rows(*given)
+
+    monkeypatch.setattr(scorer, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(TeamScorer, "score_rows", score)
+    with pytest.raises(KeyboardInterrupt):
+        TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks())
+    assert gc.get_freeze_count() == 0
+    reports = [TeamScorer(run, setup.team.tokenizer).fill(setup.team.members, setup.blocks()) for _ in range(2)]
+    assert [each.scored_sequences for each in reports] == [40 - sum(scored[:3]), 0]
 
 
 def test_one_command_an_iteration_leaves_everything_behind(played: tuple[Project, list[Result]]) -> None:

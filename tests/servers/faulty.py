@@ -62,14 +62,10 @@ class FaultyServer:
     `on_answer` is told the number of valid answers after each.
     """
 
-    def __init__(
-        self,
-        script: Mapping[str, Sequence[str]] | None = None,
-        down_s: float | None = 0.01,
-        on_answer: Callable[[int], object] = lambda _: None,
-    ) -> None:
+    def __init__(self, script: Mapping[str, Sequence[str]] | None = None, down_s: float | None = 0.01) -> None:
         self.script = {key: deque(faults) for key, faults in (script or {}).items()}
-        self.down_s, self.on_answer = down_s, on_answer
+        self.down_s = down_s
+        self.on_answer: Callable[[int], object] = lambda _: None
         self.faults: Counter[str] = Counter()  # how often each was played
         self.valid = 0
         self.always: str | None = None  # a fault that every request meets

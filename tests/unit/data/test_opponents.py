@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from llamafactory.data import get_dataset
 
 from llamafactory_tpaw.data.opponents import (
     FOREIGN,
@@ -25,7 +23,6 @@ from llamafactory_tpaw.data.opponents import (
 )
 from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.errors import DataError
-from tests import encoders
 from tests.unit.data.writing import make_prompt, make_row, make_triplet, write_round
 
 
@@ -227,32 +224,3 @@ def test_the_split_is_by_prompt_and_the_same_in_every_iteration(val_size: float,
     assert held_out != contents(rounds_of(0)[: len(held_out)])  # not merely the first rows
     with pytest.raises(DataError, match=r"`val_size` is 40, which holds out all 40 prompts\. Lower it"):
         split_by_prompt(rounds_of(0), 40)
-
-
-TOOLS = json.dumps([{"name": "add", "description": "", "parameters": {"type": "object", "properties": {}}}])
-CALL = {"role": "function", "content": '{"name": "add", "arguments": {"a": 1}}'}
-HISTORY = [
-    {"role": "user", "content": "q1\u2028\n"},
-    CALL,
-    {"role": "observation", "content": "2"},
-    {"role": "assistant", "content": "It is 2 — “so”."},
-    {"role": "user", "content": "And?"},
-]
-
-
-@pytest.mark.parametrize("template", encoders.TEMPLATES)
-def test_llamafactorys_pairs_have_the_same_tokens(project: Project, template: str) -> None:
-    """The `dpo` stage's loader makes of the text what training makes of the ids, where a response ended."""
-    run = encoders.parse(project, template=template, enable_thinking=False, dataset="d0")
-    encoder = encoders.build_encoder(run)
-    rich = make_prompt(encoder, HISTORY, "3\n", system="Be brief.", tools=TOOLS)
-    pairs = [(make_prompt(encoder, "1 + 1?", "2"), "2"), (make_prompt(encoder, "?", "!"), ""), (rich, "4 “z”")]
-    entry, meta = write_round(project, encoder, [make_row(encoder, *pair) for pair in pairs])
-    triplets = load_triplets(entry, meta, encoder, Limits(2048, 1, 0))
-    run.data.cutoff_len = 2048
-    pairs = get_dataset(encoder.template, run.model, run.data, run.training, "rm", encoder.tokenizer)["train_dataset"]
-    assert len(pairs) == len(triplets) == 3
-    for pair, triplet in zip(pairs, triplets, strict=True):
-        assert pair["chosen_input_ids"] == [*triplet.prompt_ids, *triplet.target_ids]
-        assert pair["rejected_input_ids"] == [*triplet.prompt_ids, *triplet.generated_ids]
-        assert [label for label in pair["rejected_labels"] if label != -100] == triplet.generated_ids.tolist()
