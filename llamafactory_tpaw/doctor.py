@@ -38,11 +38,7 @@ class Finding(NamedTuple):
 
 
 def examine(vllm_command: str | None = None) -> dict[str, Any]:
-    """Find out what is installed and what became of the hook; `text_of` prints what is returned.
-
-    Args:
-        vllm_command: `tpaw_vllm_command`, where another vLLM than this environment's is used.
-    """
+    """Find out what is installed, `vllm_command` (`tpaw_vllm_command`) too, and what became of the hook."""
     hook = _hook.active_finder() is not None  # before LlamaFactory is imported
     seams = _seams()
     versions, findings = _packages()

@@ -34,11 +34,7 @@ def visible(text: str) -> str:
 
 
 class TpawError(Exception):
-    """Base of the errors that end a run with a message instead of a traceback.
-
-    Args:
-        problems: Every problem found, not only the first.
-    """
+    """Base of the errors that end a run with a message, of every problem found, instead of a traceback."""
 
     exit_code = 1
 

@@ -41,10 +41,7 @@ def parse_single_process(given: Mapping[str, Any]) -> RunArguments:
 
 
 def parse_reading(given: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Parse LlamaFactory's model and data arguments alone, which takes no device and finds no other problem.
-
-    What LlamaFactory refuses is a `ConfigError`.
-    """
+    """Parse LlamaFactory's model and data arguments alone, on no device; what it refuses is a `ConfigError`."""
     groups = []
     for kind in facade.TRAIN_ARGS[:2]:
         names = {spec.name for spec in dataclasses.fields(kind) if spec.init}

@@ -56,11 +56,9 @@ class Start(NamedTuple):
         return self._replace(adapters=(*kept, output_dir))
 
     def parse(self, name: str) -> tuple[str, tuple[str, ...]]:
-        r"""Read a player's name into its model and the adapters on it.
+        r"""Read a player's name, `model+adapter+adapter` or shorter, into its model and the adapters on it.
 
-        Args:
-            name: `model`, `model+adapter`, `model+adapter+adapter`, or an adapter's folder alone, which takes
-                `model_name_or_path` as its base. A folder whose name holds a `+` is what it is called.
+        An adapter's folder alone has `model_name_or_path` as its base. A folder whose name holds a `+` is one folder.
         """
         if "+" in name and self.is_lora and not Path(name).exists():
             model, *adapters = (part.strip() for part in name.split("+"))

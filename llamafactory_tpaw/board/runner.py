@@ -149,10 +149,7 @@ def parse_train_args(original: Callable[..., dict[str, Any]], runner: Any, data:
 
 
 def settings_of(original: Callable[..., dict[str, Any]], runner: Any, data: Any) -> list[dict[str, Any]]:
-    """Return the settings of every iteration that Start plays.
-
-    Problems that the keys show are a `ConfigError`, fields that LlamaBoard cannot read a TypeError or ValueError.
-    """
+    """Return the settings of every iteration that Start plays; the errors are those of `run_settings`."""
     values = {runner.manager.get_id_by_elem(element): value for element, value in data.items()}
     return run_settings(original(runner, _with_datasets(runner, data)), values)
 

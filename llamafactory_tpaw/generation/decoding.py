@@ -5,11 +5,8 @@ Which rows are together depends on the requests and on the responses alone, neve
 same requests give the same bits again. The bound is what the cache really holds: rows enter by the length that
 responses had so far, and where they grow beyond the bound the youngest leaves, to go on later from its tokens.
 
-Transformers' own continuous batching (`generate_batch`) is not used. It samples all rows from the device's one
-generator and drops logits processors that it does not know, so a prompt could not have its own random numbers, and it
-sizes its batches by the memory that is free, so an interrupted run could not be continued to the same result.
-A static cache is not used either: without compiled kernels each step would read all of it, used or not. The buffers
-here are static until rows come or go instead, and a step reads what is in use.
+docs/speed.md says why neither transformers' continuous batching nor its static cache is used. The buffers here are
+static until rows come or go, and a step reads what is in use.
 """
 
 from __future__ import annotations

@@ -14,10 +14,7 @@ from .shape import check
 
 
 def extend_arguments(module: ModuleType) -> None:
-    """Replace the module's `FinetuningArguments` by a subclass of it that knows stage `tpaw` and its keys.
-
-    Must run before anything copies the class out of the module.
-    """
+    """Replace the module's `FinetuningArguments`, before anything copies it, by a subclass that knows our stage."""
     base = getattr(module, "FinetuningArguments", None)
     check(isinstance(base, type) and dataclasses.is_dataclass(base), "there is no dataclass `FinetuningArguments`")
     known = {spec.name: spec for spec in dataclasses.fields(base)}

@@ -32,10 +32,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 
 
 def extend_stages(module: ModuleType) -> None:
-    """Add the stage to the end of `TRAINING_STAGES` and to `STAGES_USE_PAIR_DATA`, in place.
-
-    The end, because LlamaBoard takes the first stage as its default.
-    """
+    """Add the stage to two lists in place, at the end of the first, whose beginning is LlamaBoard's default."""
     stages, pairs = getattr(module, "TRAINING_STAGES", None), getattr(module, "STAGES_USE_PAIR_DATA", None)
     check(isinstance(stages, dict) and "sft" in stages.values(), "`TRAINING_STAGES` is not a dict of stages")
     check(isinstance(pairs, set) and "dpo" in pairs, "`STAGES_USE_PAIR_DATA` is not a set of stages")

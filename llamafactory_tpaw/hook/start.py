@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers the import hook with the seams of this package.
-
-Every interpreter of the environment runs this module at start-up, so it imports nothing but the hook.
-"""
+"""Registers the import hook at the start-up of every interpreter, so that nothing but the hook is imported."""
 
 from .. import _hook
 

@@ -76,10 +76,7 @@ def write_evaluations(folder: Path, fingerprint: str, evaluations: Mapping[str, 
 
 
 def find_checkpoints(places: Sequence[str | Path], lineage: bool = False) -> list[Path]:
-    """Find what places mean: a checkpoint itself, with `lineage` all θ before it; of a folder all θ in it, and θ_0.
-
-    A place that holds no checkpoint is a `DataError`.
-    """
+    """Find what places mean: a checkpoint itself, with `lineage` all θ before it; of a folder all θ in it, and θ_0."""
     found: dict[str, Path] = {}
     for place in map(Path, places):
         if ((place / "config.json").is_file() or is_adapter(place)) and not (lineage and (place / MANIFEST).is_file()):

@@ -66,10 +66,7 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
 
 
 def paired_by_seed(a: Sequence[float], b: Sequence[float]) -> SeedDifference:
-    """Compare two methods by their values at the same seeds, in the same order; ValueError if there are none.
-
-    Needs statsmodels from two seeds on.
-    """
+    """Compare two methods by their values at the same seeds, in the same order; ValueError if there are none."""
     import numpy as np
     from scipy import stats
 
@@ -112,11 +109,7 @@ def verdict(difference: SeedDifference, corrected_p: float) -> str:
 
 
 def paired_difference(items_a: Sequence[float] | str, items_b: Sequence[float] | str) -> ItemDifference:
-    """Compare two checkpoints item by item; both in the same order, numbers or a text of `0` and `1`.
-
-    Raises:
-        ValueError: If there are no items, or not as many of both.
-    """
+    """Compare the same items of two checkpoints, numbers or a text of `0` and `1`; ValueError if none or too few."""
     import numpy as np
     from scipy import stats
 

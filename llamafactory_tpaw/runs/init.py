@@ -73,10 +73,7 @@ class Project(NamedTuple):
 
 
 def plan_project(settings: Settings, tell: Callable[[str], None]) -> Project:
-    """Look at model and data, and make the files' texts; every problem that can be told at once is raised.
-
-    `tell` is called with what is looked at next, for what takes seconds.
-    """
+    """Look at model and data, telling what takes seconds, and make the files' texts; problems are raised together."""
     place = Path(settings.model).expanduser()
     is_local = place.exists() or not HUB_NAME.fullmatch(settings.model)
     tell("data and model")

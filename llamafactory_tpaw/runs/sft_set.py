@@ -38,11 +38,7 @@ class SftSet(NamedTuple):
 
 
 def find_sft_set(base: Path, data: str, given: Mapping[str, str]) -> SftSet:
-    """Look up an entry, or read a file and tell what its columns are, by `given` (role to column) or the usual names.
-
-    An entry that is not there or wrong is a `ConfigError`, a file that cannot be read or has other columns a
-    `DataError`.
-    """
+    """Look up an entry, or read a file and tell what its columns are, by `given` (role to column) or usual names."""
     info, path = base / DATASET_INFO, Path(data).expanduser()
     if info.exists() and data in read_info(info):
         if given:

@@ -129,10 +129,7 @@ def list_players(tpaw_args: Any, start: Start) -> list[Player]:
 
 
 def player_problems(players: Sequence[Player], expected: Collection[Path] = ()) -> list[str]:
-    r"""Check local checkpoints, oldest first, without reading weights: complete, finished, in the right order.
-
-    Resolved folders that are `expected` need not be there yet.
-    """
+    r"""Check local checkpoints without reading weights; resolved folders that are `expected` may not be there yet."""
     problems, seen = [], set()
     for player in players:
         if not player.is_local:
