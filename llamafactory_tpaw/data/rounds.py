@@ -29,6 +29,11 @@ class Round:
         return self.entry.path
 
     @property
+    def partial(self) -> Path:
+        """Where finished rows are kept until the file is whole."""
+        return self.path.with_name(f"{self.path.name}.partial")
+
+    @property
     def complete(self) -> bool:
         """Whether the file is whole: its meta file is written last."""
         return self.path.is_file() and meta_path(self.path).is_file()

@@ -50,11 +50,6 @@ class Job:
     max_failed: int = 0  # how many responses may be missing in the end
 
     @property
-    def partial_path(self) -> Path:
-        """Where finished rows are kept until the file is whole."""
-        return self.round.path.with_name(self.round.path.name + ".partial")
-
-    @property
     def failed_path(self) -> Path:
         """Where the requests of the last run that no attempt answered are listed."""
         return self.round.path.with_name(self.round.path.name + ".failed.jsonl")
@@ -89,16 +84,14 @@ def run_job(job: Job, make_engine: Callable[[], Engine]) -> TripletMeta:
     nor requests. `make_engine` is called only if a row is missing.
     """
     with locked(job.round.path, f"The triplet file {job.round.path}"):
-        if job.round.complete:  # by another process while this one was starting, or by one killed at its very end
-            job.partial_path.unlink(missing_ok=True)
-            return read_meta(job.round.path)
-        requests = job.requests()
-        with contextlib.closing(PartialFile(job.partial_path, job.identity(), len(requests))) as partial:
-            if partial.done < len(requests):
-                _fill(job, requests, partial, make_engine)
-            meta = _finish(job, partial)
-        job.partial_path.unlink()
-        return meta
+        if not job.round.complete:  # else another process made it while this one was starting
+            requests = job.requests()
+            with contextlib.closing(PartialFile(job.round.partial, job.identity(), len(requests))) as partial:
+                if partial.done < len(requests):
+                    _fill(job, requests, partial, make_engine)
+                _finish(job, partial)
+        job.round.partial.unlink(missing_ok=True)
+        return read_meta(job.round.path)
 
 
 def _fill(job: Job, requests: PromptRequests, partial: PartialFile, make_engine: Callable[[], Engine]) -> None:
@@ -163,7 +156,7 @@ def _new_rows(job: Job, batch: Answers) -> list[NewRow]:
     return rows
 
 
-def _finish(job: Job, partial: PartialFile) -> TripletMeta:
+def _finish(job: Job, partial: PartialFile) -> None:
     """Write the triplets in the order of the requests, then the meta file, which says that they are whole."""
 
     def key(index: int) -> str:
@@ -198,4 +191,3 @@ def _finish(job: Job, partial: PartialFile) -> TripletMeta:
         opponent=relative_path(job.opponent, job.round.path.parent) if job.opponent else "",
     )
     write_meta(job.round.path, meta)
-    return meta

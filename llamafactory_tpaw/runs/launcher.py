@@ -60,6 +60,9 @@ def prepared(given: dict[str, Any], run_file: str = "") -> Iterator[str]:
         check_disk(plan, None, findings)
     guard(plan)
     with hold_output(given), handed_file(given, planned=True) as plan_file:
+        for round_ in plan.opponents.rounds:
+            if round_.complete:
+                round_.partial.unlink(missing_ok=True)  # which a kill kept from being done
         if plan.to_generate and is_true(given, "do_train"):
             _have_generated(plan, plan_file)
             guard(plan)  # now by what was generated, too
@@ -208,10 +211,9 @@ def _task_name(task: str) -> str:
 def _wait_for(round_: Round, patience_s: float) -> None:
     """Wait until node 0 has made a round, while its rows become more."""
     logger.info_rank0(f"{round_.path}: node 0 generates it; this node waits for it on the shared file system.")
-    partial = round_.path.with_name(f"{round_.path.name}.partial")
     seen, changed = 0, time.monotonic()
     while not round_.complete:
-        size = partial.stat().st_size if partial.is_file() else 0
+        size = round_.partial.stat().st_size if round_.partial.is_file() else 0
         if size != seen:
             seen, changed = size, time.monotonic()
         if time.monotonic() - changed > patience_s:

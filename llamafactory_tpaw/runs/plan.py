@@ -208,7 +208,7 @@ def _check_opponents(plan: Plan, expected: Collection[Path], findings: Findings)
         newest = round_.iteration == args.tpaw_iteration
         own = newest and args.tpaw_prompts is not None
         with findings.note():
-            if round_.path.is_file() and not round_.path.with_name(f"{round_.path.name}.partial").exists():
+            if round_.path.is_file() and not round_.partial.exists():
                 read_meta(round_.path)  # triplets that lost their meta file would be written over
             check_round(round_, may_be_generated=own)
             if not round_.complete:

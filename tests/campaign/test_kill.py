@@ -18,6 +18,7 @@ pytestmark = pytest.mark.integration
 # Iteration, phase and how far in it, what happens there after which part of a write, and the exit code.
 FAULTS = [
     (0, "generating", 0.5, "kill all", 0.5, -signal.SIGKILL),
+    (0, "generating", 0.99, "kill all", 0.0, -signal.SIGKILL),  # the last: to remove what was half-done
     (1, "scoring", 0.7, "kill", 1.0, 128 + signal.SIGKILL),
     (0, "training", 0.6, "ENOSPC", 0.5, 5),
     (1, "saving a checkpoint", 0.5, "SIGTERM", 0.0, 128 + signal.SIGTERM),

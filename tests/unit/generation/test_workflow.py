@@ -171,10 +171,10 @@ def with_template(job: Job, digest: str) -> Job:
 def test_another_run_does_not_continue_it(job: Job, change: Callable[[Job], Job], named: str) -> None:
     with pytest.raises(Interrupted):
         play(job, lists=3)
-    partial = job.partial_path.read_bytes()
+    partial = job.round.partial.read_bytes()
     with pytest.raises(DataError, match=rf"d1\.jsonl\.partial was begun otherwise: {named}\. Restore .* delete"):
         run_job(change(job), no_engine)
-    assert job.partial_path.read_bytes() == partial
+    assert job.round.partial.read_bytes() == partial
     play(replace(job, generator_path="moved/theta_1", engine=job.engine | {"version": "2"}, max_failed=1))
 
 
@@ -194,7 +194,7 @@ def test_killed_between_the_rows_and_their_meta_file(
     run_job(job, no_engine)
     assert job.round.complete
     assert job.round.path.read_bytes() == content
-    assert not job.partial_path.exists()
+    assert not job.round.partial.exists()
 
 
 def test_failed_requests_are_listed_and_tried_again(job: Job, tmp_path: Path) -> None:

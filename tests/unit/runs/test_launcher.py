@@ -72,7 +72,14 @@ class TestSteps:
     def plan(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         monkeypatch.chdir(tmp_path)
         tpaw_args = SimpleNamespace(tpaw_prompts="additions", tpaw_engine_startup=0.0, tpaw_eval_tasks=None)
-        plan = SimpleNamespace(to_generate=[], given=GIVEN, tpaw_args=tpaw_args, earlier=None, is_finished=False)
+        plan = SimpleNamespace(
+            to_generate=[],
+            given=GIVEN,
+            tpaw_args=tpaw_args,
+            opponents=SimpleNamespace(rounds=[]),
+            earlier=None,
+            is_finished=False,
+        )
         monkeypatch.setattr(launcher, "make_plan", lambda given: plan)
         monkeypatch.setattr(launcher, "handed_plan", lambda given: plan)
         monkeypatch.setattr(launcher, "check_disk", lambda plan, sample, findings: {})

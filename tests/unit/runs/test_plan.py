@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from llamafactory_tpaw.data.prompts import selection
+from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, write_meta
 from llamafactory_tpaw.errors import ConfigError, TpawError
-from llamafactory_tpaw.generation.workflow import Job
 from llamafactory_tpaw.runs.plan import handed_plan, make_plan
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
@@ -86,7 +86,7 @@ class TestPlan:
     def test_half_done_round_is_to_be_continued(self, project: Project) -> None:
         path = write_triplets()
         path.with_suffix(".meta.json").unlink()
-        partial = Job.partial_path.fget(SimpleNamespace(round=SimpleNamespace(path=path)))
+        partial = Round.partial.fget(SimpleNamespace(path=path))
         partial.touch()
         assert len(make_plan(project.settings(0)).to_generate) == 1
 
