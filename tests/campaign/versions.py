@@ -14,12 +14,14 @@ from .ledger import ROOT, Outcome
 
 
 PYTHONS, ENDS = ("3.11", "3.13", "3.12"), ("highest", "lowest-direct")
-# The release, and the main branch, which has LlamaFactory under a name that pip does not know.
-RELEASE, MAIN = "llamafactory==0.9.5", "llamafactory-kt==0.9.6.dev0"
+# The release, and the main branch, which PyPI has under a name that pip does not know, with forks of what it needs.
+RELEASE, MAIN, FORK = "llamafactory==0.9.5", "llamafactory-kt==0.9.6.dev0", "-kt"
 CELLS = [(factory, python, end) for end in ENDS for factory in (RELEASE, MAIN) for python in PYTHONS]
 # Of these the lowest or the highest versions that LlamaFactory and this package take; what they need is the newest.
 NAMED = "transformers!=4.57.0 torch<2.15 torchvision torchaudio peft datasets gradio accelerate trl pytest>=8".split()
 OWN = "transformers>=5.2 packaging filelock>=3.20.1 psutil>=5.9 rich>=13.0 shtab>=1.6".split()
+MAINS = "transformers<=5.8.0,!=5.6.0 accelerate<=1.15.0 peft<=0.20.0 trl<=0.24.0".split()  # its own check
+REQUIRED = "import importlib.metadata as m; print(*m.requires('llamafactory-kt'), sep='\\n')"
 COLUMNS = ("transformers", "torch", "peft", "datasets", "gradio")
 TESTS = ("tests/unit/hook", "tests/unit/lf", "tests/integration/test_step_zero.py", "tests/gate")
 
@@ -35,6 +37,8 @@ def run(count: int, seed: int, folder: Path) -> Outcome:
         print(f"| {' | '.join(versions)} | {said} |", flush=True)
         outcome.tried["environments"] += 1
         outcome.failures += [f"{', '.join(cell)}: {said}."] * said.startswith("failed")
+        if said.startswith(("failed", "not")):
+            print((folder / "log").read_text()[-3000:])
         shutil.rmtree(folder / "environment", ignore_errors=True)
     return outcome
 
@@ -51,11 +55,13 @@ def _try(factory: str, python: str, end: str, environment: Path, log: Path) -> l
 
     row, interpreter = [python, factory.replace("==", " ")], environment / "bin" / "python"
     pip = ("uv", "pip", "install", "--python", interpreter)
-    for step in (
-        ("uv", "venv", "--python", python, environment),
-        (*pip, "--resolution", end, factory, *NAMED, *(("-e", ".") if factory == RELEASE else OWN)),
-        (*pip, "--no-deps", "-e", "."),
-    ):
+    needs = [factory, "-e", "."]
+    call("uv", "venv", "--python", python, environment)
+    if factory == MAIN:
+        call(*pip, "--no-deps", factory)
+        required = call(interpreter, "-c", REQUIRED).stdout.splitlines()
+        needs = [each for each in required if FORK not in each and "extra" not in each] + OWN + MAINS
+    for step in ((*pip, "--resolution", end, *NAMED, *needs), (*pip, "--no-deps", "-e", ".")):
         if call(*step).returncode:
             return [*row, *[f"({end})"] * len(COLUMNS), "not installable"]
     listed = call("uv", "pip", "list", "--python", interpreter, "--format", "json").stdout
