@@ -17,7 +17,7 @@ import pytest
 
 from llamafactory_tpaw.runs.loop import read_items
 from tests.gate import values
-from tests.gate.test_golden import golden, match
+from tests.gate.test_golden import OWN_TOKENIZER, golden, match
 from tests.gate.values import read
 
 
@@ -34,6 +34,7 @@ def digests() -> dict[str, str]:
     return {str(path): values.digest(path.read_bytes()) for path in files if ".lock" not in path.name}
 
 
+@OWN_TOKENIZER
 @pytest.mark.usefixtures("logs_as_before")
 @pytest.mark.integration
 def test_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
