@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -136,11 +137,16 @@ class CheckpointManifests(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Finish what a kill kept from being done when the checkpoint was saved from which training continues."""
-        if not Path(args.output_dir, f"checkpoint-{state.global_step}", MANIFEST).is_file():
+        folder = Path(args.output_dir)
+        if not (folder / f"checkpoint-{state.global_step}" / MANIFEST).is_file():
             self.on_save(args, state, control)
-        folders = [Path(args.output_dir, f"checkpoint-{step}") for step in range(state.global_step, 0, -1)]
-        saved = [folder for folder in folders if folder.is_dir()]
-        for old in saved[args.save_total_limit or len(saved) :] if args.should_save else ():
+        if not args.should_save:
+            return
+        with contextlib.suppress(FileNotFoundError), open(folder / "trainer_log.jsonl", "r+b") as log:
+            log.truncate(log.read().rfind(b"\n") + 1)  # of a line that is half written LlamaBoard reads nothing
+        steps = {int(path.name[11:]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()}
+        saved = [steps[step] for step in sorted(steps, reverse=True) if step <= state.global_step]
+        for old in saved[args.save_total_limit or len(saved) :]:
             if old.name != Path(state.best_model_checkpoint or "").name:
                 shutil.rmtree(old, ignore_errors=True)
 

@@ -31,7 +31,7 @@ BUDGETS = {
     "data": 1978,
     "team": 2312,
     "generation": 2351,
-    "train": 966,
+    "train": 972,
     "runs": 2826,
     "report": 1765,
     "board": 927,

@@ -99,3 +99,15 @@ def test_time_and_scoring_before_an_interruption_add_up(tmp_path: Path, monkeypa
     assert resumed.counts == {name: 2 * count for name, count in COUNTS.items()}
     assert resumed.seconds == {"generate": 2.0, "score": 3.5, "train": 10.0}
     assert train(resumed, 10).seconds["train"] == 20.0
+
+
+def test_what_a_kill_left_is_put_right_where_training_continues(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    log = tmp_path / "trainer_log.jsonl"
+    log.write_text('{"current_steps": 6}\n{"current_st')
+    args = SimpleNamespace(output_dir=str(tmp_path), save_total_limit=2, should_save=True)
+    state = SimpleNamespace(global_step=6, is_world_process_zero=True, best_model_checkpoint=None)
+    written.CheckpointManifests(make_manifest()).on_train_begin(args, state, None)
+    assert log.read_text() == '{"current_steps": 6}\n'
+    assert sorted(each.name for each in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in (4, 6, 8)]
