@@ -18,9 +18,10 @@ import gradio as gr
 
 from ..errors import EnvironmentProblem, TpawError
 from ..lf import facade
+from ..lf.given import STAGE
 from ..lf.signals import exit_code, started_child
 from .charts import TRAINER_LOG, read_log
-from .settings import STAGE, add_entries, next_iteration, run_settings, status_of
+from .settings import add_entries, next_iteration, run_settings, status_of
 from .words import as_shown, code_block, escaped, listed, say
 
 

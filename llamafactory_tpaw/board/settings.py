@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what the page shows to the run files of the iterations that Start plays.
-
-LlamaBoard reads its own fields. They name θ_0 and the run; all that an iteration changes follows from these, as in the
-run files of `llamafactory-tpaw init`.
-"""
+"""From what the page shows to the run files of the iterations that Start plays."""
 
 from __future__ import annotations
 
@@ -23,7 +19,6 @@ from ..runs.run_files import next_settings, numbered, own_round, split_numbered
 from ..team.manifest import read_manifest
 
 
-STAGE = "tpaw"
 # Objectives and the fields that do something under them.
 OBJECTIVES = {
     "tpaw": ("tpaw_team_size", "tpaw_reward_scale", "tpaw_eta", "tpaw_gamma", "tpaw_reference"),
@@ -90,11 +85,11 @@ def _own_keys(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, 
 def _succession(settings: dict[str, Any], first: int, count: int, named: bool) -> list[dict[str, Any]]:
     """The iterations from `first` on; they are counted from 0, so that each has the players of all before it."""
     folder = Path(settings["output_dir"])
-    run = run_name(folder.name)
+    run, _ = split_numbered(folder.name)
     settings |= {"tpaw_iteration": 0, "output_dir": str(folder.with_name(numbered(run, 0)))}
     if not named:
         own = round_name(folder, run)
-        foreign = [name for name in split_names(settings.get("dataset")) if run_name(name) != own]
+        foreign = [name for name in split_names(settings.get("dataset")) if split_numbered(name)[0] != own]
         settings["dataset"] = ",".join([*foreign, numbered(own, 0)])
     played = [settings]
     while len(played) < first + count:
@@ -107,11 +102,6 @@ def _succession(settings: dict[str, Any], first: int, count: int, named: bool) -
     return played
 
 
-def run_name(folder: str) -> str:
-    """Return the name of a run, that of its output folders without `_iter<t>`."""
-    return split_numbered(folder)[0]
-
-
 def round_name(folder: Path, run: str) -> str:
     """Return how the triplets of a run are called before `_iter<t>`: by its model's folder and its name."""
     parts = folder.parts[-3:-2] if len(folder.parts) > 3 else ()
@@ -120,8 +110,8 @@ def round_name(folder: Path, run: str) -> str:
 
 def next_iteration(folder: Path) -> int:
     """Return the first iteration that is not finished, of the run that an output folder belongs to."""
-    iteration = 0
-    while status_of(folder.with_name(numbered(run_name(folder.name), iteration))) == "finished":
+    run, iteration = split_numbered(folder.name)[0], 0
+    while status_of(folder.with_name(numbered(run, iteration))) == "finished":
         iteration += 1
     return iteration
 

@@ -11,9 +11,10 @@ import gradio as gr
 
 from ..arguments.fields import FIELDS as SPECS
 from ..lf import facade
+from ..runs.run_files import split_numbered
 from .charts import PANELS, accuracy_table, frames, read_iterations, run_names
 from .runner import Play, is_our_stage
-from .settings import OBJECTIVES, OF_OBJECTIVES, SAMPLING, prompt_sets, run_name
+from .settings import OBJECTIVES, OF_OBJECTIVES, SAMPLING, prompt_sets
 from .triplets import rounds, triplets_page
 from .words import properties, say
 
@@ -166,7 +167,7 @@ class _Results:
         """Offer the runs of the model and the triplets, and draw one run: at first that of the output folder."""
         model_name, method, run, lang, name, output_dir, dataset_dir = shown
         runs, files = run_names(_saves(model_name, method)), rounds(dataset_dir)
-        own = run_name(Path(output_dir or "").name)
+        own, _ = split_numbered(Path(output_dir or "").name)
         selected = next((known for known in (run, own, *runs[-1:]) if known in runs), None)
         of_run = [each for each in files if selected and f"{selected}_iter" in each]
         file = name if name in files else next(iter(reversed(of_run or files)), None)

@@ -31,14 +31,9 @@ def say(name: str, lang: str | None, /, **values: object) -> str:
     return MESSAGES[name][lang or FALLBACK].format(**values)
 
 
-def plain(text: object) -> str:
-    """Return a text without characters that break a page or hide something; each is shown as its code instead."""
-    return visible(str(text))
-
-
 def escaped(text: object) -> str:
     """Return a text as HTML that shows it as it is: also in an attribute, and to Gradio's translation of texts."""
-    return html.escape(plain(text)).replace("__i18n__", "__i18n&#95;&#95;")
+    return html.escape(visible(str(text))).replace("__i18n__", "__i18n&#95;&#95;")
 
 
 def code_block(text: str, language: str = "") -> str:
@@ -57,7 +52,7 @@ def listed(problems: list[str]) -> str:
 def as_shown(log: str) -> str:
     """Return what a terminal would show of a log: of a line that was overwritten the last state, no colours."""
     lines = TERMINAL.sub("", log).replace("\r\n", "\n").split("\n")
-    return plain("\n".join(next((part for part in reversed(line.split("\r")) if part.strip()), "") for line in lines))
+    return visible("\n".join(next((part for part in line.split("\r")[::-1] if part.strip()), "") for line in lines))
 
 
 def properties(name: str, lang: str = FALLBACK) -> dict[str, Any]:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seams of LlamaBoard: its stages, its words, its runner and its Train tab.
-
-Where one is missing, LlamaBoard opens without the tab for self-play and says so; nothing else is concerned.
-"""
+"""The seams of LlamaBoard, which opens without the tab for self-play where one is missing, and says so."""
 
 import functools
 import importlib

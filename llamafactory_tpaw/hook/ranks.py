@@ -59,10 +59,7 @@ def recorded(handed: Mapping[str, Any] | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def awaited(launcher: ModuleType, plan_file: str) -> Iterator[None]:
-    r"""In the command: let torchrun's processes save before they end, and raise what one of them left.
-
-    `launcher` is LlamaFactory's module that starts it, `plan_file` what the processes were handed.
-    """
+    r"""In the command: let torchrun's processes save before they end, and raise what one of them left."""
     launcher.subprocess = _Subprocess()
     try:
         yield

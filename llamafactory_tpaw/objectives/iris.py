@@ -48,19 +48,14 @@ def iris_loss(
 
     r = lambda * (log pi_theta - log pi_theta_t). The means are over the whole batch, so that a part of one needs the
     `log_sums` of all parts. The gradient is that of a weighted sum of r, with `target_weights` and
-    `generated_weights` as constants.
+    `generated_weights` as constants. Errors are those of `tpaw_loss`.
 
     Args:
-        policy_target_logps: Log-probs of the targets under the policy in nats, shape (B,). Carries grad.
-        policy_generated_logps: The same of the generated responses, shape (B,). Carries grad.
-        player_target_logps: Log-probs of the targets under theta_t, shape (B, 1). Constants.
-        player_generated_logps: The same of the generated responses, shape (B, 1). Constants.
+        policy_target_logps, policy_generated_logps, player_target_logps, player_generated_logps: As for `tpaw_loss`,
+            with theta_t as the only player.
         reward_scale: lambda, > 0.
         alpha: Order of the Renyi divergence, > 0. At 1 it is Kullback's, and targets count alike.
         log_sums: Of the whole batch; None where these triplets are all of it.
-
-    Raises:
-        ValueError: If a shape or a setting is wrong, or a log-prob is NaN or inf.
 
     Source: a description of IRIS, arXiv 2604.20933. The fixed alpha, lambda within r and the means over the global
         batch are this package's reconstruction.

@@ -36,7 +36,7 @@ def tspin_loss(
     r"""Compute the T-SPIN loss: the mean of l(a*(log pi(y) - log pi(y'))) + b * l(a*(log pi(y') - log pi(y_0))).
 
     l(z) = log(1 + e^-z). Gradients flow through all three log-probs. Inputs are left unchanged; the work is done in
-    float32, or in float64 where an input is float64.
+    float32, or in float64 where an input is float64. Errors are those of `tpaw_loss`.
 
     Args:
         policy_target_logps: Log-probs of the targets y under the policy in nats, shape (B,). Carries grad.
@@ -45,9 +45,6 @@ def tspin_loss(
             where y' and y_0 are the same: the second term is left out.
         scale: a, > 0.
         history_weight: b, >= 0.
-
-    Raises:
-        ValueError: If a shape or a setting is wrong, or a log-prob is NaN or inf.
 
     Source: T-SPIN, arXiv 2601.08198, equation 7.
     """

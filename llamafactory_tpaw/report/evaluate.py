@@ -55,10 +55,7 @@ class Evaluation:
 
 
 def read_evaluations(folder: Path, fingerprint: str | None = None) -> dict[str, Evaluation]:
-    """Read a checkpoint's `eval.json`, by task; empty where it has none, or is of weights of another `fingerprint`.
-
-    A file that is damaged or of another version is a `DataError`.
-    """
+    """Read a checkpoint's `eval.json`, by task; empty where it has none, or is of weights of another `fingerprint`."""
     path = Path(folder) / EVALUATIONS
     content = read_json(path) if path.is_file() else {"schema": SCHEMA, "tasks": {}}
     tasks = content.get("tasks") if isinstance(content, dict) and content.get("schema") == SCHEMA else None

@@ -138,8 +138,7 @@ class Graph:
 def trace(places: Sequence[Path]) -> Graph:
     """Walk from output folders, folders of such, or triplet files to the checkpoints that everything started from.
 
-    What is missing further up is in the graph as missing; what is damaged, or a place that holds nothing, a
-    `DataError`.
+    What is missing further up is in the graph as missing; what is damaged, or an empty place, is a `DataError`.
     """
     outputs: list[Path] = []
     for place in places:

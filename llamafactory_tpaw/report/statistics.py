@@ -109,7 +109,7 @@ def verdict(difference: SeedDifference, corrected_p: float) -> str:
 
 
 def paired_difference(items_a: Sequence[float] | str, items_b: Sequence[float] | str) -> ItemDifference:
-    """Compare the same items of two checkpoints, numbers or a text of `0` and `1`; ValueError if none or too few."""
+    """Compare two checkpoints' items, numbers or a text of `0` and `1`; ValueError if none or not as many of both."""
     import numpy as np
     from scipy import stats
 

@@ -184,8 +184,7 @@ def _sft(settings: Settings, first: Mapping[str, Any], base: str, rows: int) -> 
 def choose_template(given: Any, tokenizer: Any, known_as: str | None) -> tuple[str, str]:
     """Find the template of a model: as given, as LlamaFactory lists it, or as the tokenizer's chat template writes.
 
-    Returns its name, and why it was chosen. One that cannot be told, or needs tokens that are not there, is a
-    `ConfigError`.
+    Returns its name, and why it was chosen. One that cannot be told, or whose tokens are lacking, is a `ConfigError`.
     """
     listed = {}
     if known_as:  # a base model's is that of the chat models made of it

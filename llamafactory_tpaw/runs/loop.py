@@ -193,11 +193,7 @@ def play_cold(item: Item) -> int:
 
 
 def play(items: Sequence[Item], tell: Callable[[str], None], play_one: Callable[[Item], int] = play_cold) -> int:
-    """Play what is not finished, and stop at the first failure; return its exit code, 0 without one.
-
-    `tell` is called with a line where a run starts or ends. A process that ended well without a result is a
-    `DataError`.
-    """
+    """Play what is not finished, telling of each, and stop at the first failure; return its exit code or 0."""
     unchanged = True
     for number, item in enumerate(items, start=1):
         started, name = time.monotonic(), f"[{number}/{len(items)}] {item.file}:"

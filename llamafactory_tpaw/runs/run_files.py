@@ -74,11 +74,7 @@ def render(settings: Mapping[str, Any], title: str) -> str:
 
 
 def next_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the iteration after this one; nothing but what the iteration changes differs.
-
-    A key that this depends on and is missing or cannot be counted on, as `output_dir` without `_iter<t>`, is a
-    `ConfigError`.
-    """
+    """Return the settings of the next iteration; a key that cannot be counted on from here is a `ConfigError`."""
     args, problems = read_tpaw_args(settings)
     problems += [
         f"`{key}` is missing, and the next iteration starts from it. Give it."

@@ -65,17 +65,14 @@ def moves(schedule: Any, steps: int) -> bool:
 
 
 class TpawTrainer(Trainer):
-    """Trains a policy on triplets, whose batches carry cached log-probs unless an online team scores them.
-
-    The names of the players are given oldest first, and empty for T-SPIN.
-    """
+    """Trains a policy on triplets, whose batches carry cached log-probs unless an online team scores them."""
 
     def __init__(
         self,
         *,
         finetuning_args: Any,
         shortcuts: Shortcuts,
-        player_names: Sequence[str],
+        player_names: Sequence[str],  # oldest first; none for T-SPIN
         online_team: OnlineTeam | None = None,
         **kwargs: Any,
     ) -> None:
