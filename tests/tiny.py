@@ -28,6 +28,16 @@ CORPUS = [
 ]
 
 
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.2,
+}
+
+
 def build_tokenizer(bos: str | None = None) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer of about 400 tokens that can write any text."""
     backend = Tokenizer(models.BPE())
@@ -52,21 +62,15 @@ def save_model(
     """Save a random model and its tokenizer to `folder`; `config` overrides fields of `Qwen2Config`."""
     tokenizer = build_tokenizer(bos)
     torch.manual_seed(seed)
-    settings = {
+    settings = SIZES | {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
         "max_position_embeddings": 2048,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
         "tie_word_embeddings": False,
         "attention_dropout": 0.1,
-        "initializer_range": 0.2,
-    } | config
-    model = Qwen2ForCausalLM(Qwen2Config(**settings)).to(dtype)
+    }
+    model = Qwen2ForCausalLM(Qwen2Config(**settings | config)).to(dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -7,7 +7,6 @@ import importlib.util
 import os
 import re
 import shutil
-import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from tests.processes import Started
+from tests.processes import Started, free_port
 from tests.runs import Project
 
 
@@ -62,9 +61,7 @@ class Server(Started):
     """`llamafactory-cli webui` in a folder, and all processes that it was seen to start."""
 
     def __init__(self, project: Project) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = str(free_port())
         self.url = f"http://127.0.0.1:{port}/"
         own = {"GRADIO_SERVER_PORT": port, "GRADIO_TEMP_DIR": str(project.root / "gradio")}
         super().__init__(project, "llamafactory-cli", "webui", **ENVIRONMENT, **own)

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from llamafactory_tpaw.data.opponents import Triplet
 from tests.runs import Project
 
-
-if TYPE_CHECKING:
-    from llamafactory_tpaw.data.opponents import Triplet
 
 WORDS = "Natalia sold clips April half many May altogether earns hour worked minutes so she then you helpful".split()
 COLUMNS = {"prompt": "question", "chosen": "chosen", "rejected": "rejected"}

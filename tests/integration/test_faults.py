@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,10 @@ from tests.servers.faulty import FAULTS, FaultyServer, random_faults
 from tests.servers.rounds import make_engine, make_job, right_ids, short_waits
 
 
-pytestmark = pytest.mark.integration
+__all__ = ["short_waits"]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("short_waits")]
 
 TIMES = 60  # of each fault
-
-
-@pytest.fixture(autouse=True)
-def _quick() -> Iterator[None]:
-    with short_waits():
-        yield
 
 
 def check_rows(job: Job) -> None:

@@ -26,8 +26,7 @@ QWEN_TURNS += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
 @pytest.fixture(autouse=True)
-def _quiet_and_away(logs_as_before: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def _quiet_and_away(logs_as_before: None, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMAFACTORY_VERBOSITY", "ERROR")
 
 

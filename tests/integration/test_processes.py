@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.processes import Started, members_of
+from tests.processes import Started, free_port, members_of
 from tests.runs import Project, Result, every_launch
 
 
@@ -124,12 +123,6 @@ def newest_checkpoint(project: Project) -> int:
     return max((int(path.parent.name.partition("-")[2]) for path in whole), default=0)
 
 
-def free_port() -> str:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
-
-
 def test_a_killed_rank_ends_the_command_and_sigterm_saves(project: Project, launch: Callable[..., Launch]) -> None:
     """The first command loses rank 1 while it trains; the second goes on from its checkpoint and is asked to stop."""
     first = launch(project, "llamafactory-cli", "train", "iter0.yaml", **TWO)
@@ -159,7 +152,7 @@ def test_nodes_wait_for_the_triplets_and_stay_in_step(
     """Two nodes of one process each, the second one first, play two iterations."""
     project = Project(tmp_path, tiny_model)
     files = [project.write(f"iter{each}.yaml", project.settings(each)) for each in range(2)]
-    nodes = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "1", "NNODES": "2", "MASTER_PORT": free_port()}
+    nodes = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "1", "NNODES": "2", "MASTER_PORT": str(free_port())}
     other = launch(project, "llamafactory-tpaw", "run", *files, **nodes, NODE_RANK="1")
     other.wait_until(lambda: "node 0 generates it; this node waits" in other.output)
     first = launch(project, "llamafactory-tpaw", "run", *files, **nodes, NODE_RANK="0")

@@ -4,29 +4,24 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from llamafactory.data import get_dataset
 
 from llamafactory_tpaw.data.opponents import Limits, load_triplets
-from llamafactory_tpaw.data.prompts import PromptSet, load_prompts
-from llamafactory_tpaw.data.rounds import Round
-from llamafactory_tpaw.data.source import find_entry, triplet_entry
+from llamafactory_tpaw.data.prompts import PromptSet
+from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.data.triplets import read_meta
-from llamafactory_tpaw.generation.base import Response, SamplingSettings, ignore
-from llamafactory_tpaw.generation.workflow import Job, run_job
+from llamafactory_tpaw.generation.base import Answers, PromptRequests, Response, ignore
+from llamafactory_tpaw.generation.workflow import run_job
 from tests import encoders
 from tests.runs import Project
+from tests.unit.generation.conftest import make_job
 
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    import numpy as np
-
-    from llamafactory_tpaw.generation.base import Answers, PromptRequests
 
 pytestmark = pytest.mark.integration
 
@@ -118,19 +113,9 @@ def test_prompts_targets_and_responses_keep_their_tokens(
     given = {"template": template[0], "enable_thinking": template[1], "cutoff_len": CUTOFF}
     run = encoders.parse(project, **given, dataset="d0", tpaw_prompts=form)
     encoder = encoders.build_encoder(run)
-    prompts = load_prompts(encoder, run.model, run.data, run.training, run.finetuning)
+    job = make_job(run, encoder, 0)
+    prompts = job.prompts
     assert len({prompt.id for prompt in prompts.prompts}) == len(rows)
-    job = Job(
-        round=Round(0, find_entry("d0", run.data.dataset_dir)),
-        prompts=prompts,
-        selection={"tpaw_max_prompts": None},
-        encoder=encoder,
-        generator="a" * 64,
-        generator_path="theta_0",
-        settings=SamplingSettings.of(vars(run.generating) | {"seed": 0}),
-        engine={"name": "test", "version": "1", "dtype": "float32"},
-        cutoff_len=CUTOFF,
-    )
     engine = TargetEngine(prompts, encoder.stop_token_ids(), at_limit)
     meta = run_job(job, lambda: engine)
     triplets = load_triplets(job.round.entry, read_meta(job.round.entry.path), encoder, Limits(CUTOFF, 1, 0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from llamafactory_tpaw.data.source import find_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, read_meta
 from llamafactory_tpaw.generation.process import ServerProcess
 from tests import encoders, tiny
-from tests.processes import ends_soon
+from tests.processes import ends_soon, free_port
 from tests.runs import ADDITIONS, TIMEOUT_S, Project
 
 
@@ -78,9 +77,7 @@ def url(project: Project) -> Iterator[str]:
     """The address of `transformers serve` with the model."""
     if "/v1/completions" not in (Path(transformers.__file__).parent / "cli/serving/server.py").read_text():
         pytest.skip(f"transformers {transformers.__version__} serves chats alone")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = [TRANSFORMERS, "serve", str(project.model), "--device", "cpu", "--port", str(port), "--host", "127.0.0.1"]
     hub = {"OMP_NUM_THREADS": "1", "LLAMAFACTORY_TPAW": "0", "HF_HOME": str(project.root / "hub")}
     server = ServerProcess(words, os.environ | hub, port, "no key", project.root / "serve.log", TIMEOUT_S)
@@ -128,14 +125,6 @@ def test_the_command_leaves_the_key_nowhere(project: Project, url: str) -> None:
     # The address is no part of the result either.
     port = url.split(":")[2].partition("/")[0]
     assert port not in Path(project.root / "data" / "tpaw" / "command_iter0.meta.json").read_text()
-
-
-def test_an_opponent_is_asked_by_messages(project: Project, url: str) -> None:
-    served = {"tpaw_engine": "openai", "tpaw_engine_url": url, "tpaw_opponent_model": str(project.model)}
-    meta, rows = generate(project, "opponent", **served)
-    assert meta.opponent == "../../theta_0"
-    assert (meta.engine["prompts"], "responses" in meta.engine) == ("messages", False)
-    assert all(row["rejected"]["value"] and row["generated_ids"] == [] for row in rows)
 
 
 def test_a_server_is_started_asked_and_ended(project: Project, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,15 +95,13 @@ def make_engine(job: Job, *urls: str, **changes: Any) -> ServerEngine:
     return ServerEngine(context, urls, ["tiny"])
 
 
-@contextlib.contextmanager
-def short_waits() -> Iterator[None]:
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `openai` and the exchange wait for moments, so that a campaign takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.002)
-        patch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.05)
-        patch.setattr(exchange, "LOOK_EVERY_S", 0.02)
-        patch.setattr(exchange, "FLUSH_S", 0.05)
-        yield
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.002)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.05)
+    monkeypatch.setattr(exchange, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(exchange, "FLUSH_S", 0.05)
 
 
 def right_ids(job: Job, index: int) -> list[int]:

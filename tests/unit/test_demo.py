@@ -13,11 +13,9 @@ import yaml
 from transformers import AutoTokenizer
 
 from demo.make_task import PLAYED, SIZES, write_base_model, write_problems
-from demo.page import TASK, differences, what_was_found
 from demo.problems import Problem, Task, make_splits, parse_answer
 from demo.tokenizer import vocabulary
 from llamafactory_tpaw.lf import facade
-from llamafactory_tpaw.report.collect import Method, Part, Point
 from llamafactory_tpaw.runs.study import read_study, write_part
 
 
@@ -52,14 +50,6 @@ def test_answers_are_right_step_by_step_and_no_calculation_appears_twice(problem
     assert len({(problem.start, *problem.steps) for problem in problems}) == len(problems) == sum(SIZES.values())
 
 
-@pytest.mark.parametrize(
-    ("response", "number"),
-    [("34+7=41; answer 41", 41), (" answer 0 ", 0), ("34+7=41", None), ("answer 4 1", None), ("answer -3", None)],
-)
-def test_parse_answer(response: str, number: int | None) -> None:
-    assert parse_answer(response) == number
-
-
 def test_a_study_has_other_wordings_wrong_answers_and_a_part_to_play_with(tmp_path: Path) -> None:
     splits = make_splits(0, {"train": 400, "test": 100}, Task(wordings=4, wrong=0.25))
     wrong = {name: sum(parse_answer(p.answer) != p.result for p in split) for name, split in splits.items()}
@@ -84,10 +74,9 @@ def test_every_problem_round_trips_through_the_template(checkpoint: Path, proble
         assert tokenizer.unk_token_id not in prompt + response
 
 
-def test_run_files_are_what_the_demo_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_files_are_what_the_demo_plays(elsewhere: Path) -> None:
     """But for the study's own names of folders and sets; SFT takes as many steps as the triplets of TPAW make."""
-    shutil.copytree(ROOT / "data", tmp_path / "data", ignore=shutil.ignore_patterns("demo", "tpaw"))
-    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "data", elsewhere / "data", ignore=shutil.ignore_patterns("demo", "tpaw"))
     write_problems(Path("data/demo"), 0)
     write_base_model(Path("saves/Tiny/full/sft"), 0)
     parts = {part.key: part for part in read_study(str(ROOT / "demo" / "study.yaml")).parts()}
@@ -99,22 +88,3 @@ def test_run_files_are_what_the_demo_plays(tmp_path: Path, monkeypatch: pytest.M
             assert own["tpaw_prompts"] == "tiny_play"
     rows = [PLAYED * (t + 1) for t in range(3)]
     assert [item.given["max_steps"] for item in write_part(parts["sft_steps"])] == [2 * -(-n // 32) for n in rows]
-
-
-@pytest.mark.parametrize(
-    ("items", "said"),
-    [
-        ({"A": "1" * 100, "B": "0" * 100}, "A gains more than the noise here, and B loses: "),
-        ({"A": "10" * 50, "B": "11" + "10" * 49}, "Nothing gains more than the noise here, and nothing loses: "),
-        ({"A": "1" * 100, "B": "1" * 99 + "0"}, "A and B gain more than the noise here, and nothing loses: "),
-    ],
-)
-def test_the_report_begins_with_what_was_found(items: dict[str, str], said: str) -> None:
-    def point(theta: int, kept: str) -> Point:
-        return Point(theta, theta, evaluations={TASK: {"value": kept.count("1") / 100, "n": 100, "items": kept}})
-
-    methods = [Method(name, (Part(name, (point(0, "10" * 50), point(1, kept)), 0),)) for name, kept in items.items()]
-    text = what_was_found(differences(methods), 0.5)
-    assert text.startswith(f"{said}θ₀ solves 50.0 % of 100 new problems. ")
-    amounts = re.findall(r"([AB]) (\S+) \(", text.replace("−", "-"))
-    assert amounts == [(name, f"{kept.count('1') - 50:+.1f}") for name, kept in items.items()]

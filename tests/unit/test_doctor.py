@@ -69,11 +69,15 @@ def test_an_inactive_hook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "mend: pip install --editable " in output
 
 
-def test_what_is_switched_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_switched_off_and_what_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(_hook.SWITCH, "0")
+    monkeypatch.setattr(doctor, "LLAMAFACTORY_ENV", [sys.executable, "-c", "raise ImportError('no torch')"])
     code, output = run(capsys)
     assert code == 5
     assert f"  mend: unset {_hook.SWITCH}\n" in output
+    assert "`llamafactory-cli env` ends with exit code 1: ImportError: no torch" in output
 
 
 def test_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,13 +93,6 @@ def test_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert "`vllm` is not installed" not in output
     assert "llamafactory 0.9.6.dev0, " in output
     assert "`llamafactory`" not in output
-
-
-def test_llamafactory_that_does_not_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(doctor, "LLAMAFACTORY_ENV", [sys.executable, "-c", "raise ImportError('no torch')"])
-    code, output = run(capsys)
-    assert code == 5
-    assert "`llamafactory-cli env` ends with exit code 1: ImportError: no torch" in output
 
 
 def test_vllm_as_json_and_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,9 +27,8 @@ def built_page(tmp_path_factory: pytest.TempPathFactory) -> DrivenPage:
 
 
 @pytest.fixture
-def page(built_page: DrivenPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DrivenPage]:
+def page(built_page: DrivenPage, elsewhere: Path) -> Iterator[DrivenPage]:
     """The page in a folder with an SFT set and a ranking set, its fields as a user fills them in for a new run."""
-    monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     entries = {"sums": {"file_name": "sums.jsonl"}, "pairs": {"file_name": "pairs.json", "ranking": True}}
     Path("data/dataset_info.json").write_text(json.dumps(entries))

@@ -168,9 +168,11 @@ def test_choosing_an_output_folder_fills_in_the_iteration_that_comes_next(page: 
     page.show(tpaw_gamma=0.5, top__template="default", output_dir="play_iter0")
     page.fire("output_dir", "input")
     assert (page["tpaw_gamma"], page["top.template"], page["tpaw_iteration"]) == (0.25, "qwen", 0)
-    save_iteration(0)
+    folder = save_iteration(0)
     page.fire("output_dir", "input")
     assert page["tpaw_iteration"] == 1
+    (folder / "tpaw.json").write_text("{")
+    assert settings.next_iteration(folder) == 0
 
 
 def test_other_stages_are_as_without_this_package(page: DrivenPage) -> None:
@@ -259,11 +261,3 @@ def test_seed_is_that_of_the_page(page: DrivenPage) -> None:
     assert found["seed"] == 3
     with pytest.raises(ValueError, match="1e3"):
         settings.run_settings(args, ids | {"train.train_seed": "1e3"})
-
-
-def test_next_iteration_is_the_first_that_is_not_finished(page: DrivenPage) -> None:
-    for number, status in enumerate(("finished", "finished", "training")):
-        folder = save_iteration(number, status)
-    assert settings.next_iteration(folder.with_name("other")) == 0
-    (folder / "tpaw.json").write_text("{")
-    assert settings.next_iteration(folder) == 2

@@ -3,19 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from llamafactory_tpaw.arguments.parsed import RunArguments
+from llamafactory_tpaw.data.encoding import TurnEncoder
 from tests import encoders
 from tests.runs import Project
-
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from llamafactory_tpaw.arguments.parsed import RunArguments
-    from llamafactory_tpaw.data.encoding import TurnEncoder
 
 
 @pytest.fixture

@@ -4,22 +4,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from llamafactory_tpaw.data.encoding import (
-    tokenizer_digest,
-)
+from llamafactory_tpaw.arguments.parsed import RunArguments
+from llamafactory_tpaw.data.encoding import TurnEncoder, tokenizer_digest
 from llamafactory_tpaw.lf import facade
 from tests import encoders, tiny
+from tests.runs import Project
 
-
-if TYPE_CHECKING:
-    from llamafactory_tpaw.arguments.parsed import RunArguments
-    from llamafactory_tpaw.data.encoding import TurnEncoder
-    from tests.runs import Project
 
 QUESTION = {"role": "user", "content": "How many?"}
 ANSWER = {"role": "assistant", "content": "48 clips."}

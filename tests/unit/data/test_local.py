@@ -14,17 +14,13 @@ from llamafactory_tpaw.data.local import files_of, read_files
 from llamafactory_tpaw.errors import DataError
 
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 ROW = {"question": "Why?", "answer": "So."}
 LINE = json.dumps(ROW) + "\n"
 NUMBER = '{"question": "Why?", "answer": 4}'
 HALF = '{"question": "a\\ud800b", "answer": "So."}'
 BOM = "\ufeff"
 INDENTED = (json.dumps(ROW, indent=2) + "\n") * 2
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def write(name: str, content: str | bytes) -> None:

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from llamafactory_tpaw.arguments.parsed import RunArguments
+from llamafactory_tpaw.data.encoding import TurnEncoder
 from llamafactory_tpaw.data.opponents import (
     FOREIGN,
     Limits,
@@ -22,17 +25,11 @@ from llamafactory_tpaw.data.opponents import (
     without,
 )
 from llamafactory_tpaw.data.source import find_entry
+from llamafactory_tpaw.data.triplets import TripletRow
 from llamafactory_tpaw.errors import DataError
+from tests.runs import Project
 from tests.unit.data.writing import make_prompt, make_row, make_triplet, write_round
 
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from llamafactory_tpaw.arguments.parsed import RunArguments
-    from llamafactory_tpaw.data.encoding import TurnEncoder
-    from llamafactory_tpaw.data.triplets import TripletRow
-    from tests.runs import Project
 
 LIMITS = Limits(cutoff_len=256, min_response=1, max_bad_rows=0)
 

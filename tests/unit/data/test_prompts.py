@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
+from llamafactory_tpaw.arguments.parsed import RunArguments
 from llamafactory_tpaw.data import source
-from llamafactory_tpaw.data.encoding import digest_of_ids
+from llamafactory_tpaw.data.encoding import TurnEncoder, digest_of_ids
 from llamafactory_tpaw.data.prompts import PromptSet, load_prompts
 from llamafactory_tpaw.errors import DataError
 from tests import encoders
+from tests.runs import Project
 
-
-if TYPE_CHECKING:
-    from llamafactory_tpaw.arguments.parsed import RunArguments
-    from llamafactory_tpaw.data.encoding import TurnEncoder
-    from tests.runs import Project
 
 TALK = {"formatting": "sharegpt", "columns": {"messages": "talk", "tools": "tools", "images": "images"}}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from llamafactory_tpaw.arguments.fields import TpawArguments
+from llamafactory_tpaw.data.encoding import TurnEncoder
 from llamafactory_tpaw.data.rounds import (
     Opponents,
     Round,
@@ -20,12 +21,8 @@ from llamafactory_tpaw.data.rounds import (
 )
 from llamafactory_tpaw.data.source import triplet_entry
 from llamafactory_tpaw.data.triplets import TripletMeta
+from tests.runs import Project
 from tests.unit.data.writing import make_prompt, make_row, write_round
-
-
-if TYPE_CHECKING:
-    from llamafactory_tpaw.data.encoding import TurnEncoder
-    from tests.runs import Project
 
 
 @pytest.fixture

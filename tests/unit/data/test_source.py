@@ -7,21 +7,18 @@ import errno
 import json
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import pytest
 
+from llamafactory_tpaw.arguments.parsed import RunArguments
 from llamafactory_tpaw.data.source import find_entry, load_rows, locate, read_rows, triplet_entry
 from llamafactory_tpaw.errors import DataError, EnvironmentProblem
+from tests.runs import Project
 
-
-if TYPE_CHECKING:
-    from llamafactory_tpaw.arguments.parsed import RunArguments
-    from tests.runs import Project
 
 TALK = {"formatting": "sharegpt", "columns": {"messages": "talk"}}
-TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 
 
 def lines(*rows: Any) -> str:
@@ -76,22 +73,15 @@ def test_what_an_entry_lacks_is_no_traceback(
 
 
 @pytest.mark.parametrize(
-    ("turns", "entry", "said"),
+    ("turns", "said"),
     [
-        ([{"role": "user", "content": "q"}], {}, "row 2: there is no column or key 'from'. "),
-        (
-            [{"role": "moderator", "content": "q"}],
-            {"formatting": "openai", "tags": TAGS},
-            "row 2 with the unknown role 'moderator': there is no tag for the role 'moderator'. ",
-        ),
-        (None, {}, "row 2: object of type 'NoneType' has no len(). "),
+        ([{"role": "user", "content": "q"}], "row 2: there is no column or key 'from'. "),
+        (None, "row 2: object of type 'NoneType' has no len(). "),
     ],
 )
-def test_the_row_that_is_not_converted_is_named(
-    project: Project, run: RunArguments, turns: Any, entry: dict[str, Any], said: str
-) -> None:
+def test_the_row_that_is_not_converted_is_named(project: Project, run: RunArguments, turns: Any, said: str) -> None:
     good = [{"from": "human", "value": "q"}] if turns is None else turns
-    project.add_dataset("bad", [{"talk": []}, {"talk": turns}, {"talk": good}], **TALK | entry)
+    project.add_dataset("bad", [{"talk": []}, {"talk": turns}, {"talk": good}], **TALK)
     says = "(data/bad.jsonl) cannot be read as its entry in dataset_info.json says: "
     assert says + said in problem(project, run, "bad")
 

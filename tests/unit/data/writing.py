@@ -3,23 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from llamafactory_tpaw.data.encoding import digest_of_ids, prompt_id, tokenizer_digest
+from llamafactory_tpaw.data.encoding import Message, TurnEncoder, digest_of_ids, prompt_id, tokenizer_digest
 from llamafactory_tpaw.data.files import sha256_hex, write_atomic
 from llamafactory_tpaw.data.opponents import Triplet
 from llamafactory_tpaw.data.prompts import Prompt
 from llamafactory_tpaw.data.source import Entry, find_entry, triplet_entry
 from llamafactory_tpaw.data.triplets import TripletMeta, TripletRow, write_meta
-
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from llamafactory_tpaw.data.encoding import Message, TurnEncoder
-    from tests.runs import Project
+from tests.runs import Project
 
 
 def make_prompt(

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llamafactory_tpaw.arguments.parsed import RunArguments
+from llamafactory_tpaw.data.encoding import TurnEncoder
 from llamafactory_tpaw.data.prompts import load_prompts
 from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.source import find_entry, triplet_entry
@@ -17,11 +20,6 @@ from llamafactory_tpaw.generation.workflow import Job
 from tests import encoders
 from tests.runs import ADDITIONS, Project
 
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from transformers import PreTrainedModel
 
 CUTOFF, PAD = 60, 0
 
@@ -43,6 +41,21 @@ def model(loaded: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(loaded)
 
 
+def make_job(run: RunArguments, encoder: TurnEncoder, iteration: int) -> Job:
+    """The round of a run that has an entry `d<t>`."""
+    return Job(
+        round=Round(iteration, find_entry(f"d{iteration}", run.data.dataset_dir)),
+        prompts=load_prompts(encoder, run.model, run.data, run.training, run.finetuning),
+        selection={"tpaw_max_prompts": None},
+        encoder=encoder,
+        generator="a" * 64,
+        generator_path=f"saves/theta_{iteration}",
+        settings=SamplingSettings.of(vars(run.generating) | {"seed": run.training.seed}),
+        engine={"name": "fake", "version": "1", "dtype": "float32"},
+        cutoff_len=run.data.cutoff_len,
+    )
+
+
 @pytest.fixture(scope="session")
 def common_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """17 prompts, two of them alike, and a bad row."""
@@ -54,15 +67,4 @@ def common_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     run = encoders.parse(
         project, template="llama3", cutoff_len=CUTOFF, tpaw_prompts="sft", tpaw_max_bad_rows=1, max_new_tokens=20
     )
-    encoder = encoders.build_encoder(run)
-    return Job(
-        round=Round(1, find_entry("d1", run.data.dataset_dir)),
-        prompts=load_prompts(encoder, run.model, run.data, run.training, run.finetuning),
-        selection={"tpaw_max_prompts": None},
-        encoder=encoder,
-        generator="a" * 64,
-        generator_path="saves/theta_1",
-        settings=SamplingSettings.of(vars(run.generating) | {"seed": run.training.seed}),
-        engine={"name": "fake", "version": "1", "dtype": "float32"},
-        cutoff_len=CUTOFF,
-    )
+    return make_job(run, encoders.build_encoder(run), 1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import functools
 import random
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     LogitsProcessorList,
+    PreTrainedModel,
     Qwen2Config,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -29,13 +31,9 @@ from llamafactory_tpaw.generation.base import Request, Response
 from llamafactory_tpaw.generation.decoding import RowDecoder, obstacle
 from llamafactory_tpaw.generation.hf import HfEngine
 from llamafactory_tpaw.generation.sampling import choose, draw, refuse_unsound, uniforms_of
+from tests import tiny
 from tests.unit.generation.conftest import PAD, sampling
 
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from transformers import PreTrainedModel
 
 VOCABULARY = 120
 STOP = [7, 11, 19, 23, 42]
@@ -45,15 +43,7 @@ BOUNDS = [100, 300, 100_000]  # a few rows, some, all
 def small(config_class: type, **changes: Any) -> PreTrainedModel:
     """A random model of another architecture."""
     torch.manual_seed(1)
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "initializer_range": 0.3,
-    }
+    sizes = tiny.SIZES | {"vocab_size": VOCABULARY, "num_hidden_layers": 3, "initializer_range": 0.3}
     return AutoModelForCausalLM.from_config(config_class(**(sizes | changes))).eval()
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import functools
 import os
 import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,9 +19,6 @@ from llamafactory_tpaw.errors import EnvironmentProblem
 from llamafactory_tpaw.generation.base import Request, Response
 from llamafactory_tpaw.generation.devices import DeviceEngine, devices_in_sight
 
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 COUNT = 40
 EVERYTHING = np.arange(COUNT)
@@ -105,10 +103,7 @@ def test_no_process_is_left_where_the_answers_are_not_wanted() -> None:
     ("visible", "found"),
     [("0", ["0"]), ("3, 1", ["3", "1"]), ("GPU-8,MIG-2", ["GPU-8", "MIG-2"]), ("", []), ("-1", []), ("1,-1,0", ["1"])],
 )
-def test_devices_in_sight(visible: str, found: list[str]) -> None:
+def test_devices_in_sight(visible: str, found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices_in_sight({"CUDA_VISIBLE_DEVICES": visible}) == found
-
-
-def test_devices_in_sight_are_counted_where_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert devices_in_sight({}) == ["0", "1"]
+    assert devices_in_sight({}) == ["0", "1"], "counted where none are named"

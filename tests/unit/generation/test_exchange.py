@@ -19,16 +19,12 @@ from tests.servers.faulty import FaultyServer, answer_ids
 from tests.servers.rounds import keys_of, short_waits
 
 
+__all__ = ["short_waits"]
+pytestmark = pytest.mark.usefixtures("short_waits")
 KEY = "sk-secret"
 NAMES = [f"p{number}" for number in range(40)]
 OWN = SimpleNamespace(check=lambda: None, advice="Look at its log.")
 RIGHT = {index: bytes(answer_ids(name, index, 16)).decode() for index, name in enumerate(NAMES)}
-
-
-@pytest.fixture(autouse=True)
-def _quick() -> Iterator[None]:
-    with short_waits():
-        yield
 
 
 def body_of(index: int) -> dict[str, Any]:

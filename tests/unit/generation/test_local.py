@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +19,6 @@ from llamafactory_tpaw.lf import facade
 from llamafactory_tpaw.team.loading import load_generator
 from tests import encoders, tiny
 from tests.runs import Project
-
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_several_devices_give_the_bytes_of_one(tmp_path: Path, tiny_model: Path) -> None:

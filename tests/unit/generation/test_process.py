@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from llamafactory_tpaw.errors import GenerationError
 from llamafactory_tpaw.generation import process
 from llamafactory_tpaw.generation.process import ServerProcess
+from tests.processes import free_port
 
 
 KEY = "k3y-of-this-test"
@@ -50,9 +50,7 @@ sys.stdin.read()
 
 
 def start(folder: Path, how: str = "well", startup_s: float = 60.0) -> ServerProcess:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        port = holder.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-S", "-c", PROGRAM, how, str(port)]
     return ServerProcess(command, os.environ | {"VLLM_API_KEY": KEY}, port, KEY, folder / "d.server.log", startup_s)
 

@@ -269,13 +269,12 @@ def test_launch_prints_errors(
 # -- LlamaBoard
 
 
-def test_page_opens_without_the_tab_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_opens_without_the_tab_and_says_so(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = pytest.importorskip("tests.unit.board.page")
     status.require_seams()
     seam = status.SeamStatus("board_runner", "a.Runner", "Start", False, "missing", "there is no `Runner`")
     monkeypatch.setitem(status.RECORD, "board_runner", seam)
     status.require_seams()  # training hears nothing of it
-    monkeypatch.chdir(tmp_path)
     built = page.build_page()
     assert not [name for name in built.manager._id_to_elem if "tpaw" in name]
     shown = [block for block in built.blocks.blocks.values() if block.elem_id == "tpaw_missing"]

@@ -15,9 +15,8 @@ from llamafactory_tpaw.lf import given
 
 
 @pytest.fixture
-def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "run.yaml"
+def run_file(elsewhere: Path) -> Path:
+    path = elsewhere / "run.yaml"
     path.write_text("stage: tpaw\nlearning_rate: 5.0e-7\ntpaw_players:\n- a\n- b\nlr: 1e-3\n", encoding="utf-8")
     return path
 

@@ -17,6 +17,8 @@ from tests.unit.team.checkpoints import make_tensors, save_single
 
 
 STORE = Path("saves/.tpaw_cache")
+META = TripletMeta(0, "", "", "t", "d", "sft", "p", {}, {"temperature": 1.0, "seed": 0}, 256, {"name": "hf"}, 1, "")
+META = replace(META, counts={"generated_tokens": 10}, seconds=1.0, created="2026-01-01T00:00:00Z")
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -44,25 +46,9 @@ def generate(name: str, iteration: int, by: Path, **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     says = [{"role": "user", "content": "2 + 2?"}], "", "", {"role": "assistant", "content": "4"}
     path.write_text(TripletRow(name, iteration, *says, "5", "stop", []).to_json() + "\n")
-    meta = TripletMeta(
-        iteration=iteration,
-        generator=hash_weights(by, STORE).fingerprint,
-        generator_path=relative_path(by, path.parent),
-        tokenizer="t",
-        template="d",
-        prompts_entry="sft",
-        prompts_digest="p",
-        selection={},
-        sampling={"temperature": 1.0, "seed": 0},
-        cutoff_len=256,
-        engine={"name": "hf", "version": "1"},
-        rows=1,
-        rows_digest=digest_file(path),
-        counts={"generated_tokens": 10},
-        seconds=1.0,
-        created="2026-01-01T00:00:00Z",
-    )
-    write_meta(path, replace(meta, **changes))
+    given = {"iteration": iteration, "generator": hash_weights(by, STORE).fingerprint}
+    given |= {"generator_path": relative_path(by, path.parent), "rows_digest": digest_file(path)}
+    write_meta(path, replace(META, **given | changes))
     return path
 
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.make_task import write_base_model, write_problems
@@ -25,6 +24,7 @@ from llamafactory_tpaw.report.best import name_best
 from llamafactory_tpaw.report.evaluate import Evaluation, find_checkpoints, read_evaluations, write_evaluations
 from llamafactory_tpaw.team.fingerprint import chain_fingerprints
 from llamafactory_tpaw.team.manifest import read_manifest
+from tests import tiny
 from tests.unit.report.played import play_three
 from tests.unit.team.checkpoints import save_adapter
 
@@ -62,23 +62,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = test.read_text("utf-8").splitlines()[:10]
     test.write_text("\n".join(lines), "utf-8")
     folder = write_base_model(root / "theta", 1, hidden=96, layers=3)
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    texts = [f"Human: {row['question']}<eos>\nAssistant:{row['answer']}<eos>\n" for row in map(json.loads, lines[:5])]
+    tiny.teach(folder, texts, steps=60)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     settings = SimpleNamespace(template="default", train_on_prompt=False, tool_format=None, default_system="")
-    template = facade.get_template_and_fix_tokenizer(tokenizer, settings)
-    rows = []
-    for row in map(json.loads, lines[:5]):
-        turn = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-        prompt, response = template.encode_oneturn(tokenizer, turn, "", None)
-        rows.append((prompt + response, [-100] * len(prompt) + response))
-    width = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
-    labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows])
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for _ in range(60):
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
+    facade.get_template_and_fix_tokenizer(tokenizer, settings)
     tokenizer.save_pretrained(folder)  # with LlamaFactory's template, as a training of its leaves it
     return root
 
@@ -178,13 +166,10 @@ def test_lm_eval_has_the_twelve_tasks_and_our_group_their_numbers_of_examples(mo
     assert len({task.task_name for task in evaluate._tasks_of(units["mmlu"])}) == 57
 
 
-def test_an_adapter_is_put_on_its_model_and_a_chain_is_refused(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_an_adapter_is_put_on_its_model_and_a_chain_is_refused(elsewhere: Path, tiny_model: Path) -> None:
     adapter = save_adapter(Path("adapter"), base_model_name_or_path=str(tiny_model))
     found, arguments = evaluate._describe(adapter, "hf")
-    assert found == chain_fingerprints([tiny_model, adapter], tmp_path / "store")[-1]
+    assert found == chain_fingerprints([tiny_model, adapter], elsewhere / "store")[-1]
     wanted = {"pretrained": str(tiny_model), "peft": "adapter", "tokenizer": str(tiny_model), "dtype": "float32"}
     assert arguments == wanted
     theta = play_three()[1]
@@ -197,8 +182,7 @@ def test_an_adapter_is_put_on_its_model_and_a_chain_is_refused(
         evaluate._describe(theta, "hf")
 
 
-def test_best_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_best_of_a_run(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     thetas = play_three()
     assert find_checkpoints([Path("saves")]) == find_checkpoints(thetas[3:], lineage=True) == thetas
     assert find_checkpoints([thetas[1]]) == [thetas[1]]

@@ -171,8 +171,7 @@ def test_recorded_texts_are_neither_markup_nor_control_characters(thetas: list[P
 
 
 @pytest.mark.parametrize("served", [False, True])
-def test_an_opponent_is_a_node_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: bool) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_an_opponent_is_a_node_beside_the_run(elsewhere: Path, served: bool) -> None:
     sft = save("saves/sft", 0.0)
     first = generate("d0", 0, sft, samples=3, failed=["a#0", "a#2"], ids_digest="x")
     theta = play("saves/iter0", [sft], [first])

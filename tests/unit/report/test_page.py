@@ -34,9 +34,8 @@ def study(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def saves(elsewhere: Path) -> Path:
     """Three iterations of self-play, and a plain training, with logs; all but one measured."""
-    monkeypatch.chdir(tmp_path)
     write_state(Path("saves/sft"), 5)
     for number, folder in enumerate(play_three()):
         write_state(folder, 10 * number or 5)

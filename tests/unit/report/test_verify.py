@@ -17,9 +17,8 @@ from tests.unit.team.checkpoints import flip
 
 
 @pytest.fixture(autouse=True)
-def thetas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def thetas(elsewhere: Path) -> list[Path]:
     """A run of three iterations in the working folder."""
-    monkeypatch.chdir(tmp_path)
     return play_three()
 
 

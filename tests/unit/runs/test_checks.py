@@ -106,11 +106,10 @@ SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "
 
 @pytest.mark.parametrize("keys", [{"tpaw_engine": "vllm"}, OPENAI, {"tpaw_opponent_model": "saves/weak"}], ids=str)
 def test_attention_that_is_not_causal_is_refused_before_sampling(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str]
+    tiny_model: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str]
 ) -> None:
-    project = Project(tmp_path, shutil.copytree(tiny_model, tmp_path / "saves" / "theta_0"))
-    shutil.copytree(tiny_model, tmp_path / "saves" / "weak")
-    monkeypatch.chdir(tmp_path)
+    project = Project(elsewhere, shutil.copytree(tiny_model, elsewhere / "saves" / "theta_0"))
+    shutil.copytree(tiny_model, elsewhere / "saves" / "weak")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     given = project.settings(0, **keys)
     hf.Gemma3TextConfig(**SIZES, use_bidirectional_attention=True).save_pretrained(project.model)
@@ -118,7 +117,7 @@ def test_attention_that_is_not_causal_is_refused_before_sampling(
     with pytest.raises(ConfigError, match=refused):
         launcher.generate([project.write("run.yaml", given)])
     assert any(re.match(refused, found["message"]) for found in check(given)["findings"])
-    assert not list(tmp_path.glob("data/tpaw/*"))
+    assert not list(elsewhere.glob("data/tpaw/*"))
 
 
 def test_a_small_model_that_is_too_large_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,9 +60,8 @@ LIMITS = [
 
 
 @pytest.fixture(autouse=True)
-def _in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "data").mkdir()
-    monkeypatch.chdir(tmp_path)
+def _in_a_project(elsewhere: Path) -> None:
+    (elsewhere / "data").mkdir()
 
 
 def add_round(number: int, counts: tuple[int, ...], opponent: str = "") -> Round:

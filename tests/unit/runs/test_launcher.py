@@ -69,8 +69,7 @@ class TestSteps:
     """The steps around a plan that is given."""
 
     @pytest.fixture
-    def plan(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
-        monkeypatch.chdir(tmp_path)
+    def plan(self, monkeypatch: pytest.MonkeyPatch, elsewhere: Path) -> SimpleNamespace:
         tpaw_args = SimpleNamespace(tpaw_prompts="additions", tpaw_engine_startup=0.0, tpaw_eval_tasks=None)
         plan = SimpleNamespace(
             to_generate=[],

@@ -55,8 +55,7 @@ def finish_sft(state: str = '{"global_step": 4, "max_steps": 4}') -> None:
 
 
 class TestReading:
-    def test_words_are_files_or_overrides(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
+    def test_words_are_files_or_overrides(self, elsewhere: Path) -> None:
         Path("lr=1.yaml").touch()
         words = ["a.yaml", "seed=1", "lr=1.yaml", "runs/b=2/c.yaml", "dataset=a,b", "nope"]
         assert split_words(words) == (["a.yaml", "lr=1.yaml", "runs/b=2/c.yaml", "nope"], ["seed=1", "dataset=a,b"])

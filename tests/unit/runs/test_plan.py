@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from llamafactory_tpaw.data.prompts import selection
 from llamafactory_tpaw.data.rounds import Round
 from llamafactory_tpaw.data.triplets import TripletMeta, meta_path, write_meta
 from llamafactory_tpaw.errors import ConfigError, TpawError
+from llamafactory_tpaw.generation.base import SamplingSettings
 from llamafactory_tpaw.runs.plan import handed_plan, make_plan
 from llamafactory_tpaw.team.fingerprint import fingerprint_checkpoint
 from llamafactory_tpaw.team.manifest import write_manifest
@@ -22,22 +24,14 @@ from tests.unit.report.played import change_json
 from tests.unit.team.test_manifest import make_manifest
 
 
-SAMPLING = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "repetition_penalty": 1.0,
-    "max_new_tokens": 16,
-    "seed": 0,
-}
+SAMPLING = asdict(SamplingSettings(1.0, 1.0, 0, 1.0, max_new_tokens=16, seed=0))
 
 
 @pytest.fixture
-def project(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(tiny_model: Path, elsewhere: Path) -> Project:
     """A project before its first iteration, with θ_0 in `saves/sft`."""
-    shutil.copytree(tiny_model, tmp_path / "saves" / "sft")
-    monkeypatch.chdir(tmp_path)
-    return Project(tmp_path, Path("saves/sft"))
+    shutil.copytree(tiny_model, elsewhere / "saves" / "sft")
+    return Project(elsewhere, Path("saves/sft"))
 
 
 def write_triplets(iteration: int = 0, sampling: dict[str, Any] = SAMPLING, **chosen: Any) -> Path:

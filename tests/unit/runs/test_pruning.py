@@ -74,9 +74,8 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-    return Run(tmp_path)
+def run(elsewhere: Path) -> Run:
+    return Run(elsewhere)
 
 
 def test_theta_0_the_team_and_the_result_stay(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,7 @@ COLUMNS = {"prompt": "question", "response": "answer"}
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def _in_a_folder(elsewhere: Path) -> None:
     Path("data").mkdir()
     Path("data/dataset_info.json").write_text(json.dumps({"far": {"hf_hub_url": "a/b"}}))
 

@@ -45,12 +45,7 @@ def write(**keys: Any) -> str:
     return "study.yaml"
 
 
-@pytest.fixture
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.usefixtures("elsewhere")
 class TestReading:
     def test_parts(self) -> None:
         """All methods of a seed, then those of the next; `from` takes over the keys of the method, too."""
@@ -111,7 +106,7 @@ def test_run_files(project: Project) -> None:
         write_part(study(settings=SETTINGS | {"tpaw_max_prompts": 8}).parts()[5])
 
 
-@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.usefixtures("elsewhere")
 class TestRunning:
     @pytest.fixture(autouse=True)
     def _world(self, monkeypatch: pytest.MonkeyPatch) -> None:

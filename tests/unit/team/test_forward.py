@@ -17,18 +17,10 @@ from llamafactory_tpaw.errors import ConfigError
 from llamafactory_tpaw.team import shortcuts
 from llamafactory_tpaw.team.forward import disable_dropout, response_logps
 from llamafactory_tpaw.team.shortcuts import Shortcuts, find_shortcuts
+from tests import tiny
 
 
-SIZES = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
+SIZES = tiny.SIZES | {"vocab_size": 320, "pad_token_id": 0}
 MODELS: dict[str, Callable[[], hf.PreTrainedModel]] = {
     "untied": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**SIZES, tie_word_embeddings=False)),
     "tied": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**SIZES, tie_word_embeddings=True)),

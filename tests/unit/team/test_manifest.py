@@ -9,15 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from llamafactory_tpaw.team import manifest
-from llamafactory_tpaw.team.manifest import (
-    Manifest,
-    moved_manifest,
-    read_manifest,
-    relative_path,
-)
+from llamafactory_tpaw.team.manifest import Manifest, moved_manifest, read_manifest, relative_path
 from llamafactory_tpaw.train import manifest as written
 
 
@@ -35,16 +28,6 @@ def make_manifest(**changes: Any) -> Manifest:
         "result": {"name": "theta_1", "fingerprint": "fp1"},
     }
     return Manifest(**values | changes)
-
-
-def test_versions_are_those_of_what_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the distribution is called: `llamafactory-kt` and `transformers-kt` hold the packages, too."""
-    monkeypatch.setattr("llamafactory.extras.env.VERSION", "0.9.6.dev0")
-    monkeypatch.setattr(manifest, "installed_commit", lambda: "c" * 40)
-    monkeypatch.setattr(manifest, "distributions", lambda name: [])
-    found = manifest.versions()
-    assert (found["llamafactory"], found["llamafactory_commit"]) == ("0.9.6.dev0", "c" * 40)
-    assert found["torch"] == torch.__version__
 
 
 def test_what_is_not_moved_with_the_run_has_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,9 +38,8 @@ THETAS = ("theta_0", "theta_1")
 
 
 @pytest.fixture
-def thetas(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def thetas(tiny_model: Path, elsewhere: Path) -> None:
     """θ_0 and θ_1, which was trained from it."""
-    monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model, "theta_0")
     tiny.save_model(Path("theta_1"), seed=1)
     first, second = (fingerprint_checkpoint(Path(f"theta_{theta}"), Path("cache")) for theta in range(2))

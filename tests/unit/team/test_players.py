@@ -48,9 +48,8 @@ def test_numbers_end_with_the_iteration(arguments: Any, expected: list[tuple[int
 
 
 @pytest.fixture
-def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def adapters(elsewhere: Path) -> None:
     """A working folder with a model `m` and adapters `a` and `b`."""
-    monkeypatch.chdir(tmp_path)
     save_single(Path("m"), make_tensors())
     save_adapter(Path("a"))
     save_adapter(Path("b"), fill=2.0)
