@@ -55,6 +55,7 @@ def read_files(files: Sequence[Path], cache_dir: str | None = None, split: str =
                 if stream.read(64).lstrip().startswith(b"[") and SURROGATE.search(path.read_bytes()):
                     check_json(path)
         rows = load_dataset(kind, data_files=named, split=split, cache_dir=cache_dir, **options)
+        rows.data.table.validate(full=True)  # else damaged ones, or `[null, "a"]` in JSON, would crash the process
     except Exception as error:  # `datasets` and what it reads with raise what they like
         if isinstance(error, TpawError) or explain(error, {}):
             raise
@@ -102,4 +103,9 @@ def check_json(path: Path) -> int:
         reason, _, number = str(error).removeprefix("JSON parse error: ").rpartition(" in row ")  # from 0
         if number.isdecimal():
             raise DataError(f"{path}, row {int(number) + 1}: {reason.rstrip('.')}. {advice}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            read_json(io.BytesIO(line), read_options=ReadOptions(block_size=len(line) * 2 + 1)).validate(full=True)
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path}, row {number}: a list begins with null, which pyarrow loses. {advice}") from error
     return len(lines)

@@ -175,6 +175,6 @@ def locate(entry: Entry, number: int) -> str:
     if path.suffix == ".csv" and None in row.values():
         return f"{place} with an empty cell, which in CSV None, NA, null and nan are too"
     turns = row.get(attr.messages) if attr.formatting != "alpaca" else None
-    roles = [turn.get(attr.role_tag) for turn in turns or () if isinstance(turn, dict)]
+    roles = [turn.get(attr.role_tag) for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     unknown = [role for role in roles if role not in vars(attr).values()]
     return f"{place} with the unknown role {unknown[0]!r}" if unknown else place

@@ -16,12 +16,12 @@ from ..data.files import readable_bytes
 from ..data.layout import padded
 from ..data.rounds import split_names
 from ..errors import ConfigError, EnvironmentProblem
-from ..lf import facade
 from ..lf.failures import nearest_folder
 from ..lf.given import is_on, is_true
 from ..objectives.head import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
 from ..team.checkpoint import read_tensors
 from ..team.manifest import read_manifest
+from ..team.members import load_config
 from ..team.sharding import deepspeed_config, uses_fsdp
 from .checks import zero_stage
 from .plan import with_defaults
@@ -92,7 +92,7 @@ def estimate_memory(run: RunArguments, plan: Plan, sample: Sample) -> dict[str, 
     from ..generation.decoding import MAX_ROWS, PREFILL_TOKENS
 
     keys = with_defaults(plan.given) | vars(plan.tpaw_args)
-    config = facade.load_config(run.model).get_text_config()
+    config = load_config(run.model)
     weights = weights_of(keys, weight_shapes(plan.players[-1].base, config, run.model.trust_remote_code))
     state, gradients, held = _shared_out(run, weights)
     device, (prompt, response) = run.training.device.type, sample.longest

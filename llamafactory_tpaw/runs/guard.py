@@ -78,7 +78,7 @@ def _began(folder: Path) -> dict[str, float]:
     ]
     then = _means(own or steps)
     for source in manifest.triplets:
-        if source.get("iteration") == manifest.iteration:
+        if source["iteration"] == manifest.iteration and "path" in source:
             then |= _counted(Path(path_from(source["path"], folder)))
     return then
 

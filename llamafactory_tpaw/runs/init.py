@@ -20,7 +20,7 @@ from ..data.source import DATASET_INFO, locate, triplet_entry
 from ..errors import ConfigError, DataError, Findings
 from ..lf import facade
 from ..team.checkpoint import check_checkpoint_complete
-from ..team.members import load_encoder, load_tokenizer
+from ..team.members import load_config, load_encoder, load_tokenizer
 from ..team.players import HUB_NAME
 from .estimates import steps_of
 from .plan import key_problems, with_defaults
@@ -243,7 +243,7 @@ def _measure(first: Mapping[str, Any], model: str, sft_set: SftSet, module: Any)
             found = load_prompts(encoder, model_args, data_args, alone, args, first=ROWS)
             prompts, targets = found.prompts.prompt_tokens.tolist(), found.prompts.target_tokens.tolist()
             bad_rows = found.bad_rows
-    config = facade.load_config(model_args).get_text_config()
+    config = load_config(model_args)
     positions = getattr(config, "max_position_embeddings", None) or MOST_TOKENS
     looked = len(prompts) + len(bad_rows)
     reason = f"{locate(found.entry, bad_rows[0].row)}: {bad_rows[0].reason}" if bad_rows else ""

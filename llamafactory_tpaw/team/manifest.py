@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from .. import __version__
 from ..data.files import key_problems, read_json, write_json_atomic
@@ -26,6 +28,15 @@ SCHEMA: Literal[1] = 1
 # Those that change numbers, beside LlamaFactory.
 PACKAGES = ("transformers", "torch", "accelerate", "datasets", "tokenizers", "safetensors", "deepspeed")
 
+# Of a θ `files` are the SHA-256 of the files in its folder; of an adapter `below` is the model, and it with each
+# adapter before; `score` is by what a player was chosen.
+Below = TypedDict("Below", dict.fromkeys(("path", "fingerprint"), str))
+FILES = {"files": NotRequired[dict[str, str]], "below": NotRequired[list[Below]]}
+Theta = TypedDict("Theta", FILES | Below.__annotations__ | {"name": str, "score": NotRequired[float]})
+Saved = TypedDict("Saved", FILES | dict.fromkeys(("name", "fingerprint", "dtype"), NotRequired[str]))
+OF_SOURCE = dict.fromkeys(("generator", "opponent", "path"), NotRequired[str])
+Source = TypedDict("Source", OF_SOURCE | {"entry": str, "iteration": int | None, "rows": int, "digest": str})
+
 
 @dataclass
 class Manifest:
@@ -35,18 +46,15 @@ class Manifest:
     # From the first step on; when everything is saved; or in a checkpoint's folder that training saved on its way.
     status: Literal["training", "finished", "checkpoint"]
     objective: str
-    # θ_t: `name`, `path`, `fingerprint`; `files` with the SHA-256 of each file in its folder. Of an adapter `below`
-    # has `path` and `fingerprint` of the model, and of it with each adapter before.
-    policy: dict[str, Any]
-    # The team, oldest first: `name`, `path`, `fingerprint`, `below`; `score` by which it was chosen.
-    players: list[dict[str, Any]]
+    policy: Theta
+    players: list[Theta]  # oldest first
     # The opponent data: entry, iteration, rows, digest, generator's fingerprint; `samples` a prompt, how many
     # `failed`, the `opponent` that generated instead of θ; `foreign` for others; `path`; `meta`, its file's digest.
-    triplets: list[dict[str, Any]]
+    triplets: list[Source]
     tokenizer: str  # digest
     template: dict[str, str]  # name and digest
     settings: dict[str, Any]  # as given, without keys that cannot change the result and without secrets
-    result: dict[str, Any] = field(default_factory=dict)  # θ_{t+1}: `name`, `fingerprint`, `dtype`, `files`, `below`
+    result: Saved = field(default_factory=dict)  # θ_{t+1}
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # of all parts and attempts that the result contains
@@ -70,7 +78,10 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    if problems := key_problems(Manifest, content):
+    problems = key_problems(Manifest, content)
+    if not problems and content["status"] == "finished" and "fingerprint" not in content.get("result", ()):
+        problems = ["`result.fingerprint` is missing"]
+    if problems:
         raise DataError(
             f"{path} is damaged, or of another version ({', '.join(problems)}), so it does not say what was trained. "
             "Restore the file, or repeat the iteration with `overwrite_output_dir: true`."

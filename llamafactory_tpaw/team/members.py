@@ -239,6 +239,15 @@ def load_tokenizer(model_args: Any, whose: str) -> dict[str, Any]:
         raise DataError(f"{whose}: the tokenizer in {folder} cannot be loaded ({cause}). {advice}") from error
 
 
+def load_config(model_args: Any) -> Any:
+    """Load with LlamaFactory what a model's config says of its language model."""
+    try:
+        return facade.load_config(model_args).get_text_config()
+    except Exception as error:  # values of other types raise what they like
+        where, cause = Path(model_args.model_name_or_path) / "config.json", " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"{where} cannot be used: {cause}. Restore the file.") from error
+
+
 def _text_config(folder: Path) -> dict[str, Any]:
     """The language model's part of a checkpoint's config."""
     config = read_json(folder / "config.json")

@@ -14,7 +14,7 @@ import torch
 
 from ..data.layout import Layout, Row, is_shared, lay_out, pack, padded
 from ..data.progress import Progress
-from ..errors import CacheError, EnvironmentProblem
+from ..errors import CacheError, DataError, EnvironmentProblem
 from ..lf.logs import get_logger
 from .cache import LogpCache, sequence_key
 from .fingerprint import config_digest
@@ -168,6 +168,13 @@ class TeamScorer:
                     ) from error
                 if not counts:
                     continue
+                if wrong := [key for key, sound in zip(keys, sums.isfinite().tolist(), strict=True) if not sound]:
+                    prompt = self.tokenizer.decode(todo[wrong[0]][0][-40:])
+                    raise DataError(
+                        f"{member.player.name} ({member.player.path}) gives NaN or inf for {len(wrong)} of "
+                        f"{len(keys)} responses, the first to the prompt that ends with {prompt!r}. Look at the "
+                        "checkpoint and its dtype; a model trained in bf16 may not be run in fp16."
+                    )
                 cache.add(keys, sums.tolist(), tokens.tolist())
                 if time.monotonic() - flushed > FLUSH_SECONDS:
                     cache.flush()

@@ -15,10 +15,9 @@ from ..data.source import Entry, find_entry, is_triplet_file
 from ..data.triplets import TripletMeta, generator_place, meta_path, read_meta
 from ..data.weights import weigh
 from ..errors import ConfigError, DataError, Findings
-from ..lf import facade
 from ..lf.logs import get_logger
 from ..team.manifest import MANIFEST, read_manifest, relative_path
-from ..team.members import Team, load_team
+from ..team.members import Team, load_config, load_team
 from ..team.scorer import Block
 
 
@@ -117,7 +116,7 @@ def _checked_metas(
 def _read(run: RunArguments, team: Team, entry: Entry, meta: TripletMeta | None) -> list[Triplet]:
     """Read triplets with their meta and say what is unusual about them, or read any other ranking data."""
     # Of the two the model's own may be padded, or be made larger for new tokens.
-    vocabulary = max(facade.load_config(run.model).get_text_config().vocab_size, len(team.tokenizer))
+    vocabulary = max(load_config(run.model).vocab_size, len(team.tokenizer))
     args = run.finetuning
     limits = opponents.Limits(run.data.cutoff_len, args.tpaw_min_response, args.tpaw_max_bad_rows, vocabulary)
     folder = Path(run.finetuning.tpaw_cache_dir) / "tokens"

@@ -63,6 +63,7 @@ ROWS = [
     Row("a shard that is gone", lose_a_shard, 1),
     Row("a folder without config.json", lambda: Path("saves/sft/config.json").unlink(), 1),
     Row("a config.json that is cut", lambda: cut("saves/sft/config.json"), 1),
+    Row("a config.json of no kind of model", lambda: remove_key("saves/play_iter0/config.json", "model_type"), 1),
     Row("weights changed after the iteration", lambda: other_weights("saves/play_iter0"), 1),
     # What tpaw.json says.
     Row("a player whose training is not finished", lambda: change_json(MANIFEST, status="training"), 1),
@@ -71,6 +72,8 @@ ROWS = [
     Row("a tpaw.json that is a list", lambda: write(MANIFEST, "[]"), 1),
     Row("a tpaw.json of another version", lambda: change_json(MANIFEST, schema=99), 1),
     Row("a tpaw.json that lacks a key", lambda: remove_key(MANIFEST, "policy"), 1),
+    Row("a tpaw.json that names no place", lambda: change_json(MANIFEST, policy={"name": "theta_0", "path": 0}), 1),
+    Row("a finished tpaw.json without a result", lambda: change_json(MANIFEST, result={}), 1),
     Row("an interrupted training whose triplets changed", interrupt_and_change_triplets),
     # The order of the players.
     Row("players in the wrong order", None, 2, {"tpaw_players": "saves/play_iter0,saves/sft,saves/play_iter1"}),

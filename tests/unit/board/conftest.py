@@ -54,7 +54,16 @@ def save_iteration(number: int, status: str = "finished", run: str = "play", log
     folder = Path(f"saves/Custom/full/{run}_iter{number}")
     folder.mkdir(parents=True, exist_ok=True)
     manifest: dict[str, Any] = {"schema": 1, "iteration": number, "status": status, "objective": "tpaw"}
-    manifest |= {"policy": {}, "players": [], "triplets": [], "tokenizer": "", "template": {}, "settings": {}}
+    theta = {"name": f"theta_{number}", "path": "sft", "fingerprint": "f"}
+    manifest |= {
+        "policy": theta,
+        "result": theta,
+        "players": [],
+        "triplets": [],
+        "tokenizer": "",
+        "template": {},
+        "settings": {},
+    }
     (folder / "tpaw.json").write_text(json.dumps(manifest))
     (folder / "trainer_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
     return folder

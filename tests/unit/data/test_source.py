@@ -77,11 +77,12 @@ def test_what_an_entry_lacks_is_no_traceback(
     [
         ([{"role": "user", "content": "q"}], "row 2: there is no column or key 'from'. "),
         (None, "row 2: object of type 'NoneType' has no len(). "),
+        ("q", "row 2: string indices must be integers"),
     ],
 )
 def test_the_row_that_is_not_converted_is_named(project: Project, run: RunArguments, turns: Any, said: str) -> None:
     good = [{"from": "human", "value": "q"}] if turns is None else turns
-    project.add_dataset("bad", [{"talk": []}, {"talk": turns}, {"talk": good}], **TALK)
+    project.add_dataset("bad", [{"talk": type(turns or [])()}, {"talk": turns}, {"talk": good}], **TALK)
     says = "(data/bad.jsonl) cannot be read as its entry in dataset_info.json says: "
     assert says + said in problem(project, run, "bad")
 

@@ -76,7 +76,8 @@ def add_round(number: int, counts: tuple[int, ...], opponent: str = "") -> Round
 
 def add_training(number: int, steps: Steps, **more: float) -> None:
     folder = Path(f"saves/iter{number}")
-    source = {"entry": f"d{number}", "iteration": number, "path": f"../../data/d{number}.jsonl"}
+    source = {"entry": f"d{number}", "iteration": number, "rows": 1, "digest": "d"}
+    source |= {"path": f"../../data/d{number}.jsonl"} if number < 2 else {}
     write_manifest(folder, make_manifest(iteration=number, triplets=[source]))
     rows = [dict(zip(LOGGED, values, strict=True)) | more for values in steps]
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": rows}))

@@ -204,7 +204,8 @@ def test_a_finished_iteration_knows_its_opponent(
         shutil.copytree("saves/sft", name)
     fingerprint = fingerprint_checkpoint(Path("weak"), Path("saves/.tpaw_cache"))
     generator = fingerprint if "weak" in opponent else "served:1"
-    own = {"entry": "play_iter0", "iteration": 0, "generator": generator, "opponent": opponent}
+    own = {"entry": "play_iter0", "iteration": 0, "rows": 1, "digest": "d", "generator": generator}
+    own["opponent"] = opponent
     given = finish(project, triplets=[own])
     assert make_plan(given | {"tpaw_opponent_model": same}).is_finished
     with pytest.raises(ConfigError, match=problem):

@@ -120,7 +120,7 @@ def test_what_another_run_names_stays(run: Run, status: str, how: str) -> None:
 
 def test_an_opponent_and_a_checkpoint_on_the_way_stay_where_they_are_named(run: Run) -> None:
     (run.folders[4] / "checkpoint-8").mkdir()
-    source = {"entry": "d", "iteration": 0, "digest": "x", "opponent": "../iter1"}
+    source = {"entry": "d", "iteration": 0, "rows": 1, "digest": "x", "opponent": "../iter1"}
     policy = {"name": "theta_0", "path": "../iter3/checkpoint-4", "fingerprint": "f"}
     write_manifest(run.root / "saves" / "other", make_manifest(policy=policy, players=[], triplets=[source]))
     run.prune()
