@@ -7,11 +7,13 @@ import contextlib
 import functools
 import json
 import logging
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import datasets
 import hypothesis
@@ -35,7 +37,8 @@ from tests.unit.generation.test_protocol import TOKENIZER
 from .ledger import Outcome
 
 
-HANG_S, GONE = 60, object()
+# Examples are tried by parts, between which what `datasets` caches is removed.
+PART, HANG_S, GONE = 250, 60, object()
 INFO, TRIPLETS, RUN = Path("data/dataset_info.json"), Path("data/tpaw/play_iter1.jsonl"), Path("run.yaml")
 OUTPUT, OUTPUT_1 = Path("saves/play_iter0"), Path("saves/play_iter1")
 LF_KEYS = """temperature top_p top_k max_new_tokens repetition_penalty do_sample seed cutoff_len template dataset
@@ -169,7 +172,7 @@ def make_targets() -> dict[str, tuple[int, st.SearchStrategy[Any], Callable[[Any
     """What is tried in the working folder, which holds a run: its share of all tries, examples, who reads one."""
     entries = {name: {"file_name": f"{name}.json"} | COLUMNS[name] for name in COLUMNS}
     INFO.write_text(json.dumps(json.loads(INFO.read_text()) | entries))
-    settings = [yaml.safe_load(Path(f"iter{t}.yaml").read_text()) | {"cache_dir": "cache"} for t in range(3)]
+    settings = [yaml.safe_load(Path(f"iter{t}.yaml").read_text()) for t in range(3)]
     run, new = parsed.parse_single_process(settings[1]), settings[1] | {"output_dir": "saves/new"}
     encoder = members.load_encoder(run)[2]
     plans = [functools.partial(read_plan, each) for each in settings]
@@ -199,13 +202,15 @@ def make_targets() -> dict[str, tuple[int, st.SearchStrategy[Any], Callable[[Any
         Path("data/alpaca.json"): (3, lines_of(row), [functools.partial(rows_of, "alpaca")]),
         Path("data/sharegpt.json"): (3, lines_of(chat), [functools.partial(rows_of, "sharegpt")]),
         triplets.meta_path(TRIPLETS): (2, None, [plans[1], setup, read_lineage]),
+        OUTPUT / "tpaw.json": (2, None, [plans[1], setup, read_lineage, read_report]),
         OUTPUT / "trainer_state.json": (1, None, [plans[1], read_report]),
         OUTPUT / "config.json": (1, None, [plans[1], setup]),
         OUTPUT_1 / "checkpoint-6/trainer_state.json": (1, None, [resume]),
     }
     some_keys = st.dictionaries(keys, anything, min_size=1, max_size=4)
     found = {
-        str(path): (n, made or like(path), functools.partial(put, path, to)) for path, (n, made, to) in files.items()
+        str(path): (n, like(path) if made is None else made, functools.partial(put, path, to))
+        for path, (n, made, to) in files.items()
     }
     return found | {
         "keys": (10, some_keys, lambda made: put(Path("none"), [lambda: read_plan(new | made)], b"")),
@@ -217,7 +222,7 @@ def hung(number: int, frame: Any) -> None:
     raise AssertionError(f"nothing came of it within {HANG_S} s")
 
 
-def attack(examples: st.SearchStrategy[Any], read: Callable[[Any], object], count: int, seed: int | None) -> int:
+def attack(examples: st.SearchStrategy[Any], read: Callable[[Any], object], count: int, seed: object) -> int:
     """Try so many examples, always the same ones without a seed; raise what went wrong; return how many there were."""
     tried = [0]
 
@@ -238,19 +243,22 @@ def attack(examples: st.SearchStrategy[Any], read: Callable[[Any], object], coun
 
 
 def run(count: int, seed: int | None, folder: Path) -> Outcome:
-    """Try each target by its share of `count` examples."""
-    outcome = Outcome()
+    """Try each target by its share of `count` examples, some at a time."""
+    outcome, cache = Outcome(), folder / "cache"
     values.unpack(folder)
     datasets.disable_progress_bars()
     logging.disable(logging.CRITICAL)
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), mock.patch("datasets.config.HF_DATASETS_CACHE", cache):
         targets = make_targets()
         for name, (share, examples, read) in targets.items():
-            try:
-                each = -(-count * share // sum(share for share, *_ in targets.values()))
-                outcome.tried[name] = attack(examples, read, each, seed)
-            except Exception as error:
-                notes = " ".join(getattr(error, "__notes__", ()))
-                outcome.failures.append(f"{name} (--seed {seed}): {error!r} {notes}"[:2000])
+            left = -(-count * share // sum(share for share, *_ in targets.values()))
+            for part in range(0, left, PART):
+                try:
+                    own = None if seed is None else f"{seed} {part}"
+                    outcome.tried[name] += attack(examples, read, min(PART, left - part), own)
+                except Exception as error:
+                    notes = " ".join(getattr(error, "__notes__", ()))
+                    outcome.failures.append(f"{name} (--seed {seed}, part {part}): {error!r} {notes}"[:2000])
+                shutil.rmtree(cache, ignore_errors=True)
     logging.disable(logging.NOTSET)
     return outcome
