@@ -77,7 +77,7 @@ def test_what_an_entry_lacks_is_no_traceback(
     [
         ([{"role": "user", "content": "q"}], "row 2: there is no column or key 'from'. "),
         (None, "row 2: object of type 'NoneType' has no len(). "),
-        ("q", "row 2: string indices must be integers"),
+        (True, "row 1: object of type 'bool' has no len(). "),
     ],
 )
 def test_the_row_that_is_not_converted_is_named(project: Project, run: RunArguments, turns: Any, said: str) -> None:
