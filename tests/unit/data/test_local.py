@@ -19,7 +19,7 @@ ROW = {"question": "Why?", "answer": "So."}
 LINE = json.dumps(ROW) + "\n"
 NUMBER = '{"question": "Why?", "answer": 4}'
 HALF = '{"question": "a\\ud800b", "answer": "So."}'
-NULL = '{"a": [null, "' + "b" * 400_000 + '"]}'  # in a block of its own, so that pyarrow guesses its type
+NULL = '{"a": [null, {"b": 1}]}'  # which pyarrow reads as [{"b": 1}, {"b": <whatever comes next in memory>}]
 BOM = "\ufeff"
 INDENTED = (json.dumps(ROW, indent=2) + "\n") * 2
 
@@ -67,7 +67,7 @@ def test_what_is_read(name: str, content: str) -> None:
         ({"a.json": f"{LINE}{HALF}"}, "set/a.json, row 2: The surrogate pair in string is invalid. "),
         ({"a.json": f"[{LINE}, {HALF}]"}, "set/a.json, row 2: The surrogate pair in string is invalid. "),
         ({"a.json": '{"a": "b", "a": "c"}'}, "set/a.json, row 1: Column(/a) was specified twice. "),
-        ({"a.json": '{"a": ["b"]}\n' * 9_999 + NULL}, "set/a.json, row 10000: a list begins with null, "),
+        ({"a.json": '{"a": null}\n' + NULL}, "set/a.json, row 2: a list begins with null, "),
         ({"a.json": f"{BOM}[{LINE}]"}, "set/a.json has a byte order mark before its array. "),
         ({"a.json": INDENTED * 5_000}, "set/a.json has rows on several lines, which only short files may. "),
         ({"a.csv": "a,b\nO\xf9 ?,b\n".encode("latin-1")}, "set/a.csv, line 2 is not UTF-8: 0xf9 at byte 2. "),

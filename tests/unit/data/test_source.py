@@ -82,7 +82,7 @@ def test_what_an_entry_lacks_is_no_traceback(
 )
 def test_the_row_that_is_not_converted_is_named(project: Project, run: RunArguments, turns: Any, said: str) -> None:
     good = [{"from": "human", "value": "q"}] if turns is None else turns
-    project.add_dataset("bad", [{"talk": type(turns or [])()}, {"talk": turns}, {"talk": good}], **TALK)
+    project.add_dataset("bad", [{"talk": turns is True or []}, {"talk": turns}, {"talk": good}], **TALK)
     says = "(data/bad.jsonl) cannot be read as its entry in dataset_info.json says: "
     assert says + said in problem(project, run, "bad")
 

@@ -77,7 +77,7 @@ def add_round(number: int, counts: tuple[int, ...], opponent: str = "") -> Round
 def add_training(number: int, steps: Steps, **more: float) -> None:
     folder = Path(f"saves/iter{number}")
     source = {"entry": f"d{number}", "iteration": number, "rows": 1, "digest": "d"}
-    source |= {"path": f"../../data/d{number}.jsonl"} if number < 2 else {}
+    source |= {"path": f"../../data/d{number}.jsonl"}
     write_manifest(folder, make_manifest(iteration=number, triplets=[source]))
     rows = [dict(zip(LOGGED, values, strict=True)) | more for values in steps]
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
@@ -118,6 +118,9 @@ def test_what_is_compared() -> None:
     assert "share equal" not in warnings(2, rounds)[0]
     # The first logged steps had lost the targets already; by its reward of -56.8 theta_0 gave the last ones -3.2.
     add_training(0, [(-40.0, 20.0, 0.1), (-60.0, 20.0, 0.1)], **{"rewards/target/theta_0": -5.68})
+    assert "log-prob a token -3.00 (then -0.16)" in warnings(1, rounds[:2])[0]
+    source = {"entry": "of_a_hub", "iteration": 0, "rows": 1, "digest": ""}
+    write_manifest("saves/iter0", make_manifest(iteration=0, triplets=[source]))
     assert "log-prob a token -3.00 (then -0.16)" in warnings(1, rounds[:2])[0]
     add_training(1, [])
     assert warnings(2, rounds) == warnings(2, rounds, tpaw_guard="off") == warnings(0, rounds[:1]) == []
