@@ -92,7 +92,7 @@ class Campaign:
 
     def finish(self, root: Path, files: list[str]) -> list[str]:
         """Play to the end, and return what was done to files."""
-        time.sleep(1.1)  # a real command starts later, too: temporary files that are younger may be another process's
+        wait()
         command = self.start(root, files)
         assert (code := command.wait()) == 0, f"the same command ends with {code}: {command.output[-3000:]}"
         return command.operations()
@@ -115,6 +115,7 @@ class Campaign:
         special = {1: self.full, 3: self.read_only} if self.disk else {}
         disturb = self.real if number % 4 == 0 else (special | {9: self.twice}).get(number % 10, self.fault)
         for _ in range(chosen.choice((1, 1, 2, 3))):
+            wait()
             what, *wrong = disturb(root, FILES[: last + 1], chosen)
             tried[what] += 1
             problems += wrong
@@ -173,6 +174,11 @@ class Campaign:
         wrong = said(self.start(root, files), {3, 5})
         subprocess.run(["umount", place], check=True)
         return ["a read-only folder", *wrong]
+
+
+def wait() -> None:
+    """Start no earlier than a real command would: temporary files that are younger may be another process's."""
+    time.sleep(1.1)
 
 
 def said(command: Command, codes: set[int]) -> list[str]:
