@@ -28,7 +28,7 @@ try:
 except ImportError:  # Windows, where temporary files of killed processes stay
     fcntl = None
 
-TEMP_SUFFIX = ".tmp"
+TEMP_SUFFIX, SEAL = ".tmp", "own_digest"
 SHOWN, ADAPTER = 3, functools.cache(TypeAdapter)  # wrong values of a file
 
 
@@ -75,18 +75,23 @@ def write_parts_atomic(path: str | Path, parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def write_json_atomic(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, as `write_atomic` does; NaN and inf are a ValueError."""
+def write_json_atomic(path: str | Path, value: Any, *, seal: bool = False) -> None:
+    """Write indented JSON as `write_atomic` does, with `seal` its digest in it; NaN and inf are a ValueError."""
+    value = value | {SEAL: digest_json(value)} if seal else value
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; one that is missing, cannot be read or is not JSON is a `DataError`."""
+    """Read a JSON file; one that is missing, cannot be read, is not JSON or not what was sealed is a `DataError`."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(cannot_read(path, error)) from error
-    return parse_json(content, str(path), "Repair or restore the file.")
+    value = parse_json(content, str(path), "Repair or restore the file.")
+    seal = value.pop(SEAL, None) if isinstance(value, dict) else None
+    if seal and seal != sha256_hex(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()):  # NaN included
+        raise DataError(f"{path} was changed since it was written: its `{SEAL}` is of another content. Restore it.")
+    return value
 
 
 def decode(content: bytes, where: str) -> str:

@@ -152,7 +152,7 @@ def write_meta(path: Path, meta: TripletMeta) -> None:
     for key, default in {"samples": 1, "failed": [], "ids_digest": "", "opponent": ""}.items():
         if content[key] == default:
             del content[key]
-    write_json_atomic(meta_path(path), content)
+    write_json_atomic(meta_path(path), content, seal=True)
 
 
 def read_meta(path: Path) -> TripletMeta:

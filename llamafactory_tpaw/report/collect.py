@@ -16,7 +16,7 @@ from ..data.triplets import meta_path, read_meta, read_triplets
 from ..errors import DataError
 from ..team.checkpoint import STATE, read_state
 from ..team.manifest import MANIFEST, Manifest, path_from, read_manifest
-from .evaluate import read_evaluations
+from .evaluate import EVALUATIONS, read_evaluations
 from .lineage import EXPECTED_CHANGES, FINISHED, trace
 
 
@@ -171,6 +171,9 @@ def read_outputs(place: Path) -> list[Part]:
         )
     played = [path for path in outputs if (path / MANIFEST).is_file()]
     nodes = trace(played).checkpoints
+    for key, node in nodes.items():
+        if node.place and ":" not in key and read_evaluations(node.place) != read_evaluations(node.place, key):
+            raise DataError(f"{node.place / EVALUATIONS} is of other weights. Delete it and evaluate them again.")
     parents, starts, parts = {node.parent for node in nodes.values()}, set(), []
     for key, node in nodes.items():
         if key in parents or node.state != FINISHED or node.place not in played:
@@ -243,7 +246,7 @@ def _recorded(folder: Path, manifest: Manifest) -> tuple[dict[str, Any], list[di
         meta = read_meta(path)
         names = {"equal": "equal", "truncated": "length", "mean_tokens": "generated_tokens"}
         found = {name: meta.counts[key] / meta.rows for name, key in names.items() if meta.rows and key in meta.counts}
-        different = (row for row in read_triplets(path) if row.generated != row.target["content"])
+        different = (row for row in read_triplets(path, meta) if row.generated != row.target["content"])
         for row in itertools.islice(different, EXAMPLES):
             prompt = row.messages[-1]["content"]
             examples.append({"prompt": prompt, "target": row.target["content"], "generated": row.generated})

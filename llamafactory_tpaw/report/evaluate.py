@@ -69,7 +69,7 @@ def read_evaluations(folder: Path, fingerprint: str | None = None) -> dict[str, 
 def write_evaluations(folder: Path, fingerprint: str, evaluations: Mapping[str, Evaluation]) -> None:
     """Write a checkpoint's `eval.json`, whole or not at all."""
     tasks = {name: asdict(evaluation) for name, evaluation in evaluations.items()}
-    write_json_atomic(Path(folder) / EVALUATIONS, {"schema": SCHEMA, "fingerprint": fingerprint, "tasks": tasks})
+    write_json_atomic(folder / EVALUATIONS, {"schema": SCHEMA, "fingerprint": fingerprint, "tasks": tasks}, seal=True)
 
 
 def find_checkpoints(places: Sequence[str | Path], lineage: bool = False) -> list[Path]:

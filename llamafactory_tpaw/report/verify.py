@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ..data.files import digest_file
 from ..data.triplets import meta_path
 from ..errors import DataError
+from ..team.checkpoint import STATE
 from ..team.fingerprint import digest_other_files, hash_weights, identity, record_of
 from ..team.manifest import MANIFEST
 from .lineage import FOREIGN, HUB, MISSING, PRUNED, REPLACED, SERVED, Graph, ModelNode, TripletsNode, in_order
@@ -80,8 +81,7 @@ def _compare(node: ModelNode, store: Path | None) -> Iterator[tuple[str, str]]:
     recorded = [node.recorded.get("files", {}), node.manifest.result.get("files", {}) if node.manifest else {}]
     names = {name for files in recorded for name in files}
     now, weights = digest_other_files(node.place), None
-    if (node.place / MANIFEST).is_file():
-        now[MANIFEST] = digest_file(node.place / MANIFEST)
+    now |= {name: digest_file(node.place / name) for name in (MANIFEST, STATE) if (node.place / name).is_file()}
     try:
         weights = hash_weights(node.place, store, trust_stat=False)
         now |= weights.files
@@ -94,7 +94,7 @@ def _compare(node: ModelNode, store: Path | None) -> Iterator[tuple[str, str]]:
         known = {files[name] for files in recorded if name in files}
         if name in now and known:
             yield name, "" if known == {now[name]} else _changed(now[name], known)
-        elif name in now and name != MANIFEST:  # the manifest of the newest one is not recorded yet
+        elif name in now and name not in (MANIFEST, STATE):  # not recorded of the newest one, of θ_0
             yield name, "was not there when it was recorded"
         elif name not in now and (weights or not name.endswith((".safetensors", ".bin", ".index.json"))):
             yield name, "is not there any more"

@@ -20,7 +20,7 @@ from ..lf.failures import explained
 from ..lf.given import handed_file, is_first_process, is_true, read_given, take_handed
 from ..lf.logs import get_logger
 from ..lf.signals import end_like_child, run_child
-from ..team.checkpoint import find_resume_point
+from ..team.checkpoint import check_unchanged, find_resume_point
 from ..team.manifest import read_manifest
 from .checks import check_first_rows, refuse_engine
 from .estimates import check_disk
@@ -233,7 +233,9 @@ def _use_one_device() -> None:
 def _where_to_continue(plan: Plan) -> dict[str, Any]:
     """Resume from the newest checkpoint that is whole; without one an interrupted run begins again."""
     folder = plan.given["output_dir"]
-    if plan.earlier is None or plan.given.get("resume_from_checkpoint"):
+    if asked := plan.given.get("resume_from_checkpoint"):
+        check_unchanged(Path(str(asked)))
+    if plan.earlier is None or asked:
         return {}
     checkpoint = find_resume_point(Path(folder))
     if checkpoint is not None:

@@ -30,7 +30,7 @@ from ..lf import facade
 from ..lf.failures import nearest_folder, places_of
 from ..lf.given import is_true, unknown_key_problems, value_problems
 from ..team.checkpoint import check_checkpoint_complete, is_pruned
-from ..team.fingerprint import chain_fingerprints
+from ..team.fingerprint import chain_fingerprints, changed_files
 from ..team.manifest import MANIFEST, Manifest, path_from, read_manifest
 from ..team.members import opponent_fingerprint
 from ..team.players import Player, list_players, player_problems
@@ -290,7 +290,10 @@ def _different_checkpoints(manifest: Manifest, plan: Plan) -> list[str]:
     """Compare θ_t, the other players and the model that generated with the recorded ones."""
     args, start = plan.tpaw_args, Start.of(plan.given)
     key = "adapter_name_or_path" if start.adapters else "model_name_or_path"
-    differing = _difference(key, manifest.policy, (start.model, *start.adapters), plan)
+    parts = (start.model, *start.adapters)
+    differing = _difference(key, manifest.policy, parts, plan)
+    if manifest.status == "training" and (changed := changed_files(parts[-1], manifest.policy.get("files", {}))):
+        differing.append(f"`{key}`: {parts[-1]} was changed: {changed}")
     own = next((source for source in manifest.triplets if source.get("iteration") == manifest.iteration), {})
     if own and (own.get("opponent") or args.tpaw_opponent_model):
         none = f"none (theta_{manifest.iteration})"

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..arguments.start import ADAPTER_CONFIG, is_adapter
-from ..data.files import cannot_read, read_json
+from ..data.files import cannot_read, digest_file, read_json
 from ..errors import DataError
+from ..lf.logs import get_logger
+from .manifest import read_manifest
 
 
 MAX_HEADER_BYTES = 100_000_000
@@ -102,6 +104,8 @@ def read_header(path: Path) -> list[Tensor]:
         for name, entry in header.items():
             if name != "__metadata__":
                 begin, end = entry["data_offsets"]
+                if not (type(begin) is type(end) is int and 0 <= begin <= end):
+                    raise ValueError(f"`{name}` is from {begin} to {end}")
                 tensors.append(Tensor(name, entry["dtype"], entry["shape"], path, 8 + length + begin, end - begin))
         last = max((tensor.start + tensor.size for tensor in tensors), default=8 + length)
         if last != size:
@@ -132,6 +136,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_state(folder: Path) -> dict[str, Any]:
     """Read what a training's `trainer_state.json` says of its steps, and the numbers that it logged."""
     state = read_object(folder / STATE)
+    check_unchanged(folder)
     try:
         logged = [{k: row[k] for k in row if isinstance(row[k], int | float)} for row in state.get("log_history", [])]
         counts = {"global_step": int(state.get("global_step", 0)), "max_steps": int(state.get("max_steps", 2**63))}
@@ -154,11 +159,21 @@ def find_resume_point(folder: Path) -> Path | None:
         has_state = any(any(checkpoint.glob(name)) for name in states) and (checkpoint / "scheduler.pt").is_file()
         try:
             read_state(checkpoint)  # which is written last
-        except DataError:
+        except DataError as error:
+            get_logger(__name__).warning_rank0(f"{checkpoint} is passed over: {error}")
             continue
         if (has_state or any(checkpoint.glob("global_step*"))) and not check_checkpoint_complete(checkpoint):
             return checkpoint
     return None
+
+
+def check_unchanged(folder: Path) -> None:
+    """Raise a `DataError` where a file of a training is not as `tpaw.json` says: of a checkpoint any, else STATE."""
+    manifest = read_manifest(folder)
+    recorded = (manifest.files or {STATE: manifest.result.get("files", {}).get(STATE)}) if manifest else {}
+    for name, digest in recorded.items():
+        if digest not in (None, digest_file(folder / name)):
+            raise DataError(f"{folder / name} was changed since it was saved. Restore it, or train again.")
 
 
 def _adapter_problems(folder: Path) -> list[str]:

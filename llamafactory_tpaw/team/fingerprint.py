@@ -69,7 +69,7 @@ def hash_weights(folder: Path, store_dir: Path | None, *, trust_stat: bool = Tru
         raise DataError(f"The weights in {folder} changed while they were read. Wait until they are written.")
     if store_dir is not None:
         record = state | {"fingerprint": weights.fingerprint, "digests": weights.files}
-        write_json_atomic(record_of(folder, store_dir), record)
+        write_json_atomic(record_of(folder, store_dir), record, seal=True)
     return weights
 
 
@@ -95,10 +95,15 @@ def record_of(folder: Path, store_dir: Path) -> Path:
     return Path(store_dir) / "fingerprints" / f"{sha256_hex(os.fsencode(Path(folder).resolve()))}.json"
 
 
-def digest_other_files(folder: Path) -> dict[str, str]:
+def digest_other_files(folder: str | Path) -> dict[str, str]:
     """Return the SHA-256 of each file but the weights that makes a model: config, tokenizer, template, code."""
     paths = {path for pattern in OTHER_FILES for path in Path(folder).glob(pattern) if path.is_file()}
     return {path.name: digest_file(path) for path in sorted(paths)}
+
+
+def changed_files(folder: str | Path, recorded: Mapping[str, str]) -> str:
+    """Name those of them that have another SHA-256 than `recorded`; empty where none has."""
+    return ", ".join(name for name, now in digest_other_files(folder).items() if recorded.get(name, now) != now)
 
 
 def config_digest(folder: Path) -> str:

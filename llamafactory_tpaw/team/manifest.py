@@ -64,6 +64,7 @@ class Manifest:
     finished: str = ""  # when θ_{t+1} was saved
     cache: str = ""  # folder of the log-probs
     step: int | None = None  # of a checkpoint, optimizer steps so far
+    files: dict[str, str] = field(default_factory=dict)  # of a checkpoint, SHA-256 of what one process has saved
     schema: Literal[1] = SCHEMA
 
     @property
@@ -92,7 +93,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
     """Write `tpaw.json`, whole or not at all."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_json_atomic(Path(folder) / MANIFEST, asdict(manifest))
+    write_json_atomic(Path(folder) / MANIFEST, asdict(manifest), seal=True)
 
 
 def relative_path(path: str | Path, folder: str | Path) -> str:

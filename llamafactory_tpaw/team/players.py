@@ -14,7 +14,8 @@ from ..arguments.start import Start, is_adapter, same_place
 from ..errors import ConfigError, DataError
 from ..lf import facade
 from .checkpoint import check_checkpoint_complete
-from .manifest import MANIFEST, read_manifest
+from .fingerprint import changed_files
+from .manifest import MANIFEST, path_from, read_manifest
 
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def list_players(tpaw_args: Any, start: Start) -> list[Player]:
 def player_problems(players: Sequence[Player], expected: Collection[Path] = ()) -> list[str]:
     r"""Check local checkpoints without reading weights; resolved folders that are `expected` may not be there yet."""
     problems, seen = [], set()
-    for player in players:
+    for before, player in zip([None, *players], players, strict=False):
         if not player.is_local:
             continue
         incomplete = []
@@ -152,12 +153,12 @@ def player_problems(players: Sequence[Player], expected: Collection[Path] = ()) 
             incomplete += [f"{player.name} (`{key}`): {problem}" for problem in found]
         problems += incomplete
         if not incomplete and Path(player.path).resolve() not in expected:
-            problems += lineage_problems(player, Path(player.path))
+            problems += lineage_problems(player, Path(player.path), before)
     return problems
 
 
-def lineage_problems(player: Player, folder: Path) -> list[str]:
-    """A player from θ_1 on is the output of the iteration before; θ_0 may be any checkpoint."""
+def lineage_problems(player: Player, folder: Path, before: Player | None = None) -> list[str]:
+    """A player from θ_1 on is what the iteration before saved, trained from the one `before`; θ_0 may be any."""
     try:
         manifest = read_manifest(folder)
     except DataError as error:
@@ -177,7 +178,14 @@ def lineage_problems(player: Player, folder: Path) -> list[str]:
             f"`tpaw_players` has {player.path} as {player.name}, but its {MANIFEST} says that it is theta_"
             f"{manifest.produces}. Write the players oldest first, without gaps, or correct `tpaw_iteration`."
         ]
-    return []
+    described = {player: manifest.result} if manifest else {}
+    if manifest and before and same_place(path_from(str(manifest.policy.get("path")), folder), before.path):
+        described[before] = manifest.policy
+    return [
+        f"{one.name} ({one.path}) was changed since {player.name} was trained: {changed}. Restore it from a copy."
+        for one, recorded in described.items()
+        if (changed := changed_files(one.path, recorded.get("files", {})))
+    ]
 
 
 def _same(first: Sequence[str], second: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ from ..data.opponents import Triplet, count_repeated
 from ..errors import DataError
 from ..lf.logs import get_logger
 from ..team import manifest as files
-from ..team.checkpoint import PRUNED, weight_dtype
+from ..team.checkpoint import PRUNED, STATE, weight_dtype
 from ..team.fingerprint import digest_other_files, fingerprint_checkpoint, hash_weights, identity
 from ..team.manifest import MANIFEST, Manifest, read_manifest, relative_path, write_manifest
 
@@ -159,6 +159,9 @@ class CheckpointManifests(TrainerCallback):
         trained = self.manifest.seconds.get("train", 0.0) + time.monotonic() - self.begun
         seconds = self.manifest.seconds | {"train": round(trained, 3)}
         changes = {"status": "checkpoint", "step": state.global_step, "seconds": seconds, "finished": files.now()}
+        # Those of other processes, and shards, may not be whole yet.
+        own = [path for path in sorted(checkpoint.glob("*.*")) if path.is_file() and path.name[:10] != "rng_state_"]
+        changes["files"] = {path.name: digest_file(path) for path in own if path.name not in (MANIFEST, "eval.json")}
         write_manifest(checkpoint, files.moved_manifest(self.manifest, folder, checkpoint, **changes))
 
 
@@ -177,6 +180,6 @@ def _describe(member: Member, folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path, store: Path) -> dict[str, str]:
-    """SHA-256 of each file that makes a model and says where it came from; of weights as just read or kept."""
-    own = {MANIFEST: digest_file(folder / MANIFEST)} if (folder / MANIFEST).is_file() else {}
+    """SHA-256 of each file that makes a model and says how it was made; of weights as just read or kept."""
+    own = {name: digest_file(folder / name) for name in (MANIFEST, STATE) if (folder / name).is_file()}
     return hash_weights(folder, store).files | digest_other_files(folder) | own

@@ -18,6 +18,7 @@ CAMPAIGNS = {
     "kill": ("a run of three iterations, killed or out of space at a random moment, and started again", 200),
     "bad_input": ("made-up run files, rows, entries, answers and meta files", 20_000),
     "numbers": ("extreme log-probs, and models of each dtype with and without NaN and inf", 300),
+    "corruption": ("files of a run with other bits, bytes or digits, cut, emptied, or another in their place", 1_000),
     "peers": ("LlamaFactory's own tests with and without the package, TRL's DPO beside SPIN", 1),
     "versions": ("both ends of what is supported, in fresh environments", 1),
     "long_run": ("iterations in a row", 12),

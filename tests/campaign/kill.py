@@ -49,7 +49,8 @@ FILES = [f"iter{iteration}.yaml" for iteration in range(3)]
 PHASES = {"generating": "data/", "scoring": "saves/.tpaw_cache", "saving a checkpoint": "/checkpoint-", "training": ""}
 # Times, digests of files with times, and what counts only the last attempt.
 TIMES = re.compile(
-    r"seconds|started|finished|created|.*_time|.*runtime|.*_per_second|meta|tpaw\.json|train_loss|scored_.*"
+    r"seconds|started|finished|created|.*_time|.*runtime|.*_per_second|meta|own_digest|.*(tpaw|trainer_state)\.json"
+    r"|.*\.(bin|pth?)|train_loss|scored_.*"
 )
 # Locks, what commands printed, the cache, of which the log-probs are compared, and pickles with times and paths.
 UNCOMPARED = re.compile(r"\.lock$|^log\d|_cache/(fingerprints|tokens|logps)/[^.]|\.(bin|pth?)$")

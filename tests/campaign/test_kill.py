@@ -26,12 +26,6 @@ FAULTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    """Two iterations that nothing disturbs."""
-    return Campaign(tmp_path_factory.mktemp("kill"), seed=0, iterations=2)
-
-
 def test_a_disturbed_run_ends_as_an_undisturbed_one(campaign: Campaign) -> None:
     for number, (iteration, phase, share, kind, part, code) in enumerate(FAULTS):
         places, root = campaign.places[iteration][phase], campaign.copy(iteration, f"run{number}")

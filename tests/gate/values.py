@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from llamafactory_tpaw.cli import main as command
+from llamafactory_tpaw.data.files import SEAL
 from llamafactory_tpaw.team.cache import sequence_key
 from llamafactory_tpaw.team.fingerprint import chain_fingerprints, fingerprint_checkpoint
 from tests.unit.team.checkpoints import save_sharded, save_single
@@ -24,7 +25,7 @@ from tests.unit.team.checkpoints import save_sharded, save_single
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 # They say when, where and with which versions something was made, not what; `files` holds digests of trained weights.
-VOLATILE = {"seconds", "created", "started", "finished", "versions", "version", "hardware", "files", "meta"}
+VOLATILE = {"seconds", "created", "started", "finished", "versions", "version", "hardware", "files", "meta", SEAL}
 # At the first step the newest player's rewards are 0 but for rounding, whose sign these follow.
 BY_ROUNDING = ("rewards/accura", "weights/step0_flipped_fraction", "weights/target_eta_fraction")
 # Dataset, overrides and template of sets of prompts.

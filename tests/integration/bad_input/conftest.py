@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llamafactory_tpaw.data.files import read_json, write_json_atomic
 from llamafactory_tpaw.errors import TpawError
 from tests.runs import Project, Result
 
@@ -24,7 +26,8 @@ def project(played: tuple[Project, list[Result]], tmp_path: Path, monkeypatch: p
     shutil.copytree(done.root, tmp_path / "run")
     shutil.copytree(done.model, tmp_path / "run" / "saves" / "sft")
     for meta in (tmp_path / "run" / "data" / "tpaw").glob("*.meta.json"):
-        meta.write_text(meta.read_text().replace(str(done.model), "saves/sft"))
+        content = json.dumps(read_json(meta)).replace(str(done.model), "saves/sft")
+        write_json_atomic(meta, json.loads(content), seal=True)
     monkeypatch.chdir(tmp_path / "run")
     return Project(tmp_path / "run", Path("saves/sft"))
 

@@ -51,12 +51,12 @@ def cut(path: str | Path) -> None:
 
 
 def change_json(path: str | Path, **values: Any) -> None:
-    Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | values))
+    Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | values | {"own_digest": None}))
 
 
 def remove_key(path: str | Path, key: str) -> None:
     content = json.loads(Path(path).read_text())
-    del content[key]
+    del content[key], content["own_digest"]
     Path(path).write_text(json.dumps(content))
 
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llamafactory_tpaw.data.files import digest_file
+from llamafactory_tpaw.data.encoding import digest_of_ids
+from llamafactory_tpaw.data.files import SEAL, digest_file
 from llamafactory_tpaw.data.triplets import TripletMeta, TripletRow, meta_path, read_meta, write_meta
 from llamafactory_tpaw.team.fingerprint import digest_other_files, hash_weights
 from llamafactory_tpaw.team.manifest import MANIFEST, Manifest, relative_path, write_manifest
@@ -48,6 +49,7 @@ def generate(name: str, iteration: int, by: Path, **changes: Any) -> Path:
     path.write_text(TripletRow(name, iteration, *says, "5", "stop", []).to_json() + "\n")
     given = {"iteration": iteration, "generator": hash_weights(by, STORE).fingerprint}
     given |= {"generator_path": relative_path(by, path.parent), "rows_digest": digest_file(path)}
+    given["prompts_digest"] = digest_of_ids([name])
     write_meta(path, replace(META, **given | changes))
     return path
 
@@ -94,4 +96,4 @@ def play_three() -> list[Path]:
 
 
 def change_json(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_text(json.dumps(json.loads(path.read_text()) | values | {SEAL: None}))

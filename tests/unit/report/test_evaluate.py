@@ -25,7 +25,7 @@ from llamafactory_tpaw.report.evaluate import Evaluation, find_checkpoints, read
 from llamafactory_tpaw.team.fingerprint import chain_fingerprints
 from llamafactory_tpaw.team.manifest import read_manifest
 from tests import tiny
-from tests.unit.report.played import play_three
+from tests.unit.report.played import change_json, play_three
 from tests.unit.team.checkpoints import save_adapter
 
 
@@ -177,7 +177,7 @@ def test_an_adapter_is_put_on_its_model_and_a_chain_is_refused(elsewhere: Path, 
     (theta / "model.safetensors").unlink()
     manifest = json.loads((theta / "tpaw.json").read_text())
     manifest["result"]["below"] = [{"path": "../sft", "fingerprint": "a"}, {"path": "../x", "fingerprint": "b"}]
-    (theta / "tpaw.json").write_text(json.dumps(manifest))
+    change_json(theta / "tpaw.json", **manifest)
     with pytest.raises(DataError, match="is an adapter on a model with adapters"):
         evaluate._describe(theta, "hf")
 

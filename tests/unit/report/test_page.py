@@ -19,6 +19,7 @@ from llamafactory_tpaw.report.evaluate import Evaluation, write_evaluations
 from llamafactory_tpaw.report.page import blocks_of, claims_of
 from llamafactory_tpaw.report.render import as_html
 from llamafactory_tpaw.report.statistics import mean_interval
+from llamafactory_tpaw.team.manifest import read_manifest
 from tests.board.hostile import Seen
 from tests.unit.report import studied
 from tests.unit.report.played import play_three
@@ -57,7 +58,11 @@ def write_state(folder: Path, steps: int) -> None:
 def write_scores(folder: Path, items: str) -> None:
     value = items.count("1") / len(items)
     about = ({}, "1.0", 0, None, "hf", "float32", None, "0.4.13", 1.0)
-    write_evaluations(folder, "f", {"words": Evaluation("exact_match,none", value, 0.1, len(items), items, *about)})
+    manifest = read_manifest(folder) or read_manifest("saves/iter0")
+    fingerprint = (manifest.result if manifest.iteration or folder.name == "iter0" else manifest.policy)["fingerprint"]
+    write_evaluations(
+        folder, fingerprint, {"words": Evaluation("exact_match,none", value, 0.1, len(items), items, *about)}
+    )
 
 
 def test_output_folders_become_methods_with_their_points(saves: Path) -> None:

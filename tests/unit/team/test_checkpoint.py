@@ -51,7 +51,8 @@ def test_every_cut_of_a_file_is_found(tmp_path: Path) -> None:
         assert f"{path} is cut off or damaged: it has {size} bytes" in problem
     path.write_bytes(content + b"\0")
     assert "its header says" in check_checkpoint_complete(folder)[0]
-    for header in (b"[]", b'{"a": {}}', b"\xff\xff"):
+    places = (b'{"a": {"dtype": "U8", "shape": [], "data_offsets": %s}}' % each for each in (b"[0, 0.0]", b"[-9, 0]"))
+    for header in (b"[]", b'{"a": {}}', b"\xff\xff", *places):
         path.write_bytes(len(header).to_bytes(8, "little") + header)
         assert f"{path} is cut off or damaged" in check_checkpoint_complete(folder)[0]
 

@@ -87,7 +87,11 @@ def test_a_kept_result_is_trusted_while_the_files_are_the_same(
     assert hash_weights(tmp_path / "moved", store, trust_stat=False) != first
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"fingerprint": "0"}', {"schema": 1}, {"path": "/b"}])
+OLD = {"own_digest": None}
+RECORDS = ["{", "[]", '{"fingerprint": "0"}', OLD | {"schema": 1}, OLD | {"path": "/b"}, {"fingerprint": "0" * 64}]
+
+
+@pytest.mark.parametrize("content", RECORDS)
 def test_other_records_are_computed_again(tmp_path: Path, store: Path, content: str | dict[str, Any]) -> None:
     folder = save_single(tmp_path / "a", make_tensors())
     expected, record = fingerprint_checkpoint(folder, store), record_of(folder, store)
