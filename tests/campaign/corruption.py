@@ -137,8 +137,9 @@ class Corruptions:
         elif code == 0:
             problems += ["it shows something else"] * (shown != after)
         else:
+            work_done = ("is new", ".partial is lost")  # before it came to that file
             problems += self.wrong(code, text, path, name)
-            problems += [each for each in differences(state_of(root), before) if not each.endswith("is new")]
+            problems += [each for each in differences(state_of(root), before) if not each.endswith(work_done)]
         said = f"{' '.join(words[:1])} of {name}, {way}: "
         return kind, [f"{said}{each} ({code}): {text[-2000:]}" for each in problems]
 

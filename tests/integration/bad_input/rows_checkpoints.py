@@ -32,6 +32,12 @@ def interrupt_and_change_triplets() -> None:
     change_json("saves/anew/tpaw.json", status="training", triplets=record["triplets"])
 
 
+def change_a_checkpoint() -> None:
+    """A checkpoint of a training whose weights are not those that it was saved with."""
+    shutil.copytree("saves/play_iter0", "saves/anew/checkpoint-4")
+    change_json("saves/anew/checkpoint-4/tpaw.json", status="checkpoint", files={"model.safetensors": "0" * 64})
+
+
 def fewer_merges(folder: str) -> None:
     """Give a folder a tokenizer that reads text otherwise."""
     path = Path(folder) / "tokenizer.json"
@@ -63,8 +69,10 @@ ROWS = [
     Row("a shard that is gone", lose_a_shard, 1),
     Row("a folder without config.json", lambda: Path("saves/sft/config.json").unlink(), 1),
     Row("a config.json that is cut", lambda: cut("saves/sft/config.json"), 1),
-    Row("a config.json of no kind of model", lambda: remove_key("saves/play_iter0/config.json", "model_type"), 1),
+    Row("a config.json of no kind of model", lambda: remove_key("saves/sft/config.json", "model_type")),
     Row("weights changed after the iteration", lambda: other_weights("saves/play_iter0"), 1),
+    Row("a checkpoint to continue from that was changed", change_a_checkpoint,
+        given={"resume_from_checkpoint": "saves/anew/checkpoint-4"}),
     # What tpaw.json says.
     Row("a player whose training is not finished", lambda: change_json(MANIFEST, status="training"), 1),
     Row("a player without tpaw.json", lambda: Path(MANIFEST).unlink(), 1),

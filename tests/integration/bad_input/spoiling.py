@@ -56,7 +56,8 @@ def change_json(path: str | Path, **values: Any) -> None:
 
 def remove_key(path: str | Path, key: str) -> None:
     content = json.loads(Path(path).read_text())
-    del content[key], content["own_digest"]
+    del content[key]
+    content.pop("own_digest", None)
     Path(path).write_text(json.dumps(content))
 
 
