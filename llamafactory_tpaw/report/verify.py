@@ -86,7 +86,7 @@ def _compare(node: ModelNode, store: Path | None) -> Iterator[tuple[str, str]]:
         weights = hash_weights(node.place, store, trust_stat=False)
         now |= weights.files
     except DataError as error:
-        yield "weights", f"cannot be used: {str(error).rstrip('.')}"
+        yield "weights", f"cannot be used: {str(error).partition('. ')[0]}"
     if weights and not names & weights.files.keys():  # the fingerprint alone was recorded
         whole = identity(weights.fingerprint, node.recorded)
         yield "weights", "" if whole == node.key else _changed(whole, {node.key})
@@ -104,7 +104,7 @@ def _compare(node: ModelNode, store: Path | None) -> Iterator[tuple[str, str]]:
             found = hash_weights(Path(part["path"]), None).fingerprint
             yield name, "" if found == part["fingerprint"] else _changed(found, {part["fingerprint"]})
         except DataError as error:
-            yield name, f"cannot be used: {str(error).rstrip('.')}"
+            yield name, f"cannot be used: {str(error).partition('. ')[0]}"
 
 
 def _changed(now: str, known: set[str]) -> str:
