@@ -19,7 +19,7 @@ RELEASE, MAIN, FORK = "llamafactory==0.9.5", "llamafactory-kt==0.9.6.dev0", "-kt
 CELLS = [(factory, python, end) for end in ENDS for factory in (RELEASE, MAIN) for python in PYTHONS]
 # Of these the lowest or the highest versions that LlamaFactory and this package take; what they need is the newest.
 NAMED = "transformers!=4.57.0 torch<2.15 torchvision torchaudio peft datasets gradio accelerate trl pytest>=8".split()
-OWN = "transformers>=5.2 packaging filelock>=3.20.1 psutil>=5.9 rich>=13.0 shtab>=1.6".split()
+OWN = "transformers>=5.2 torch>=2.6 packaging filelock>=3.20.1 psutil>=5.9 rich>=13.0 shtab>=1.6".split()
 MAINS = "transformers<=5.8.0,!=5.6.0 accelerate<=1.15.0 peft<=0.20.0 trl<=0.24.0".split()  # its own check
 REQUIRED = "import importlib.metadata as m; print(*m.requires('llamafactory-kt'), sep='\\n')"
 COLUMNS = ("transformers", "torch", "peft", "datasets", "gradio")
