@@ -89,7 +89,7 @@ def read_json(path: str | Path) -> Any:
         raise DataError(cannot_read(path, error)) from error
     value = parse_json(content, str(path), "Repair or restore the file.")
     seal = value.pop(SEAL, None) if isinstance(value, dict) else None
-    if seal and seal != sha256_hex(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()):  # NaN included
+    if seal and seal != digest_json(value, allow_nan=True):
         raise DataError(f"{path} was changed since it was written: its `{SEAL}` is of another content. Restore it.")
     return value
 
@@ -156,9 +156,9 @@ def digest_file(path: str | Path) -> str:
         raise DataError(cannot_read(path, error)) from error
 
 
-def digest_json(value: Any) -> str:
-    """Return the SHA-256 of a value's canonical JSON: sorted keys, no spaces, ASCII, no NaN. 1 and 1.0 differ."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+def digest_json(value: Any, *, allow_nan: bool = False) -> str:
+    """Return the SHA-256 of a value's canonical JSON: sorted keys, no spaces, ASCII. 1 and 1.0 differ."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=allow_nan)
     return sha256_hex(text.encode("ascii"))
 
 

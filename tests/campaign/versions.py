@@ -18,7 +18,7 @@ PYTHONS, ENDS = ("3.11", "3.13", "3.12"), ("highest", "lowest-direct")
 RELEASE, MAIN, FORK = "llamafactory==0.9.5", "llamafactory-kt==0.9.6.dev0", "-kt"
 CELLS = [(factory, python, end) for end in ENDS for factory in (RELEASE, MAIN) for python in PYTHONS]
 # Of these the lowest or the highest versions that LlamaFactory and this package take; what they need is the newest.
-NAMED = "transformers!=4.57.0 torch<2.15 torchvision torchaudio peft datasets gradio accelerate trl pytest>=8".split()
+NAMED = "transformers!=4.57.0 torch<2.15 torchvision torchaudio peft datasets gradio accelerate trl".split()
 OWN = "transformers>=5.2 torch>=2.6 packaging filelock>=3.20.1 psutil>=5.9 rich>=13.0 shtab>=1.6".split()
 MAINS = "transformers<=5.8.0,!=5.6.0 accelerate<=1.15.0 peft<=0.20.0 trl<=0.24.0".split()  # its own check
 REQUIRED = "import importlib.metadata as m; print(*m.requires('llamafactory-kt'), sep='\\n')"
@@ -55,14 +55,15 @@ def _try(factory: str, python: str, end: str, environment: Path, log: Path) -> l
 
     row, interpreter = [python, factory.replace("==", " ")], environment / "bin" / "python"
     pip = ("uv", "pip", "install", "--python", interpreter)
-    needs = [factory, "-e", "."]
+    needs, others = [factory, "-e", "."], []
     call("uv", "venv", "--python", python, environment)
     if factory == MAIN:
         call(*pip, "--no-deps", factory)
         required = call(interpreter, "-c", REQUIRED).stdout.splitlines()
-        needs = [each for each in required if FORK not in each and "extra" not in each] + OWN + MAINS
-    for step in ((*pip, "--resolution", end, *NAMED, *needs), (*pip, "--no-deps", "-e", ".")):
-        if call(*step).returncode:
+        others = [each for each in required if FORK not in each and "extra" not in each]
+        needs = [each for each in others if each.startswith(("torch", "datasets", "gradio"))] + OWN + MAINS
+    for step in (("--resolution", end, *NAMED, *needs), ("pytest>=8", *others), ("--no-deps", "-e", ".")):
+        if call(*pip, *step).returncode:
             return [*row, *[f"({end})"] * len(COLUMNS), "not installable"]
     listed = call("uv", "pip", "list", "--python", interpreter, "--format", "json").stdout
     versions = {each["name"]: each["version"] for each in json.loads(listed)}
