@@ -27,7 +27,6 @@ DAMAGE = [
     ("report", OUTPUT + "eval.json", "swapped", 0),
     ("report", "data/tpaw/play_iter*.jsonl", "swapped", 0),
     ("lineage", "theta_*/config.json", "digit", 0),
-    ("interrupted", "data/tpaw/play_iter*.meta.json", "digit", 0),
 ]
 
 

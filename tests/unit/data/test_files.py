@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from llamafactory_tpaw.data import files
+from llamafactory_tpaw.data.triplets import meta_path, read_meta, write_meta
 from llamafactory_tpaw.errors import DataError
+from tests.unit.report.played import META
 
 
 def test_a_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -63,6 +65,17 @@ def test_read_json_names_the_file(tmp_path: Path, content: bytes) -> None:
         files.read_json(tmp_path / "a.json")
     with pytest.raises(DataError, match=r"no\.json cannot be read: No such file"):
         files.read_json(tmp_path / "no.json")
+
+
+@pytest.mark.parametrize("other", ["257", "NaN"])
+def test_a_changed_meta_file_is_told_by_its_own_digest(tmp_path: Path, other: str) -> None:
+    path = tmp_path / "d.jsonl"
+    write_meta(path, META)
+    assert read_meta(path) == META
+    changed = meta_path(path)
+    changed.write_text(changed.read_text().replace('"cutoff_len": 256', f'"cutoff_len": {other}'))
+    with pytest.raises(DataError, match=f"^{changed} was changed since it was written"):
+        read_meta(path)
 
 
 def test_digests() -> None:
