@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
+from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 from llamafactory_tpaw.data.files import locked
 from llamafactory_tpaw.errors import ConfigError, InUseError, TpawError
@@ -197,6 +200,14 @@ def test_a_command_in_a_process(tmp_path: Path, method: str, capsys: pytest.Capt
     assert codes == [0, ConfigError.exit_code]
     assert "llamafactory-tpaw 0." in log.read_text()
     assert "error: The run file nope.yaml cannot be read" in log.read_text()
+
+
+def test_bars_wait_for_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed one would hold a lock that they shared for ever."""
+    monkeypatch.setattr(module, "PRELOADED", ())
+    monkeypatch.setattr(tqdm, "_lock", TqdmDefaultWriteLock(), raising=False)
+    module._preload()
+    assert isinstance(tqdm.get_lock(), type(threading.RLock()))
 
 
 def test_what_is_kept(played: tuple[Project, Any], monkeypatch: pytest.MonkeyPatch) -> None:
