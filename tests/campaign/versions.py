@@ -20,7 +20,7 @@ CELLS = [(factory, python, end) for end in ENDS for factory in (RELEASE, MAIN) f
 # Of these the lowest or the highest versions that LlamaFactory and this package take; what they need is the newest.
 NAMED = "transformers!=4.57.0 torch<2.15 torchvision torchaudio peft datasets gradio accelerate trl".split()
 OWN = "transformers>=5.2 torch>=2.6 packaging filelock>=3.20.1 psutil>=5.9 rich>=13.0 shtab>=1.6".split()
-MAINS = "transformers<=5.8.0,!=5.6.0 accelerate<=1.15.0 peft<=0.20.0 trl<=0.24.0".split()  # its own check
+MAINS = "transformers<=5.8.0,!=5.6.0 accelerate>=1.3,<=1.15 peft>=0.18,<=0.20 trl>=0.18,<=0.24".split()
 REQUIRED = "import importlib.metadata as m; print(*m.requires('llamafactory-kt'), sep='\\n')"
 COLUMNS = ("transformers", "torch", "peft", "datasets", "gradio")
 TESTS = ("tests/unit/hook", "tests/unit/lf", "tests/integration/test_step_zero.py", "tests/gate")
