@@ -93,7 +93,7 @@ def value_problems(given: Mapping[str, Any]) -> list[str]:
     problems = []
     for key, value in given.items():
         with contextlib.suppress(TypeError, ValueError):
-            if b"\\u0000" not in json.dumps(value, ensure_ascii=False, allow_nan=False).encode():
+            if rb"\u0000" not in json.dumps(value, ensure_ascii=False, allow_nan=False).replace(r"\\", "").encode():
                 continue
         problems.append(f"`{key}` holds NaN, infinity or what no text file can hold. Correct it.")
     for key, value in given.items():
@@ -130,7 +130,6 @@ def is_first_process() -> bool:
 def _read_file(path: str, overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     malformed = " ".join(item for item in overrides if not OVERRIDE.match(item))
     if malformed:
@@ -138,7 +137,7 @@ def _read_file(path: str, overrides: list[str]) -> dict[str, Any]:
             f"`{malformed}` after {path} cannot be read as overrides. Write `tpaw_eta=4.0` for `--tpaw_eta 4.0`; "
             "several run files are for `llamafactory-tpaw run`."
         )
-    wrong = AssertionError, OSError, RecursionError, TypeError, ValueError, YAMLError, OmegaConfBaseException
+    wrong = AssertionError, OSError, RecursionError, TypeError, ValueError, yaml.YAMLError, OmegaConfBaseException
     try:
         settings = OmegaConf.create(Path(path).read_text(encoding="utf-8"))
         if not OmegaConf.is_dict(settings):

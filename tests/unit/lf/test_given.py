@@ -92,6 +92,6 @@ def test_values_of_llamafactorys_keys_have_their_type(key: str, value: object, m
 
 def test_values_that_are_not_judged() -> None:
     fine = {"learning_rate": 1, "bf16": True, "use_cpu": 0, "report_to": "none", "save_steps": 0.1, "optim": "sgd"}
-    fine |= {"eval_strategy": False, "deepspeed": {"a": 1}, "warmup_ratio": None}
+    fine |= {"eval_strategy": False, "deepspeed": {"a": 1}, "warmup_ratio": None, "default_system": r"\u0000"}
     elsewhere = {"tpaw_eta": "x", "learning_rat": "x", "stage": "x", "finetuning_type": "x"}
     assert given.value_problems(fine | elsewhere) == []
