@@ -12,12 +12,18 @@ import json
 import mmap
 import tempfile
 from array import array
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
+from datetime import datetime
 from functools import cached_property
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 from jinja2 import TemplateError
+
+from ..lf import facade
 
 
 if TYPE_CHECKING:
@@ -30,9 +36,9 @@ Message = dict[str, str]
 
 # What templates and their tool formats raise for messages or tools that they cannot write.
 UNENCODABLE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-
 SHOWN = 40  # characters of a text around a difference
-
+# LlamaFactory writes the day before llama3's tools, by which prompts would change daily. This is Llama 3.1's default.
+CLOCK = SimpleNamespace(now=lambda: datetime(2024, 7, 26))
 # Two contents that share no last character: what their encoded turns have in common at the end is the end of turn.
 _PROBES = ("0", "Z")
 
@@ -63,9 +69,10 @@ class TurnEncoder:
         Without `system` the template's default is written; `tools` is a JSON text as LlamaFactory keeps it. The end of
         turn is part of the response, and nothing is cut. What cannot be written raises one of `UNENCODABLE`.
         """
-        prompt_ids, response_ids = self.template.encode_oneturn(
-            self.tokenizer, [*prompt, response], system or None, tools or None
-        )
+        with patch.object(facade.tool_utils, "datetime", CLOCK) if tools else nullcontext():
+            prompt_ids, response_ids = self.template.encode_oneturn(
+                self.tokenizer, [*prompt, response], system or None, tools or None
+            )
         if self.template.efficient_eos:
             response_ids = [*response_ids, self.tokenizer.eos_token_id]
         return np.asarray(prompt_ids, dtype=np.int32), np.asarray(response_ids, dtype=np.int32)

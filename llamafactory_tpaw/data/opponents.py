@@ -203,8 +203,6 @@ def count_repeated(triplets: Sequence[Triplet]) -> int:
 
 def first_prompts(triplets: list[Triplet], count: int | None) -> list[Triplet]:
     """Keep all triplets of the first `count` prompts; all of them for None."""
-    if count is None:
-        return triplets
     kept = set(list(dict.fromkeys(triplet.id for triplet in triplets))[:count])
     return [triplet for triplet in triplets if triplet.id in kept]
 

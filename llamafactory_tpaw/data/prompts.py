@@ -131,10 +131,6 @@ class Prompts:
         indices = [int(index) for index in indices]
         return list(map(self._join, indices, read_rows(self._rows, [self._places[index] for index in indices])))
 
-    def id(self, index: int) -> str:
-        """A prompt's id."""
-        return self.ids[index]
-
     def prompt_ids(self, index: int) -> np.ndarray:
         """A prompt's token ids, never cut, read-only int32."""
         return self._tokens[2 * int(index)]

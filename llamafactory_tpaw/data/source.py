@@ -60,8 +60,7 @@ def read_rows(dataset: Any, places: Sequence[int]) -> Iterator[AlignedRow]:
     """Read rows of what `load_rows` returns from its memory-mapped file, block by block, in any order."""
     for start in range(0, len(places), BLOCK_ROWS):
         columns = dataset[places[start : start + BLOCK_ROWS]]
-        for row in zip(*(columns[key] for key in ROW_KEYS), strict=True):
-            prompt, responses, system, tools, *media = row
+        for prompt, responses, system, tools, *media in zip(*(columns[key] for key in ROW_KEYS), strict=True):
             yield AlignedRow(prompt, responses, system or "", tools or "", any(media))
 
 

@@ -106,7 +106,7 @@ class PromptRequests:
         """Make one request."""
         prompt, sample = divmod(index, self.samples)
         prompts, limit = self.prompts.prompts, int(self.new_tokens[index])
-        return Request(prompts.id(prompt), prompts.prompt_ids(prompt), limit, self.iteration, sample)
+        return Request(prompts.ids[prompt], prompts.prompt_ids(prompt), limit, self.iteration, sample)
 
 
 Answers = list[tuple[int, Response | Failure]]

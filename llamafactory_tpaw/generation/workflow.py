@@ -160,7 +160,7 @@ def _finish(job: Job, partial: PartialFile) -> None:
     """Write the triplets in the order of the requests, then the meta file, which says that they are whole."""
 
     def key(index: int) -> str:
-        return row_key(job.prompts.prompts.id(index // job.samples), index % job.samples)
+        return row_key(job.prompts.prompts.ids[index // job.samples], index % job.samples)
 
     left, identity = partial.left.tolist(), job.identity()
     there = np.flatnonzero(partial.offsets != MISSING)

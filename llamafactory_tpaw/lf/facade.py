@@ -41,6 +41,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "plot_loss": ("extras.ploting", "plot_loss"),
     "save_board_config": ("webui.common", "save_args"),
     "save_run_file": ("webui.common", "save_cmd"),
+    "tool_utils": ("data", "tool_utils"),
     "torch_gc": ("extras.misc", "torch_gc"),
 }
 

@@ -8,10 +8,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import yaml
@@ -140,9 +138,7 @@ def prompts(root: Path) -> dict[str, Any]:
     write(root / "data/dataset_info.json", entries)
     for name in ("alpaca", "sharegpt"):
         shutil.copy(HERE / f"{name}.json", root / "data")
-    # LlamaFactory writes the day before llama3's tools.
-    with contextlib.chdir(root), mock.patch("llamafactory.data.tool_utils.datetime") as clock:
-        clock.now.return_value = datetime(2026, 11, 30)
+    with contextlib.chdir(root):
         for name, (entry, *changes) in PROMPTS.items():
             given = [f"tpaw_prompts={entry}", f"dataset={name}", "tpaw_max_bad_rows=1", "cutoff_len=600"]
             run("generate", "iter0.yaml", "max_new_tokens=1", *given, *changes)

@@ -30,19 +30,17 @@ class Prompts:
 
     def __init__(self, count: int) -> None:
         self.count, self.prompt_tokens = count, np.full(count, PROMPT_TOKENS, dtype=np.int32)
+        self.ids = [f"{index:016x}-0" for index in range(count)]
 
     def __len__(self) -> int:
         return self.count
-
-    def id(self, index: int) -> str:
-        return f"{index:016x}-0"
 
     def prompt_ids(self, index: int) -> np.ndarray:
         return np.array([10 + int(digit) for digit in f"{index:0{PROMPT_TOKENS}d}"], dtype=np.int32)
 
     def take(self, indices: Sequence[int]) -> list[Prompt]:
         message, target = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
-        return [Prompt(self.id(at), [message], "", "", target, self.prompt_ids(at), TARGET) for at in indices]
+        return [Prompt(self.ids[at], [message], "", "", target, self.prompt_ids(at), TARGET) for at in indices]
 
 
 class Encoder:
@@ -66,7 +64,7 @@ def make_job(path: Path, count: int, samples: int) -> Job:
     prompts = SimpleNamespace(
         prompts=Prompts(count),
         bad_rows=[],
-        digest=digest_of_ids(f"{index:016x}-0" for index in range(count)),
+        digest=digest_of_ids(Prompts(count).ids),
         entry=SimpleNamespace(name="stub"),
     )
     round_ = Round(0, SimpleNamespace(name="stub", path=path))

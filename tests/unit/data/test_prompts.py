@@ -54,7 +54,7 @@ def test_prompts_come_back_in_any_order(
         assert prompt.prompt_ids.tolist() == prompts.prompt_ids(place).tolist() == prompt_ids.tolist()
         assert prompt.target_ids.tolist() == target_ids.tolist()
         assert (prompts.prompt_tokens[place], prompts.target_tokens[place]) == (len(prompt_ids), len(target_ids))
-        assert prompt.id == prompts.id(place) == f"{prompt.id[:16]}-{place // 3}"
+        assert prompt.id == prompts.ids[place] == f"{prompt.id[:16]}-{place // 3}"
     assert found.digest == digest_of_ids(prompt.id for prompt in listed)
     order = np.random.default_rng(0).permutation(15)
     for taken, place in zip(prompts.take(order), order, strict=True):
