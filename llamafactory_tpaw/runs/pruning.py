@@ -49,7 +49,10 @@ def prune(given: Mapping[str, Any], run_file: str = "") -> None:
     # θ_0, and the team of the iteration that has just finished: all that the next one needs, and to repeat it.
     team = [players[0], *players[-tpaw_args.candidates :]]
     kept = {Path(part).resolve() for player in team for part in player.parts}
-    kept |= set(_named_by_others(folder.resolve(), own))
+    try:
+        kept |= set(_named_by_others(folder.resolve(), own))
+    except TpawError as error:
+        return logger.warning_rank0(f"`tpaw_keep_checkpoints`: nothing is removed, since a run may need it. {error}")
     kept |= {Path(name).resolve() for name in _named_in_run_files(Path(run_file))}
     for path in run:
         try:
@@ -73,12 +76,11 @@ def _named_by_others(folder: Path, own: set[Path]) -> Iterator[Path]:
     for file in (file for level in range(LEVELS_DOWN + 1) for file in root.glob(f"{'*/' * level}{MANIFEST}")):
         if any(file.is_relative_to(each) for each in own):
             continue
-        with contextlib.suppress(TpawError):
-            manifest = read_manifest(file.parent)
-            described = [manifest.policy, *manifest.players]
-            described += [part for each in described for part in each.get("below") or ()]
-            names = [each.get("path") for each in described] + [each.get("opponent") for each in manifest.triplets]
-            yield from ((file.parent / name).resolve() for name in names if name)
+        manifest = read_manifest(file.parent)
+        described = [manifest.policy, *manifest.players]
+        described += [part for each in described for part in each.get("below") or ()]
+        names = [each.get("path") for each in described] + [each.get("opponent") for each in manifest.triplets]
+        yield from ((file.parent / name).resolve() for name in names if name)
 
 
 def _named_in_run_files(run_file: Path) -> Iterator[str]:

@@ -118,6 +118,14 @@ def test_what_another_run_names_stays(run: Run, status: str, how: str) -> None:
     assert run.whole == [0, 1, 3, 4, 5]
 
 
+def test_nothing_goes_where_it_is_not_known_what_another_run_names(run: Run) -> None:
+    other = run.root / "saves" / "other"
+    write_manifest(other, make_manifest())
+    (other / "tpaw.json").write_text("{")
+    run.prune()
+    assert run.whole == [0, 1, 2, 3, 4, 5]
+
+
 def test_an_opponent_and_a_checkpoint_on_the_way_stay_where_they_are_named(run: Run) -> None:
     (run.folders[4] / "checkpoint-8").mkdir()
     source = {"entry": "d", "iteration": 0, "rows": 1, "digest": "x", "opponent": "../iter1"}
