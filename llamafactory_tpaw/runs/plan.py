@@ -93,7 +93,8 @@ def make_plan(given: dict[str, Any], expected: Collection[Path] = ()) -> Plan:
         if reliable and given.get("model_name_or_path"):
             with findings.note():
                 plan = dataclasses.replace(plan, players=list_players(args, Start.of(given)))
-                findings.refuse(DataError, player_problems(plan.players[-args.candidates :], expected))
+                team = plan.players[-args.candidates :]
+                findings.refuse(DataError, player_problems(team, expected) + _score_problems(team, args, expected))
         findings.refuse(ConfigError, _output_problems(plan))
         findings.refuse(EnvironmentProblem, _folder_problems(given))
         if reliable and given.get("dataset"):
@@ -167,10 +168,7 @@ def _output_problems(plan: Plan) -> list[str]:
         return []
     for player in plan.players:
         if player.is_local and any(same_place(part, folder) for part in player.parts):
-            return [
-                f"`output_dir: {folder}` is the folder of {player.name}, which would be overwritten. Choose another "
-                "folder."
-            ]
+            return [f"`output_dir: {folder}` is the folder of {player.name}, which it would replace. Choose another."]
     occupied = any(any(Path(folder).glob(pattern)) for pattern in ("checkpoint-*", "*.safetensors", "*.bin"))
     allowed = is_true(given, "overwrite_output_dir") or given.get("resume_from_checkpoint")
     if not occupied or allowed or (Path(folder) / MANIFEST).is_file():
@@ -179,6 +177,15 @@ def _output_problems(plan: Plan) -> list[str]:
         f"`output_dir: {folder}` holds a model or checkpoints, but no {MANIFEST}, so no iteration of stage `tpaw` "
         "wrote them. Choose another folder, or set `overwrite_output_dir: true` to write over them."
     ]
+
+
+def _score_problems(team: list[Player], args: TpawArguments, expected: Collection[Path]) -> list[str]:
+    """Say which of the checkpoints that are there and may be chosen by their scores have none."""
+    if args.tpaw_team_select != "best" or not 1 < args.rounds_played < len(team):
+        return []
+    bare = [Path(player.path) for player in team[:-1] if not Path(player.path, "eval.json").is_file()]
+    what = "has no eval.json, which `tpaw_team_select: best` needs. Run `llamafactory-tpaw eval"
+    return [f"{path} {what} {path}`." for path in bare if path.is_dir() and path.resolve() not in expected]
 
 
 def _folder_problems(given: dict[str, Any]) -> list[str]:
@@ -239,15 +246,10 @@ def _origin_problems(round_: Round, meta: TripletMeta, plan: Plan) -> list[str]:
         asked = dataclasses.asdict(SamplingSettings.of(plan.given)) | asked
     made = {**meta.sampling, "tpaw_prompts": meta.prompts_entry, "cutoff_len": meta.cutoff_len, **meta.selection}
     made["tpaw_samples_per_prompt"] = meta.samples
-    differing = [
-        f"`{key}` was {made.get(key)} and is {asked[key]} now" for key in asked if made.get(key) != asked[key]
-    ]
-    if not differing:
-        return []
-    return [
-        f"{round_.path} was made with other settings: {'; '.join(differing)}. Restore them, or delete the file and "
-        "its meta file to sample it again."
-    ]
+    changed = [(key, made.get(key), now) for key, now in asked.items() if made.get(key) != now]
+    differing = "; ".join(f"`{key}` was {then} and is {now} now" for key, then, now in changed)
+    advice = "Restore them, or delete the file and its meta file to sample it again."
+    return [f"{round_.path} was made with other settings: {differing}. {advice}"] if changed else []
 
 
 def _missing_opponent(args: TpawArguments, expected: Collection[Path]) -> list[str]:

@@ -212,3 +212,22 @@ def test_a_finished_iteration_knows_its_opponent(
         make_plan(given | {"tpaw_opponent_model": other})
     with pytest.raises(ConfigError, match="`tpaw_samples_per_prompt` was 1 and is 2 now"):
         make_plan(given | {"tpaw_opponent_model": same, "tpaw_samples_per_prompt": 2})
+
+
+def test_the_best_of_a_team_need_scores(project: Project) -> None:
+    """A plan knows it, so that no round is generated first."""
+    for t in range(2):
+        shutil.copytree("saves/sft", f"saves/play_iter{t}")
+    team = {"tpaw_team_size": 2, "tpaw_team_select": "best"}
+    without = [problem for problem in problems_of(project.settings(2, **team)) if "eval.json" in problem]
+    assert [problem.partition(" ")[0] for problem in without] == ["saves/sft", "saves/play_iter0"]
+    assert without[0].endswith("Run `llamafactory-tpaw eval saves/sft`.")
+    Path("saves/sft/eval.json").touch()
+    assert sum("eval.json" in problem for problem in problems_of(project.settings(2, **team))) == 1
+    with pytest.raises(TpawError) as caught:
+        make_plan(
+            project.settings(2, **team), {Path("saves/play_iter0").resolve()}
+        )  # which is made, and evaluated, first
+    assert not any("eval.json" in problem for problem in caught.value.problems)
+    alone = project.settings(2, tpaw_team_size=1, tpaw_team_select="best")
+    assert not any("eval.json" in problem for problem in problems_of(alone))
