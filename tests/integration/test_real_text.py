@@ -7,11 +7,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from llamafactory.data import get_dataset
 
+from llamafactory_tpaw.data.encoding import CLOCK
 from llamafactory_tpaw.data.opponents import Limits, load_triplets
 from llamafactory_tpaw.data.prompts import PromptSet
 from llamafactory_tpaw.data.source import triplet_entry
@@ -134,7 +136,8 @@ def test_prompts_targets_and_responses_keep_their_tokens(
     if at_limit:
         return
     assert meta.counts["equal"] == meta.counts["stop"] == len(triplets)
-    pairs = get_dataset(encoder.template, run.model, run.data, run.training, "rm", encoder.tokenizer)["train_dataset"]
-    for triplet, pair in zip(triplets, pairs, strict=True):
+    with mock.patch("llamafactory.data.tool_utils.datetime", CLOCK):  # where `dpo` writes the day
+        pairs = get_dataset(encoder.template, run.model, run.data, run.training, "rm", encoder.tokenizer)
+    for triplet, pair in zip(triplets, pairs["train_dataset"], strict=True):
         assert pair["chosen_input_ids"] == [*triplet.prompt_ids, *triplet.target_ids]
         assert pair["rejected_input_ids"] == [*triplet.prompt_ids, *triplet.generated_ids]
